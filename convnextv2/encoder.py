@@ -1,0 +1,118 @@
+"""ConvNeXt V2 encoder and classifier; module names are those of the published checkpoints."""
+
+from collections.abc import Iterator
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from convnextv2.layers import DENSE, Block, LayerNorm, Sites, conv_channels_last, init_weights
+from convnextv2.sizes import size_of
+
+DOWNSAMPLING_AFTER_STEM = 8
+STEM_STRIDES = (1, 2, 4)
+
+
+class ConvNeXtV2(nn.Module):
+    """Four stages of blocks behind a patchify stem; total stride is 8 x `stem_stride`.
+
+    Args:
+        depths: Blocks per stage.
+        dims: Channels per stage.
+        num_classes: Classes of the head; 0 leaves norm and head away (the FCMAE encoder).
+        in_channels: Channels of the images.
+        stem_stride: Kernel and stride of the stem: 4 as published, 1 or 2 for small images.
+        drop_path: Stochastic depth rate of the last block, linear from 0.
+        head_init_scale: Factor on the initial head weights (0.001 when fine-tuning, Table 9).
+    """
+
+    def __init__(
+        self,
+        *,
+        depths: tuple[int, int, int, int],
+        dims: tuple[int, int, int, int],
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        stem_stride: int = 4,
+        drop_path: float = 0.0,
+        head_init_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if stem_stride not in STEM_STRIDES:
+            raise ValueError(f"stem_stride {stem_stride} is not one of {STEM_STRIDES}")
+        self.depths, self.dims, self.in_channels = depths, dims, in_channels
+        self.stride = DOWNSAMPLING_AFTER_STEM * stem_stride
+        stem = nn.Sequential(
+            nn.Conv2d(in_channels, dims[0], stem_stride, stem_stride), LayerNorm(dims[0])
+        )
+        between = [
+            nn.Sequential(LayerNorm(dims[i]), nn.Conv2d(dims[i], dims[i + 1], 2, 2))
+            for i in range(3)
+        ]
+        self.downsample_layers = nn.ModuleList([stem, *between])
+        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        self.stages = nn.ModuleList(
+            nn.Sequential(*[Block(dim, next(rates)) for _ in range(depth)])
+            for dim, depth in zip(dims, depths, strict=True)
+        )
+        self.norm = LayerNorm(dims[-1]) if num_classes else None
+        self.head = nn.Linear(dims[-1], num_classes) if num_classes else None
+        init_weights(self)
+        if self.head is not None:
+            with torch.no_grad():
+                self.head.weight.mul_(head_init_scale)
+
+    @classmethod
+    def from_size(
+        cls,
+        size: str,
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        stem_stride: int = 4,
+        drop_path: float = 0.0,
+        head_init_scale: float = 1.0,
+    ) -> Self:
+        """Build one of `convnextv2.sizes.SIZES` by name."""
+        chosen = size_of(size)
+        return cls(
+            depths=chosen.depths,
+            dims=chosen.dims,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            stem_stride=stem_stride,
+            drop_path=drop_path,
+            head_init_scale=head_init_scale,
+        )
+
+    def stage_features(self, images: Tensor, sites: Sites = DENSE) -> Iterator[Tensor]:
+        """Yield the output of each stage in the layout of `sites`, dense: (B, h, w, C_stage)."""
+        x = sites.enter(images)
+        for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):
+            for layer in downsample:
+                x = conv_channels_last(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
+            for block in blocks:
+                x = block(x, sites)
+            yield x
+
+    def features(self, images: Tensor, sites: Sites = DENSE) -> Tensor:
+        """Return the last stage's output in the layout of `sites`."""
+        *_, last = self.stage_features(images, sites)
+        return last
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, num_classes), or without head to (B, C4, H/stride, W/stride)."""
+        height, width = images.shape[-2:]
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise ValueError(
+                f"expected images (B, {self.in_channels}, H, W), got {tuple(images.shape)}"
+            )
+        if height % self.stride or width % self.stride:
+            raise ValueError(
+                f"image {height}x{width} is no multiple of the total stride {self.stride}"
+            )
+        x = self.features(images)
+        if self.norm is None or self.head is None:
+            return x.permute(0, 3, 1, 2)
+        logits: Tensor = self.head(self.norm(x.mean(dim=(1, 2))))
+        return logits

@@ -1,0 +1,208 @@
+"""FCMAE: fully convolutional masked autoencoder (paper, section 3.1).
+
+Visible patches go through the encoder on a sparse backend, masked places get a learned token, a
+light ConvNeXt V2 decoder predicts the pixels, and the loss is the mean squared error on masked
+patches, normalised patch by patch.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from convnextv2.encoder import ConvNeXtV2
+from convnextv2.layers import Block, init_weights
+from convnextv2.masking import patchify, random_mask, unpatchify
+from convnextv2.sparse import Backend, GRNScope, backend_of
+
+DECODERS = ("convnext",)
+
+
+@dataclass(frozen=True)
+class FCMAEOutput:
+    """loss: scalar; prediction: (B, L, p*p*C) in the target's scale; mask: (B, L), 1 = masked."""
+
+    loss: Tensor
+    prediction: Tensor
+    mask: Tensor
+
+
+class FCMAE(nn.Module):
+    """Masked autoencoder around a headless `encoder`.
+
+    Args:
+        encoder: A `ConvNeXtV2` with `num_classes=0`.
+        image_size: Side in pixels, or (height, width); multiples of `patch_size`.
+        patch_size: Side of a masked patch in pixels; a multiple of the encoder's total stride.
+        mask_ratio: Share of patches hidden when no mask is given.
+        decoder: "convnext" (Table 1's default).
+        decoder_dim: Channels of the decoder.
+        decoder_depth: Blocks of the decoder.
+        norm_pix_loss: Normalise each target patch by its mean and (unbiased) variance.
+        backend: "gather" or "masked-dense"; see `convnextv2.sparse`.
+        grn_scope: "image" (paper), or "batch" as the released PyTorch code pooled.
+
+    Raises:
+        ValueError: For a geometry that does not fit, or an unknown decoder or backend.
+    """
+
+    def __init__(
+        self,
+        encoder: ConvNeXtV2,
+        *,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int = 32,
+        mask_ratio: float = 0.6,
+        decoder: str = "convnext",
+        decoder_dim: int = 512,
+        decoder_depth: int = 1,
+        norm_pix_loss: bool = True,
+        backend: Backend = "gather",
+        grn_scope: GRNScope = "image",
+    ) -> None:
+        super().__init__()
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        check_geometry(height, width, patch_size, encoder.stride)
+        if decoder not in DECODERS:
+            raise ValueError(f"unknown decoder {decoder!r}; choose one of {', '.join(DECODERS)}")
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f"mask_ratio {mask_ratio} is not between 0 and 1")
+        self.image_size, self.patch_size, self.mask_ratio = (height, width), patch_size, mask_ratio
+        self.grid = (height // patch_size, width // patch_size)
+        self.norm_pix_loss, self.grn_scope = norm_pix_loss, grn_scope
+        self.sites = backend_of(backend)
+        self.encoder = encoder
+        pixels_per_site = encoder.stride**2 * encoder.in_channels
+        self.proj = nn.Conv2d(encoder.dims[-1], decoder_dim, 1)
+        self.mask_token = nn.Parameter(torch.zeros(1, decoder_dim, 1, 1))
+        self.decoder = nn.Sequential(*[Block(decoder_dim) for _ in range(decoder_depth)])
+        self.pred = nn.Conv2d(decoder_dim, pixels_per_site, 1)
+        init_weights(self)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    @classmethod
+    def from_size(
+        cls,
+        size: str,
+        *,
+        in_channels: int = 3,
+        stem_stride: int = 4,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int = 32,
+        mask_ratio: float = 0.6,
+        decoder: str = "convnext",
+        decoder_dim: int = 512,
+        decoder_depth: int = 1,
+        norm_pix_loss: bool = True,
+        backend: Backend = "gather",
+        grn_scope: GRNScope = "image",
+    ) -> Self:
+        """Build around one of `convnextv2.sizes.SIZES` by name."""
+        encoder = ConvNeXtV2.from_size(
+            size, num_classes=0, in_channels=in_channels, stem_stride=stem_stride
+        )
+        return cls(
+            encoder,
+            image_size=image_size,
+            patch_size=patch_size,
+            mask_ratio=mask_ratio,
+            decoder=decoder,
+            decoder_dim=decoder_dim,
+            decoder_depth=decoder_depth,
+            norm_pix_loss=norm_pix_loss,
+            backend=backend,
+            grn_scope=grn_scope,
+        )
+
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> FCMAEOutput:
+        """Reconstruct (B, C, H, W) from its visible patches.
+
+        `mask` (B, L), 1 = masked, is drawn from `generator` when it is not given.
+        """
+        if images.shape[1:] != (self.encoder.in_channels, *self.image_size):
+            raise ValueError(
+                f"expected images (B, {self.encoder.in_channels}, {self.image_size[0]}, "
+                f"{self.image_size[1]}), got {tuple(images.shape)}"
+            )
+        if mask is None:
+            mask = random_mask(
+                len(images),
+                self.grid[0] * self.grid[1],
+                self.mask_ratio,
+                generator=generator,
+                device=images.device if generator is None else generator.device,
+            )
+        mask = self._check_mask(mask.to(images.device), len(images))
+        prediction = self.decode(self.encode(images, mask), mask)
+        return FCMAEOutput(self.loss(images, prediction, mask), prediction, mask.to(images.dtype))
+
+    def encode(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Encode the visible patches: (B, C4, H/stride, W/stride), zeros at masked sites."""
+        mask = self._check_mask(mask, len(images))
+        sites = self.sites(mask, self.grid, self.patch_size, self.grn_scope)
+        return sites.to_dense(self.encoder.features(images, sites)).permute(0, 3, 1, 2)
+
+    def decode(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Predict the pixels of every patch: (B, C4, h, w) to (B, L, p*p*C)."""
+        x = self.proj(features)
+        per_patch = self.patch_size // self.encoder.stride
+        hidden = mask.bool().unflatten(1, self.grid)[:, None]
+        hidden = hidden.repeat_interleave(per_patch, 2).repeat_interleave(per_patch, 3)
+        x = torch.where(hidden, self.mask_token.to(x.dtype), x)
+        x = self.pred(self.decoder(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        sites = x.flatten(2).transpose(1, 2)
+        if per_patch == 1:
+            return sites
+        grid = (self.grid[0] * per_patch, self.grid[1] * per_patch)
+        return patchify(unpatchify(sites, grid, self.encoder.stride), self.patch_size)
+
+    def target(self, images: Tensor) -> Tensor:
+        """What the prediction is compared with: (B, L, p*p*C), in fp32 at least."""
+        patches = patchify(images, self.patch_size)
+        patches = patches.to(torch.promote_types(images.dtype, torch.float32))
+        if not self.norm_pix_loss:
+            return patches
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return (patches - mean) / (variance + 1e-6).sqrt()
+
+    def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error over the pixels of masked patches; a scalar."""
+        target = self.target(images)
+        error = (prediction.to(target.dtype) - target).square().mean(dim=-1)
+        hidden = mask.to(error.dtype)
+        return (error * hidden).sum() / hidden.sum()
+
+    def _check_mask(self, mask: Tensor, batch: int) -> Tensor:
+        if mask.shape != (batch, self.grid[0] * self.grid[1]):
+            raise ValueError(
+                f"mask must be ({batch}, {self.grid[0] * self.grid[1]}) for a grid of "
+                f"{self.grid[0]}x{self.grid[1]} patches, got {tuple(mask.shape)}"
+            )
+        return mask.bool()
+
+
+def check_geometry(height: int, width: int, patch_size: int, stride: int) -> None:
+    """Raise ValueError with values that would work unless stride | patch_size | height, width."""
+    if patch_size % stride:
+        raise ValueError(
+            f"patch_size {patch_size} is no multiple of the encoder's total stride {stride}; "
+            f"try {nearest_multiples(patch_size, stride)}"
+        )
+    for name, length in (("height", height), ("width", width)):
+        if length % patch_size:
+            raise ValueError(
+                f"image {name} {length} is no multiple of patch_size {patch_size}; "
+                f"try {nearest_multiples(length, patch_size)}"
+            )
+
+
+def nearest_multiples(value: int, unit: int) -> str:
+    """The multiples of `unit` around `value`, as words for an error message."""
+    below = value // unit * unit
+    return f"{below} or {below + unit}" if below else str(unit)

@@ -1,0 +1,48 @@
+"""Counter-based random numbers: every draw is a pure function of (seed, epoch, sample, draw).
+
+Nothing is carried from one sample to the next, so worker count, batch order and restarts cannot
+change a draw. The mixer is SplitMix64's finaliser (Steele et al., OOPSLA 2014). The functions
+are plain arithmetic on uint64: Python runs them on NumPy arrays, numba compiles them for scalars.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+from numba.extending import register_jitable
+from numpy.typing import NDArray
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_UNIT = 1.0 / (1 << 53)
+
+UInt64Array = NDArray[np.uint64]
+
+
+class Draw(IntEnum):
+    """First draw number of each operation; an operation owns the numbers up to the next."""
+
+    CROP = 0
+    FLIP = 64
+    MASK = 1 << 20
+
+
+@register_jitable
+def mix(x: UInt64Array) -> UInt64Array:
+    """Scramble 64-bit integers; a bijection."""
+    x = (x ^ (x >> _S30)) * _MIX_1
+    x = (x ^ (x >> _S27)) * _MIX_2
+    return x ^ (x >> _S31)
+
+
+@register_jitable
+def uniform(
+    seed: UInt64Array, epoch: UInt64Array, sample: UInt64Array, draw: UInt64Array
+) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) with 53 random bits; the arguments broadcast."""
+    x = mix(seed + _GOLDEN)
+    x = mix(x ^ (epoch + _GOLDEN))
+    x = mix(x ^ (sample + _GOLDEN))
+    x = mix(x ^ (draw + _GOLDEN))
+    return (x >> _S11) * _UNIT

@@ -1,0 +1,46 @@
+"""Backend `masked-dense`: the whole grid is computed and masked sites are kept out. The oracle.
+
+As in the paper's JAX snippet: features are multiplied by the mask around each depthwise
+convolution and for GRN's statistics. Masked sites carry values of no meaning along the residual
+stream; none of them ever reaches a visible site.
+"""
+
+from torch import Tensor, nn
+
+from convnextv2.layers import GRN, conv_channels_last
+
+
+class MaskedGrid:
+    """Sites of the full grid with a visibility map per stage."""
+
+    def __init__(
+        self, mask: Tensor, grid: tuple[int, int], patch_size: int, grn_scope: str
+    ) -> None:
+        self.visible = (~mask).unflatten(1, grid)
+        self.patch_size, self.grn_scope = patch_size, grn_scope
+
+    def enter(self, images: Tensor) -> Tensor:
+        """Blank the masked pixels of (B, C, H, W): (B, H, W, C)."""
+        x = images.permute(0, 2, 3, 1).contiguous()
+        return x.masked_fill(self._at(x) == 0, 0)
+
+    def depthwise(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        visible = self._at(x)
+        return conv_channels_last(conv, x * visible) * visible
+
+    def grn(self, grn: GRN, x: Tensor) -> Tensor:
+        visible = self._at(x)
+        if self.grn_scope == "batch":
+            pooled: Tensor = grn(x[None], visible[None])[0]
+            return pooled
+        out: Tensor = grn(x, visible)
+        return out
+
+    def to_dense(self, x: Tensor) -> Tensor:
+        return x * self._at(x)
+
+    def _at(self, x: Tensor) -> Tensor:
+        """Visibility (B, H, W, 1) at the resolution of x (B, H, W, C), in its dtype."""
+        side = x.shape[1] // self.visible.shape[1]
+        grown = self.visible.repeat_interleave(side, 1).repeat_interleave(side, 2)
+        return grown[..., None].to(x.dtype)
