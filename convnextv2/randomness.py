@@ -25,6 +25,7 @@ class Draw(IntEnum):
 
     CROP = 0
     FLIP = 64
+    HOLD_OUT = 128
     MASK = 1 << 20
 
 

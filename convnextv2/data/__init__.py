@@ -1,0 +1,1 @@
+"""From an image collection to batches: sources, .beton files, order, views, loading."""
