@@ -1,0 +1,1 @@
+"""The machines: placing workers, sharded training, checkpoints, faults. Knows no model."""

@@ -1,0 +1,1 @@
+"""What we run: recipes, stages, tracking and the command line."""

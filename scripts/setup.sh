@@ -46,7 +46,7 @@ step() { # NAME KEY LABEL COMMAND...: a line, the command into the log, the dura
 report_failure() {
     [[ $1 != 0 && -n $running ]] || return 0
     printf 'stopped\n' >&3
-    tail -n 15 "$log" | sed 's/^/    /' >&3
+    if [[ $1 != 130 ]]; then grep -v '^Requirement already' "$log" | tail -n 15 | sed 's/^/    /' >&3; fi
     say "\"$running\" did not finish. The whole log: $log. The next run goes on from here."
 }
 
@@ -104,7 +104,7 @@ system_packages() {
 
 new_environment() {
     rm -f "$stamps"/*
-    rm -rf "$VENV"/{bin,include,lib,lib64,share,pyvenv.cfg}
+    rm -rf "${VENV:?}"/{bin,include,lib,lib64,share,pyvenv.cfg}
     "$python" -m venv "$VENV"
 }
 
@@ -169,23 +169,13 @@ print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["optional-dependencies"]
 
 # DeepSpeed compiles it at the first start on CPUs; there it would cost the first training run.
 communication_operation() {
-    DS_ACCELERATOR=cpu timeout 300 "$VENV/bin/python" - <<'PY' || printf 'not built, see the log' >&3
-import glob, os, pathlib
-from deepspeed.accelerator import get_accelerator
-from torch.utils.cpp_extension import get_default_build_root
-
-# A build that was killed leaves its lock, and every later start would wait for it for ever.
-builds = pathlib.Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-opened = {os.path.realpath(descriptor) for descriptor in glob.glob("/proc/[0-9]*/fd/*")}
-for lock in builds.glob("**/deepspeed_shm_comm/lock"):
-    if os.path.realpath(lock) not in opened:
-        lock.unlink()
-get_accelerator().create_op_builder("ShareMemCommBuilder").load()
-PY
+    DS_ACCELERATOR=cpu timeout 300 "$VENV/bin/python" -c 'from deepspeed.accelerator import get_accelerator
+get_accelerator().create_op_builder("ShareMemCommBuilder").load()' || printf 'not built, see the log' >&3
 }
 
 if complete; then exit 0; fi
 trap 'report_failure $?' EXIT
+trap 'exit 130' INT
 
 [[ $EXTRA == dev || $EXTRA == none ]] || die "EXTRA=$EXTRA is neither dev nor none"
 if [[ -n $(ls -A "$VENV" 2>/dev/null) && ! -e $state && ! -e $VENV/pyvenv.cfg ]]; then

@@ -1,0 +1,55 @@
+"""Fault injection: scripted failures, so that recovery is tested rather than imagined.
+
+A plan is one environment variable, for example
+
+    CONVNEXTV2_FAULT="sigkill rank=1 step=30 marker=/tmp/fired"
+
+The worker of that rank kills itself before that step and leaves the marker file; while the file
+is there the fault does not fire again. Tests assert that it fired.
+"""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+VARIABLE = "CONVNEXTV2_FAULT"
+KINDS = ("sigkill", "raise")
+
+
+class InjectedFault(RuntimeError):
+    """Raised by a planned fault of kind "raise"."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One planned failure of the worker `rank` before `step`."""
+
+    kind: str
+    rank: int
+    step: int
+    marker: Path
+
+    @classmethod
+    def planned(cls) -> Self | None:
+        """Read the plan from the environment; raises ValueError when it cannot be understood."""
+        text = os.environ.get(VARIABLE)
+        if not text:
+            return None
+        kind, *pairs = text.split()
+        fields = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        if kind not in KINDS or fields.keys() != {"rank", "step", "marker"}:
+            raise ValueError(
+                f"{VARIABLE}={text!r}: expected '<{'|'.join(KINDS)}> rank=R step=S marker=FILE'"
+            )
+        return cls(kind, int(fields["rank"]), int(fields["step"]), Path(fields["marker"]))
+
+    def strike(self, rank: int, step: int) -> None:
+        """Fail if this is the worker and the step, and it has not happened before."""
+        if (rank, step) != (self.rank, self.step) or self.marker.exists():
+            return
+        self.marker.write_text(f"{self.kind} rank {rank} step {step}\n")
+        if self.kind == "sigkill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise InjectedFault(f"planned fault on rank {rank} before step {step}")

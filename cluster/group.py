@@ -1,0 +1,33 @@
+"""What the workers of a group say to each other; a process outside a group is a group of one."""
+
+from typing import TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather(item: T) -> list[T]:
+    """Items of all workers in rank order, on every worker."""
+    if not dist.is_initialized():
+        return [item]
+    items: list[T | None] = [None] * world_size()
+    dist.all_gather_object(items, item)
+    return items  # type: ignore[return-value]
+
+
+def from_first(item: T) -> T:
+    """Rank 0's item on every worker."""
+    if not dist.is_initialized():
+        return item
+    box = [item]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,48 @@
+"""Batch arithmetic: global batch = micro batch x accumulation x workers."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A global batch laid out over workers; the three factors multiply exactly."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        per_step = self.micro_batch_size * self.world_size
+        if self.global_batch_size % per_step:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} does not divide into "
+                f"{self.world_size} workers x micro_batch_size {self.micro_batch_size}; "
+                f"{_what_would_work(self)}"
+            )
+
+    @property
+    def accumulation(self) -> int:
+        """Micro batches per worker and optimizer step."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+    @property
+    def worker_batch_size(self) -> int:
+        """Samples per worker and optimizer step."""
+        return self.micro_batch_size * self.accumulation
+
+
+def micro_batch_sizes(global_batch_size: int, world_size: int) -> list[int]:
+    """Micro batch sizes that fit, largest first; empty when the workers cannot share the batch."""
+    share, rest = divmod(global_batch_size, world_size)
+    return [] if rest else [size for size in range(share, 0, -1) if share % size == 0]
+
+
+def _what_would_work(topology: Topology) -> str:
+    sizes = micro_batch_sizes(topology.global_batch_size, topology.world_size)
+    if sizes:
+        smaller = [size for size in sizes if size <= topology.micro_batch_size][:3]
+        return f"micro_batch_size {' or '.join(map(str, smaller))} would work"
+    unit = topology.micro_batch_size * topology.world_size
+    below = topology.global_batch_size // unit * unit
+    values = [str(value) for value in (below, below + unit) if value]
+    return f"global_batch_size {' or '.join(values)} would work"

@@ -1,0 +1,59 @@
+"""Reconstruction pictures: what FCMAE makes of the patches it cannot see."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convnextv2.fcmae import FCMAE
+from convnextv2.masking import patchify, unpatchify
+from convnextv2.tasks import Normalize
+
+MASK_GREY = 128
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Three pictures of each image, (N, H, W, 3) uint8."""
+
+    original: NDArray[np.uint8]
+    masked: NDArray[np.uint8]
+    predicted: NDArray[np.uint8]
+
+
+@torch.no_grad()
+def reconstruct(model: FCMAE, images: Tensor, mask: Tensor) -> Reconstruction:
+    """Hide `mask` (N, L; 1 = masked) of `images` (N, H, W, 3; uint8) and fill it in by `model`.
+
+    With `norm_pix_loss` the model predicts patches of mean 0 and deviation 1. As in the MAE's
+    visualisation, each is multiplied by the deviation of the true patch and its mean is added:
+    brightness and contrast of a filled patch are the original's, only the structure is predicted.
+
+    Visible patches are the original's own: no loss ever covered the prediction there.
+    """
+    parameter = model.pred.weight
+    images, hidden = images.to(parameter.device), mask.to(parameter.device).bool()
+    normalize = Normalize().to(parameter.device)
+    was_training = model.training
+    model.eval()
+    output = model(normalize(images, parameter.dtype), mask=hidden)
+    model.train(was_training)
+
+    # Statistics in fp32 whatever the model computes in, so that they bring back exact pixels.
+    patches = patchify(normalize(images, torch.float32), model.patch_size)
+    prediction = output.prediction.float()
+    if model.norm_pix_loss:
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        prediction = prediction * (variance + 1e-6).sqrt() + mean
+    pixels = unpatchify(prediction, model.grid, model.patch_size).permute(0, 2, 3, 1)
+    pixels = (pixels * normalize.std + normalize.mean).round().clamp(0, 255).to(torch.uint8)
+
+    per_pixel = hidden[..., None].expand(-1, -1, model.patch_size**2)
+    where = unpatchify(per_pixel, model.grid, model.patch_size).permute(0, 2, 3, 1)
+    return Reconstruction(
+        original=images.cpu().numpy(),
+        masked=images.masked_fill(where, MASK_GREY).cpu().numpy(),
+        predicted=torch.where(where, pixels, images).cpu().numpy(),
+    )

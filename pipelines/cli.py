@@ -1,0 +1,201 @@
+"""Command line: argument parsing only."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+DESCRIPTION = "Pretrain (FCMAE), fine-tune and evaluate ConvNeXt V2."
+STAGE_COMMANDS = {
+    "pretrain": "pretrain with FCMAE (and write the data first, if need be)",
+    "finetune": "fine-tune the pretrained encoder (and the control, if the preset has one)",
+    "evaluate": "evaluate what was fine-tuned on the validation split",
+    "report": "everything, up to the report page",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="convnextv2", description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = _command(
+        commands, "demo", "the whole job on Fashion-MNIST", "convnextv2 demo --rerun finetune"
+    )
+    _add_pipeline_options(demo)
+    demo.set_defaults(act=_act_pipeline, preset="demo")
+
+    run = _command(
+        commands,
+        "run",
+        "run a preset's whole pipeline",
+        "convnextv2 run imagenet1k --data /data/imagenet --set cluster.num_workers=8",
+    )
+    run.add_argument("preset", help="name of the preset: demo, imagenet1k")
+    _add_pipeline_options(run)
+    run.set_defaults(act=_act_pipeline)
+
+    for name, help_text in STAGE_COMMANDS.items():
+        stage = _command(
+            commands, name, help_text, f"convnextv2 {name} --preset demo --set seed=1"
+        )
+        stage.add_argument("--preset", default="demo", help="name of the preset (default: demo)")
+        _add_pipeline_options(stage)
+        stage.set_defaults(act=_act_pipeline)
+
+    _add_data_command(commands)
+
+    doctor = _command(
+        commands, "doctor", "check this machine and say what to fix", "convnextv2 doctor --json"
+    )
+    doctor.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs will go")
+    doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
+    doctor.set_defaults(act=_act_doctor)
+    return parser
+
+
+def _add_data_command(commands: Any) -> None:
+    data = commands.add_parser("data", help="work with image collections")
+    verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
+    write = _command(
+        verbs,
+        "write",
+        "write class folders or idx files as a .beton file",
+        "convnextv2 data write photos/ out/train.beton --split train --max-resolution 512",
+    )
+    write.add_argument("source", type=Path, help="folder of class folders, or of idx files")
+    write.add_argument("destination", type=Path, help="the .beton file to write")
+    write.add_argument("--split", choices=("train", "val"), default="train")
+    write.add_argument("--mode", choices=("raw", "jpg", "smart", "proportion"), default="jpg")
+    write.add_argument("--max-resolution", type=int, help="longest side in pixels")
+    write.add_argument("--jpeg-quality", type=int, default=90)
+    write.add_argument("--max-unreadable", type=int, default=0, help="images that may be skipped")
+    write.add_argument("--num-workers", type=int, default=2, help="writing processes")
+    write.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    write.set_defaults(act=_act_write)
+
+
+def _command(commands: Any, name: str, help_text: str, example: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help_text,
+        description=help_text,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return made
+
+
+def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, help="folder with class folders, or idx files")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="change a setting (repeatable)"
+    )
+    parser.add_argument("--run-dir", type=Path, help="where everything goes (default: runs/NAME)")
+    parser.add_argument("--rerun", metavar="STAGE", help="redo this stage and those behind it")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, act, and turn errors of ours into one message and an exit code."""
+    # Kubernetes stops a pod with SIGTERM: the same orderly way out as Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = build_parser().parse_args(words)
+    options.words = words
+    try:
+        code: int = options.act(options)
+        return code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"{_kind(error)}: {error}", file=sys.stderr)
+        return 1
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _kind(error: Exception) -> str:
+    from pipelines.resolve import ConfigError
+
+    if isinstance(error, ConfigError):
+        return f"{len(error.problems)} problem{'s' * (len(error.problems) > 1)} in the settings\n"
+    return "error"
+
+
+def _act_pipeline(options: argparse.Namespace) -> int:
+    from pipelines.presets import load_preset
+
+    overrides = [*options.set, *([f"data.source={options.data}"] if options.data else [])]
+    config = load_preset(options.preset, overrides)
+
+    from rich.console import Console
+
+    from pipelines.run import DEFAULT_ROOT, Request, closing_table, run_pipeline
+
+    until: Sequence[str] = ()
+    if options.command in STAGE_COMMANDS:
+        until = [options.command]
+        if options.command in ("finetune", "evaluate") and config.finetune.control:
+            until = [options.command, f"{options.command}-scratch"]
+    request = Request(
+        config=config,
+        run_dir=options.run_dir or DEFAULT_ROOT / config.name,
+        command=["convnextv2", *options.words],
+        until=until,
+        rerun=options.rerun,
+        fetch_fashion_mnist=options.preset == "demo",
+    )
+    outcome = run_pipeline(request)
+    if options.json:
+        print(json.dumps(outcome.as_json(), indent=1))
+    else:
+        Console(soft_wrap=True).print(closing_table(outcome))
+    return 0
+
+
+def _act_write(options: argparse.Namespace) -> int:
+    from convnextv2.data.sources import open_source
+    from convnextv2.data.write import WriteSettings, write_beton
+
+    settings = WriteSettings(
+        mode=options.mode,
+        max_resolution=options.max_resolution,
+        jpeg_quality=options.jpeg_quality,
+        max_unreadable=options.max_unreadable,
+        num_workers=options.num_workers,
+    )
+    manifest = write_beton(
+        open_source(options.source, options.split), options.destination, settings
+    )
+    if options.json:
+        print(json.dumps(asdict(manifest), indent=1))
+    else:
+        print(f"{options.destination}: {manifest.samples:,} images, {manifest.bytes / 1e6:.1f} MB")
+        for _, reason in manifest.skipped:
+            print(f"  skipped {reason}")
+    return 0
+
+
+def _act_doctor(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from pipelines.doctor import diagnose, render
+
+    checks = diagnose(options.run_dir)
+    if options.json:
+        print(json.dumps([asdict(check) for check in checks], indent=1))
+    else:
+        Console().print(render(checks))
+    return 1 if any(check.status == "fail" for check in checks) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""The typed configuration tree of a pipeline. Presets fill it, `--set a.b=c` changes it.
+
+All problems are found at once and shown on one screen, before Ray or a GPU is touched: unknown
+keys with the nearest name, wrong types, and arithmetic that does not work out with values that
+would. Nothing heavy is imported here.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from convnextv2.sizes import size_of
+
+def _known_size(name: str) -> str:
+    size_of(name)
+    return name
+
+
+Size = Annotated[str, AfterValidator(_known_size)]
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Frozen, strict about unknown keys; the text under a field is its documentation."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class WriteConfig(Section):
+    """How images are stored in .beton files."""
+
+    mode: Literal["raw", "jpg", "smart", "proportion"] = "jpg"
+    """Pixels, JPEG, or FFCV's mixtures of both."""
+    max_resolution: Positive | None = None
+    """Longest side in pixels; larger images are shrunk."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
+    max_unreadable: Annotated[int, Field(ge=0)] = 0
+    """Images that may be skipped because they cannot be decoded; more are an error."""
+    num_workers: Positive = 2
+    """Writing processes."""
+
+
+class DataConfig(Section):
+    """The image collection."""
+
+    source: Path | None = None
+    """Folder with class folders (or train/ and val/ of them), or with idx files."""
+    write: WriteConfig = WriteConfig()
+    num_workers: Positive = 1
+    """Decoding threads per worker."""
+
+
+class ModelConfig(Section):
+    """Geometry of the network."""
+
+    size: Size
+    image_size: Positive = 224
+    """Side in pixels; a multiple of patch_size."""
+    patch_size: Positive = 32
+    """Side of a masked patch in pixels; a multiple of 8 x stem_stride."""
+    stem_stride: Literal[1, 2, 4] = 4
+
+
+class AugmentConfig(Section):
+    """Random view of a training image."""
+
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)
+    """Share of the area a crop covers."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width / height of a crop."""
+    flip: Share = 0.5
+
+
+class TrainConfig(Section):
+    """What pretraining and fine-tuning have in common."""
+
+    epochs: Positive
+    global_batch_size: Positive
+    """Images per optimizer step, over all workers."""
+    micro_batch_size: Positive
+    """Images per worker and forward pass; the rest of its share is accumulated."""
+    base_lr: Annotated[float, Field(gt=0)]
+    """Per 256 images of global batch (linear scaling)."""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    grad_clip: Annotated[float, Field(ge=0)] = 0.0
+    """Largest gradient norm; 0 leaves gradients alone."""
+    augment: AugmentConfig = AugmentConfig()
+    train_images: Positive | None = None
+    """Use only so many images of the training set, chosen by the seed."""
+    checkpoint_every: Positive = 500
+    """Steps between checkpoints; the end of training always has one."""
+    keep_checkpoints: Positive = 2
+
+
+class PretrainConfig(TrainConfig):
+    """FCMAE pretraining."""
+
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    decoder_dim: Positive = 512
+    decoder_depth: Positive = 1
+    norm_pix_loss: bool = True
+    backend: Literal["gather", "masked-dense"] = "gather"
+    grn_scope: Literal["image", "batch"] = "image"
+    decay_exempt: Literal["all-but-1d", "all-but-1d-and-grn"] = "all-but-1d"
+    """The paper's pretraining decays GRN and the mask token; its fine-tuning does not."""
+
+
+class FinetuneConfig(TrainConfig):
+    """Supervised fine-tuning of the pretrained encoder."""
+
+    labels_per_class: Positive | None = None
+    """Train on so many labelled images of each class only."""
+    control: bool = False
+    """Train a second model from scratch with the same recipe, as the control."""
+    label_smoothing: Share = 0.1
+    drop_path: Share = 0.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    head_init_scale: Annotated[float, Field(gt=0)] = 1.0
+    """0.001 in the paper; from scratch that costs accuracy, so a control needs 1."""
+    decay_exempt: Literal["all-but-1d", "all-but-1d-and-grn"] = "all-but-1d-and-grn"
+
+
+class EvaluateConfig(Section):
+    """Evaluation on the validation split."""
+
+    batch_size: Positive = 100
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.875
+    """Central share of the image that is looked at."""
+
+
+class ClusterConfig(Section):
+    """Workers. Nothing here changes what is computed, so no stage is redone for it."""
+
+    num_workers: Positive = 1
+    cpus_per_worker: Positive = 1
+    use_gpu: bool = False
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """bf16 keeps fp32 masters."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Restarts of a worker group before a stage fails."""
+    address: str | None = None
+    """A running Ray cluster; else RAY_ADDRESS, else one is started here."""
+    dashboard_port: Positive | None = None
+    """Port of Ray's dashboard when the cluster is started here; none by default."""
+    start_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """How long to wait until the cluster has room for the workers."""
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking server; a sqlite file in the run folder by default."""
+    experiment: str = "convnextv2"
+
+
+class PipelineConfig(Section):
+    """One pipeline: write, pretrain, fine-tune, evaluate, report."""
+
+    name: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    log_every: Positive = 10
+    """Steps between points on the curves."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig
+    pretrain: PretrainConfig
+    finetune: FinetuneConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()

@@ -1,0 +1,90 @@
+"""The spool: what a stage measured, as JSON lines in its folder, written by rank 0 only.
+
+It is the truth behind the progress bar, MLflow and the report. Lines are appended and never
+changed: after a restart a "start" line says from which step training went on, and readers drop
+what came after that step before.
+
+    {"kind": "start", "step": 400, "workers": 2, "time": ...}
+    {"kind": "point", "step": 410, "loss": 0.47, ...}
+    {"kind": "checkpoint", "step": 500, "blocked_seconds": 0.2, "seconds": {"step": ..., ...}}
+    {"kind": "rejected", "step": 0, "path": ..., "reason": ...}
+    {"kind": "end", "step": 1248, "seconds": {...}}
+"""
+
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+SPOOL = "metrics.jsonl"
+Line = dict[str, Any]
+
+
+class Spool:
+    """Appends lines; a worker that is not rank 0 writes nothing."""
+
+    def __init__(self, directory: Path, *, active: bool) -> None:
+        self._file = (directory / SPOOL).open("a") if active else None
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        if self._file is not None:
+            line = {"kind": kind, "step": step, "time": time.time(), **values}
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+
+
+class Follower:
+    """Reads what was appended since the last look."""
+
+    def __init__(self, directory: Path, *, from_end: bool = False) -> None:
+        self._path = directory / SPOOL
+        self._offset = self._path.stat().st_size if from_end and self._path.exists() else 0
+
+    def new_lines(self) -> list[Line]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            whole, separator, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(separator)
+        return [json.loads(line) for line in whole.splitlines() if line]
+
+
+def read_spool(directory: Path) -> list[Line]:
+    """Every line of a stage so far."""
+    return Follower(directory).new_lines()
+
+
+def curve(lines: list[Line]) -> list[Line]:
+    """The points of the run as it counts: what a restart took back is not among them."""
+    points: list[Line] = []
+    for line in lines:
+        if line["kind"] == "start":
+            points = [point for point in points if point["step"] <= line["step"]]
+        elif line["kind"] == "point":
+            points.append(line)
+    return points
+
+
+def restarts(lines: list[Line]) -> list[Line]:
+    """The "start" lines behind the first: each is a group that took over."""
+    return [line for line in lines if line["kind"] == "start"][1:]
+
+
+def seconds_by_phase(lines: list[Line]) -> dict[str, float]:
+    """Time of rank 0 by phase, over all groups; of a killed group, up to its last checkpoint."""
+    total: dict[str, float] = defaultdict(float)
+    current: dict[str, float] = {}
+    for line in lines:
+        if line["kind"] == "start":
+            _add(total, current)
+            current = {}
+        current = line.get("seconds", current)
+    _add(total, current)
+    return dict(total)
+
+
+def _add(total: dict[str, float], part: dict[str, float]) -> None:
+    for name, seconds in part.items():
+        total[name] += seconds

@@ -1,0 +1,46 @@
+"""What produced a result: code version and library versions."""
+
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+LIBRARIES = ("torch", "deepspeed", "ray", "ffcv", "spconv", "mlflow", "numpy", "numba")
+
+
+def git_commit() -> str:
+    """Commit of the checkout this code runs from, "+changes" if it was edited; "" outside git."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        edited = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit + ("+changes" if edited else "")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that decide results."""
+    found = {}
+    for name in ("convnextv2", *LIBRARIES):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@cache
+def provenance() -> dict[str, str]:
+    """Tags for MLflow."""
+    return {
+        "git.commit": git_commit(),
+        **{f"version.{name}": text for name, text in versions().items()},
+    }
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()

@@ -1,0 +1,119 @@
+"""Evaluations as tables: the gain and its margin, classes, confusions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What evaluation.json holds.
+
+    Shares are from 0 to 1; `per_class` is recall, None (or NaN) where the set holds none of a
+    class; `confusion` has true classes as rows and predicted ones as columns.
+    """
+
+    images: int
+    top1: float
+    top5: float
+    classes: Sequence[str]
+    per_class: Sequence[float | None]
+    confusion: Sequence[Sequence[int]]
+    seconds: float
+
+    def recall(self, label: int) -> float | None:
+        value = self.per_class[label]
+        return None if value is None or math.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Recall of one class; `scratch` and `gain` are None without a control."""
+
+    name: str
+    pretrained: float | None
+    scratch: float | None
+    gain: float | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`images` of a true class that got one answer, their share of it; `hit`: the right one."""
+
+    images: int
+    share: float
+    hit: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Images of class `true` taken for `predicted`."""
+
+    true: str
+    predicted: str
+    images: int
+    share: float
+    scratch: int | None
+
+
+def margin(first: Evaluation, second: Evaluation) -> float:
+    """Half the 95% interval of the difference in top-1 that comes from finite test sets.
+
+    It treats the two test sets as independent. They are the same images, on which models tend to
+    agree, so the true interval is rather narrower. The spread over seeds is not in it.
+    """
+    variances = [model.top1 * (1 - model.top1) / model.images for model in (first, second)]
+    return 1.96 * math.sqrt(math.fsum(variances))
+
+
+def class_table(pretrained: Evaluation, scratch: Evaluation | None, *, most: int) -> list[ClassRow]:
+    """At most `most` classes, those with the largest gain first (the best without control).
+
+    Where there are more, those that differ most are chosen; without control the worst.
+    """
+    rows = []
+    for label, name in enumerate(pretrained.classes):
+        recall = pretrained.recall(label)
+        control = scratch.recall(label) if scratch else None
+        gain = None if recall is None or control is None else recall - control
+        rows.append(ClassRow(name, recall, control, gain))
+    if scratch:
+        rows.sort(key=lambda row: -abs(row.gain or 0))
+        return sorted(rows[:most], key=lambda row: -(row.gain or 0))
+    rows.sort(key=lambda row: 2 if row.pretrained is None else row.pretrained)
+    return sorted(rows[:most], key=lambda row: -(row.pretrained or 0))
+
+
+def confusion_table(evaluation: Evaluation) -> list[tuple[str, list[Cell]]]:
+    """Rows of cells by true class."""
+    return [
+        (
+            name,
+            [
+                Cell(images, images / max(1, sum(row)), true == answer)
+                for answer, images in enumerate(row)
+            ],
+        )
+        for true, (name, row) in enumerate(
+            zip(evaluation.classes, evaluation.confusion, strict=True)
+        )
+    ]
+
+
+def confused_pairs(pretrained: Evaluation, scratch: Evaluation | None, *, most: int) -> list[Pair]:
+    """The `most` pairs of classes that are confused most often, most frequent first."""
+    classes, counts = pretrained.classes, pretrained.confusion
+    totals = [max(1, sum(row)) for row in counts]
+    pairs = [
+        Pair(
+            classes[true],
+            classes[predicted],
+            images,
+            images / totals[true],
+            scratch.confusion[true][predicted] if scratch else None,
+        )
+        for true, row in enumerate(counts)
+        for predicted, images in enumerate(row)
+        if true != predicted and images
+    ]
+    return sorted(pairs, key=lambda pair: -pair.images)[:most]

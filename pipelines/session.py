@@ -1,0 +1,157 @@
+"""One invocation of a pipeline: its folder, its lock, its screen, its workers and its tracking."""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.launch import Cluster, Placement
+from pipelines.config import PipelineConfig
+from pipelines.graph import Place
+from pipelines.metrics import Follower
+from pipelines.progress import Screen, SpeedWords
+from pipelines.provenance import provenance
+from pipelines.tracking import Tracker
+
+
+class BusyError(RuntimeError):
+    """Another process works in the same run folder."""
+
+
+class Session:
+    """Opened with `with`; the Ray cluster starts when the first stage asks for workers."""
+
+    def __init__(self, config: PipelineConfig, run_dir: Path, screen: Screen) -> None:
+        self.config, self.run_dir, self.screen = config, run_dir, screen
+        self._stack = ExitStack()
+        self._cluster: Cluster | None = None
+        self._tracker: Tracker | None = None
+
+    def __enter__(self) -> "Session":
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._stack.enter_context(_exclusive(self.run_dir))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.screen.stop()
+        self._stack.close()
+        if self._tracker is not None:
+            status = "FINISHED" if kind is None else _status(kind)
+            self._tracker.end(self.config.name, status)
+            unsent = self._tracker.close()
+            if unsent:
+                self.screen.note(
+                    f"MLflow at {self.tracking_uri} did not answer; {unsent} records wait in "
+                    f"{self.run_dir} and are sent next time"
+                )
+
+    @property
+    def logs(self) -> Path:
+        return self.run_dir / "logs"
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.config.tracking.uri or f"sqlite:///{(self.run_dir / 'mlflow.db').resolve()}"
+
+    @property
+    def tracker(self) -> Tracker:
+        """MLflow, with the pipeline's parent run open."""
+        if self._tracker is None:
+            self._tracker = Tracker(
+                self.tracking_uri, self.config.tracking.experiment, self.run_dir
+            )
+            self._tracker.start(
+                self.config.name,
+                parent=None,
+                params=self.config.model_dump(mode="json"),
+                tags=provenance(),
+            )
+        return self._tracker
+
+    @contextmanager
+    def attempt(self, place: Place) -> Iterator[str]:
+        """A child run for one attempt at a stage; its name is yielded."""
+        run = f"{place.stage.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.tracker.start(
+            run,
+            parent=self.config.name,
+            params=place.stage.settings,
+            tags={"stage": place.stage.name, "key": place.key, **provenance()},
+        )
+        try:
+            yield run
+        except BaseException as error:
+            self.tracker.end(run, _status(type(error)))
+            raise
+        self.tracker.end(run, "FINISHED")
+
+    def run_workers(
+        self, work: Callable[[dict[str, Any]], None], job: Any, place: Place, run: str
+    ) -> None:
+        """Run `work` on the worker group while the screen and MLflow follow its spool."""
+        follower = Follower(place.directory, from_end=True)
+        speed = SpeedWords()
+        total = 1
+
+        def follow() -> None:
+            nonlocal total
+            lines = follower.new_lines()
+            for line in lines:
+                if line["kind"] == "start":
+                    total = line["total"]
+                    if line["step"]:
+                        self.screen.note(f"training goes on from step {line['step']}")
+                elif line["kind"] == "point":
+                    self.screen.progress(line["step"] / total, speed.words(line))
+                elif line["kind"] == "rejected":
+                    self.screen.note(f"passed over {line['path']}: {line['reason']}")
+            self.tracker.points(run, [line for line in lines if line["kind"] == "point"])
+
+        self._workers().run(
+            work,
+            job,
+            name=place.stage.name,
+            storage=self.run_dir / "ray",
+            while_waiting=follow,
+        )
+
+    def _workers(self) -> Cluster:
+        if self._cluster is None:
+            cluster = self.config.cluster
+            placement = Placement(
+                num_workers=cluster.num_workers,
+                cpus_per_worker=cluster.cpus_per_worker,
+                use_gpu=cluster.use_gpu,
+                max_failures=cluster.max_failures,
+                address=cluster.address,
+                dashboard_port=cluster.dashboard_port,
+                start_timeout_seconds=cluster.start_timeout_seconds,
+            )
+            self._cluster = self._stack.enter_context(Cluster(placement))
+        return self._cluster
+
+
+def _status(kind: type[BaseException]) -> str:
+    return "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+
+
+@contextmanager
+def _exclusive(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder's lock; the kernel lets go of it however the process ends."""
+    path = run_dir / ".lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BusyError(
+                f"{run_dir} is in use by process {file.read().strip() or '?'}; wait for it, stop it, "
+                "or give another --run-dir"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,122 @@
+"""Stages `evaluate` and `evaluate-scratch`: every validation image once, on all workers."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster import group
+from cluster.engine import worker_device
+from convnextv2 import weights
+from convnextv2.data.load import BetonLoader
+from convnextv2.data.views import CenterView
+from convnextv2.data.write import read_manifest
+from convnextv2.tasks.classify import ClassifyTask, Confusion
+from pipelines.config import PipelineConfig
+from pipelines.graph import Outputs, Place, Stage, hash_files, write_json
+from pipelines.logs import worker_log
+from pipelines.metrics import Spool
+from pipelines.session import Session
+from pipelines.stages import finetune
+from pipelines.stages.finetune import build_classifier
+
+RESULT = "evaluation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateJob:
+    """Plain data for the workers."""
+
+    config: PipelineConfig
+    directory: Path
+    log: Path
+    beton: Path
+    weights: Path
+
+
+def evaluate_stage(config: PipelineConfig, session: Session, *, of: str) -> Stage:
+    """Evaluate the classifier of the fine-tuning stage `of` on the validation split."""
+
+    def run(place: Place) -> Outputs:
+        job = EvaluateJob(
+            config=config,
+            directory=place.directory.resolve(),
+            log=(session.logs / place.stage.name).resolve(),
+            beton=(place.inputs["write"] / "val.beton").resolve(),
+            weights=(place.inputs[of] / finetune.WEIGHTS).resolve(),
+        )
+        with session.attempt(place) as run:
+            session.run_workers(evaluate, job, place, run)
+            session.tracker.artifact(run, place.directory / RESULT)
+        return hash_files(place.directory, RESULT)
+
+    return Stage(
+        name=of.replace("finetune", "evaluate"),
+        run=run,
+        settings={
+            "model": config.model.model_dump(),
+            "evaluate": config.evaluate.model_dump(exclude={"batch_size"}),
+        },
+        after=("write", of),
+        code=(
+            "convnextv2.data.views",
+            "convnextv2.encoder",
+            "convnextv2.layers",
+            "convnextv2.tasks.classify",
+            "pipelines.stages.evaluate",
+        ),
+    )
+
+
+@torch.no_grad()
+def evaluate(context: dict[str, Any]) -> None:
+    """Score this worker's share of the images; rank 0 writes the merged result."""
+    job: EvaluateJob = context["job"]
+    with worker_log(job.log, group.rank()):
+        begin = time.perf_counter()
+        manifest = read_manifest(job.beton)
+        mine = manifest.usable[group.rank() :: group.world_size()]
+        task = _load_task(job, len(manifest.classes))
+        side, settings = job.config.model.image_size, job.config.evaluate
+        loader = BetonLoader(
+            job.beton,
+            batch_size=settings.batch_size,
+            view=CenterView(size=(side, side), crop=settings.crop),
+            num_workers=job.config.data.num_workers,
+        )
+        spool = Spool(job.directory, active=group.rank() == 0)
+        spool.write("start", 0, total=len(mine), workers=group.world_size())
+        confusion, seen = Confusion.empty(len(manifest.classes)), 0
+        for batch in loader.batches(mine):
+            confusion.update(task.logits(batch.to(worker_device())).cpu(), batch.labels)
+            seen += len(batch.labels)
+            spool.write("point", seen, images=seen * group.world_size())
+        parts = group.gather(confusion)
+        if group.rank() == 0:
+            for part in parts[1:]:
+                confusion.merge(part)
+            result = describe(confusion, manifest.classes, time.perf_counter() - begin)
+            write_json(job.directory / RESULT, result)
+            spool.write("point", seen, top1=confusion.top1, top5=confusion.top5)
+
+
+def _load_task(job: EvaluateJob, num_classes: int) -> ClassifyTask:
+    model = build_classifier(job.config, num_classes)
+    weights.load(model, weights.read(job.weights))
+    return ClassifyTask(model).eval().to(worker_device())
+
+
+def describe(confusion: Confusion, classes: list[str], seconds: float) -> dict[str, Any]:
+    """The result as JSON; a class without images has no recall."""
+    return {
+        "images": int(confusion.counts.sum()),
+        "top1": confusion.top1,
+        "top5": confusion.top5,
+        "classes": classes,
+        "per_class": [None if math.isnan(value) else value for value in confusion.per_class],
+        "confusion": confusion.counts.tolist(),
+        "seconds": seconds,
+    }

@@ -1,0 +1,70 @@
+"""Stages `finetune` and `finetune-scratch`: supervised training, pretrained and as the control."""
+
+from torch import nn
+
+from convnextv2 import weights
+from convnextv2.data.write import read_manifest
+from convnextv2.encoder import ConvNeXtV2
+from convnextv2.tasks.classify import ClassifyTask
+from pipelines.config import PipelineConfig
+from pipelines.graph import Outputs, Place, Stage
+from pipelines.session import Session
+from pipelines.stages import pretrain
+from pipelines.stages.training import CODE, NOT_IN_KEY, run_training
+from pipelines.train import TrainJob
+
+WEIGHTS = "model.safetensors"
+SCRATCH = "finetune-scratch"
+
+
+def finetune_stage(config: PipelineConfig, session: Session, *, from_scratch: bool) -> Stage:
+    """Train a classifier; the two variants differ in nothing but the initial encoder."""
+
+    def run(place: Place) -> Outputs:
+        beton = place.inputs["write"] / "train.beton"
+        initial = None
+        if not from_scratch:
+            initial = (place.inputs["pretrain"] / pretrain.WEIGHTS).resolve()
+        job = TrainJob(
+            config=config,
+            recipe=config.finetune,
+            build_task=build_task,
+            directory=place.directory.resolve(),
+            log=(session.logs / place.stage.name).resolve(),
+            beton=beton.resolve(),
+            num_classes=len(read_manifest(beton).classes),
+            initial_weights=initial,
+        )
+        return run_training(place, session, job, WEIGHTS)
+
+    return Stage(
+        name=SCRATCH if from_scratch else "finetune",
+        run=run,
+        settings={
+            "seed": config.seed,
+            "dtype": config.cluster.dtype,
+            "model": config.model.model_dump(),
+            "finetune": config.finetune.model_dump(exclude=NOT_IN_KEY),
+        },
+        after=("write",) if from_scratch else ("write", "pretrain"),
+        code=(*CODE, "convnextv2.tasks.classify", "convnextv2.weights"),
+    )
+
+
+def build_classifier(config: PipelineConfig, num_classes: int) -> ConvNeXtV2:
+    """The classifier a configuration describes."""
+    return ConvNeXtV2.from_size(
+        config.model.size,
+        num_classes=num_classes,
+        stem_stride=config.model.stem_stride,
+        drop_path=config.finetune.drop_path,
+        head_init_scale=config.finetune.head_init_scale,
+    )
+
+
+def build_task(job: TrainJob) -> nn.Module:
+    model = build_classifier(job.config, job.num_classes)
+    if job.initial_weights is not None:
+        encoder = weights.encoder_of(weights.read(job.initial_weights))
+        weights.load(model, encoder, may_miss=("norm.", "head."))
+    return ClassifyTask(model, label_smoothing=job.config.finetune.label_smoothing)

@@ -1,0 +1,71 @@
+"""Stage `pretrain`: FCMAE on the unlabelled training images."""
+
+from torch import nn
+
+from convnextv2.data.write import read_manifest
+from convnextv2.fcmae import FCMAE
+from convnextv2.tasks.pretrain import PretrainTask
+from pipelines.config import PipelineConfig
+from pipelines.graph import Outputs, Place, Stage
+from pipelines.session import Session
+from pipelines.stages.training import CODE, NOT_IN_KEY, run_training
+from pipelines.train import TrainJob
+
+WEIGHTS = "fcmae.safetensors"
+
+
+def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
+    """FCMAE pretraining; its output is the whole autoencoder."""
+
+    def run(place: Place) -> Outputs:
+        beton = place.inputs["write"] / "train.beton"
+        job = TrainJob(
+            config=config,
+            recipe=config.pretrain,
+            build_task=build_task,
+            directory=place.directory.resolve(),
+            log=(session.logs / place.stage.name).resolve(),
+            beton=beton.resolve(),
+            num_classes=len(read_manifest(beton).classes),
+        )
+        return run_training(place, session, job, WEIGHTS)
+
+    return Stage(
+        name="pretrain",
+        run=run,
+        settings={
+            "seed": config.seed,
+            "dtype": config.cluster.dtype,
+            "model": config.model.model_dump(),
+            "pretrain": config.pretrain.model_dump(exclude=NOT_IN_KEY),
+        },
+        after=("write",),
+        code=(
+            *CODE,
+            "convnextv2.fcmae",
+            "convnextv2.masking",
+            "convnextv2.sparse",
+            "convnextv2.tasks.pretrain",
+        ),
+    )
+
+
+def build_fcmae(config: PipelineConfig) -> FCMAE:
+    """The autoencoder a configuration describes."""
+    recipe, model = config.pretrain, config.model
+    return FCMAE.from_size(
+        model.size,
+        stem_stride=model.stem_stride,
+        image_size=model.image_size,
+        patch_size=model.patch_size,
+        mask_ratio=recipe.mask_ratio,
+        decoder_dim=recipe.decoder_dim,
+        decoder_depth=recipe.decoder_depth,
+        norm_pix_loss=recipe.norm_pix_loss,
+        backend=recipe.backend,
+        grn_scope=recipe.grn_scope,
+    )
+
+
+def build_task(job: TrainJob) -> nn.Module:
+    return PretrainTask(build_fcmae(job.config), seed=job.config.seed)

@@ -1,0 +1,95 @@
+"""What the training stages share: launching, resuming, and handing over the weights."""
+
+import json
+import os
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from cluster.checkpoint import MANIFEST, Checkpoint, CheckpointError, latest_good
+from cluster.engine import fp32_weights
+from pipelines.graph import Outputs, Place, hash_files
+from pipelines.metrics import SPOOL
+from pipelines.session import Session
+from pipelines.train import CHECKPOINTS, TrainJob, train
+
+# Settings that say how a result is computed, not what it is; they are in no stage's key.
+NOT_IN_KEY = {"micro_batch_size", "checkpoint_every", "keep_checkpoints", "backend", "control"}
+CODE = (
+    "cluster.engine",
+    "convnextv2.data.load",
+    "convnextv2.data.order",
+    "convnextv2.data.views",
+    "convnextv2.encoder",
+    "convnextv2.layers",
+    "convnextv2.randomness",
+    "convnextv2.recipe",
+    "convnextv2.sizes",
+    "pipelines.samples",
+    "pipelines.train",
+)
+PREFIX = "model."
+
+
+def run_training(place: Place, session: Session, job: TrainJob, weights: str) -> Outputs:
+    """Train (or go on), then write the model's fp32 weights to the file `weights`."""
+    last = _finished(job)
+    with session.attempt(place) as run:
+        if last is None:
+            check_resumable(job)
+            session.run_workers(train, job, place, run)
+            last = _finished(job)
+        if last is None:
+            raise CheckpointError(f"no good checkpoint of step {job.total_steps} in {job.directory}")
+        _export(last.path, place.directory / weights)
+        session.tracker.artifact(run, place.directory / SPOOL)
+    return hash_files(place.directory, weights)
+
+
+def check_resumable(job: TrainJob) -> None:
+    """Refuse to go on from checkpoints of other workers before any worker starts.
+
+    Raises:
+        CheckpointError: When the newest checkpoint was written by another number of workers, ZeRO
+            stage or precision.
+    """
+    newest = max((job.directory / CHECKPOINTS).glob(f"step-*/{MANIFEST}"), default=None)
+    if newest is None:
+        return
+    notes = json.loads(newest.read_text())["notes"]
+    cluster = job.config.cluster
+    now = {
+        "world_size": cluster.num_workers,
+        "zero_stage": cluster.zero_stage,
+        "dtype": cluster.dtype,
+    }
+    names = {"world_size": "num_workers", "zero_stage": "zero_stage", "dtype": "dtype"}
+    changed = [
+        f"cluster.{names[key]} was {notes[key]}, is {value}"
+        for key, value in now.items()
+        if notes[key] != value
+    ]
+    if changed:
+        raise CheckpointError(
+            f"half-done training in {job.directory} cannot go on: {'; '.join(changed)}. Set it "
+            f"back, or start the stage over with --rerun {job.directory.parent.name}"
+        )
+
+
+def _finished(job: TrainJob) -> Checkpoint | None:
+    found = latest_good(job.directory / CHECKPOINTS).found
+    return found if found is not None and found.step == job.total_steps else None
+
+
+def _export(checkpoint: Path, target: Path) -> None:
+    """Write the model's own weights (without the task around it) as safetensors, atomically."""
+    state = {
+        name.removeprefix(PREFIX): value.contiguous()
+        for name, value in fp32_weights(checkpoint).items()
+        if name.startswith(PREFIX)
+    }
+    partial = target.with_name(f".{target.name}.partial")
+    save_file(state, partial)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, target)

@@ -1,0 +1,344 @@
+"""The report page: its numbers, its sentences, and that it needs nothing from outside."""
+
+import dataclasses
+import math
+import re
+from html.parser import HTMLParser
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from convnextv2.analysis.reconstruct import Reconstruction
+from convnextv2.data.sources import FASHION_CLASSES
+from pipelines.figures import chart
+from pipelines.metrics import Line
+from pipelines.presets.demo import demo
+from pipelines.report import ReportInput, StageRow, duration, render_report, verdict
+from pipelines.scores import Evaluation, confused_pairs
+
+NASTY = """<script>alert("x")</script> & 'y'"""
+
+
+def made_up_spool(
+    *, steps: int, first: float, last: float, peak_lr: float, accuracy: bool, killed_at: int = 0
+) -> list[Line]:
+    """A training stage's lines; `killed_at`: a worker died there, two steps were done again."""
+    noise = np.random.default_rng(steps + round(100 * last))
+    lines: list[Line] = [{"kind": "start", "step": 0, "workers": 2, "time": 1.76e9}]
+    spent = {"start-up": 9.0, "step": 0.0, "data": 0.0, "log": 0.0, "checkpoint": 0.0, "other": 0.1}
+    order = list(range(10, steps + 1, 10))
+    if killed_at:
+        again = order.index(killed_at) + 3
+        order = order[:again] + order[order.index(killed_at) + 1 :]
+    previous = 0
+    for step in order:
+        if step <= previous:
+            lines.append({"kind": "start", "step": killed_at, "workers": 2, "time": 1.76e9 + step})
+        previous = step
+        done = step / steps
+        spent = {**spent, "step": step * 0.08, "data": step * 0.006, "log": step * 0.001}
+        point: Line = {
+            "kind": "point", "step": step, "time": 1.76e9 + step, "images": step * 128,
+            "epoch": done * 8,
+            "loss": last + (first - last) * math.exp(-5 * done) + noise.normal(0, 0.01),
+            "lr": peak_lr * min(1, done / 0.1) * (1 + math.cos(math.pi * done)) / 2,
+        }  # fmt: skip
+        if accuracy:
+            point["accuracy"] = min(1.0, 1 - 0.35 * point["loss"] + noise.normal(0, 0.02))
+        lines.append(point)
+        if step % 100 == 0:
+            spent["checkpoint"] = step * 0.004
+            lines.append({"kind": "checkpoint", "step": step, "time": 0.0, "seconds": spent})
+    return [*lines, {"kind": "end", "step": steps, "time": 1.76e9 + 200, "seconds": spent}]
+
+
+def made_up_evaluation(classes: tuple[str, ...], recalls: np.ndarray[Any, Any]) -> Evaluation:
+    """Each class has 1,000 images; mistakes go to the neighbouring classes, more to the next."""
+    hits = np.round(1000 * recalls).astype(int)
+    counts = np.diag(hits)
+    for label, missed in enumerate(1000 - hits):
+        counts[label, (label + 1) % len(classes)] += missed - missed // 3
+        counts[label, (label + 2) % len(classes)] += missed // 3
+    return Evaluation(
+        images=int(counts.sum()),
+        top1=float(hits.sum() / counts.sum()),
+        top5=0.9871,
+        classes=classes,
+        per_class=[float(share) for share in hits / 1000],
+        confusion=counts.tolist(),
+        seconds=4.2,
+    )
+
+
+def made_up_input(reconstruction: Reconstruction | None = None) -> ReportInput:
+    """A demo run as it may come out: 79.6% against 77.0%, one worker killed on the way."""
+    recalls = np.array([0.75, 0.93, 0.66, 0.82, 0.71, 0.90, 0.45, 0.88, 0.94, 0.92])
+    gains = np.array([0.02, 0.01, 0.06, 0.03, 0.05, 0.02, -0.01, 0.02, 0.02, 0.04])
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 32, 32, 3), dtype=np.uint8)
+    return ReportInput(
+        title="demo",
+        command="convnextv2 demo --set seed=1",
+        config=demo().model_dump(mode="json"),
+        stages=[
+            StageRow(name="write", seconds=14.2, status="done"),
+            StageRow(name="pretrain", seconds=214.0, status="resumed"),
+            StageRow(name="finetune", seconds=61.0, status="run"),
+            StageRow(name="finetune-scratch", seconds=60.4, status="run"),
+            StageRow(name="evaluate", seconds=6.3, status="run"),
+            StageRow(name="evaluate-scratch", seconds=6.1, status="run"),
+        ],
+        spools={
+            "pretrain": made_up_spool(
+                steps=1240, first=1.0, last=0.41, peak_lr=2e-3, accuracy=False, killed_at=400
+            ),
+            "finetune": made_up_spool(
+                steps=400, first=2.2, last=0.62, peak_lr=1.5e-3, accuracy=True
+            ),
+            "finetune-scratch": made_up_spool(
+                steps=400, first=2.3, last=0.74, peak_lr=1.5e-3, accuracy=True
+            ),
+        },
+        evaluations={
+            "pretrained": made_up_evaluation(FASHION_CLASSES, recalls),
+            "scratch": made_up_evaluation(FASHION_CLASSES, recalls - gains),
+        },
+        labelled_images=1000,
+        reconstruction=reconstruction or Reconstruction(pixels[0], pixels[1], pixels[2]),
+        versions={"python": "3.11.2", "torch": "2.14.1", "ray": "2.60.0", "deepspeed": "0.19.8"},
+        commit="fedb7f4",
+        facts={"model": "pocket, 32 px", "workers": 2, "ZeRO stage": 1, "backend": "gather"},
+        mlflow_hint="mlflow ui --backend-store-uri sqlite:///runs/demo/mlflow.db",
+    )
+
+
+@pytest.fixture(scope="module")
+def data() -> ReportInput:
+    return made_up_input()
+
+
+@pytest.fixture(scope="module")
+def page(data: ReportInput) -> str:
+    return render_report(data)
+
+
+def words(page: str) -> str:
+    """What a reader reads: no style, no tags, one space between words."""
+    body = page[page.index("<body>") :]
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+def svgs(page: str) -> list[str]:
+    return re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+
+
+def without_control(data: ReportInput) -> ReportInput:
+    return dataclasses.replace(
+        data,
+        stages=data.stages[:-1],
+        spools={name: lines for name, lines in data.spools.items() if "scratch" not in name},
+        evaluations={"pretrained": data.evaluations["pretrained"]},
+    )
+
+
+def test_verdict_and_table_show_the_computed_numbers(page: str) -> None:
+    text = words(page)
+    assert re.search(
+        r"FCMAE pretraining lifts top-1 at 1,000 labels from 77\.0% to 79\.6% "
+        r"\( ?\+2\.6 points ?\)",
+        text.replace(" %", "%").replace("  ", " ").replace("% to", "% to"),
+    )
+    assert "± 1.1 points" in text
+    assert "from scratch 77.0% 98.7% 1,000 10,000" in text
+    # Recall and gain of the class that gained most, and one confusion: 1000 - 660 = 340, 227 next.
+    assert "Pullover 66.0% 60.0% +6.0" in text
+    assert ">227</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "scratch", "expected"),
+    [
+        (0.796, 0.770, "lifts top-1 at 1,000 labels from 77.0% to 79.6% (+2.6 points)."),
+        (0.740, 0.770, "lowers top-1 at 1,000 labels from 77.0% to 74.0% (−3.0 points)."),
+        (0.775, 0.770, "(+0.5 points), a difference that 1,000 test images cannot tell from"),
+        (0.7703, 0.770, "leaves top-1 at 1,000 labels at 77.0%, as without it."),
+    ],
+)
+def test_verdict_is_honest(pretrained: float, scratch: float, expected: str) -> None:
+    def scored(top1: float, images: int) -> Evaluation:
+        return Evaluation(
+            images=images, top1=top1, top5=1, classes=[], per_class=[], confusion=[], seconds=1
+        )
+
+    images = 1_000 if abs(pretrained - scratch) < 0.01 else 10_000
+    evaluations = {"pretrained": scored(pretrained, images), "scratch": scored(scratch, images)}
+    assert expected in verdict(evaluations, 1000)
+
+
+def test_page_loads_nothing(page: str) -> None:
+    class Loads(HTMLParser):
+        addresses: list[str] = []  # noqa: RUF012 - one page, one parser
+        tags: set[str] = set()  # noqa: RUF012
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            self.tags.add(tag)
+            self.addresses += [
+                value or "" for name, value in attrs if name in ("src", "href", "data", "srcset")
+            ]
+
+    loads = Loads()
+    loads.feed(page)
+    assert loads.tags.isdisjoint({"script", "iframe", "object", "embed", "base"})
+    assert len([address for address in loads.addresses if address.startswith("data:image")]) == 24
+    assert all(address.startswith("data:") for address in loads.addresses)
+    assert not re.search(r"@import|url\(\s*['\"]?(?!#)", page)
+    assert "default-src 'none'" in page
+
+
+def test_user_text_is_escaped(data: ReportInput) -> None:
+    nasty = dataclasses.replace(
+        data,
+        title=NASTY,
+        command=NASTY,
+        config={"name": NASTY},
+        versions={NASTY: NASTY},
+        commit=NASTY,
+        facts={NASTY: NASTY},
+        mlflow_hint=NASTY,
+        stages=[StageRow(name=NASTY, seconds=1, status=NASTY)],
+        evaluations={
+            name: dataclasses.replace(evaluation, classes=(NASTY, *evaluation.classes[1:]))
+            for name, evaluation in data.evaluations.items()
+        },
+        spools={
+            "pretrain": [
+                *data.spools["pretrain"],
+                {"kind": "rejected", "step": 0, "time": 0, "path": f"/x/{NASTY}", "reason": NASTY},
+            ]
+        },
+    )
+    page = render_report(nasty)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 15
+
+
+def test_restarts_and_rejected_checkpoints_are_told(data: ReportInput, page: str) -> None:
+    assert (
+        "Pretraining: worker group was restarted once; training went on from step 400 with "
+        "2 workers." in words(page)
+    )
+    extra: list[Line] = [
+        {
+            "kind": "rejected", "step": 0, "time": 0,
+            "path": "run/checkpoints/step-800", "reason": "model.pt is 12 bytes short",
+        },
+        {"kind": "start", "step": 700, "time": 0, "workers": 1},
+    ]  # fmt: skip
+    lines = data.spools["pretrain"]
+    again = dataclasses.replace(data, spools={**data.spools, "pretrain": [*lines, *extra]})
+    text = words(render_report(again))
+    assert "2 times; training went on from step 400 with 2 workers, then from step 700" in text
+    assert "checkpoint step-800 was rejected: model.pt is 12 bytes short." in text
+    calm = dataclasses.replace(data, spools={"finetune": data.spools["finetune"]})
+    assert "No worker was lost, no checkpoint was rejected." in words(render_report(calm))
+
+
+def test_time_is_told_by_stage_and_by_phase(page: str) -> None:
+    text = words(page)
+    assert "6 min 2 s over all stages." in text
+    assert "Pretraining 3 min 34 s resumed" in text
+    # Of the killed group what its last checkpoint knew counts, at 400; the second did 1240.
+    assert "step 2 min 11 s" in text
+    assert "1,240 steps, 158,720 images" in text
+
+
+def test_without_control(data: ReportInput) -> None:
+    page = render_report(without_control(data))
+    text = words(page)
+    assert "the model reaches 79.6% top-1; there is no control from scratch" in text.replace(
+        " %", "%"
+    )
+    assert "from scratch 7" not in text
+    assert "gain" not in text
+    assert len(svgs(page)) == 3
+
+
+def test_curves_that_were_not_measured_are_left_out(data: ReportInput) -> None:
+    spools = {
+        stage: [{key: line[key] for key in line if key != "accuracy"} for line in lines]
+        for stage, lines in data.spools.items()
+    }
+    page = render_report(dataclasses.replace(data, spools=spools))
+    assert len(svgs(page)) == 2
+    assert "accuracy" not in words(page)
+    assert not svgs(render_report(dataclasses.replace(data, spools={})))
+
+
+def test_classes_absent_from_the_test_set_have_no_recall(data: ReportInput) -> None:
+    unknown = {
+        name: dataclasses.replace(evaluation, per_class=[absent, *evaluation.per_class[1:]])
+        for (name, evaluation), absent in zip(
+            data.evaluations.items(), (None, math.nan), strict=True
+        )
+    }
+    text = words(render_report(dataclasses.replace(data, evaluations=unknown)))
+    assert "T-shirt/top – – –" in text
+    assert "nan" not in text
+
+
+def test_many_classes_show_the_most_confused_pairs_only(data: ReportInput) -> None:
+    names = tuple(f"class {number}" for number in range(40))
+    recalls = np.linspace(0.50, 0.89, 40)
+    evaluations = {
+        "pretrained": made_up_evaluation(names, recalls),
+        "scratch": made_up_evaluation(names, recalls - 0.05),
+    }
+    page = render_report(dataclasses.replace(data, evaluations=evaluations))
+    assert 'class="matrix"' not in page
+    # Class 0: 500 missed, 334 of them taken for class 1; from scratch 550 and 367.
+    assert "class 0 class 1 334 33.4% 367" in words(page)
+    assert "Shown are 30 of 40 classes" in words(page)
+    pairs = confused_pairs(evaluations["pretrained"], None, most=30)
+    assert len(pairs) == 30
+    assert pairs == sorted(pairs, key=lambda pair: -pair.images)
+    assert min(pair.images for pair in pairs) >= 160
+
+
+def test_curves_are_well_formed_themed_and_the_same_each_time(data: ReportInput, page: str) -> None:
+    assert page == render_report(data)
+    pretraining, tuning, accuracy = svgs(page)
+    identifiers: list[str] = []
+    for svg in (pretraining, tuning, accuracy):
+        root = ElementTree.fromstring(svg)
+        assert root.get("role") == "img"
+        assert "width" not in root.attrib
+        assert root.find(".//{http://www.w3.org/2000/svg}style") is None
+        identifiers += [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+    assert len(identifiers) == len(set(identifiers))
+    assert "restart</text>" in pretraining
+    assert "restart</text>" not in tuning
+    assert "var(--scratch" in tuning
+    assert "var(--scratch" not in pretraining
+    assert re.search(r">lr 0\.00\d+</text>", tuning)
+    assert ">80%</text>" in accuracy
+
+
+def test_long_curves_are_thinned_and_one_point_is_enough() -> None:
+    points = [{"kind": "point", "step": step, "loss": 1 / step} for step in range(1, 100_001)]
+    assert len(chart("long", "loss", {"pretrained": points})) < 40_000
+    ElementTree.fromstring(chart("short", "loss", {"pretrained": points[:1]}))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.04, "0.0 s"),
+        (9.97, "10 s"),
+        (59.7, "1 min 0 s"),
+        (214, "3 min 34 s"),
+        (7390, "2 h 3 min"),
+    ],
+)
+def test_durations_read_as_people_say_them(seconds: float, expected: str) -> None:
+    assert duration(seconds) == expected
