@@ -75,7 +75,7 @@ def publish(
 
 def latest_good(root: Path) -> Search:
     """Find the newest checkpoint whose manifest verifies. Reads every byte of it."""
-    rejected = []
+    rejected: list[tuple[Path, str]] = []
     for path in sorted(root.glob("step-*"), reverse=True):
         if not _NAME.search(path.name):
             continue

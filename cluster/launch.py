@@ -185,7 +185,9 @@ class Cluster:
             if not short:
                 return
             if time.monotonic() > deadline:
-                lacking = ", ".join(f"{v:g} {k} (free: {free.get(k, 0):g})" for k, v in short.items())
+                lacking = ", ".join(
+                    f"{v:g} {k} (free: {free.get(k, 0):g})" for k, v in short.items()
+                )
                 raise ClusterError(
                     f"the Ray cluster at {where} has no room: {self.placement.num_workers} workers "
                     f"need {lacking}. Is another job using it? Lower cluster.num_workers, or wait."

@@ -89,9 +89,9 @@ class ConvNeXtV2(nn.Module):
         """Yield the output of each stage in the layout of `sites`, dense: (B, h, w, C_stage)."""
         x = sites.enter(images)
         for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):
-            for layer in downsample:
+            for layer in downsample.children():
                 x = conv_channels_last(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
-            for block in blocks:
+            for block in blocks.children():
                 x = block(x, sites)
             yield x
 

@@ -40,9 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.set_defaults(act=_act_pipeline)
 
     for name, help_text in STAGE_COMMANDS.items():
-        stage = _command(
-            commands, name, help_text, f"convnextv2 {name} --preset demo --set seed=1"
-        )
+        stage = _command(commands, name, help_text, f"convnextv2 {name} --preset demo --set seed=1")
         stage.add_argument("--preset", default="demo", help="name of the preset (default: demo)")
         _add_pipeline_options(stage)
         stage.set_defaults(act=_act_pipeline)

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from convnextv2.sizes import size_of
 
+
 def _known_size(name: str) -> str:
     size_of(name)
     return name

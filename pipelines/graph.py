@@ -232,7 +232,8 @@ def code_digest(modules: Sequence[str]) -> str:
     total = hashlib.sha256()
     for module in sorted(modules):
         spec = importlib.util.find_spec(module)
-        assert spec is not None and spec.origin is not None, module
+        assert spec is not None, module
+        assert spec.origin is not None, module
         origin = Path(spec.origin)
         files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
         for file in files:

@@ -61,10 +61,14 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
             problems.append(f"{name}: {error}")
         low, high = train.augment.crop_scale
         if not 0 < low <= high:
-            problems.append(f"{name}.augment.crop_scale: expected 0 < low <= high, got {low}, {high}")
+            problems.append(
+                f"{name}.augment.crop_scale: expected 0 < low <= high, got {low}, {high}"
+            )
         low, high = train.augment.crop_ratio
         if not 0 < low <= high:
-            problems.append(f"{name}.augment.crop_ratio: expected 0 < low <= high, got {low}, {high}")
+            problems.append(
+                f"{name}.augment.crop_ratio: expected 0 < low <= high, got {low}, {high}"
+            )
         if train.warmup_epochs > train.epochs:
             problems.append(
                 f"{name}.warmup_epochs: {train.warmup_epochs:g} is longer than the {train.epochs} "
@@ -96,9 +100,7 @@ def _parse(text: str) -> Any:
     return value
 
 
-def _validate(
-    merged: dict[str, Any], base: dict[str, Any]
-) -> tuple[PipelineConfig, list[str]]:
+def _validate(merged: dict[str, Any], base: dict[str, Any]) -> tuple[PipelineConfig, list[str]]:
     """Validate; where a value is wrong the preset's own stands in, so that all checks can run."""
     try:
         return PipelineConfig.model_validate(merged), []

@@ -54,7 +54,7 @@ class Outcome:
                 }
                 for visit in self.visits
             ],
-            "evaluations": {name: result for name, result in self.evaluations()},
+            "evaluations": dict(self.evaluations()),
         }
 
     def evaluations(self) -> list[tuple[str, dict[str, Any]]]:

@@ -28,8 +28,8 @@ def training_samples(beton: Path, recipe: TrainConfig, seed: int) -> Indices:
         samples = few_labels(read_labels(beton), samples, recipe.labels_per_class, seed)
     if len(samples) < recipe.global_batch_size:
         raise ValueError(
-            f"global_batch_size {recipe.global_batch_size} is more than the {len(samples)} training "
-            f"images of {beton.name}; at most {len(samples)} would work"
+            f"global_batch_size {recipe.global_batch_size} is more than the {len(samples)} "
+            f"training images of {beton.name}; at most {len(samples)} would work"
         )
     return samples
 

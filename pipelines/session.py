@@ -148,8 +148,8 @@ def _exclusive(run_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise BusyError(
-                f"{run_dir} is in use by process {file.read().strip() or '?'}; wait for it, stop it, "
-                "or give another --run-dir"
+                f"{run_dir} is in use by process {file.read().strip() or '?'}; wait for it, stop "
+                "it, or give another --run-dir"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -9,7 +9,8 @@ that was not.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,9 +148,7 @@ class Run:
             warmup_steps=round(recipe.warmup_epochs * order.batches_per_epoch),
         )
         spool = Spool(job.directory, active=group.rank() == 0)
-        return cls(
-            job, clock, topology, engine, loader, order, schedule, spool, Fault.planned()
-        )
+        return cls(job, clock, topology, engine, loader, order, schedule, spool, Fault.planned())
 
     @property
     def total_steps(self) -> int:
@@ -176,14 +175,13 @@ class Run:
             share = self.order.share(
                 epoch, rank=group.rank(), world_size=group.world_size(), start=start
             )
-            stream = self._timed(self.loader.batches(share, epoch))
-            for _ in range(start, self.order.batches_per_epoch):
-                seed_step(self.job.config.seed, step, group.rank())
-                yield itertools.islice(stream, self.topology.accumulation)
-                step += 1
-            stream.close()
+            with closing(self._timed(self.loader.batches(share, epoch))) as stream:
+                for _ in range(start, self.order.batches_per_epoch):
+                    seed_step(self.job.config.seed, step, group.rank())
+                    yield itertools.islice(stream, self.topology.accumulation)
+                    step += 1
 
-    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _timed(self, batches: Generator[Batch]) -> Generator[Batch]:
         """Move batches to the device; waiting for data is booked as such."""
         while True:
             with self.clock.phase("data"):

@@ -6,7 +6,7 @@ compiled pipeline and the epoch thread.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
@@ -89,7 +89,7 @@ class BetonLoader:
             )
             self.code = self.graph.codegen_all(self.graph.collect_requirements()[1])
 
-    def batches(self, samples: Indices, epoch: int = 0) -> Iterator[Batch]:
+    def batches(self, samples: Indices, epoch: int = 0) -> Generator[Batch]:
         """Serve `samples` in order; the last batch may be short. Leaving early frees the thread.
 
         Raises:
@@ -134,7 +134,7 @@ class PageCache:
         return _ClockedContext(self)
 
     def compile_reader(self) -> Any:
-        def read(address, state):  # type: ignore[no-untyped-def]
+        def read(address: Any, state: Any) -> Any:
             size = state[2][np.searchsorted(state[1], address)]
             return state[0][address : address + size]
 
@@ -176,7 +176,7 @@ class _EpochThread(EpochIterator):
             self.join(timeout=0.01)
 
 
-class keep_torch_threads:  # noqa: N801 - reads as a statement
+class keep_torch_threads:
     """FFCV sets PyTorch's thread count along with numba's; put it back on leaving."""
 
     def __enter__(self) -> None:

@@ -40,7 +40,8 @@ class UnreadableImage(DataError):
 class Source(Protocol):
     """Labelled images by index."""
 
-    classes: tuple[str, ...]
+    @property
+    def classes(self) -> tuple[str, ...]: ...
 
     def __len__(self) -> int: ...
 

@@ -44,6 +44,7 @@ class CenterView:
 
 
 View = RandomView | CenterView
+Crop = tuple[int, int, int, int, bool]  # top, left, height, width, mirrored
 
 
 class DecodeView(Operation):
@@ -74,7 +75,7 @@ class DecodeView(Operation):
         resize, mirror = Compiler.compile(resize_crop), Compiler.compile(mirror_columns)
         samples = Compiler.get_iterator()
 
-        def decode(indices, memory, metadata, storage):  # type: ignore[no-untyped-def]
+        def decode(indices: Any, memory: Any, metadata: Any, storage: Any) -> Any:
             images, scratch, failed = memory
             seed, epoch = storage[3]
             for slot in samples(len(indices)):
@@ -104,7 +105,7 @@ class DecodeView(Operation):
 
 
 @register_jitable
-def mirror_columns(image):  # type: ignore[no-untyped-def]
+def mirror_columns(image: Any) -> None:
     """Flip (H, W, C) left to right in place."""
     width = image.shape[1]
     for row in range(image.shape[0]):
@@ -115,15 +116,15 @@ def mirror_columns(image):  # type: ignore[no-untyped-def]
                 image[row, width - 1 - left, channel] = kept
 
 
-def crop_chooser(view: View) -> Callable[..., tuple[int, int, int, int, bool]]:
-    """The function (seed, epoch, sample, height, width) -> (top, left, height, width, flip)."""
+def crop_chooser(view: View) -> Callable[..., Crop]:
+    """The function (seed, epoch, sample, height, width) -> crop, for numba to compile."""
     if isinstance(view, CenterView):
         return _center_chooser(view)
     (scale_low, scale_high), (ratio_low, ratio_high) = view.scale, view.ratio
     log_low, log_high = float(np.log(ratio_low)), float(np.log(ratio_high))
     flip, first, flip_draw = view.flip, int(Draw.CROP), np.uint64(Draw.FLIP)
 
-    def choose(seed, epoch, sample, height, width):  # type: ignore[no-untyped-def]
+    def choose(seed: Any, epoch: Any, sample: Any, height: Any, width: Any) -> Crop:
         mirrored = uniform(seed, epoch, sample, flip_draw) < flip
         for attempt in range(CROP_ATTEMPTS):
             draw = first + 4 * attempt
@@ -131,7 +132,7 @@ def crop_chooser(view: View) -> Callable[..., tuple[int, int, int, int, bool]]:
             u_ratio = uniform(seed, epoch, sample, np.uint64(draw + 1))
             area = height * width * (scale_low + u_area * (scale_high - scale_low))
             ratio = np.exp(log_low + u_ratio * (log_high - log_low))
-            w, h = int(round(np.sqrt(area * ratio))), int(round(np.sqrt(area / ratio)))
+            w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 top = int(uniform(seed, epoch, sample, np.uint64(draw + 2)) * (height - h + 1))
                 left = int(uniform(seed, epoch, sample, np.uint64(draw + 3)) * (width - w + 1))
@@ -139,18 +140,18 @@ def crop_chooser(view: View) -> Callable[..., tuple[int, int, int, int, bool]]:
         # As in torchvision: the largest central crop whose ratio is allowed.
         w, h = int(width), int(height)
         if width < ratio_low * height:
-            h = int(round(width / ratio_low))
+            h = round(width / ratio_low)
         elif width > ratio_high * height:
-            w = int(round(height * ratio_high))
+            w = round(height * ratio_high)
         return (int(height) - h) // 2, (int(width) - w) // 2, h, w, mirrored
 
     return choose
 
 
-def _center_chooser(view: CenterView) -> Callable[..., tuple[int, int, int, int, bool]]:
+def _center_chooser(view: CenterView) -> Callable[..., Crop]:
     (out_height, out_width), crop = view.size, view.crop
 
-    def choose(seed, epoch, sample, height, width):  # type: ignore[no-untyped-def]
+    def choose(seed: Any, epoch: Any, sample: Any, height: Any, width: Any) -> Crop:
         fit = min(height / out_height, width / out_width) * crop
         h, w = max(1, int(out_height * fit)), max(1, int(out_width * fit))
         return (int(height) - h) // 2, (int(width) - w) // 2, h, w, False

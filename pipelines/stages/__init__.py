@@ -25,10 +25,7 @@ def build_stages(
     return [
         write_stage(config, source, session),
         pretrain_stage(config, session),
-        *(
-            finetune_stage(config, session, from_scratch=name == SCRATCH)
-            for name in trained
-        ),
+        *(finetune_stage(config, session, from_scratch=name == SCRATCH) for name in trained),
         *(evaluate_stage(config, session, of=name) for name in trained),
         report_stage(config, session, command, trained),
     ]

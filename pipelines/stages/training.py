@@ -40,7 +40,9 @@ def run_training(place: Place, session: Session, job: TrainJob, weights: str) ->
             session.run_workers(train, job, place, run)
             last = _finished(job)
         if last is None:
-            raise CheckpointError(f"no good checkpoint of step {job.total_steps} in {job.directory}")
+            raise CheckpointError(
+                f"no good checkpoint of step {job.total_steps} in {job.directory}"
+            )
         _export(last.path, place.directory / weights)
         session.tracker.artifact(run, place.directory / SPOOL)
     return hash_files(place.directory, weights)
