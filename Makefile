@@ -1,6 +1,9 @@
 # Every target that needs the environment sets it up first; a second time that costs milliseconds.
 VENV ?= .venv
 ARGS ?=
+# What is compiled belongs to the environment, and ninja is in it.
+export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
+export PATH := $(abspath $(VENV))/bin:$(PATH)
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-soak bench lint format doctor clean

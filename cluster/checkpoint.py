@@ -63,7 +63,8 @@ def publish(
     partial = root / f".{final.name}.partial"
     _together("prepare", lambda: _prepare(root, partial))
     try:
-        files = _together("write", lambda: _write_and_hash(partial, write), everywhere=True)
+        _together("write", lambda: write(partial), everywhere=True)
+        files = _together("hash", lambda: _sync_and_hash(partial), everywhere=True)
         entries = {name: entry for part in files for name, entry in part.items()}
         _together("commit", lambda: _commit(partial, final, step, entries, notes))
     except CheckpointError:
@@ -90,10 +91,12 @@ def verify(path: Path) -> Checkpoint:
     """Check every file against the manifest; raises CheckpointError naming the first that fails."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        entries, step = manifest["files"], manifest["step"]
-    except (OSError, ValueError, KeyError) as error:
+        seal = manifest.pop("seal")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"no readable {MANIFEST}: {error}") from error
-    for name, entry in entries.items():
+    if seal != _seal(manifest):
+        raise CheckpointError(f"{MANIFEST} has changed since it was written")
+    for name, entry in manifest["files"].items():
         try:
             size, digest = _hash(path / name)
         except OSError as error:
@@ -102,7 +105,7 @@ def verify(path: Path) -> Checkpoint:
             raise CheckpointError(f"{name} has {size} bytes instead of {entry['bytes']}")
         if digest != entry["sha256"]:
             raise CheckpointError(f"{name} has changed since it was written (sha256 differs)")
-    return Checkpoint(path, step, manifest["notes"])
+    return Checkpoint(path, manifest["step"], manifest["notes"])
 
 
 def prune(root: Path, keep_last: int) -> None:
@@ -139,9 +142,7 @@ def _prepare(root: Path, partial: Path) -> None:
     partial.mkdir()
 
 
-def _write_and_hash(partial: Path, write: Callable[[Path], None]) -> dict[str, dict[str, Any]]:
-    write(partial)
-    group.gather(None)  # All files are there before anyone looks for its own.
+def _sync_and_hash(partial: Path) -> dict[str, dict[str, Any]]:
     mine = {}
     for path in sorted(p for p in partial.rglob("*") if p.is_file()):
         if _owner(path.name) != group.rank():
@@ -164,16 +165,22 @@ def _commit(
 ) -> None:
     manifest = {"schema": SCHEMA, "step": step, "files": entries, "notes": notes}
     with (partial / MANIFEST).open("w") as file:
-        json.dump(manifest, file, indent=1)
+        json.dump({**manifest, "seal": _seal(manifest)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     for folder in sorted({path.parent for path in partial.rglob("*")} | {partial}):
         _sync_folder(folder)
-    if final.exists():
-        # Only a checkpoint that failed to verify can be in the way: it is evidence, keep it.
-        os.replace(final, final.with_name(f"{final.name}.rejected-{int(time.time())}"))
+    for path in final.parent.glob("step-*"):
+        if _NAME.search(path.name) and path.name >= final.name:
+            # From this step on there is only what failed to verify: it is evidence, and must not
+            # count as the newest.
+            os.replace(path, path.with_name(f"{path.name}.rejected-{time.time_ns():x}"))
     os.replace(partial, final)
     _sync_folder(final.parent)
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The training engine: what a loop needs from sharded training, and DeepSpeed behind it."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -105,13 +106,44 @@ class DeepSpeedEngine:
         return {name: total / count for name, total in totals.items()}
 
     def save(self, directory: Path) -> None:
-        self._engine.save_checkpoint(str(directory), tag=TAG, save_latest=False)
+        writes = (self._engine.checkpoint_engine, "save"), (self._engine, "_copy_recovery_script")
+        with _failures_held_back(*writes):
+            self._engine.save_checkpoint(str(directory), tag=TAG, save_latest=False)
 
     def load(self, directory: Path) -> None:
         path, _ = self._engine.load_checkpoint(str(directory), tag=TAG)
         if path is None:
             # DeepSpeed only warns, and training would silently start from scratch.
             raise CheckpointError(f"DeepSpeed found nothing to load in {directory / TAG}")
+
+
+@contextmanager
+def _failures_held_back(*methods: tuple[Any, str]) -> Iterator[None]:
+    """Let the methods fail without raising; the first failure is raised at the end.
+
+    DeepSpeed's workers meet at barriers while they save: one that raises (its disk is full) would
+    leave the others waiting there until the process group times out.
+    """
+    failures: list[Exception] = []
+
+    def patient(method: Callable[..., Any]) -> Callable[..., Any]:
+        def attempt(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:
+                failures.append(error)
+
+        return attempt
+
+    for owner, name in methods:
+        setattr(owner, name, patient(getattr(owner, name)))
+    try:
+        yield
+    finally:
+        for owner, name in methods:
+            delattr(owner, name)
+    if failures:
+        raise failures[0]
 
 
 def fp32_weights(directory: Path) -> dict[str, Tensor]:

@@ -9,13 +9,14 @@ is there the fault does not fire again. Tests assert that it fired.
 """
 
 import os
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 VARIABLE = "CONVNEXTV2_FAULT"
-KINDS = ("sigkill", "raise")
+_PLAN = re.compile(r"(sigkill|raise) rank=(\d+) step=(\d+) marker=(.+)")
 
 
 class InjectedFault(RuntimeError):
@@ -37,13 +38,13 @@ class Fault:
         text = os.environ.get(VARIABLE)
         if not text:
             return None
-        kind, *pairs = text.split()
-        fields = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-        if kind not in KINDS or fields.keys() != {"rank", "step", "marker"}:
+        plan = _PLAN.fullmatch(text)
+        if plan is None:
             raise ValueError(
-                f"{VARIABLE}={text!r}: expected '<{'|'.join(KINDS)}> rank=R step=S marker=FILE'"
+                f"{VARIABLE}={text!r}: expected '<sigkill|raise> rank=R step=S marker=FILE'"
             )
-        return cls(kind, int(fields["rank"]), int(fields["step"]), Path(fields["marker"]))
+        kind, rank, step, marker = plan.groups()
+        return cls(kind, int(rank), int(step), Path(marker))
 
     def strike(self, rank: int, step: int) -> None:
         """Fail if this is the worker and the step, and it has not happened before."""

@@ -7,10 +7,12 @@ What to resume from is the function's business (`cluster.checkpoint`).
 
 import logging
 import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -67,10 +69,11 @@ class Cluster:
             "runtime_env": {"env_vars": self._worker_environment()},
         }
         try:
-            if address:
-                ray.init(address=address, **common)
-            else:
-                ray.init(address="local", **common, **self._own_cluster())
+            with _signals_kept():
+                if address:
+                    ray.init(address=address, **common)
+                else:
+                    ray.init(address="local", **common, **self._own_cluster())
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = f"to the Ray cluster at {address}" if address else "a Ray cluster here"
             verb = "connect" if address else "start"
@@ -193,6 +196,15 @@ class Cluster:
                     f"need {lacking}. Is another job using it? Lower cluster.num_workers, or wait."
                 )
             time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put the caller's SIGTERM handler back: `ray.init` installs one that just exits."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _port_taken(port: int) -> bool:

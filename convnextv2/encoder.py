@@ -50,7 +50,8 @@ class ConvNeXtV2(nn.Module):
             for i in range(3)
         ]
         self.downsample_layers = nn.ModuleList([stem, *between])
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        # On the CPU by name, so that the model can be built under torch.device("meta").
+        rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
         self.stages = nn.ModuleList(
             nn.Sequential(*[Block(dim, next(rates)) for _ in range(depth)])
             for dim, depth in zip(dims, depths, strict=True)

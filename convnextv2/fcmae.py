@@ -188,7 +188,10 @@ class FCMAE(nn.Module):
 
 
 def check_geometry(height: int, width: int, patch_size: int, stride: int) -> None:
-    """Raise ValueError with values that would work unless stride | patch_size | height, width."""
+    """Raise ValueError with values that would work unless stride | patch_size | height, width.
+
+    At least two patches are needed: one to see and one to hide.
+    """
     if patch_size % stride:
         raise ValueError(
             f"patch_size {patch_size} is no multiple of the encoder's total stride {stride}; "
@@ -200,6 +203,11 @@ def check_geometry(height: int, width: int, patch_size: int, stride: int) -> Non
                 f"image {name} {length} is no multiple of patch_size {patch_size}; "
                 f"try {nearest_multiples(length, patch_size)}"
             )
+    if height == width == patch_size:
+        raise ValueError(
+            f"an image of {height}x{width} is a single patch, nothing of it can be hidden; "
+            f"try {2 * patch_size}"
+        )
 
 
 def nearest_multiples(value: int, unit: int) -> str:

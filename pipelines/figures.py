@@ -140,9 +140,7 @@ def smoothed(values: NDArray[Any]) -> NDArray[Any]:
 def themed_svg(figure: Figure, title: str) -> Markup:
     """Render for inlining: no metadata, page-wide styles or spare ids; colours as variables."""
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    )
+    figure.savefig(buffer, format="svg")
     root = ElementTree.fromstring(buffer.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):

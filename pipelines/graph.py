@@ -138,6 +138,7 @@ class Pipeline:
             "inputs": {name: digests[name] for name in stage.after},
             "code": code_digest(stage.code),
         }
+        parts = json.loads(json.dumps(parts))  # As it will be read back: tuples become lists.
         key = digest_of(parts)[:KEY_LENGTH]
         directory = self.root / "stages" / stage.name / key
         inputs = {name: places[name].directory for name in stage.after}

@@ -10,7 +10,8 @@ from typing import TextIO
 
 @contextmanager
 def redirected(path: Path) -> Iterator[TextIO]:
-    """Send this process's standard output and error to `path`; yields the original output.
+    """Send this process's standard output and error to `path`; yields the original
+    standard error, for people.
 
     Works on file descriptors, so what C++ libraries and child processes print goes along.
     """
@@ -22,7 +23,7 @@ def redirected(path: Path) -> Iterator[TextIO]:
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.close(target)
-    terminal = os.fdopen(os.dup(kept[0]), "w")
+    terminal = os.fdopen(os.dup(kept[1]), "w")
     try:
         yield terminal
     finally:

@@ -1,33 +1,41 @@
 """What produced a result: code version and library versions."""
 
+import os
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 LIBRARIES = ("torch", "deepspeed", "ray", "ffcv", "spconv", "mlflow", "numpy", "numba")
+VARIANTS = {"spconv": ("spconv-cu126",)}
 
 
 def git_commit() -> str:
-    """Commit of the checkout this code runs from, "+changes" if it was edited; "" outside git."""
+    """Commit of the checkout this code runs from, "+changes" if it was edited.
+
+    Images carry no git: they name theirs in CONVNEXTV2_COMMIT. "" when nobody knows.
+    """
     root = Path(__file__).resolve().parent.parent
     try:
         commit = _git(root, "rev-parse", "HEAD")
         edited = _git(root, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        return os.environ.get("CONVNEXTV2_COMMIT", "")
     return commit + ("+changes" if edited else "")
 
 
 def versions() -> dict[str, str]:
     """Installed versions of the libraries that decide results."""
-    found = {}
-    for name in ("convnextv2", *LIBRARIES):
+    return {name: _version(name) for name in ("convnextv2", *LIBRARIES)}
+
+
+def _version(name: str) -> str:
+    for variant in (name, *VARIANTS.get(name, ())):
         try:
-            found[name] = version(name)
+            return version(variant)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            continue
+    return "not installed"
 
 
 @cache

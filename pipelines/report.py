@@ -233,13 +233,13 @@ def _samples(reconstruction: Reconstruction) -> dict[str, list[Markup]]:
 def _training_time(stage: str, lines: list[Line]) -> dict[str, Any]:
     """Where the time of a training stage went, and how many images it got through."""
     spent = seconds_by_phase(lines)
-    seconds = {phase: spent.get(phase, 0.0) for phase in PHASES}
     total = math.fsum(spent.values())
+    seconds = {phase: spent.pop(phase, 0.0) for phase in PHASES}
     points = curve(lines)
     images = points[-1]["images"] if points else 0
     return {
         "title": STAGE_TITLES.get(stage, stage),
-        "seconds": {**seconds, OTHER: total - math.fsum(seconds.values())},
+        "seconds": {**seconds, OTHER: math.fsum(spent.values())},
         "total": total,
         "images": images,
         "steps": points[-1]["step"] if points else 0,

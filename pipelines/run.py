@@ -16,6 +16,7 @@ from pipelines.graph import Pipeline, Visit
 from pipelines.logs import redirected
 from pipelines.progress import Screen
 from pipelines.session import Session
+from pipelines.tracking import open_hint
 
 DEFAULT_ROOT = Path("runs")
 
@@ -120,5 +121,5 @@ def closing_table(outcome: Outcome) -> Table:
             table.add_row("report", str(visit.place.directory / "report.html"))
     table.add_row("run folder", str(outcome.run_dir))
     table.add_row("log", str(outcome.log))
-    table.add_row("MLflow", f"mlflow ui --backend-store-uri {outcome.mlflow}")
+    table.add_row("MLflow", open_hint(outcome.mlflow))
     return table

@@ -75,7 +75,8 @@ def class_table(pretrained: Evaluation, scratch: Evaluation | None, *, most: int
     for label, name in enumerate(pretrained.classes):
         recall = pretrained.recall(label)
         control = scratch.recall(label) if scratch else None
-        gain = None if recall is None or control is None else recall - control
+        # Rounded, so that equal gains stay in the order of the classes.
+        gain = None if recall is None or control is None else round(recall - control, 9)
         rows.append(ClassRow(name, recall, control, gain))
     if scratch:
         rows.sort(key=lambda row: -abs(row.gain or 0))

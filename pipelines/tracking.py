@@ -154,6 +154,11 @@ class Tracker:
         return self._client
 
 
+def open_hint(uri: str) -> str:
+    """How a person opens what was tracked: an address, or the command that serves it."""
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as MLflow parameters with dotted names."""
     flat: dict[str, str] = {}

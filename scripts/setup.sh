@@ -54,8 +54,9 @@ find_python() {
     local candidates=(python3.11 python3 python3.12 python3.13 python3.14) candidate
     if [[ -n ${PYTHON:-} ]]; then candidates=("$PYTHON"); fi
     for candidate in "${candidates[@]}"; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            python=$candidate
+        # Its base: the one found may belong to an environment, even to the one to be made again.
+        if python=$("$candidate" -c 'import sys
+print(sys._base_executable) if sys.version_info >= (3, 11) else sys.exit(1)' 2>/dev/null); then
             return
         fi
     done
@@ -167,7 +168,8 @@ print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["optional-dependencies"]
     pip_install $tools
 }
 
-# DeepSpeed compiles it at the first start on CPUs; there it would cost the first training run.
+# DeepSpeed compiles it at the first start on CPUs; there it would cost the first training run. It
+# belongs to this environment: with one place for all, each would compile over the other's.
 communication_operation() {
     DS_ACCELERATOR=cpu timeout 300 "$VENV/bin/python" -c 'from deepspeed.accelerator import get_accelerator
 get_accelerator().create_op_builder("ShareMemCommBuilder").load()' || printf 'not built, see the log' >&3
@@ -202,6 +204,7 @@ version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 system_packages
 step environment made "virtual environment" new_environment
 export PATH=$VENV/bin:$PATH # DeepSpeed and PyTorch look for ninja there
+export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$VENV/torch_extensions}
 if [[ -e $state/unfinished ]]; then forget_torn_packages >>"$log"; fi
 touch "$state/unfinished"
 step tools "$pins" "build tools" pip_install setuptools wheel ninja numpy py-cpuinfo

@@ -78,6 +78,9 @@ class FolderSource:
         try:
             with Image.open(self.root / self.files[index][0]) as image:
                 upright = ImageOps.exif_transpose(image)
+                if upright.mode.startswith("I;16"):
+                    # Pillow's convert would clip all but the darkest greys to white.
+                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
                 return np.asarray(upright.convert("RGB"))
         except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
             raise UnreadableImage(f"{self.name(index)}: {error}") from error

@@ -152,8 +152,9 @@ def _center_chooser(view: CenterView) -> Callable[..., Crop]:
     (out_height, out_width), crop = view.size, view.crop
 
     def choose(seed: Any, epoch: Any, sample: Any, height: Any, width: Any) -> Crop:
-        fit = min(height / out_height, width / out_width) * crop
-        h, w = max(1, int(out_height * fit)), max(1, int(out_width * fit))
+        # Products before quotients: 61 / 224 * 224 is less than 61.
+        h = max(1, int(crop * min(height, width * out_height / out_width)))
+        w = max(1, int(crop * min(width, height * out_width / out_height)))
         return (int(height) - h) // 2, (int(width) - w) // 2, h, w, False
 
     return choose

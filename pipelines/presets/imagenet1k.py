@@ -24,7 +24,7 @@ def imagenet1k() -> PipelineConfig:
         name="imagenet1k",
         log_every=50,
         data=DataConfig(
-            num_workers=12,
+            num_workers=10,
             write=WriteConfig(mode="jpg", max_resolution=512, max_unreadable=100, num_workers=16),
         ),
         model=ModelConfig(size="atto", image_size=224, patch_size=32),

@@ -125,7 +125,9 @@ def test_memory_for_the_demo_alone(monkeypatch: Patch) -> None:
     assert doctor.memory().status == "warn"
 
 
-@pytest.mark.parametrize(("free", "status"), [(64, "fail"), (300, "warn"), (2000, "ok")])
+@pytest.mark.parametrize(
+    ("free", "status"), [(4, "fail"), (64, "warn"), (300, "warn"), (2000, "ok")]
+)
 def test_shared_memory(free: int, status: str, monkeypatch: Patch) -> None:
     free_space(monkeypatch, free * doctor.MB)
     check = doctor.shared_memory()

@@ -1,0 +1,70 @@
+"""`make bench`: run the benchmarks, print a table and write JSON."""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.bench import loader, sparse, stack
+from pipelines.provenance import git_commit, versions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.bench", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=3, help="turns of every pair")
+    parser.add_argument("--photos", type=Path, help="class folders of photographs for the loader")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="convnextv2-bench-") as folder:
+        results = {
+            "machine": {"cores": len(os.sched_getaffinity(0)), "processor": platform.machine()},
+            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "commit": git_commit(),
+            "versions": versions(),
+            "sparse": sparse.compare(options.pairs),
+            "loader": loader.measure(Path(folder) / "loader", options.photos),
+            "stack": stack.compare(Path(folder) / "stack", options.pairs),
+        }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(results, indent=1) + "\n")
+    show(results)
+    Console().print(f"written to {options.output}")
+
+
+def show(results: dict[str, Any]) -> None:
+    """The figures as a table."""
+    table = Table("benchmark", "figure", "value")
+    backends = results["sparse"]["backends"]
+    for name, figures in backends.items():
+        table.add_row(
+            results["sparse"]["what"],
+            name,
+            f"{figures['images_per_second']:.1f} images/s, {figures['peak_mb']:.0f} MB",
+        )
+    table.add_row(
+        "",
+        "gather / masked-dense",
+        f"{results['sparse']['speed_ratio']:.2f} x speed, "
+        f"{results['sparse']['memory_ratio']:.2f} x memory",
+    )
+    rate = results["loader"]["images_per_second"]
+    table.add_row(results["loader"]["what"], results["loader"]["images"], f"{rate:,.0f} images/s")
+    table.add_row(
+        results["stack"]["what"],
+        "stack / bare PyTorch",
+        f"{results['stack']['stack_images_per_second']:,.0f} / "
+        f"{results['stack']['bare_images_per_second']:,.0f} images/s = "
+        f"{results['stack']['ratio']:.3f}",
+    )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

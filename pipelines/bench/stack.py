@@ -1,0 +1,106 @@
+"""The whole stack against a bare PyTorch loop: same model, batch and threads.
+
+The stack is the demo's pretraining as users run it: Ray Train, DeepSpeed ZeRO-1, FFCV, MLflow and
+checkpoints, one worker. The bare loop has its images in memory, normalised, and does nothing but
+forward, backward and AdamW. Both run until their speed is steady; start-up is not counted.
+"""
+
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from convnextv2.masking import sample_masks
+from convnextv2.recipe.optimizer import GroupRule, parameter_groups
+from pipelines.config import PipelineConfig
+from pipelines.graph import Pipeline
+from pipelines.logs import redirected
+from pipelines.metrics import curve, read_spool
+from pipelines.presets import load_preset
+from pipelines.progress import Screen
+from pipelines.session import Session
+from pipelines.stages.pretrain import build_fcmae, pretrain_stage
+from pipelines.stages.write_data import write_stage
+
+THREADS, BATCH, IMAGES, EPOCHS = 2, 128, 5120, 5
+SETTINGS = (
+    "cluster.num_workers=1",
+    f"cluster.cpus_per_worker={THREADS}",
+    f"pretrain.global_batch_size={BATCH}",
+    f"pretrain.micro_batch_size={BATCH}",
+    f"pretrain.train_images={IMAGES}",
+    f"pretrain.epochs={EPOCHS}",
+    "pretrain.checkpoint_every=50",
+)
+
+
+def compare(folder: Path, pairs: int) -> dict[str, Any]:
+    """images/s of both and their ratio, pair by pair."""
+    config = load_preset("demo", SETTINGS)
+    turns = []
+    for turn in range(pairs):
+        turns.append((stack_rate(config, folder / str(turn)), bare_rate(config)))
+    ratios = sorted(stack / bare for stack, bare in turns)
+    return {
+        "what": f"FCMAE {config.model.size}, {config.model.image_size} px, batch {BATCH}, "
+        f"{THREADS} threads, checkpoint every {config.pretrain.checkpoint_every} steps",
+        "stack_images_per_second": sorted(stack for stack, _ in turns)[pairs // 2],
+        "bare_images_per_second": sorted(bare for _, bare in turns)[pairs // 2],
+        "ratio": ratios[pairs // 2],
+        "pairs": pairs,
+    }
+
+
+def stack_rate(config: PipelineConfig, run_dir: Path) -> float:
+    """images/s between the first and the last point of a pretraining run."""
+    images = np.random.default_rng(0).integers(0, 255, (IMAGES, 28, 28), np.uint8)
+    run_dir.mkdir(parents=True)
+    source = run_dir / "noise"
+    source.mkdir()
+    write_idx(source, images)
+    with redirected(run_dir / "driver.log") as terminal:
+        screen = Screen(Console(file=terminal, quiet=True))
+        with Session(config, run_dir, screen) as session:
+            stages = [write_stage(config, source, session), pretrain_stage(config, session)]
+            pretrained = Pipeline(run_dir, stages).run()[-1].place.directory
+    points = curve(read_spool(pretrained))
+    first, last = points[0], points[-1]
+    return float((last["images"] - first["images"]) / (last["time"] - first["time"]))
+
+
+def bare_rate(config: PipelineConfig, steps: int = 60) -> float:
+    """images/s of the plain loop on images that are there already."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    model = build_fcmae(config)
+    rule = GroupRule(weight_decay=config.pretrain.weight_decay)
+    groups = parameter_groups(model, rule, model.encoder.depths)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=config.pretrain.betas)
+    side = config.model.image_size
+    batches = torch.randn(8, BATCH, side, side, 3).permute(0, 1, 4, 2, 3)
+    masks = sample_masks(
+        seed=0, epoch=0, indices=range(BATCH), num_patches=16, mask_ratio=model.mask_ratio
+    )
+    begin = 0.0
+    for step, images in enumerate(itertools.islice(itertools.cycle(batches), steps + 5)):
+        if step == 5:
+            begin = time.perf_counter()
+        model(images, mask=masks).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    seconds = time.perf_counter() - begin
+    torch.set_num_threads(threads)
+    return steps * BATCH / seconds
+
+
+def write_idx(folder: Path, images: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    """Write images as both splits of an idx collection with labels 0-9."""
+    labels = (np.arange(len(images)) % 10).astype(np.uint8)
+    for split in ("train", "t10k"):
+        for name, content in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, content.ndim]) + np.array(content.shape, ">u4").tobytes()
+            (folder / f"{split}-{name}-ubyte").write_bytes(header + content.tobytes())

@@ -1,0 +1,91 @@
+"""The whole job with every real part, small: stages, caching, tracking, report."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.integration.conftest import Start, output, spool
+
+pytestmark = pytest.mark.slow
+
+STAGES = [
+    "write",
+    "pretrain",
+    "finetune",
+    "finetune-scratch",
+    "evaluate",
+    "evaluate-scratch",
+    "report",
+]
+
+
+def statuses(result: dict[str, Any]) -> dict[str, str]:
+    return {stage["name"]: stage["status"] for stage in result["stages"]}
+
+
+def test_the_whole_job_then_nothing_then_a_part_of_it(start: Start, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    first = start("demo", run_dir, "--json")
+    result = first.result()
+    assert statuses(result) == dict.fromkeys(STAGES, "run")
+    assert set(result["evaluations"]) == {"finetune", "finetune-scratch"}
+    assert result["evaluations"]["finetune"]["images"] == 24
+    first.await_end()
+    page = output(run_dir, "report", "report.html").read_text()
+    assert f"{result['evaluations']['finetune']['top1']:.1%}" in page
+    check_tracking(run_dir)
+
+    # Nothing has changed: nothing runs, no worker starts.
+    pretrained = output(run_dir, "pretrain", "fcmae.safetensors").read_bytes()
+    second = start("demo", run_dir, "--json").result()
+    assert statuses(second) == dict.fromkeys(STAGES, "done")
+    assert second["evaluations"] == result["evaluations"]
+
+    # Redoing a stage redoes what reads it, and nothing else; the same inputs give the same weights.
+    before = output(run_dir, "finetune", "model.safetensors").read_bytes()
+    third = start("demo", run_dir, "--json", "--rerun", "finetune").result()
+    redone = {name for name, status in statuses(third).items() if status == "run"}
+    assert redone == {"finetune", "evaluate", "report"}
+    assert output(run_dir, "finetune", "model.safetensors").read_bytes() == before
+    assert output(run_dir, "pretrain", "fcmae.safetensors").read_bytes() == pretrained
+
+    # How it is computed is not what is computed: one worker instead of two changes no key.
+    alone = start("pretrain", run_dir, "--json", settings=("cluster.num_workers=1",)).result()
+    assert statuses(alone) == {"write": "done", "pretrain": "done"}
+
+
+def check_tracking(run_dir: Path) -> None:
+    """A parent run, a finished child per stage with metrics, and the report as an artifact."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{run_dir / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("convnextv2")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    by_stage = {run.data.tags.get("stage", "parent"): run for run in runs}
+    assert set(by_stage) == {"parent", *STAGES}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    parent = by_stage.pop("parent").info.run_id
+    assert {run.data.tags["mlflow.parentRunId"] for run in by_stage.values()} == {parent}
+    logged = client.get_metric_history(by_stage["pretrain"].info.run_id, "loss")
+    points = [line for line in spool(run_dir, "pretrain") if line["kind"] == "point"]
+    assert [(m.step, m.value) for m in logged] == [(p["step"], p["loss"]) for p in points]
+    assert any(artifact.path == "report.html" for artifact in client.list_artifacts(parent))
+    assert "git.commit" in by_stage["pretrain"].data.tags
+    assert by_stage["pretrain"].data.params["pretrain.base_lr"]
+
+
+def test_a_killed_worker_does_not_stop_the_run_nor_change_its_result(
+    start: Start, tmp_path: Path
+) -> None:
+    marker = tmp_path / "fired"
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    fault = f"sigkill rank=1 step=15 marker={marker}"
+    start("pretrain", killed, fault=fault).finish()
+    assert marker.read_text() == "sigkill rank 1 step 15\n"
+    starts = [line for line in spool(killed, "pretrain") if line["kind"] == "start"]
+    assert [(line["step"], line["workers"]) for line in starts] == [(0, 2), (12, 2)]
+
+    start("pretrain", straight).finish()
+    weights = [output(run, "pretrain", "fcmae.safetensors") for run in (straight, killed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
