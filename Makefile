@@ -1,9 +1,6 @@
 # Every target that needs the environment sets it up first; a second time that costs milliseconds.
 VENV ?= .venv
 ARGS ?=
-# What is compiled belongs to the environment, and ninja is in it.
-export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
-export PATH := $(abspath $(VENV))/bin:$(PATH)
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-soak bench lint format doctor clean
@@ -28,7 +25,7 @@ test-soak: setup ## long fault and resume tests
 	@exec '$(VENV)/bin/python' -m pytest -m soak $(ARGS)
 
 bench: setup ## speed and memory, printed and written as JSON
-	@exec '$(VENV)/bin/python' -m benchmarks.run $(ARGS)
+	@exec '$(VENV)/bin/python' -m pipelines.bench $(ARGS)
 
 lint: setup ## ruff and mypy
 	@'$(VENV)/bin/ruff' check --quiet .

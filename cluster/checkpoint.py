@@ -67,10 +67,12 @@ def publish(
         files = _together("hash", lambda: _sync_and_hash(partial), everywhere=True)
         entries = {name: entry for part in files for name, entry in part.items()}
         _together("commit", lambda: _commit(partial, final, step, entries, notes))
-    except CheckpointError:
+    except CheckpointError as error:
+        # Said because PyTorch's own words for a full disk are "unexpected pos".
+        free = shutil.disk_usage(root).free
         if group.rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
-        raise
+        raise CheckpointError(f"{error}; {free / 1e6:,.0f} MB were free in {root}") from error
     return Checkpoint(final, step, notes)
 
 

@@ -83,6 +83,9 @@ class DeepSpeedEngine:
             os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed
 
+        # On CPUs DeepSpeed would compile an operation on every node for a collective that only
+        # inference uses, and a killed worker would leave its 69 MB buffer in /dev/shm.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.device = device
         optimizer = torch.optim.AdamW(list(groups), lr=0.0, betas=betas)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -111,7 +114,9 @@ class DeepSpeedEngine:
             self._engine.save_checkpoint(str(directory), tag=TAG, save_latest=False)
 
     def load(self, directory: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(directory), tag=TAG)
+        path = None
+        if (directory / TAG).is_dir():
+            path, _ = self._engine.load_checkpoint(str(directory), tag=TAG)
         if path is None:
             # DeepSpeed only warns, and training would silently start from scratch.
             raise CheckpointError(f"DeepSpeed found nothing to load in {directory / TAG}")

@@ -158,7 +158,11 @@ class Cluster:
     def _worker_environment(self) -> dict[str, str]:
         threads = str(self.placement.cpus_per_worker)
         cpu = {} if self.placement.use_gpu else {"DS_ACCELERATOR": "cpu"}
-        return {"OMP_NUM_THREADS": threads, "RAY_CHDIR_TO_TRIAL_DIR": "0", **cpu}
+        return {
+            "OMP_NUM_THREADS": threads,
+            "RAY_CHDIR_TO_TRIAL_DIR": "0",
+            **cpu,
+        }
 
     def _own_cluster(self) -> dict[str, Any]:
         port = self.placement.dashboard_port

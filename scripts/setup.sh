@@ -25,9 +25,9 @@ die() { say "$*"; exit 1; }
 
 stamped() { [[ -e $stamps/$1 && $(<"$stamps/$1") == "$2" ]]; }
 stamp() { echo "$2" >"$state/new" && sync "$state/new" && mv "$state/new" "$stamps/$1"; }
-complete() { [[ -x $VENV/bin/python ]] && stamped project "$pins $root" && stamped operation "$pins"; }
+complete() { [[ -x $VENV/bin/python ]] && stamped project "$pins $root"; }
 
-count=0 # of 9
+count=0 # of 8
 running=
 step() { # NAME KEY LABEL COMMAND...: a line, the command into the log, the duration, the stamp
     local name=$1 key=$2 label=$3 start=$SECONDS
@@ -35,7 +35,7 @@ step() { # NAME KEY LABEL COMMAND...: a line, the command into the log, the dura
     count=$((count + 1))
     if stamped "$name" "$key"; then return; fi
     running=$label
-    printf 'set-up  %d/9  %-36s' "$count" "$label" >&3
+    printf 'set-up  %d/8  %-36s' "$count" "$label" >&3
     printf '\n=== %s\n' "$label" >>"$log"
     "$@" </dev/null >>"$log" 2>&1
     stamp "$name" "$key"
@@ -168,13 +168,6 @@ print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["optional-dependencies"]
     pip_install $tools
 }
 
-# DeepSpeed compiles it at the first start on CPUs; there it would cost the first training run. It
-# belongs to this environment: with one place for all, each would compile over the other's.
-communication_operation() {
-    DS_ACCELERATOR=cpu timeout 300 "$VENV/bin/python" -c 'from deepspeed.accelerator import get_accelerator
-get_accelerator().create_op_builder("ShareMemCommBuilder").load()' || printf 'not built, see the log' >&3
-}
-
 if complete; then exit 0; fi
 trap 'report_failure $?' EXIT
 trap 'exit 130' INT
@@ -204,7 +197,6 @@ version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 system_packages
 step environment made "virtual environment" new_environment
 export PATH=$VENV/bin:$PATH # DeepSpeed and PyTorch look for ninja there
-export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$VENV/torch_extensions}
 if [[ -e $state/unfinished ]]; then forget_torn_packages >>"$log"; fi
 touch "$state/unfinished"
 step tools "$pins" "build tools" pip_install setuptools wheel ninja numpy py-cpuinfo
@@ -213,5 +205,4 @@ step others "$pins" "Ray $(pin ray), MLflow $(pin mlflow), spconv" other_depende
 step deepspeed "$pins" "DeepSpeed $(pin deepspeed)" pip_install --no-build-isolation deepspeed
 step ffcv "$pins" "FFCV $(pin ffcv)" pip_install --no-build-isolation ffcv
 step project "$pins $root" "convnextv2 and tools ($EXTRA)" project
-step operation "$pins" "DeepSpeed's CPU communication" communication_operation
 rm "$state/unfinished"

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from convnextv2.randomness import Draw, uniform
 
@@ -82,9 +82,7 @@ class FolderSource:
                     # Pillow's convert would clip all but the darkest greys to white.
                     upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
                 return np.asarray(upright.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-            raise UnreadableImage(f"{self.name(index)}: {error}") from error
-        except Image.DecompressionBombError as error:
+        except Exception as error:  # On damaged bytes Pillow raises nearly anything.
             raise UnreadableImage(f"{self.name(index)}: {error}") from error
 
     def fingerprint(self) -> list[object]:
@@ -188,6 +186,8 @@ def open_idx(root: Path, split: Split) -> IdxSource:
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if len(images) != len(labels):
         raise DataError(f"{images_path} has {len(images)} images but {len(labels)} labels")
+    if not len(images):
+        raise DataError(f"{images_path} holds no images")
     count = int(labels.max()) + 1
     names = FASHION_CLASSES if "fashion" in str(root).lower() else range(count)
     return IdxSource(images_path, tuple(str(name) for name in names), images, labels)

@@ -1,6 +1,6 @@
-"""FCMAE written a second time, from the facts and not from our code: NCHW, one image map, no tricks.
+"""FCMAE written a second time, from the paper and not from our code: NCHW, no tricks.
 
-As in the paper's JAX snippet (fcmae-facts 1.3): everything is computed on the full grid, features
+As in the JAX snippet of the authors' TRAINING.md: everything is computed on the full grid, features
 are multiplied by the visibility before and after each depthwise convolution and for GRN's
 statistics. Only the parameters are shared with the model under test, by name.
 """

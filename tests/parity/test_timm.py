@@ -1,5 +1,7 @@
 """Our dense encoder against timm's with the same weights, and the published parameter counts."""
 
+from collections.abc import Iterator
+
 import pytest
 import timm
 import torch
@@ -10,8 +12,8 @@ from convnextv2.fcmae import FCMAE
 from convnextv2.sizes import SIZES
 from convnextv2.weights import convert
 
-# Parameters of the classifier (1000 classes), of the encoder alone and of the whole FCMAE, as in
-# fcmae-facts 1.1: derived there from the published code, equal to timm's printed digits.
+# Parameters of the classifier (1000 classes), of the encoder alone and of the whole FCMAE: worked
+# out from the published code, and equal to timm's and mmpretrain's printed digits.
 PARAMETERS = {
     "atto": (3_708_400, 3_386_760, 7_257_992),
     "femto": (5_233_240, 4_847_472, 8_751_472),
@@ -22,6 +24,14 @@ PARAMETERS = {
     "large": (197_956_840, 196_416_768, 200_910_592),
     "huge": (660_289_640, 657_467_008, 662_616_192),
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def randomise(model: nn.Module) -> None:

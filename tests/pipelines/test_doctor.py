@@ -117,11 +117,11 @@ def test_memory_of_the_control_group(
     cgroup(line, {file: str(doctor.GB)})
     check = doctor.memory()
     assert check.status == status
-    assert ("need 3 GB" in check.advice) == (status == "fail")
+    assert ("need 4 GB" in check.advice) == (status == "fail")
 
 
 def test_memory_for_the_demo_alone(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4 * doctor.GB))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=6 * doctor.GB))
     assert doctor.memory().status == "warn"
 
 

@@ -102,7 +102,7 @@ def test_steps_come_in_the_order_that_works(box: Box) -> None:
     result = box.set_up()
     assert (result.returncode, result.stdout) == (0, "")
     lines = result.stderr.splitlines()
-    assert [line.split()[1] for line in lines] == [f"{n}/9" for n in range(2, 10)]
+    assert [line.split()[1] for line in lines] == [f"{n}/8" for n in range(2, 9)]
     assert all(re.search(r" \d+ s$", line) for line in lines)
     installs = box.installs()
     assert installs[0] == "setuptools wheel ninja numpy py-cpuinfo"
@@ -136,7 +136,7 @@ def test_another_clone_is_only_pointed_at(box: Box) -> None:
     box.set_up()
     box.clone = box.clone.rename(box.folder / "another")
     result = box.set_up()
-    assert [line.split()[1] for line in result.stderr.splitlines()] == ["8/9"]
+    assert [line.split()[1] for line in result.stderr.splitlines()] == ["8/8"]
     assert str(box.clone) in box.calls("--editable")[0]
     assert box.set_up().stderr == ""
 
@@ -162,7 +162,7 @@ def test_with_sudo_the_packages_are_installed(box: Box) -> None:
     box.put("dpkg", 'echo "dpkg $*" >>"$BOX/calls"')
     box.put("sudo", 'echo "sudo $*" >>"$BOX/calls"; shift; exec "$@"')
     result = box.set_up()
-    assert (result.returncode, result.stderr.split()[1]) == (0, "1/9")
+    assert (result.returncode, result.stderr.split()[1]) == (0, "1/8")
     assert box.calls("dpkg --configure -a")
     assert "libturbojpeg0-dev libopencv-dev" in box.calls("apt-get install")[-1]
 
@@ -226,12 +226,6 @@ def test_torn_packages_are_forgotten_and_whole_ones_kept(tmp_path: Path) -> None
     subprocess.run([tmp_path / "bin/python", "-"], input=script[1], text=True, check=True)
     assert [info.name for info in site.glob("*.dist-info")] == ["whole-1.dist-info"]
     assert not (site / "~hole").exists()
-
-
-def test_without_the_compiled_operation_it_goes_on(box: Box) -> None:
-    result = box.set_up(FAIL="deepspeed.accelerator")
-    assert (result.returncode, "not built, see the log" in result.stderr) == (0, True)
-    assert box.set_up().stderr == ""
 
 
 def test_a_second_set_up_waits_for_the_first(box: Box) -> None:
