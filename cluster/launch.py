@@ -7,6 +7,7 @@ What to resume from is the function's business (`cluster.checkpoint`).
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -135,6 +136,8 @@ class Cluster:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        # A fresh name: Ray keeps state under it, and resuming is our own matter.
+        name = f"{name}-{time.time_ns():x}"
         try:
             TorchTrainer(
                 work,
@@ -146,14 +149,15 @@ class Cluster:
                     resources_per_worker=self.placement.worker_resources,
                 ),
                 run_config=RunConfig(
-                    # A fresh name: Ray keeps state under it, and resuming is our own matter.
-                    name=f"{name}-{time.time_ns():x}",
+                    name=name,
                     storage_path=str(storage.resolve()),
                     failure_config=FailureConfig(max_failures=self.placement.max_failures),
                 ),
             ).fit()
         except BaseException as error:
             outcome.append(error)
+        finally:
+            shutil.rmtree(storage / name, ignore_errors=True)
 
     def _worker_environment(self) -> dict[str, str]:
         threads = str(self.placement.cpus_per_worker)

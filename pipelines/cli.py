@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"{_kind(error)}: {error}", file=sys.stderr)
+        print(f"error: {_words(error)}", file=sys.stderr)
         return 1
 
 
@@ -120,12 +120,14 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _kind(error: Exception) -> str:
+def _words(error: Exception) -> str:
     from pipelines.resolve import ConfigError
 
-    if isinstance(error, ConfigError):
-        return f"{len(error.problems)} problem{'s' * (len(error.problems) > 1)} in the settings\n"
-    return "error"
+    if not isinstance(error, ConfigError):
+        return str(error)
+    count = len(error.problems)
+    lines = [f"{count} problem{'s' * (count > 1)} in the settings", *error.problems]
+    return "\n  ".join(lines)
 
 
 def _act_pipeline(options: argparse.Namespace) -> int:

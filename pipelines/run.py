@@ -1,6 +1,7 @@
 """Running a pipeline: from a resolved configuration to a closing table."""
 
 import json
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,8 +77,12 @@ def run_pipeline(request: Request) -> Outcome:
     request.run_dir.mkdir(parents=True, exist_ok=True)
     with redirected(log) as terminal:
         screen = Screen(Console(file=terminal, soft_wrap=True))
-        with Session(request.config, request.run_dir, screen) as session:
-            return _run(request, session, screen, log)
+        try:
+            with Session(request.config, request.run_dir, screen) as session:
+                return _run(request, session, screen, log)
+        except Exception:
+            traceback.print_exc()  # Into the log; a person gets the message alone.
+            raise
 
 
 def _run(request: Request, session: Session, screen: Screen, log: Path) -> Outcome:
