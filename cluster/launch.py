@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 POLL_SECONDS = 0.25
+CONNECT_SECONDS = 10.0
 PROCESS_GROUP_TIMEOUT_SECONDS = 600
 
 
@@ -72,6 +73,7 @@ class Cluster:
         try:
             with _signals_kept():
                 if address:
+                    _check_answers(address)
                     ray.init(address=address, **common)
                 else:
                     ray.init(address="local", **common, **self._own_cluster())
@@ -213,6 +215,17 @@ def _signals_kept() -> Iterator[None]:
     yield
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+
+
+def _check_answers(address: str) -> None:
+    """Fail at once where nothing listens; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(f"nothing answers there ({error})") from error
 
 
 def _port_taken(port: int) -> bool:

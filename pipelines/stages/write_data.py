@@ -9,7 +9,7 @@ from pipelines.graph import Outputs, Place, Stage, digest_of, hash_files
 from pipelines.session import Session
 
 SPLITS: tuple[Split, ...] = ("train", "val")
-CODE = ("convnextv2.data.sources", "convnextv2.data.write")
+CODE = ("convnextv2.data.sources", "convnextv2.data.watched_writer", "convnextv2.data.write")
 
 
 def write_stage(config: PipelineConfig, source: Path, session: Session) -> Stage:

@@ -1,0 +1,160 @@
+"""FFCV's writer in a process of its own, watched: it loops for ever when a worker of its dies."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from convnextv2.data.sources import DataError, RGBImage, Source, UnreadableImage
+
+WRITER_DIED = 3
+POLL_SECONDS = 0.2
+PATIENCE_SECONDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteSettings:
+    """How images are stored: FFCV's RGBImageField settings and the number of processes."""
+
+    mode: Literal["raw", "jpg", "smart", "proportion"] = "jpg"
+    max_resolution: int | None = None
+    jpeg_quality: int = 90
+    max_unreadable: int = 0
+    num_workers: int = 1
+
+
+def writer_log(partial: Path) -> Path:
+    """Where the writer of `partial` says what went wrong."""
+    return partial.with_suffix(".log")
+
+
+def run_writer(
+    source: Source, partial: Path, settings: WriteSettings, on_progress: Callable[[int], None]
+) -> list[tuple[int, str]]:
+    """Run FFCV's writer in a child process and watch it; returns the skipped samples."""
+    context = multiprocessing.get_context("spawn")
+    done, failures = context.Value("Q", 0), context.Queue()
+    log = writer_log(partial)
+    child = context.Process(
+        target=_write_in_child, args=(source, partial, settings, done, failures, log), daemon=False
+    )
+    child.start()
+    skipped: list[tuple[int, str]] = []
+    try:
+        while child.is_alive():
+            child.join(POLL_SECONDS)
+            on_progress(done.value)
+            skipped += _drain(failures)
+            if len(skipped) > settings.max_unreadable:
+                raise _too_many_unreadable(source, skipped, settings.max_unreadable)
+    finally:
+        _stop_group(child)
+    skipped += _drain(failures)
+    if len(skipped) > settings.max_unreadable:
+        raise _too_many_unreadable(source, skipped, settings.max_unreadable)
+    if child.exitcode != 0:
+        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        reason = lines[-1] if lines else f"exit code {child.exitcode}"
+        raise DataError(f"writing {partial.parent / partial.name[1:-8]} failed: {reason}")
+    return sorted(skipped)
+
+
+def _too_many_unreadable(source: Source, skipped: list[tuple[int, str]], limit: int) -> DataError:
+    named = "\n".join(f"  {reason}" for _, reason in sorted(skipped)[:5])
+    return DataError(
+        f"{len(skipped)} of {len(source)} images cannot be read, more than "
+        f"data.write.max_unreadable = {limit}:\n{named}"
+    )
+
+
+def _drain(failures: Any) -> list[tuple[int, str]]:
+    items = []
+    while not failures.empty():
+        items.append(failures.get())
+    return items
+
+
+def _stop_group(child: Any) -> None:
+    """End the writer with its own children; it leads a process group.
+
+    SIGTERM first: Python's resource tracker, one of them, survives it and frees the shared memory.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if child.is_alive():
+            leads = os.getpgid(child.pid) == child.pid
+            (os.killpg if leads else os.kill)(child.pid, number)
+            child.join(PATIENCE_SECONDS)
+
+
+class _Counted:
+    """The dataset FFCV's processes index: counts, and keeps a bad image from ending the run."""
+
+    def __init__(self, source: Source, done: "Synchronized[int]", failures: Any) -> None:
+        self.source, self.done, self.failures = source, done, failures
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[RGBImage, int]:
+        with self.done.get_lock():
+            self.done.value += 1
+        try:
+            return self.source.image(int(index)), self.source.label(int(index))
+        except UnreadableImage as error:
+            self.failures.put((int(index), str(error)))
+            return np.zeros((1, 1, 3), np.uint8), -1
+
+
+def _write_in_child(
+    source: Source,
+    partial: Path,
+    settings: WriteSettings,
+    done: "Synchronized[int]",
+    failures: Any,
+    log: Path,
+) -> None:
+    # A group of its own: Ctrl-C in a terminal goes to our parent, which then ends all of us.
+    os.setpgrp()
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    field = RGBImageField(
+        write_mode=settings.mode,
+        max_resolution=settings.max_resolution,
+        jpeg_quality=settings.jpeg_quality,
+    )
+    writer = DatasetWriter(
+        str(partial), {"image": field, "label": IntField()}, num_workers=settings.num_workers
+    )
+    threading.Thread(target=_die_with_workers, daemon=True).start()
+    writer.from_indexed_dataset(_Counted(source, done, failures))
+    failures.close()
+    failures.join_thread()
+
+
+def _die_with_workers() -> None:
+    """End this process when a writer process of FFCV, or the parent, dies: FFCV would not."""
+    parent = os.getppid()
+    seen: dict[int, Any] = {}
+    while os.getppid() == parent:
+        seen |= {worker.pid: worker for worker in multiprocessing.active_children() if worker.pid}
+        if any(worker.exitcode not in (None, 0) for worker in seen.values()):
+            time.sleep(POLL_SECONDS)  # Its last words are on the way to the log.
+            break
+        time.sleep(POLL_SECONDS)
+    sys.stderr.flush()
+    for worker in seen.values():
+        worker.kill()
+    os._exit(WRITER_DIED)
