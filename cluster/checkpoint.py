@@ -122,6 +122,12 @@ def prune(root: Path, keep_last: int) -> None:
         shutil.rmtree(doomed)
 
 
+def sweep(root: Path) -> None:
+    """Remove what an interrupted save left; nobody may be saving there."""
+    for left_over in root.glob(".step-*.partial"):
+        shutil.rmtree(left_over)
+
+
 def _together(what: str, act: Callable[[], Any], *, everywhere: bool = False) -> Any:
     """Run `act` on rank 0 (or everywhere) and agree on the outcome before anyone goes on."""
     outcome, problem = None, None
@@ -139,8 +145,7 @@ def _together(what: str, act: Callable[[], Any], *, everywhere: bool = False) ->
 
 def _prepare(root: Path, partial: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
-    for left_over in root.glob(".step-*.partial"):
-        shutil.rmtree(left_over)
+    sweep(root)
     partial.mkdir()
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.files import write_json
+
 COMPLETE = "COMPLETE.json"
 SCHEMA = 1
 KEY_LENGTH = 12
@@ -201,16 +203,6 @@ def _mark_complete(place: Place, outputs: Outputs, seconds: float) -> None:
         "finished": time.time(),
     }
     write_json(place.directory / COMPLETE, content)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write atomically: temporary name, fsync, rename."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def hash_files(directory: Path, *names: str) -> Outputs:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.checkpoint import sweep
 from cluster.launch import Cluster, Placement
 from pipelines.config import PipelineConfig
 from pipelines.graph import Place
@@ -15,6 +16,7 @@ from pipelines.metrics import Follower
 from pipelines.progress import Screen, SpeedWords
 from pipelines.provenance import provenance
 from pipelines.tracking import Tracker
+from pipelines.train import CHECKPOINTS
 
 
 class BusyError(RuntimeError):
@@ -33,6 +35,7 @@ class Session:
     def __enter__(self) -> "Session":
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._stack.enter_context(_exclusive(self.run_dir))
+        self._stack.callback(self._sweep)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -47,6 +50,11 @@ class Session:
                     f"MLflow at {self.tracking_uri} did not answer; {unsent} records wait in "
                     f"{self.run_dir} and are sent next time"
                 )
+
+    def _sweep(self) -> None:
+        """The workers are gone by now: what they were writing will never be finished."""
+        for checkpoints in self.run_dir.glob(f"stages/*/*/{CHECKPOINTS}"):
+            sweep(checkpoints)
 
     @property
     def logs(self) -> Path:

@@ -16,7 +16,8 @@ from convnextv2.data.views import CenterView
 from convnextv2.data.write import read_manifest
 from convnextv2.tasks.classify import ClassifyTask, Confusion
 from pipelines.config import PipelineConfig
-from pipelines.graph import Outputs, Place, Stage, hash_files, write_json
+from pipelines.files import write_json
+from pipelines.graph import Outputs, Place, Stage, hash_files
 from pipelines.logs import worker_log
 from pipelines.metrics import Spool
 from pipelines.session import Session

@@ -1,7 +1,6 @@
 """Stage `report`: gathers what the stages left and writes the page."""
 
 import json
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from convnextv2.data.views import CenterView
 from convnextv2.data.write import read_manifest
 from convnextv2.masking import sample_masks
 from pipelines.config import PipelineConfig
+from pipelines.files import atomically
 from pipelines.graph import COMPLETE, Outputs, Place, Stage, hash_files
 from pipelines.metrics import read_spool
 from pipelines.provenance import git_commit, versions
@@ -40,9 +40,8 @@ def report_stage(
     def run(place: Place) -> Outputs:
         with session.attempt(place) as run:
             data = gather(place, config, command, session.tracking_uri)
-            partial = place.directory / f".{PAGE}.partial"
-            partial.write_text(render_report(data))
-            os.replace(partial, place.directory / PAGE)
+            with atomically(place.directory / PAGE) as partial:
+                partial.write_text(render_report(data))
             session.tracker.artifact(run, place.directory / PAGE)
             # On the pipeline's own run too, where people look first.
             session.tracker.artifact(config.name, place.directory / PAGE)

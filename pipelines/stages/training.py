@@ -1,13 +1,13 @@
 """What the training stages share: launching, resuming, and handing over the weights."""
 
 import json
-import os
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from cluster.checkpoint import MANIFEST, Checkpoint, CheckpointError, latest_good
 from cluster.engine import fp32_weights
+from pipelines.files import atomically
 from pipelines.graph import Outputs, Place, hash_files
 from pipelines.metrics import SPOOL
 from pipelines.session import Session
@@ -90,8 +90,5 @@ def _export(checkpoint: Path, target: Path) -> None:
         for name, value in fp32_weights(checkpoint).items()
         if name.startswith(PREFIX)
     }
-    partial = target.with_name(f".{target.name}.partial")
-    save_file(state, partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, target)
+    with atomically(target) as partial:
+        save_file(state, partial)
