@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,10 +26,10 @@ import psutil
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.limits import core_quotas, memory_limits
+
 MB, GB = 10**6, 10**9
 PINS = Path(__file__).parents[1] / "constraints.txt"
-OWN_CGROUP = Path("/proc/self/cgroup")
-CGROUPS = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
 PINNED = ("torch", "torchvision", "deepspeed", "ray", "ffcv", "spconv", "mlflow", "numba", "numpy")
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "ceph", "gluster", "beegfs", "9p", "fuse.")
@@ -50,7 +50,7 @@ class Check:
 
 def cores() -> Check:
     everything = os.cpu_count() or 1
-    usable = min([everything, len(os.sched_getaffinity(0)), *_core_quotas()])
+    usable = min([everything, len(os.sched_getaffinity(0)), *core_quotas()])
     found = f"{usable:g} of {everything} usable"
     if usable < 2:
         return Check("cores", "warn", found, "two workers share less than 2 cores: train with one")
@@ -61,7 +61,7 @@ def cores() -> Check:
 
 
 def memory() -> Check:
-    available = min([psutil.virtual_memory().available, *_memory_limits()])
+    available = min([psutil.virtual_memory().available, *memory_limits()])
     found = f"{available / GB:.1f} GB available"
     if available < 4 * GB:  # measured in the demo: 1.5 GB per worker, 1 GB for Ray's controller
         return Check("memory", "fail", found, "free or add memory: two workers and Ray need 4 GB")
@@ -76,8 +76,6 @@ def shared_memory() -> Check:
     advice = "enlarge it: --shm-size=2g in Docker, an emptyDir with medium: Memory in Kubernetes"
     if free < 8 * MB:  # the FFCV writer: 32 bytes per photograph, 455 MB for ImageNet-22K
         return Check("shared memory", "fail", found, advice)
-    if free < 140 * MB:  # DeepSpeed on CPUs: 70 MB per worker, and it takes less without a word
-        return Check("shared memory", "warn", found, f"two workers fill it; {advice}")
     if free < 600 * MB:
         return Check("shared memory", "warn", found, f"too little for ImageNet-22K; {advice}")
     return Check("shared memory", "ok", found)
@@ -89,7 +87,9 @@ def compiler() -> Check:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     missing = [tool for tool in wanted if shutil.which(tool, path=path) is None]
     if missing:
-        advice = f"DeepSpeed compiles with it: {SET_UP} (or apt-get install g++ ninja-build)"
+        advice = (
+            f"FFCV and DeepSpeed are built with it: {SET_UP} (or apt-get install g++ ninja-build)"
+        )
         return Check("compiler", "fail", f"no {' and no '.join(missing)}", advice)
     return Check("compiler", "ok", ", ".join(wanted))
 
@@ -207,35 +207,6 @@ def database(run_dir: Path) -> Check:
     if kind.startswith(NETWORK_FILE_SYSTEMS):
         return Check("database", "warn", f"sqlite on {kind}, over the network", advice)
     return Check("database", "ok", f"sqlite locks hold on {kind}")
-
-
-def _core_quotas() -> Iterator[float]:
-    for value in _cgroup_values("", "cpu.max"):
-        quota, period = value.split()
-        if quota != "max":
-            yield int(quota) / int(period)
-    v1 = (_cgroup_values("cpu", f"cpu.cfs_{part}_us") for part in ("quota", "period"))
-    for quota, period in zip(*v1, strict=True):
-        if int(quota) > 0:
-            yield int(quota) / int(period)
-
-
-def _memory_limits() -> Iterator[int]:
-    yield from (int(v) for v in _cgroup_values("", "memory.max") if v != "max")
-    yield from map(int, _cgroup_values("memory", "memory.limit_in_bytes"))
-
-
-def _cgroup_values(controller: str, file: str) -> Iterator[str]:
-    """The file's content in this process's control group and all above it (v2: controller "")."""
-    for line in OWN_CGROUP.read_text().splitlines() if OWN_CGROUP.exists() else []:
-        _, controllers, path = line.split(":", 2)
-        if controller not in controllers.split(","):
-            continue
-        mount = CGROUPS / controller
-        own = mount / path.strip("/")
-        for folder in (own, *own.parents):
-            if folder.is_relative_to(mount) and (folder / file).exists():
-                yield (folder / file).read_text().strip()
 
 
 def _nearest(folder: Path) -> Path:

@@ -29,8 +29,8 @@ class Pictures:
             raise UnreadableImage(f"{self.name(index)}: made up to be bad")
         height, width = self.shapes[index]
         rows, columns = np.mgrid[0:height, 0:width]
-        waves = [np.sin(rows / 5 + index), np.cos(columns / 4 - index), np.sin((rows - columns) / 7)]
-        return np.round(127.5 + 127.5 * np.stack(waves, axis=-1)).astype(np.uint8)
+        waves = np.stack([rows / 5 + index, columns / 4 - index, (rows - columns) / 7], axis=-1)
+        return np.round(127.5 + 127.5 * np.sin(waves)).astype(np.uint8)
 
     def fingerprint(self) -> list[object]:
         return [list(self.shapes)]

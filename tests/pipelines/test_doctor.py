@@ -16,7 +16,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from pipelines import doctor
+from pipelines import doctor, limits
 
 Patch = pytest.MonkeyPatch
 Write = Callable[[str, str], None]
@@ -33,8 +33,8 @@ def cgroup(tmp_path: Path, monkeypatch: Patch) -> Enter:
             file = tmp_path / "groups" / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(value + "\n")
-        monkeypatch.setattr(doctor, "OWN_CGROUP", tmp_path / "own")
-        monkeypatch.setattr(doctor, "CGROUPS", tmp_path / "groups")
+        monkeypatch.setattr(limits, "OWN_CGROUP", tmp_path / "own")
+        monkeypatch.setattr(limits, "CGROUPS", tmp_path / "groups")
 
     return enter
 
