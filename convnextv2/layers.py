@@ -10,7 +10,6 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import stochastic_depth
 
 
 class LayerNorm(nn.LayerNorm):
@@ -88,6 +87,14 @@ def conv_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return out.unflatten(0, x.shape[:-3])
 
 
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Stochastic depth: drop whole samples of (B, ...), scale the others (arXiv 1603.09382)."""
+    if rate == 0.0:
+        return x
+    kept = torch.empty(len(x), *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
+    return x * kept.bernoulli_(1 - rate).div_(1 - rate)
+
+
 class Block(nn.Module):
     """ConvNeXt V2 block: 7x7 depthwise, LayerNorm, C to 4C, GELU, GRN, 4C to C, residual."""
 
@@ -104,7 +111,8 @@ class Block(nn.Module):
         """Map (B, ..., C) to the same shape."""
         h = self.norm(sites.depthwise(self.dwconv, x))
         h = sites.grn(self.grn, F.gelu(self.pwconv1(h)))
-        return x + stochastic_depth(self.pwconv2(h), self.drop_path, "row", self.training)
+        h = self.pwconv2(h)
+        return x + (drop_path(h, self.drop_path) if self.training else h)
 
 
 def init_weights(module: nn.Module, std: float = 0.02) -> None:

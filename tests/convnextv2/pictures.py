@@ -1,5 +1,11 @@
 """Image collections made up in memory; importable, so that writer processes can unpickle them."""
 
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,3 +40,45 @@ class Pictures:
 
     def fingerprint(self) -> list[object]:
         return [list(self.shapes)]
+
+
+@dataclass(frozen=True)
+class FatalPictures(Pictures):
+    """Pictures of which one does something to the process that reads it (not in the parent)."""
+
+    fatal: int = 0
+    act: Callable[[], object] = lambda: None
+
+    def image(self, index: int) -> RGBImage:
+        if index == self.fatal and multiprocessing.parent_process() is not None:
+            self.act()
+        return super().image(index)
+
+
+def kill_worker() -> None:
+    """As the kernel does to the process that needs most memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_worker_at_the_counter() -> None:
+    """The worst moment for it: the counter the parent reads is locked."""
+    frame = sys._getframe()
+    while "done" not in vars(frame.f_locals.get("self", object)):
+        assert frame.f_back is not None
+        frame = frame.f_back
+    frame.f_locals["self"].done.get_lock().acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_writer() -> None:
+    """Kill the parent of this worker, and stay alive far longer than any test."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(300)
+
+
+def stumble() -> None:
+    raise RuntimeError("the decoder broke")
+
+
+def hang() -> None:
+    time.sleep(300)

@@ -67,25 +67,28 @@ def described(crops: Crops, height: int, width: int) -> dict[str, npt.NDArray[np
     [
         (RandomView(size=(224, 224)), 300, 400),
         (RandomView(size=(32, 32), scale=(0.08, 1.0)), 280, 280),
-        # Nothing fits ten times out of ten attempts here: the fall-back is drawn often.
-        (RandomView(size=(32, 32), scale=(0.5, 1.0)), 100, 300),
+        # Few attempts fit here, in about half of the draws none of the ten does.
+        (RandomView(size=(32, 32), scale=(0.32, 1.0)), 100, 300),
     ],
 )
 def test_crops_are_distributed_as_torchvisions(view: RandomView, height: int, width: int) -> None:
     ours = described(crops_of(view, height, width), height, width)
     theirs = described(torchvisions(view, height, width), height, width)
     for name in ours:
-        # Two samples of 4,000: means differ by 1.6% of a deviation (one sigma), quantiles by more.
-        spread = float(theirs[name].std())
-        assert abs(ours[name].mean() - theirs[name].mean()) < 0.09 * spread, name
-        assert abs(ours[name].std() - theirs[name].std()) < 0.09 * spread, name
-        quantiles = np.quantile(ours[name], (0.1, 0.25, 0.5, 0.75, 0.9))
-        expected = np.quantile(theirs[name], (0.1, 0.25, 0.5, 0.75, 0.9))
-        np.testing.assert_allclose(quantiles, expected, rtol=0, atol=0.2 * spread, err_msg=name)
+        # Kolmogorov-Smirnov: at any value, the shares of crops below it. Two samples of 4,000 from
+        # one distribution differ by more than 4.4 points once in a thousand times; a mean that is
+        # off by a tenth of a deviation makes 4.
+        values = np.concatenate([ours[name], theirs[name]])
+        below = [
+            np.searchsorted(np.sort(sample[name]), values, side="right") / DRAWS
+            for sample in (ours, theirs)
+        ]
+        assert np.abs(below[0] - below[1]).max() < 0.044, name
+        assert abs(ours[name].mean() - theirs[name].mean()) < 0.09 * theirs[name].std(), name
 
 
 def test_crops_stay_inside_the_image_and_within_their_bounds() -> None:
-    view = RandomView(size=(8, 8), scale=(0.2, 0.9), ratio=(0.5, 2.0))
+    view = RandomView(size=(8, 8), scale=(0.2, 0.5), ratio=(0.5, 2.0))
     for height, width in ((200, 200), (90, 160), (160, 90)):
         top, left, h, w, _ = crops_of(view, height, width).T
         assert (top >= 0).all()
@@ -94,7 +97,7 @@ def test_crops_stay_inside_the_image_and_within_their_bounds() -> None:
         assert (left + w <= width).all()
         area, aspect = h * w / (height * width), w / h
         assert (area > 0.2 - 0.02).all()
-        assert (area < 0.9 + 0.02).all()
+        assert (area < 0.5 + 0.02).all()
         assert (aspect > 0.5 * 0.97).all()
         assert (aspect < 2 * 1.03).all()
         # Both ends are reached: the last row and column, and the first ones.
