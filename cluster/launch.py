@@ -135,6 +135,23 @@ class Cluster:
         storage: Path,
         outcome: list[BaseException],
     ) -> None:
+        import ray
+        from ray.exceptions import RayActorError
+
+        for chances in range(self.placement.max_failures, -1, -1):
+            try:
+                self._fit_once(work, argument, name, storage)
+                return
+            except BaseException as error:
+                # Ray restarts a group when a worker dies, but not while the group is starting.
+                died = isinstance(getattr(error, "controller_failure", None), RayActorError)
+                if not (died and chances and ray.is_initialized()):
+                    outcome.append(error)
+                    return
+
+    def _fit_once(
+        self, work: Callable[[dict[str, Any]], None], argument: Any, name: str, storage: Path
+    ) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -156,8 +173,6 @@ class Cluster:
                     failure_config=FailureConfig(max_failures=self.placement.max_failures),
                 ),
             ).fit()
-        except BaseException as error:
-            outcome.append(error)
         finally:
             shutil.rmtree(storage / name, ignore_errors=True)
 

@@ -1,5 +1,6 @@
 """FFCV's writer in a process of its own, watched: it loops for ever when a worker of its dies."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial as bound
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +54,8 @@ def run_writer(
     try:
         while child.is_alive():
             child.join(POLL_SECONDS)
-            on_progress(done.value)
+            # Without its lock: a worker that died may hold it for ever.
+            on_progress(done.get_obj().value)
             skipped += _drain(failures)
             if len(skipped) > settings.max_unreadable:
                 raise _too_many_unreadable(source, skipped, settings.max_unreadable)
@@ -93,6 +96,8 @@ def _stop_group(child: Any) -> None:
             leads = os.getpgid(child.pid) == child.pid
             (os.killpg if leads else os.kill)(child.pid, number)
             child.join(PATIENCE_SECONDS)
+    with contextlib.suppress(ProcessLookupError):  # Its workers outlive a writer that was killed.
+        os.killpg(child.pid, signal.SIGTERM)
 
 
 class _Counted:
@@ -127,15 +132,20 @@ def _write_in_child(
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    # Its processes would be spawned as this one was, and each would import everything again.
+    multiprocessing.set_start_method("fork", force=True)
+    from ffcv import writer as ffcv_writer
     from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
+
+    # The log's last line is the reason of a failure, and must be no progress bar.
+    ffcv_writer.tqdm = bound(ffcv_writer.tqdm, disable=True)
 
     field = RGBImageField(
         write_mode=settings.mode,
         max_resolution=settings.max_resolution,
         jpeg_quality=settings.jpeg_quality,
     )
-    writer = DatasetWriter(
+    writer = ffcv_writer.DatasetWriter(
         str(partial), {"image": field, "label": IntField()}, num_workers=settings.num_workers
     )
     threading.Thread(target=_die_with_workers, daemon=True).start()
@@ -154,7 +164,10 @@ def _die_with_workers() -> None:
             time.sleep(POLL_SECONDS)  # Its last words are on the way to the log.
             break
         time.sleep(POLL_SECONDS)
-    sys.stderr.flush()
     for worker in seen.values():
+        if worker.exitcode is not None and worker.exitcode < 0:
+            name = signal.Signals(-worker.exitcode).name
+            print(f"a writer process was ended by {name} (out of memory?)", file=sys.stderr)
         worker.kill()
+    sys.stderr.flush()
     os._exit(WRITER_DIED)

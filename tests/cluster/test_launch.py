@@ -69,15 +69,19 @@ def fail_on_the_second(context: dict[str, Any]) -> None:
         raise KeyError("no such photograph")
 
 
-def die_once(context: dict[str, Any]) -> None:
-    """The second worker of the first group is killed; the first waits for it in a collective."""
+def die_twice(context: dict[str, Any]) -> None:
+    """The second worker is killed as it enters, when the group is not quite there, and later.
+
+    The first one waits for it in a collective.
+    """
     folder: Path = context["job"]
     with (folder / f"entered-{group.rank()}").open("a") as file:
         file.write("x")
-    marker = folder / "killed"
-    if group.rank() == 1 and not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+    for marker, seconds in ((folder / "killed at once", 0), (folder / "killed later", 3)):
+        if group.rank() == 1 and not marker.exists():
+            time.sleep(seconds)
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
     (folder / f"finished-{group.rank()}").write_text(repr(group.gather(group.rank())))
 
 
@@ -117,30 +121,30 @@ def test_an_exception_names_rank_type_and_message(cluster: Cluster, tmp_path: Pa
 
 @pytest.mark.slow
 def test_after_a_sigkill_the_group_starts_over(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.run(die_once, tmp_path, name="die", storage=tmp_path / "ray")
-    assert (tmp_path / "killed").exists(), "the fault was planned but did not strike"
-    assert (tmp_path / "entered-1").read_text() == "xx"
+    twice = Cluster(replace(cluster.placement, max_failures=2))
+    twice.run(die_twice, tmp_path, name="die", storage=tmp_path / "ray")
+    assert {path.name for path in tmp_path.glob("killed*")} == {"killed at once", "killed later"}
+    assert (tmp_path / "entered-1").read_text() == "xxx"
     assert [(tmp_path / f"finished-{rank}").read_text() for rank in (0, 1)] == ["[0, 1]"] * 2
 
 
 @pytest.mark.slow
-def test_too_few_resources_end_the_wait_and_the_cluster(cluster: Cluster) -> None:
-    impatient = replace(PLACEMENT, use_gpu=True, start_timeout_seconds=0.5)
+def test_leaving_the_block_ends_what_it_started(cluster: Cluster) -> None:
+    """The last test on the common cluster."""
+    assert "raylet" in offspring()
     cluster.__exit__(None, None, None)
-    words = r"this machine has no room: 2 workers need 2 GPU \(free: 0\).*Lower cluster.num_workers"
-    with pytest.raises(ClusterError, match=words), Cluster(impatient):
-        pass
-    assert all_gone()
+    assert all_gone(), offspring()
 
 
 @pytest.mark.slow
-def test_leaving_the_block_ends_what_it_started() -> None:
+def test_too_few_resources_end_the_wait_and_the_cluster() -> None:
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError), Cluster(replace(PLACEMENT, num_workers=1)):
-        assert "raylet" in offspring()
-        assert signal.getsignal(signal.SIGTERM) is handler
-        raise ZeroDivisionError
+    impatient = replace(PLACEMENT, use_gpu=True, start_timeout_seconds=0.5)
+    words = r"this machine has no room: 2 workers need 2 GPU \(free: 0\).*Lower cluster.num_workers"
+    with pytest.raises(ClusterError, match=words), Cluster(impatient):
+        pass
     assert all_gone(), offspring()
+    assert signal.getsignal(signal.SIGTERM) is handler, "Ctrl-C and SIGTERM stay ours"
 
 
 def test_a_dashboard_port_in_use_is_named_before_anything_starts() -> None:

@@ -1,0 +1,171 @@
+"""Bad input as a user meets it: one readable message, exit code 1, nothing half done."""
+
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from convnextv2.fcmae import FCMAE
+from pipelines.cli import main
+from tests.integration.conftest import SMALL, Start, output
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(*words: str) -> int:
+    return main(list(words))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["pretrain.epoch=3"], ["unknown key 'pretrain.epoch'", "did you mean 'pretrain.epochs'"]),
+        (["model.image_size=30"], ["no multiple of model.patch_size 8", "24 or 32 would work"]),
+        (["model.patch_size=12"], ["no multiple of the total stride 8", "8 or 16 would work"]),
+        (
+            ["cluster.num_workers=3"],
+            ["pretrain: global_batch_size 128 does not divide", "192 would work"],
+        ),
+        (["seed=x", "seeed=1"], ["2 problems", "seed: ", "did you mean 'seed'"]),
+    ],
+)
+def test_settings(settings: list[str], words: list[str], tmp_path: Path, capsys: Capture) -> None:
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    assert run("demo", "--run-dir", str(tmp_path / "run"), *arguments) == 1
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_folders(tmp_path: Path, capsys: Capture) -> None:
+    empty, flat = tmp_path / "empty", tmp_path / "flat"
+    empty.mkdir()
+    flat.mkdir()
+    (flat / "a.jpg").write_bytes(b"")
+    for folder, words in (
+        (tmp_path / "absent", "does not exist"),
+        (empty, "is empty"),
+        (flat, "no class folders"),
+    ):
+        run_dir = tmp_path / "run"
+        assert run("demo", "--data", str(folder), "--run-dir", str(run_dir)) == 1
+        error = capsys.readouterr().err
+        assert str(folder) in error
+        assert words in error
+        assert not (run_dir / "stages").exists()
+
+
+@pytest.fixture
+def flawed(photos: Path, tmp_path: Path) -> Path:
+    """The collection with two images that cannot be read."""
+    root = tmp_path / "flawed"
+    shutil.copytree(photos, root)
+    (root / "train" / "disc" / "0.png").write_bytes(b"not a picture")
+    whole = root / "train" / "ramp" / "1.png"
+    whole.write_bytes(whole.read_bytes()[:100])
+    return root
+
+
+@pytest.mark.slow
+def test_unreadable_images(flawed: Path, tmp_path: Path, capsys: Capture) -> None:
+    beton = tmp_path / "out" / "train.beton"
+    arguments = ["data", "write", str(flawed), str(beton), "--max-unreadable"]
+    assert run(*arguments, "1") == 1
+    error = capsys.readouterr().err
+    assert "2 of 96 images cannot be read" in error
+    assert "disc/0.png" in error
+    assert list(beton.parent.iterdir()) == []
+
+    assert run(*arguments, "2", "--json") == 0
+    skipped = json.loads(capsys.readouterr().out)["skipped"]
+    assert sorted(Path(reason.split(":")[0]).name for _, reason in skipped) == ["0.png", "1.png"]
+
+
+@pytest.mark.slow
+def test_full_disk_while_writing(photos: Path, tmp_path: Path) -> None:
+    """A file size limit fails a write half way, as a full disk does."""
+    beton = tmp_path / "out" / "train.beton"
+    command = [sys.executable, "-m", "pipelines.cli", "data", "write", str(photos), str(beton)]
+    half = 1 << 20
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
+
+    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: writing {beton} failed")
+    assert "File too large" in done.stderr
+    assert list(beton.parent.iterdir()) == []
+    subprocess.run(command, check=True, capture_output=True)
+    assert sorted(path.name for path in beton.parent.iterdir()) == [
+        "train.beton",
+        "train.beton.json",
+    ]
+
+
+@pytest.mark.slow
+def test_port_in_use(start: Start, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        job = start("pretrain", tmp_path / "run", settings=(f"cluster.dashboard_port={port}",))
+        _, error = job.process.communicate(timeout=300)
+    assert job.process.returncode == 1
+    assert f"port {port} for Ray's dashboard is in use" in error
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_model(start: Start, tmp_path: Path) -> None:
+    """The pretrained file is replaced by one of another size, as a mixed-up copy would be."""
+    run_dir = tmp_path / "run"
+    start("pretrain", run_dir).finish()
+    other = FCMAE.from_size("pocket", stem_stride=2, image_size=16, patch_size=16, decoder_dim=8)
+    target = output(run_dir, "pretrain", "fcmae.safetensors")
+    size = target.stat().st_size
+    save_file({name: value.contiguous() for name, value in other.state_dict().items()}, target)
+    # The stage notices a changed size by itself; make it look finished with this file.
+    complete = target.with_name("COMPLETE.json")
+    text = complete.read_text().replace(str(size), str(target.stat().st_size))
+    complete.write_text(text)
+    job = start("finetune", run_dir, settings=("cluster.max_failures=0",))
+    _, error = job.process.communicate(timeout=300)
+    assert job.process.returncode == 1
+    assert "these weights are of another model" in error
+    assert "downsample_layers.0.0.weight is (16, 3, 2, 2), the model has (16, 3, 1, 1)" in error
+
+
+def test_a_run_folder_in_use(tmp_path: Path, photos: Path, capsys: Capture) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    holder = subprocess.Popen(
+        ["flock", str(run_dir / ".lock"), "sh", "-c", "echo held; cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    code = run("demo", "--data", str(photos), "--run-dir", str(run_dir), *settings)
+    holder.communicate()
+    assert code == 1
+    assert f"{run_dir} is in use by process" in capsys.readouterr().err
+
+
+def test_nothing_heavy_is_imported_for_a_wrong_setting() -> None:
+    probe = (
+        "import sys; from pipelines.cli import main; main(['demo', '--set', 'a=1']);"
+        "print([m for m in ('torch', 'ray', 'deepspeed', 'mlflow', 'numba') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.strip() == "[]"
