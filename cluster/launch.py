@@ -65,6 +65,8 @@ class Cluster:
 
         address = self.placement.address or os.environ.get("RAY_ADDRESS")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's default of 15 lets every other process of the machine starve the training.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         common: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": logging.ERROR,

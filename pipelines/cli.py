@@ -133,7 +133,9 @@ def _words(error: Exception) -> str:
 def _act_pipeline(options: argparse.Namespace) -> int:
     from pipelines.presets import load_preset
 
-    overrides = [*options.set, *([f"data.source={options.data}"] if options.data else [])]
+    # In quotes, for a folder may be called 2024 or "no".
+    source = [f"data.source={json.dumps(str(options.data))}"] if options.data else []
+    overrides = [*options.set, *source]
     config = load_preset(options.preset, overrides)
 
     from rich.console import Console

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from cluster.topology import Topology
-from pipelines.config import PipelineConfig, Section
+from pipelines.config import ModelConfig, PipelineConfig, Section
 
 
 class ConfigError(ValueError):
@@ -42,18 +42,7 @@ def resolve(preset: PipelineConfig, overrides: Sequence[str]) -> PipelineConfig:
 
 def find_conflicts(config: PipelineConfig) -> list[str]:
     """Arithmetic between fields that does not work out, with values that would."""
-    problems = []
-    model, stride = config.model, 8 * config.model.stem_stride
-    if model.patch_size % stride:
-        problems.append(
-            f"model.patch_size: {model.patch_size} is no multiple of the total stride {stride} "
-            f"(8 x stem_stride); {_multiples(model.patch_size, stride)} would work"
-        )
-    if model.image_size % model.patch_size:
-        problems.append(
-            f"model.image_size: {model.image_size} is no multiple of model.patch_size "
-            f"{model.patch_size}; {_multiples(model.image_size, model.patch_size)} would work"
-        )
+    problems = _misfits(config.model)
     for name, train in (("pretrain", config.pretrain), ("finetune", config.finetune)):
         try:
             Topology(train.global_batch_size, train.micro_batch_size, config.cluster.num_workers)
@@ -77,6 +66,28 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
     return problems
 
 
+def _misfits(model: ModelConfig) -> list[str]:
+    """What is wrong with the geometry; a patch that would work fits the image, too."""
+    stride, patch, image = 8 * model.stem_stride, model.patch_size, model.image_size
+    if patch % stride:
+        wrong = (
+            f"model.patch_size: {patch} is no multiple of the total stride {stride} "
+            "(8 x stem_stride)"
+        )
+        fitting = [size for size in range(stride, image + 1, stride) if image % size == 0]
+        if fitting:
+            close = sorted(sorted(fitting, key=lambda size: abs(size - patch))[:2])
+            return [f"{wrong}; {' or '.join(map(str, close))} would work"]
+        below = max(stride, patch // stride * stride)
+        return [f"{wrong}; {below} would work with model.image_size {_multiples(image, below)}"]
+    if image % patch:
+        return [
+            f"model.image_size: {image} is no multiple of model.patch_size {patch}; "
+            f"{_multiples(image, patch)} would work"
+        ]
+    return []
+
+
 def _with_value(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
     """A copy of `tree` with one leaf changed; unknown branches are made, validation names them."""
     head, *rest = path
@@ -92,9 +103,9 @@ def _parse(text: str) -> Any:
     except yaml.YAMLError:
         return text
     if isinstance(value, str):
-        # YAML 1.1 takes 1e-3 for text; people mean a number.
+        # YAML 1.1 takes 1e-3 for text; people mean a number, unless they put it in quotes.
         try:
-            return float(value)
+            return float(text)
         except ValueError:
             return value
     return value

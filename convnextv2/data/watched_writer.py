@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial as bound
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -139,6 +139,7 @@ def _write_in_child(
 
     # The log's last line is the reason of a failure, and must be no progress bar.
     ffcv_writer.tqdm = bound(ffcv_writer.tqdm, disable=True)
+    ffcv_writer.Process = _Worker
 
     field = RGBImageField(
         write_mode=settings.mode,
@@ -154,17 +155,25 @@ def _write_in_child(
     failures.join_thread()
 
 
+class _Worker(multiprocessing.Process):
+    """A process of FFCV's, remembered: `multiprocessing` forgets one that dies at once."""
+
+    started: ClassVar[list["_Worker"]] = []
+
+    def start(self) -> None:
+        super().start()
+        self.started.append(self)
+
+
 def _die_with_workers() -> None:
     """End this process when a writer process of FFCV, or the parent, dies: FFCV would not."""
     parent = os.getppid()
-    seen: dict[int, Any] = {}
     while os.getppid() == parent:
-        seen |= {worker.pid: worker for worker in multiprocessing.active_children() if worker.pid}
-        if any(worker.exitcode not in (None, 0) for worker in seen.values()):
+        if any(worker.exitcode not in (None, 0) for worker in _Worker.started):
             time.sleep(POLL_SECONDS)  # Its last words are on the way to the log.
             break
         time.sleep(POLL_SECONDS)
-    for worker in seen.values():
+    for worker in _Worker.started:
         if worker.exitcode is not None and worker.exitcode < 0:
             name = signal.Signals(-worker.exitcode).name
             print(f"a writer process was ended by {name} (out of memory?)", file=sys.stderr)

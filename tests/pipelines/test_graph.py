@@ -1,0 +1,153 @@
+"""Stages by content: once, resumed, or again with the reason."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pipelines.config import PipelineConfig
+from pipelines.graph import COMPLETE, Outputs, Pipeline, Place, Stage, hash_files
+from pipelines.presets import load_preset
+from pipelines.session import Session
+from pipelines.stages.finetune import finetune_stage
+from pipelines.stages.pretrain import pretrain_stage
+
+
+class Kitchen:
+    """Three toy stages, bread and butter and toast; counts how often each ran."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.runs: list[str] = []
+        self.flour = 1
+        self.fail_in = ""
+
+    def stage(self, name: str, settings: dict[str, Any], after: tuple[str, ...] = ()) -> Stage:
+        def run(place: Place) -> Outputs:
+            self.runs.append(name)
+            read = [(path / "out").read_text() for path in place.inputs.values()]
+            with (place.directory / "steps").open("a") as steps:
+                steps.write("step\n")
+            if self.fail_in == name:
+                raise OSError("no gas")
+            (place.directory / "out").write_text(f"{name} {settings} {read}")
+            return hash_files(place.directory, "out")
+
+        return Stage(name=name, run=run, settings=settings, after=after)
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline(
+            self.root,
+            [
+                self.stage("bread", {"flour": self.flour, "oven": {"heat": 200}}),
+                self.stage("butter", {"milk": 1}),
+                self.stage("toast", {}, after=("bread",)),
+            ],
+        )
+
+    def run(self, *until: str) -> dict[str, tuple[str, str]]:
+        self.runs = []
+        visits = self.pipeline().run(until=until)
+        return {visit.place.stage.name: (visit.status, visit.reason) for visit in visits}
+
+
+@pytest.fixture
+def kitchen(tmp_path: Path) -> Kitchen:
+    return Kitchen(tmp_path)
+
+
+def test_once_and_never_again(kitchen: Kitchen) -> None:
+    assert {status for status, _ in kitchen.run().values()} == {"run"}
+    assert {status for status, _ in kitchen.run().values()} == {"done"}
+    assert kitchen.runs == []
+
+
+def test_until_runs_what_is_needed_only(kitchen: Kitchen) -> None:
+    assert list(kitchen.run("toast")) == ["bread", "toast"]
+    with pytest.raises(ValueError, match="there are bread, butter, toast"):
+        kitchen.run("tost")
+
+
+def test_a_change_redoes_the_stage_and_those_behind_it_and_says_why(kitchen: Kitchen) -> None:
+    kitchen.run()
+    kitchen.flour = 2
+    after = kitchen.run()
+    assert kitchen.runs == ["bread", "toast"]
+    assert after["bread"] == ("run", "changed: flour 1 → 2")
+    assert after["toast"] == ("run", "changed: bread")
+    kitchen.flour = 1
+    assert {status for status, _ in kitchen.run().values()} == {"done"}
+
+
+def test_half_done_is_resumed_in_its_own_folder(kitchen: Kitchen) -> None:
+    kitchen.fail_in = "toast"
+    with pytest.raises(OSError, match="no gas"):
+        kitchen.run()
+    kitchen.fail_in = ""
+    assert kitchen.run()["toast"] == ("resumed", "it was left half done")
+    assert kitchen.runs == ["toast"]
+    (steps,) = kitchen.root.glob("stages/toast/*/steps")
+    assert steps.read_text() == "step\nstep\n"
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut"])
+def test_an_output_that_is_not_whole_is_made_again(kitchen: Kitchen, damage: str) -> None:
+    kitchen.run()
+    (out,) = kitchen.root.glob("stages/bread/*/out")
+    out.write_text("") if damage == "cut" else out.unlink()
+    kitchen.run()
+    assert kitchen.runs == ["bread"]
+
+
+def test_rerun_redoes_what_is_behind_too_even_when_interrupted(kitchen: Kitchen) -> None:
+    kitchen.run()
+    assert kitchen.pipeline().invalidate("bread") == ["bread", "toast"]
+    kitchen.fail_in = "bread"
+    with pytest.raises(OSError, match="no gas"):
+        kitchen.run()
+    kitchen.fail_in = ""
+    kitchen.run()
+    # The interrupted rerun goes on as one: toast is redone although its inputs came out the same.
+    assert kitchen.runs == ["bread", "toast"]
+    assert not list(kitchen.root.glob("stages/*/.superseded*"))
+
+
+def test_invalidate_keeps_the_old_work_until_the_new_is_done(kitchen: Kitchen) -> None:
+    kitchen.run()
+    kitchen.pipeline().invalidate("toast")
+    (old,) = kitchen.root.glob(f"stages/toast/.superseded*/{COMPLETE}")
+    assert json.loads(old.read_text())["outputs"]
+    with pytest.raises(ValueError, match="unknown stage 'jam'"):
+        kitchen.pipeline().invalidate("jam")
+
+
+def settings_of(*overrides: str) -> dict[str, Any]:
+    config = load_preset("demo", overrides)
+    session = cast(Session, None)
+    build: list[Callable[[PipelineConfig], Stage]] = [
+        lambda config: pretrain_stage(config, session),
+        lambda config: finetune_stage(config, session, from_scratch=False),
+    ]
+    return {stage.name: stage.settings for stage in (make(config) for make in build)}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("cluster.num_workers=4", "pretrain.micro_batch_size=32", "finetune.micro_batch_size=8"),
+        ("cluster.zero_stage=2", "cluster.max_failures=9"),
+        ("pretrain.checkpoint_every=7", "finetune.keep_checkpoints=5"),
+        ("pretrain.backend=masked-dense", "tracking.uri=http://mlflow:5000", "log_every=3"),
+    ],
+)
+def test_how_it_is_computed_is_in_no_key(overrides: tuple[str, ...]) -> None:
+    assert settings_of(*overrides) == settings_of()
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=1", "cluster.dtype=bf16", "model.size=atto", "pretrain.mask_ratio=0.75"]
+)
+def test_what_is_computed_is_in_the_key(override: str) -> None:
+    assert settings_of(override)["pretrain"] != settings_of()["pretrain"]
