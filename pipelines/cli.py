@@ -57,7 +57,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_data_command(commands: Any) -> None:
-    data = commands.add_parser("data", help="work with image collections")
+    data = _command(
+        commands,
+        "data",
+        "work with image collections",
+        "convnextv2 data write photos/ out/train.beton",
+    )
     verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
     write = _command(
         verbs,

@@ -64,7 +64,9 @@ def _from_debian(partial: Path) -> Path:
             raise
         _quietly("apt-get", "update", folder=partial)
         _quietly("apt-get", "download", PACKAGE, folder=partial)
-    (archive,) = partial.glob("*.deb")
+    archive = next(partial.glob("*.deb"), None)
+    if archive is None:
+        raise OSError("apt-get download brought no file")
     _quietly("dpkg", "-x", str(archive.resolve()), "unpacked", folder=partial)
     found = partial / "unpacked/usr/share/datasets/fashion-mnist"
     if not all((found / name).exists() for name in FILES):

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pipelines.graph import Place, Visit
@@ -23,7 +24,7 @@ class Screen:
     def stage_starts(self, place: Place, status: str, reason: str) -> None:
         self._stage, self._told = place.stage.name, 0.0
         verb = "goes on" if status == "resumed" else "starts"
-        self.console.print(f"[bold]{self._stage}[/bold] {verb}: {reason}", highlight=False)
+        self.console.print(f"[bold]{self._stage}[/bold] {verb}: {escape(reason)}", highlight=False)
         if self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("  "),
@@ -46,8 +47,9 @@ class Screen:
             self._told = fraction // QUARTER * QUARTER
             self.console.print(f"  {fraction:4.0%}  {words}", highlight=False)
 
-    def note(self, text: str) -> None:
-        self.console.print(f"  {text}", highlight=False)
+    def note(self, text: str, style: str = "") -> None:
+        """Print a line as it is: names of files may look like markup."""
+        self.console.print(f"  {text}", style=style, markup=False, highlight=False)
 
     def stage_ends(self, visit: Visit) -> None:
         name = visit.place.stage.name

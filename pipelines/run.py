@@ -99,7 +99,7 @@ def _run(request: Request, session: Session, screen: Screen, log: Path) -> Outco
         on_start=screen.stage_starts,
         on_done=screen.stage_ends,
     )
-    screen.note(f"[dim]details: {log}[/dim]")
+    screen.note(f"details: {log}", style="dim")
     if request.rerun is not None:
         redone = pipeline.invalidate(request.rerun)
         screen.note(f"redoing {', '.join(redone)}")

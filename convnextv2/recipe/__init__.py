@@ -1,0 +1,1 @@
+"""How training goes: parameter groups and schedules."""

@@ -1,0 +1,232 @@
+"""The command line: help, what a command asks of the pipeline, and how it ends.
+
+Bad input is in tests/integration/test_bad_input.py.
+"""
+
+import argparse
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import cli, doctor
+from pipelines.doctor import Check
+
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """`main` takes over SIGTERM; give it back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def commands(parser: argparse.ArgumentParser, *before: str) -> Iterator[tuple[str, ...]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield (*before, name)
+                yield from commands(below, *before, name)
+
+
+ALL = list(commands(cli.build_parser()))
+
+
+def test_the_commands_are_those_of_the_manual() -> None:
+    names = "demo run pretrain finetune evaluate report data doctor".split()
+    assert sorted(ALL) == sorted([*((name,) for name in names), ("data", "write")])
+
+
+@pytest.mark.parametrize("command", ALL, ids=" ".join)
+def test_help_has_an_example_that_parses(command: tuple[str, ...], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command, "--help"])
+    assert end.value.code == 0
+    example = shlex.split(capsys.readouterr().out.partition("example:\n")[2])
+    assert example[: len(command) + 1] == ["convnextv2", *command]
+    parsed = cli.build_parser().parse_args(example[1:])
+    assert callable(parsed.act)
+
+
+@pytest.mark.parametrize("words", [[], ["data"], ["dmeo"], ["demo", "--sets", "a=1"]])
+def test_words_that_are_no_command_show_the_usage(words: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    assert "usage: convnextv2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["run", "imagnet1k"], ["report", "--preset", "imagnet1k"]])
+def test_an_unknown_preset(words: list[str], capsys: Capture) -> None:
+    assert cli.main(words) == 1
+    out, err = capsys.readouterr()
+    assert err == (
+        "error: 1 problem in the settings\n"
+        "  unknown preset 'imagnet1k'; did you mean 'imagenet1k'?\n"
+    )
+    assert out == ""
+
+
+@pytest.fixture
+def asked(monkeypatch: Patch) -> list[object]:
+    """What commands ask of the pipeline, which does nothing."""
+    from pipelines import run
+
+    requests: list[object] = []
+
+    def take(request: run.Request) -> run.Outcome:
+        requests.append(request)
+        return run.Outcome(request.run_dir, "sqlite:///x.db", Path("driver.log"))
+
+    monkeypatch.setattr(run, "run_pipeline", take)
+    return requests
+
+
+@pytest.mark.parametrize(
+    ("words", "until"),
+    [
+        ("demo", []),
+        ("pretrain", ["pretrain"]),
+        ("finetune", ["finetune", "finetune-scratch"]),
+        ("evaluate", ["evaluate", "evaluate-scratch"]),
+        ("evaluate --set finetune.control=false", ["evaluate"]),
+        ("report", ["report"]),
+    ],
+)
+def test_a_command_goes_as_far_as_its_stage(
+    words: str, until: list[str], asked: list[object]
+) -> None:
+    from pipelines.run import Request
+
+    assert cli.main(words.split()) == 0
+    (request,) = asked
+    assert isinstance(request, Request)
+    assert list(request.until) == until
+    assert request.run_dir == Path("runs/demo")
+    assert request.fetch_fashion_mnist
+
+
+def test_options_reach_the_pipeline(asked: list[object], capsys: Capture) -> None:
+    from pipelines.run import Request
+
+    # Folders whose names YAML would take for a number, a comment or a truth value.
+    for folder in ("2024", "my #1: photos", "no", "1e5"):
+        words = ["run", "imagenet1k", "--data", folder, "--run-dir", "out", "--rerun", "finetune"]
+        assert cli.main([*words, "--set", "seed=3", "--json"]) == 0
+        request = asked[-1]
+        assert isinstance(request, Request)
+        assert request.config.data.source == Path(folder)
+        assert (request.config.name, request.config.seed) == ("imagenet1k", 3)
+        assert (request.run_dir, request.rerun) == (Path("out"), "finetune")
+        assert not request.fetch_fashion_mnist
+        assert request.command == ["convnextv2", *words, "--set", "seed=3", "--json"]
+        printed = json.loads(capsys.readouterr().out)
+        assert printed["run_dir"] == "out"
+
+
+@pytest.mark.parametrize("error", [OSError("disk on fire"), ValueError("odd"), RuntimeError("no")])
+def test_errors_of_ours_are_one_message(
+    error: Exception, monkeypatch: Patch, capsys: Capture
+) -> None:
+    def fail(options: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_act_doctor", fail)
+    assert cli.main(["doctor"]) == 1
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_a_bug_is_not_dressed_up(monkeypatch: Patch) -> None:
+    def fail(options: argparse.Namespace) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_act_doctor", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["doctor"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_an_orderly_way_out(number: int) -> None:
+    code = (
+        "import sys, time\n"
+        "from pipelines import cli\n"
+        "def act(options):\n"
+        "    try:\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        print('cleaned up', flush=True)\n"
+        "cli._act_doctor = act\n"
+        "sys.exit(cli.main(['doctor']))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == "cleaned up\n"
+    assert err == "stopped; the same command goes on from the last checkpoint\n"
+
+
+@pytest.mark.parametrize(("worst", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_doctor_fails_when_a_check_does(
+    worst: doctor.Status, code: int, monkeypatch: Patch, capsys: Capture
+) -> None:
+    checks = [Check("cores", "ok", "2"), Check("disk", worst, "1 GB free", "free some")]
+    monkeypatch.setattr(doctor, "diagnose", lambda run_dir: checks)
+    assert cli.main(["doctor", "--json"]) == code
+    printed = json.loads(capsys.readouterr().out)
+    assert [check["status"] for check in printed] == ["ok", worst]
+    assert cli.main(["doctor"]) == code
+    assert "free some" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_data_write_says_what_it_wrote_and_what_not(tmp_path: Path, capsys: Capture) -> None:
+    for label in ("cat", "dog"):
+        folder = tmp_path / "photos" / "val" / label
+        folder.mkdir(parents=True)
+        for number in range(3):
+            image = np.full((40, 60, 3), 50 * number, np.uint8)
+            Image.fromarray(image).save(folder / f"{number}.png")
+    bad = tmp_path / "photos" / "val" / "dog" / "2.png"
+    bad.write_text("no picture")
+    beton = tmp_path / "out" / "val.beton"
+    words = ["data", "write", str(tmp_path / "photos"), str(beton), "--split", "val"]
+
+    assert cli.main(words) == 1
+    assert str(bad) in capsys.readouterr().err
+
+    assert cli.main([*words, "--max-unreadable", "1", "--max-resolution", "30"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{beton}: 6 images, ")
+    assert second.startswith(f"  skipped {bad}: ")
+
+
+@pytest.mark.slow
+def test_rerun_of_an_unknown_stage_names_those_there_are(tmp_path: Path, capsys: Capture) -> None:
+    for label in ("cat", "dog"):
+        for split in ("train", "val"):
+            folder = tmp_path / "photos" / split / label
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(folder / "1.png")
+    words = ["--data", str(tmp_path / "photos"), "--run-dir", str(tmp_path / "run")]
+    assert cli.main(["demo", *words, "--rerun", "finetun"]) == 1
+    assert capsys.readouterr().err.endswith(
+        "error: unknown stage 'finetun'; there are write, pretrain, finetune, finetune-scratch, "
+        "evaluate, evaluate-scratch, report\n"
+    )
+    assert not (tmp_path / "run" / "stages").exists()
