@@ -5,8 +5,7 @@ light ConvNeXt V2 decoder predicts the pixels, and the loss is the mean squared 
 patches, normalised patch by patch.
 """
 
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,11 @@ from convnextv2.sparse import Backend, GRNScope, backend_of
 DECODERS = ("convnext",)
 
 
-@dataclass(frozen=True)
-class FCMAEOutput:
-    """loss: scalar; prediction: (B, L, p*p*C) in the target's scale; mask: (B, L), 1 = masked."""
+class FCMAEOutput(NamedTuple):
+    """loss: scalar; prediction: (B, L, p*p*C) in the target's scale; mask: (B, L), 1 = masked.
+
+    A tuple, because ZeRO-3 finds the tensors of an output in tuples and dicts only.
+    """
 
     loss: Tensor
     prediction: Tensor

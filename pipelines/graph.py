@@ -150,7 +150,9 @@ class Pipeline:
         if place.complete is not None:
             return Visit(place, "done", "nothing it depends on has changed")
         if place.directory.exists():
-            status, reason = "resumed", "it was left half done"
+            finished = (place.directory / COMPLETE).exists()
+            reason = "an output is gone or cut short" if finished else "it was left half done"
+            status = "resumed"
         else:
             status, reason = "run", why_new(place)
         place.directory.mkdir(parents=True, exist_ok=True)
@@ -171,6 +173,8 @@ def why_new(place: Place) -> str:
         return "it has not been run here before"
     before = json.loads(others[-1].read_text())["parts"]
     changes = _differences(before, place.parts)
+    if not changes:
+        return "it was asked for again"
     return "changed: " + ", ".join(changes[:4]) + (" …" if len(changes) > 4 else "")
 
 

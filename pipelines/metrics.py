@@ -12,6 +12,7 @@ what came after that step before.
 """
 
 import json
+import os
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -25,7 +26,12 @@ class Spool:
     """Appends lines; a worker that is not rank 0 writes nothing."""
 
     def __init__(self, directory: Path, *, active: bool) -> None:
-        self._file = (directory / SPOOL).open("a") if active else None
+        path = directory / SPOOL
+        if active and path.exists():
+            # A full disk or a lost node may have left the last line without its end.
+            whole, newline, _ = path.read_bytes().rpartition(b"\n")
+            os.truncate(path, len(whole + newline))
+        self._file = path.open("a") if active else None
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         if self._file is not None:
@@ -39,7 +45,9 @@ class Follower:
 
     def __init__(self, directory: Path, *, from_end: bool = False) -> None:
         self._path = directory / SPOOL
-        self._offset = self._path.stat().st_size if from_end and self._path.exists() else 0
+        self._offset = 0
+        if from_end:
+            self.new_lines()
 
     def new_lines(self) -> list[Line]:
         if not self._path.exists():

@@ -23,6 +23,12 @@ IDLE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 CLOSE_SECONDS = 20.0
 NOT_METRICS = {"kind", "step", "time"}
+REFUSALS = {
+    "BAD_REQUEST",
+    "INVALID_PARAMETER_VALUE",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
 
 Operation = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -34,7 +40,8 @@ class Tracker:
     def __init__(self, uri: str, experiment: str, folder: Path) -> None:
         self._uri, self._experiment, self._folder = uri, experiment, folder
         self._queue: deque[Operation] = deque(_load_lines(folder / UNSENT))
-        self._run_ids: dict[str, str] = _load_json(folder / RUN_IDS)
+        self._known: dict[str, dict[str, str]] = _load_json(folder / RUN_IDS)
+        self._run_ids = self._known.setdefault(uri, {})
         self._closing = threading.Event()
         self._client: Any = None
         self._thread = threading.Thread(target=self._ship_all, daemon=True)
@@ -90,13 +97,15 @@ class Tracker:
                 continue
             try:
                 self._ship(self._queue[0])
-                self._queue.popleft()
-                pause = IDLE_SECONDS
             except Exception as error:
                 log.warning("MLflow at %s did not take %s: %s", self._uri, self._queue[0], error)
-                if self._closing.wait(pause):
-                    return
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                if not _is_refusal(error):
+                    if self._closing.wait(pause):
+                        return
+                    pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                    continue
+            self._queue.popleft()
+            pause = IDLE_SECONDS
 
     def _ship(self, operation: Operation) -> None:
         client, run = self._connected(), operation["run"]
@@ -123,8 +132,13 @@ class Tracker:
 
         run = operation["run"]
         if run in self._run_ids:
-            client.update_run(self._run_ids[run], status="RUNNING")
-            return
+            try:
+                client.update_run(self._run_ids[run], status="RUNNING")
+                return
+            except Exception as error:
+                if not _is_refusal(error):
+                    raise
+                # It was deleted at the server: a new run takes the name.
         tags = {"mlflow.runName": run, **operation["tags"]}
         if operation["parent"]:
             tags["mlflow.parentRunId"] = self._run_ids[operation["parent"]]
@@ -133,7 +147,7 @@ class Tracker:
         for first in range(0, len(params), 100):
             client.log_batch(created.info.run_id, params=params[first : first + 100])
         self._run_ids[run] = created.info.run_id
-        (self._folder / RUN_IDS).write_text(json.dumps(self._run_ids))
+        (self._folder / RUN_IDS).write_text(json.dumps(self._known))
 
     def _experiment_id(self, client: Any) -> str:
         found = client.get_experiment_by_name(self._experiment)
@@ -170,10 +184,17 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def _is_refusal(error: Exception) -> bool:
+    """Whether asking again is in vain; such an operation must not hold up those behind it."""
+    if isinstance(error, FileNotFoundError | KeyError):  # The artifact is gone; an unknown run.
+        return True
+    return getattr(error, "error_code", None) in REFUSALS
+
+
 def _load_lines(path: Path) -> list[Operation]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _load_json(path: Path) -> dict[str, str]:
-    content: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+def _load_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return content

@@ -68,7 +68,6 @@ def write_beton(
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(f".{destination.name}.partial")
-    manifest_path(destination).unlink(missing_ok=True)
     _check_room(source, destination.parent, settings)
     try:
         skipped = run_writer(source, partial, settings, on_progress)
@@ -77,6 +76,8 @@ def write_beton(
         manifest = BetonManifest(
             len(source), partial.stat().st_size, digest, list(source.classes), skipped
         )
+        # What is there stays good until the new file is; then it must not pass for the new one.
+        manifest_path(destination).unlink(missing_ok=True)
         os.replace(partial, destination)
         _write_json(manifest_path(destination), asdict(manifest))
     except OSError as error:

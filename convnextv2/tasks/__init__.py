@@ -1,6 +1,6 @@
 """Tasks: a module that turns a batch into a loss and metrics, so that the loop knows neither."""
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
-class TaskOutput:
+class TaskOutput(NamedTuple):
     """loss: scalar to minimise; metrics: detached scalars to report."""
 
     loss: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, Tensor]
 
 
 class Normalize(nn.Module):

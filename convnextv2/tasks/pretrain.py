@@ -27,4 +27,4 @@ class PretrainTask(nn.Module):
         )
         dtype = self.model.pred.weight.dtype
         out = self.model(self.normalize(batch.images, dtype), mask=masks.to(batch.images.device))
-        return TaskOutput(out.loss)
+        return TaskOutput(out.loss, {})

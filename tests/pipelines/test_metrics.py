@@ -38,6 +38,19 @@ def test_a_line_that_is_being_written_waits_for_its_end(tmp_path: Path) -> None:
     assert Follower(tmp_path, from_end=True).new_lines() == []
 
 
+def test_half_a_line_of_a_lost_writer_is_cut_off(tmp_path: Path) -> None:
+    Spool(tmp_path, active=True).write("point", 1, loss=1.0)
+    with (tmp_path / SPOOL).open("a") as file:
+        file.write('{"kind": "point", "step": 2, "lo')
+    follower = Follower(tmp_path, from_end=True)
+    Spool(tmp_path, active=False)
+    spool = Spool(tmp_path, active=True)
+    spool.write("start", 1)
+    spool.write("point", 2, loss=2.0)
+    assert [line["kind"] for line in follower.new_lines()] == ["start", "point"]
+    assert [point["loss"] for point in curve(read_spool(tmp_path))] == [1.0, 2.0]
+
+
 def test_what_a_restart_takes_back_does_not_count(tmp_path: Path) -> None:
     spool = Spool(tmp_path, active=True)
     spool.write("start", 0)
