@@ -1,6 +1,7 @@
 """FFCV's writer in a process of its own, watched: it loops for ever when a worker of its dies."""
 
 import contextlib
+import mmap
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial as bound
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,7 +22,6 @@ from convnextv2.data.sources import DataError, RGBImage, Source, UnreadableImage
 
 WRITER_DIED = 3
 POLL_SECONDS = 0.2
-PATIENCE_SECONDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +88,11 @@ def _drain(failures: Any) -> list[tuple[int, str]]:
 
 
 def _stop_group(child: Any) -> None:
-    """End the writer with its own children; it leads a process group.
-
-    SIGTERM first: Python's resource tracker, one of them, survives it and frees the shared memory.
-    """
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if child.is_alive():
-            leads = os.getpgid(child.pid) == child.pid
-            (os.killpg if leads else os.kill)(child.pid, number)
-            child.join(PATIENCE_SECONDS)
-    with contextlib.suppress(ProcessLookupError):  # Its workers outlive a writer that was killed.
-        os.killpg(child.pid, signal.SIGTERM)
+    """End the writer and its own children: it leads a group, once it has started."""
+    child.kill()
+    child.join()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 class _Counted:
@@ -140,6 +135,7 @@ def _write_in_child(
     # The log's last line is the reason of a failure, and must be no progress bar.
     ffcv_writer.tqdm = bound(ffcv_writer.tqdm, disable=True)
     ffcv_writer.Process = _Worker
+    ffcv_writer.shared_memory = SimpleNamespace(SharedMemory=_InheritedMemory)
 
     field = RGBImageField(
         write_mode=settings.mode,
@@ -163,6 +159,23 @@ class _Worker(multiprocessing.Process):
     def start(self) -> None:
         super().start()
         self.started.append(self)
+
+
+class _InheritedMemory:
+    """Stands in for `SharedMemory` among forked processes, for FFCV's table of the images.
+
+    It ends with its processes, however they end; that one would stay in /dev/shm, which holds
+    64 MB in a container by default and would have to hold 32 bytes per image.
+    """
+
+    def __init__(self, *, create: bool, size: int) -> None:
+        self.buf = memoryview(mmap.mmap(-1, size))
+
+    def close(self) -> None:
+        self.buf.release()
+
+    def unlink(self) -> None:
+        """Nothing has a name."""
 
 
 def _die_with_workers() -> None:

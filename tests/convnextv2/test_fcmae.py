@@ -47,7 +47,7 @@ def small_fcmae(
     ).double()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
+            parameter.add_(0.3 * torch.randn_like(parameter))
     return model
 
 

@@ -4,6 +4,7 @@ import gzip
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -128,7 +129,7 @@ def decoded(path: Path) -> Bytes:
     return FolderSource(path.parent.parent, ("a",), ((f"a/{path.name}", 0),)).image(0)
 
 
-def stored(folder: Path, image: Image.Image, name: str, **options: object) -> Path:
+def stored(folder: Path, image: Image.Image, name: str, **options: Any) -> Path:
     (folder / "a").mkdir()
     image.save(folder / "a" / name, **options)
     return folder / "a" / name

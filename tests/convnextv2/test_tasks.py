@@ -160,7 +160,7 @@ def test_pretraining_trains_every_parameter() -> None:
     task = PretrainTask(fcmae(), seed=0)
     with torch.no_grad():
         for parameter in task.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     task(batch_of([0, 1, 2])).loss.backward()
     without = [n for n, p in task.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []

@@ -42,7 +42,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BetonManif
     path = tmp_path_factory.mktemp("written") / "not" / "yet" / "there" / "train.beton"
     settings = WriteSettings(mode="raw", num_workers=2, max_unreadable=2)
     seen: list[int] = []
-    manifest = write_beton(Pictures(SHAPES, unreadable=(3, 11)), path, settings, seen.append)
+    source = FatalPictures(SHAPES, unreadable=(3, 11), act=pictures.refuse_named_memory)
+    manifest = write_beton(source, path, settings, seen.append)
     return path, manifest, seen
 
 

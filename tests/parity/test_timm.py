@@ -40,7 +40,7 @@ def randomise(model: nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 or ".grn." in name:
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 def as_timm(model: ConvNeXtV2, reference: nn.Module) -> dict[str, Tensor]:
