@@ -92,6 +92,9 @@ class BetonLoader:
     def batches(self, samples: Indices, epoch: int = 0) -> Generator[Batch]:
         """Serve `samples` in order; the last batch may be short. Leaving early frees the thread.
 
+        Images and labels lie in buffers that are used again: they are good until the next batch
+        is asked for.
+
         Raises:
             RuntimeError: When reading or decoding fails, in the caller's thread.
         """

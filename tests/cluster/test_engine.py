@@ -5,9 +5,8 @@ found. Every run trains `Toy` on global batches of 8: two workers, two micro bat
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -36,10 +35,11 @@ Batch = tuple[Tensor, Tensor]
 Weights = dict[str, Tensor]
 
 
-@dataclass
-class Output:
+class Output(NamedTuple):
+    """A tuple, because the hooks of ZeRO-3 look for tensors inside outputs."""
+
     loss: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, Tensor]
 
 
 class Toy(nn.Module):
