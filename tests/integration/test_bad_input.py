@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_model(start: Start, tmp_path: Path) -> None:
     """The pretrained file is replaced by one of another size, as a mixed-up copy would be."""
     run_dir = tmp_path / "run"
     start("pretrain", run_dir).finish()
-    other = FCMAE.from_size("pocket", stem_stride=2, image_size=16, patch_size=16, decoder_dim=8)
+    other = FCMAE.from_size("pocket", stem_stride=2, image_size=32, patch_size=16, decoder_dim=8)
     target = output(run_dir, "pretrain", "fcmae.safetensors")
     size = target.stat().st_size
     save_file({name: value.contiguous() for name, value in other.state_dict().items()}, target)
