@@ -43,7 +43,9 @@ def compare(folder: Path, pairs: int) -> dict[str, Any]:
     config = load_preset("demo", SETTINGS)
     turns = []
     for turn in range(pairs):
-        turns.append((stack_rate(config, folder / str(turn)), bare_rate(config)))
+        # Bare before and after: the machine's speed drifts during a run of the stack.
+        before, stack = bare_rate(config), stack_rate(config, folder / str(turn))
+        turns.append((stack, (before + bare_rate(config)) / 2))
     ratios = sorted(stack / bare for stack, bare in turns)
     return {
         "what": f"FCMAE {config.model.size}, {config.model.image_size} px, batch {BATCH}, "
@@ -72,7 +74,7 @@ def stack_rate(config: PipelineConfig, run_dir: Path) -> float:
     return float((last["images"] - first["images"]) / (last["time"] - first["time"]))
 
 
-def bare_rate(config: PipelineConfig, steps: int = 60) -> float:
+def bare_rate(config: PipelineConfig, steps: int = 40) -> float:
     """images/s of the plain loop on images that are there already."""
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
