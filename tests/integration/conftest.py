@@ -103,7 +103,7 @@ class Job:
 
     def await_end(self) -> None:
         """Nothing of ours may be left; processes of Ray need a moment to follow their driver."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while self.survivors() and time.monotonic() < deadline:
             time.sleep(0.2)
         assert self.survivors() == []
