@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -138,6 +139,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, done: int) -> None:
             FatalPictures(SHAPES, fatal=6, act=pictures.hang), destination, TWO_AT_A_TIME, stop
         )
     assert left_in(tmp_path) == []
+    assert multiprocessing.active_children() == []
     assert writers_of(destination) == []
 
 

@@ -124,18 +124,28 @@ class Job:
 Start = Callable[..., Job]
 
 
+def begin(
+    photos: Path,
+    command: str,
+    run_dir: Path,
+    *more: str,
+    settings: tuple[str, ...] = (),
+    fault: str = "",
+) -> Job:
+    """Start `convnextv2 <command>` on the small preset."""
+    words = [sys.executable, "-m", "pipelines.cli", command, "--run-dir", str(run_dir)]
+    words += ["--data", str(photos), *more]
+    words += [word for setting in (*SMALL, *settings) for word in ("--set", setting)]
+    return Job(run_dir, words, {"CONVNEXTV2_FAULT": fault} if fault else {})
+
+
 @pytest.fixture
 def start(photos: Path) -> Iterator[Start]:
-    """Start `convnextv2 <command>` on the small preset; what still runs at the end is killed."""
+    """`begin` on the photos; what still runs at the end of the test is killed."""
     jobs: list[Job] = []
 
-    def go(
-        command: str, run_dir: Path, *more: str, settings: tuple[str, ...] = (), fault: str = ""
-    ) -> Job:
-        words = [sys.executable, "-m", "pipelines.cli", command, "--run-dir", str(run_dir)]
-        words += ["--data", str(photos), *more]
-        words += [word for setting in (*SMALL, *settings) for word in ("--set", setting)]
-        jobs.append(Job(run_dir, words, {"CONVNEXTV2_FAULT": fault} if fault else {}))
+    def go(command: str, run_dir: Path, *more: str, **options: Any) -> Job:
+        jobs.append(begin(photos, command, run_dir, *more, **options))
         return jobs[-1]
 
     yield go

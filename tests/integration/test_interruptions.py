@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import PRETRAIN_STEPS, Start, output, spool
+from tests.integration.conftest import PRETRAIN_STEPS, Start, begin, output, spool
 
 pytestmark = pytest.mark.soak
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("straight")
+def straight(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupts."""
+    run_dir = tmp_path_factory.mktemp("straight")
+    begin(photos, "pretrain", run_dir).finish()
+    return run_dir
 
 
 def weights(run_dir: Path) -> bytes:
@@ -33,7 +36,6 @@ def left_overs(run_dir: Path) -> list[Path]:
 def test_interrupted_run_leaves_nothing_and_goes_on(
     start: Start, straight: Path, tmp_path: Path
 ) -> None:
-    start("pretrain", straight).finish()
     run_dir = tmp_path / "run"
     job = start("pretrain", run_dir)
     job.wait_for_step("pretrain", 8)
