@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from tests.integration.conftest import PRETRAIN_STEPS, Start, begin, output, spool
 
@@ -109,5 +110,9 @@ def test_sigterm_is_an_orderly_way_out(start: Start, tmp_path: Path) -> None:
     job.process.send_signal(signal.SIGTERM)
     job.finish(code=130)
     job.await_end()
-    ids = json.loads((run_dir / "tracking-runs.json").read_text())
-    assert any(name.startswith("pretrain") for name in ids)
+    uri = f"sqlite:///{run_dir / 'mlflow.db'}"
+    runs = json.loads((run_dir / "tracking-runs.json").read_text())[uri]
+    (attempt,) = (run_id for name, run_id in runs.items() if name.startswith("pretrain"))
+    client = MlflowClient(tracking_uri=uri)
+    assert client.get_run(attempt).info.status == "KILLED"
+    assert client.get_run(runs["demo"]).info.status == "KILLED"
