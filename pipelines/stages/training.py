@@ -1,11 +1,10 @@
 """What the training stages share: launching, resuming, and handing over the weights."""
 
-import json
 from pathlib import Path
 
 from safetensors.torch import save_file
 
-from cluster.checkpoint import MANIFEST, Checkpoint, CheckpointError, latest_good
+from cluster.checkpoint import Checkpoint, CheckpointError, latest_good
 from cluster.engine import fp32_weights
 from pipelines.files import atomically
 from pipelines.graph import Outputs, Place, hash_files
@@ -33,13 +32,14 @@ PREFIX = "model."
 
 def run_training(place: Place, session: Session, job: TrainJob, weights: str) -> Outputs:
     """Train (or go on), then write the model's fp32 weights to the file `weights`."""
-    last = _finished(job)
+    last = _last_good(job)
     with session.attempt(place) as run:
-        if last is None:
-            check_resumable(job)
+        if last is None or last.step != job.total_steps:
+            if last is not None:
+                check_resumable(job, last)
             session.run_workers(train, job, place, run)
-            last = _finished(job)
-        if last is None:
+            last = _last_good(job)
+        if last is None or last.step != job.total_steps:
             raise CheckpointError(
                 f"no good checkpoint of step {job.total_steps} in {job.directory}"
             )
@@ -48,17 +48,13 @@ def run_training(place: Place, session: Session, job: TrainJob, weights: str) ->
     return hash_files(place.directory, weights)
 
 
-def check_resumable(job: TrainJob) -> None:
-    """Refuse to go on from checkpoints of other workers before any worker starts.
+def check_resumable(job: TrainJob, last: Checkpoint) -> None:
+    """Refuse to go on from a checkpoint of other workers before any worker starts.
 
     Raises:
-        CheckpointError: When the newest checkpoint was written by another number of workers, ZeRO
-            stage or precision.
+        CheckpointError: When `last` was written by another number of workers, ZeRO stage or
+            precision.
     """
-    newest = max((job.directory / CHECKPOINTS).glob(f"step-*/{MANIFEST}"), default=None)
-    if newest is None:
-        return
-    notes = json.loads(newest.read_text())["notes"]
     cluster = job.config.cluster
     now = {
         "world_size": cluster.num_workers,
@@ -67,9 +63,9 @@ def check_resumable(job: TrainJob) -> None:
     }
     names = {"world_size": "num_workers", "zero_stage": "zero_stage", "dtype": "dtype"}
     changed = [
-        f"cluster.{names[key]} was {notes[key]}, is {value}"
+        f"cluster.{names[key]} was {last.notes[key]}, is {value}"
         for key, value in now.items()
-        if notes[key] != value
+        if last.notes[key] != value
     ]
     if changed:
         raise CheckpointError(
@@ -78,9 +74,8 @@ def check_resumable(job: TrainJob) -> None:
         )
 
 
-def _finished(job: TrainJob) -> Checkpoint | None:
-    found = latest_good(job.directory / CHECKPOINTS).found
-    return found if found is not None and found.step == job.total_steps else None
+def _last_good(job: TrainJob) -> Checkpoint | None:
+    return latest_good(job.directory / CHECKPOINTS).found
 
 
 def _export(checkpoint: Path, target: Path) -> None:

@@ -29,7 +29,7 @@ from tests.cluster.workers import run_group
 Stage = Literal[0, 1, 2, 3]
 STEPS, HALF, BATCH = 6, 3, 8
 STAGES: tuple[Stage, ...] = (0, 1, 2, 3)
-CLIP = 0.05
+CLIP = 0.6  # Between the gradient norms of the steps, 0.45 to 1.05: some are clipped.
 BETAS = (0.9, 0.95)
 Batch = tuple[Tensor, Tensor]
 Weights = dict[str, Tensor]
@@ -207,7 +207,7 @@ def test_the_configuration_spells_the_arithmetic_and_the_settings() -> None:
     assert config["train_micro_batch_size_per_gpu"] == 3
     assert config["gradient_accumulation_steps"] == 2
     assert config["gradient_clipping"] == 3.0
-    assert config["zero_optimization"] == {"stage": 2}
+    assert config["zero_optimization"]["stage"] == 2
     assert config["bf16"] == {"enabled": True}
 
 
