@@ -1,4 +1,4 @@
-"""FCMAE: both backends against a second implementation, and the invariants of the method."""
+"""FCMAE: sites, loss, targets, shapes, and what is said about bad input."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,194 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE, FCMAEOutput
 from convnextv2.masking import patchify
-from convnextv2.sparse import BACKENDS, Backend, GRNScope, backend_of
-from tests.convnextv2.plain_fcmae import plain_fcmae
-
-BOTH: tuple[Backend, ...] = ("gather", "masked-dense")
-both_backends = pytest.mark.parametrize("backend", BOTH)
-
-
-def small_fcmae(
-    grid: tuple[int, int] = (3, 2),
-    *,
-    channels: int = 3,
-    stem_stride: int = 1,
-    strides_per_patch: int = 1,
-    **options: Any,
-) -> FCMAE:
-    """Four narrow stages in fp64, every parameter random so that nothing hides behind a zero."""
-    torch.manual_seed(0)
-    encoder = ConvNeXtV2(
-        depths=(1, 1, 2, 1),
-        dims=(4, 6, 8, 10),
-        num_classes=0,
-        in_channels=channels,
-        stem_stride=stem_stride,
-    )
-    patch = encoder.stride * strides_per_patch
-    model = FCMAE(
-        encoder,
-        image_size=(grid[0] * patch, grid[1] * patch),
-        patch_size=patch,
-        decoder_dim=12,
-        **options,
-    ).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
-
-
-def with_backend(model: FCMAE, backend: Backend) -> FCMAE:
-    model.sites = backend_of(backend)
-    return model
-
-
-def noise(model: FCMAE, batch: int, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (batch, model.encoder.in_channels, *model.image_size)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def masks(model: FCMAE, *visible: set[int]) -> Tensor:
-    mask = torch.ones(len(visible), model.grid[0] * model.grid[1])
-    for sample, patches in enumerate(visible):
-        mask[sample, list(patches)] = 0
-    return mask
-
-
-def masked_pixels(model: FCMAE, mask: Tensor) -> Tensor:
-    """(B, 1, H, W), true where a pixel is hidden."""
-    patch = np.ones((1, model.patch_size, model.patch_size))
-    pixels = np.kron(mask.numpy().reshape(-1, *model.grid), patch)
-    return torch.from_numpy(pixels)[:, None] == 1
-
-
-def gradients(loss: Tensor, images: Tensor, model: FCMAE) -> dict[str, Tensor]:
-    names = ["images", *(name for name, _ in model.named_parameters())]
-    return dict(zip(names, torch.autograd.grad(loss, [images, *model.parameters()]), strict=True))
-
-
-def assert_equals_the_plain_model(model: FCMAE, images: Tensor, mask: Tensor) -> None:
-    """Features, prediction, loss and the gradient of everything, for both backends."""
-    images = images.requires_grad_()
-    plain = plain_fcmae(model, images, mask)
-    expected = gradients(plain.loss + plain.features.square().mean(), images, model)
-    for backend in BOTH:
-        output = with_backend(model, backend)(images, mask)
-        features = model.encode(images, mask)
-        got = gradients(output.loss + features.square().mean(), images, model)
-
-        close(output.loss, plain.loss)
-        close(features, plain.features)
-        close(output.prediction, patches_by_hand(plain.picture, model.patch_size))
-        for name in expected:
-            close(got[name], expected[name], name)
-
-
-def close(got: Tensor, expected: Tensor, name: str = "") -> None:
-    scale = float(expected.detach().abs().max()) or 1.0
-    torch.testing.assert_close(
-        got / scale, expected / scale, rtol=0, atol=1e-9, msg=lambda text: f"{name}: {text}"
-    )
-
-
-def patches_by_hand(images: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) to (B, L, p*p*C): patches by rows; in each row, column, channel."""
-    batch, _, height, width = images.shape
-    rows = [
-        images[:, :, top : top + patch, left : left + patch].permute(0, 2, 3, 1).reshape(batch, -1)
-        for top in range(0, height, patch)
-        for left in range(0, width, patch)
-    ]
-    return torch.stack(rows, dim=1)
-
-
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
-@given(data=st.data())
-def test_backends_equal_the_plain_model(data: st.DataObject) -> None:
-    grid = data.draw(st.tuples(st.integers(1, 3), st.integers(2, 3)), "grid")
-    scope: GRNScope = data.draw(st.sampled_from(["image", "batch"]), "grn_scope")
-    model = small_fcmae(
-        grid,
-        channels=data.draw(st.sampled_from([1, 2, 3]), "channels"),
-        stem_stride=data.draw(st.sampled_from([1, 2, 4]), "stem_stride"),
-        strides_per_patch=data.draw(st.sampled_from([1, 2]), "strides_per_patch"),
-        norm_pix_loss=data.draw(st.booleans(), "norm_pix_loss"),
-        grn_scope=scope,
-    )
-    patches = grid[0] * grid[1]
-    visible = data.draw(st.integers(1, patches - 1), "visible")
-    chosen = st.sets(st.integers(0, patches - 1), min_size=visible, max_size=visible)
-    mask = masks(model, *data.draw(st.lists(chosen, min_size=1, max_size=3), "visible patches"))
-    assert_equals_the_plain_model(model, noise(model, len(mask)), mask)
-
-
-@pytest.mark.parametrize("scope", ["image", "batch"])
-@pytest.mark.parametrize("strides_per_patch", [1, 2])
-def test_an_empty_last_row_and_column_keep_their_place(
-    scope: GRNScope, strides_per_patch: int
-) -> None:
-    # The original lost them: it took the grid's size from the largest coordinate it saw.
-    model = small_fcmae((3, 4), strides_per_patch=strides_per_patch, grn_scope=scope)
-    mask = masks(model, {0, 1, 5}, {2, 4, 6})
-    assert_equals_the_plain_model(model, noise(model, 2), mask)
-
-
-def test_masked_dense_takes_images_that_show_different_numbers_of_patches() -> None:
-    model = with_backend(small_fcmae(), "masked-dense")
-    images, mask = noise(model, 2), masks(model, {0, 3, 5}, {4})
-    plain = plain_fcmae(model, images, mask)
-    close(model(images, mask).loss, plain.loss)
-    close(model.encode(images, mask), plain.features)
-
-
-@both_backends
-def test_masked_pixels_get_no_gradient_and_visible_ones_do(backend: Backend) -> None:
-    model = with_backend(small_fcmae(strides_per_patch=2), backend)
-    images, mask = noise(model, 2).requires_grad_(), masks(model, {0, 3}, {1, 5})
-    model.encode(images, mask).square().sum().backward()
-    assert images.grad is not None
-    hidden = masked_pixels(model, mask).expand_as(images)
-    assert (images.grad[hidden] == 0).all()
-    assert (images.grad[~hidden] != 0).all()
-
-
-@both_backends
-def test_what_lies_under_the_mask_is_never_seen(backend: Backend) -> None:
-    model = with_backend(small_fcmae(), backend)
-    images, mask = noise(model, 2), masks(model, {0, 3}, {1, 5})
-    blinded = images.masked_fill(masked_pixels(model, mask), float("nan"))
-    encoded = model.encode(images, mask)
-    assert torch.equal(model.encode(blinded, mask), encoded)
-    assert not torch.equal(model.encode(images.flip(-1), mask), encoded)
-
-
-@both_backends
-def test_encoded_masked_sites_are_zero(backend: Backend) -> None:
-    model = with_backend(small_fcmae(), backend)
-    mask = masks(model, {0, 3}, {1, 5})
-    empty = (model.encode(noise(model, 2), mask) == 0).all(dim=1)
-    assert torch.equal(empty, mask.reshape(2, *model.grid) == 1)
-
-
-@both_backends
-@pytest.mark.parametrize(("scope", "depends"), [("image", False), ("batch", True)])
-def test_batch_mates_matter_only_to_grn_over_the_batch(
-    backend: Backend, scope: GRNScope, depends: bool
-) -> None:
-    model = with_backend(small_fcmae(grn_scope=scope), backend)
-    images, mask = noise(model, 3), masks(model, {0, 3}, {1, 5}, {2, 4})
-    alone, together = model.encode(images[:1], mask[:1]), model.encode(images, mask)[:1]
-    difference = float(((alone - together).abs().max() / together.abs().max()).detach())
-    assert difference > 1e-2 if depends else difference < 1e-12
+from tests.convnextv2.small_fcmae import masks, noise, patches_by_hand, small_fcmae
 
 
 def test_at_224_a_mask_hides_30_of_49_patches_and_the_stages_see_the_published_sites() -> None:
@@ -352,10 +169,6 @@ def test_what_does_not_fit_is_refused_with_what_would(
 def test_an_unknown_size_is_answered_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="unknown model size 'mini'; choose one of atto, femto"):
         FCMAE.from_size("mini")
-
-
-def test_every_registered_backend_is_covered_here() -> None:
-    assert BACKENDS.keys() == set(BOTH)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
