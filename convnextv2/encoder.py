@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from convnextv2.layers import DENSE, Block, LayerNorm, Sites, conv_channels_last, init_weights
+from convnextv2.layers import DENSE, Block, LayerNorm, PatchConv, Sites, init_weights
 from convnextv2.sizes import size_of
 
 DOWNSAMPLING_AFTER_STEM = 8
@@ -42,12 +42,9 @@ class ConvNeXtV2(nn.Module):
             raise ValueError(f"stem_stride {stem_stride} is not one of {STEM_STRIDES}")
         self.depths, self.dims, self.in_channels = depths, dims, in_channels
         self.stride = DOWNSAMPLING_AFTER_STEM * stem_stride
-        stem = nn.Sequential(
-            nn.Conv2d(in_channels, dims[0], stem_stride, stem_stride), LayerNorm(dims[0])
-        )
+        stem = nn.Sequential(PatchConv(in_channels, dims[0], stem_stride), LayerNorm(dims[0]))
         between = [
-            nn.Sequential(LayerNorm(dims[i]), nn.Conv2d(dims[i], dims[i + 1], 2, 2))
-            for i in range(3)
+            nn.Sequential(LayerNorm(dims[i]), PatchConv(dims[i], dims[i + 1], 2)) for i in range(3)
         ]
         self.downsample_layers = nn.ModuleList([stem, *between])
         # On the CPU by name, so that the model can be built under torch.device("meta").
@@ -91,7 +88,7 @@ class ConvNeXtV2(nn.Module):
         x = sites.enter(images)
         for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):
             for layer in downsample.children():
-                x = conv_channels_last(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
+                x = layer(x, sites) if isinstance(layer, PatchConv) else layer(x)
             for block in blocks.children():
                 x = block(x, sites)
             yield x

@@ -1,8 +1,9 @@
 """The building blocks of ConvNeXt V2, all on channels-last tensors (..., C).
 
-Legend: B batch, H W height and width, C channels. A block sees its tensor through `Sites`,
-which knows where the features lie: on the full grid (dense) or on visible patches only
-(see `convnextv2.sparse`). The parameters are the same ones either way.
+Legend: B batch, H W height and width, C channels. A layer that looks beyond a single site gets
+`Sites`, which knows where the features lie: on the full grid (dense) or on visible patches only
+(see `convnextv2.sparse`). The parameters are the same ones either way, and a parameter is touched
+in its own module's forward only: ZeRO-3 has it there and nowhere else.
 """
 
 from typing import Protocol
@@ -11,6 +12,77 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convnextv2 import kernels
+
+
+class Sites(Protocol):
+    """Where features lie, and the operations that look beyond a single site."""
+
+    def enter(self, images: Tensor) -> Tensor:
+        """Lay (B, C, H, W) images out on the sites."""
+
+    def downsample(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Apply a convolution (O, C, k, k) of stride k; every k x k window is one new site."""
+
+    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Apply a depthwise convolution (C, 1, K, K) among the sites of each image."""
+
+    def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        """Apply GELU, then GRN with statistics over the sites of each image."""
+
+
+class DenseSites:
+    """Every site of (B, H, W, C) is there: the ordinary network."""
+
+    def enter(self, images: Tensor) -> Tensor:
+        return images.permute(0, 2, 3, 1)
+
+    def downsample(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return patch_linear(x, weight, bias)
+
+    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return kernels.depthwise(x, weight, bias)
+
+    def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return kernels.gelu_grn(x.flatten(1, -2), gamma, beta).view_as(x)
+
+
+DENSE = DenseSites()
+
+
+def patch_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve (..., H, W, C) by (O, C, k, k) at stride k as one matrix product.
+
+    Windows do not overlap, so laying each out as a row costs one copy and spares a convolution.
+    """
+    k = weight.shape[-1]
+    windows = x.unflatten(-3, (-1, k)).unflatten(-2, (-1, k)).transpose(-4, -3)
+    return F.linear(windows.flatten(-3), weight.permute(0, 2, 3, 1).flatten(1), bias)
+
+
+class PatchConv(nn.Conv2d):
+    """Convolution whose stride is its kernel size: the stem and the 2x2 convolutions."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, stride, stride)
+
+    def forward(self, x: Tensor, sites: Sites = DENSE) -> Tensor:
+        """Map (..., H, W, C) to (..., H/stride, W/stride, O) in the layout of `sites`."""
+        assert self.bias is not None
+        return sites.downsample(x, self.weight, self.bias)
+
+
+class DepthwiseConv(nn.Conv2d):
+    """7x7 depthwise convolution of stride 1 that keeps the size."""
+
+    def __init__(self, dim: int, kernel_size: int = 7) -> None:
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+
+    def forward(self, x: Tensor, sites: Sites = DENSE) -> Tensor:
+        """Map (..., C) to the same shape in the layout of `sites`."""
+        assert self.bias is not None
+        return sites.depthwise(x, self.weight, self.bias)
+
 
 class LayerNorm(nn.LayerNorm):
     """LayerNorm over the last dimension with the paper's eps of 1e-6; fp32 inside."""
@@ -18,13 +90,18 @@ class LayerNorm(nn.LayerNorm):
     def __init__(self, dim: int) -> None:
         super().__init__(dim, eps=1e-6)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise every site of (..., C)."""
+        return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
 
 class GRN(nn.Module):
-    """Global Response Normalization (paper, Algorithm 1) over all but the first and last dimension.
+    """GELU and Global Response Normalization (paper, Algorithm 1) over the sites of an image.
 
     The published code divides by the channel mean of the norms (Eq. 2 prints the sum), keeps the
     residual and starts as the identity (gamma = beta = 0). Statistics are per image, as in the
-    paper and its JAX code; the released PyTorch pretraining pooled over the whole batch.
+    paper and its JAX code; the released PyTorch pretraining pooled over the whole batch. GELU is
+    done here because the two are one pass over the widest tensor of the network.
     """
 
     def __init__(self, dim: int) -> None:
@@ -32,59 +109,9 @@ class GRN(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1, 1, 1, dim))
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim))
 
-    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Normalise (B, ..., C); `visible` (B, ..., 1) restricts the statistics to its ones."""
-        counted = x if visible is None else x * visible
-        norm = torch.linalg.vector_norm(
-            counted, dim=tuple(range(1, x.ndim - 1)), keepdim=True, dtype=_statistics_dtype(x)
-        )
-        response = (norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)).to(x.dtype)
-        # gamma·(x·N) + beta + x, with the two products of x folded into one.
-        return torch.addcmul(self.beta, x, 1 + self.gamma * response)
-
-
-def _statistics_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-class Sites(Protocol):
-    """Where features lie, and the two operations that look beyond a single site."""
-
-    def depthwise(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """Apply a depthwise convolution among the sites of each image."""
-
-    def grn(self, grn: GRN, x: Tensor) -> Tensor:
-        """Apply GRN with statistics over the sites of each image."""
-
-    def enter(self, images: Tensor) -> Tensor:
-        """Lay (B, C, H, W) images out on the sites."""
-
-
-class DenseSites:
-    """Every site of (B, H, W, C) is there: the ordinary network."""
-
-    def depthwise(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        return conv_channels_last(conv, x)
-
-    def grn(self, grn: GRN, x: Tensor) -> Tensor:
-        out: Tensor = grn(x)
-        return out
-
-    def enter(self, images: Tensor) -> Tensor:
-        return images.permute(0, 2, 3, 1).contiguous()
-
-
-DENSE = DenseSites()
-
-
-def conv_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Run `conv` on (..., H, W, C), leading dimensions folded into the batch.
-
-    The permuted view is what PyTorch calls channels_last. On CPU this matters: the depthwise
-    backward takes a path up to 1,000 times slower when input and gradient are contiguous NCHW.
-    """
-    out = conv(x.flatten(0, -4).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    return out.unflatten(0, x.shape[:-3])
+    def forward(self, x: Tensor, sites: Sites = DENSE) -> Tensor:
+        """Map (B, ..., C) before GELU to the same shape after GRN."""
+        return sites.gelu_grn(x, self.gamma, self.beta)
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:
@@ -101,7 +128,7 @@ class Block(nn.Module):
     def __init__(self, dim: int, drop_path: float = 0.0) -> None:
         super().__init__()
         self.drop_path = drop_path
-        self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.dwconv = DepthwiseConv(dim)
         self.norm = LayerNorm(dim)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
         self.grn = GRN(4 * dim)
@@ -109,9 +136,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, sites: Sites = DENSE) -> Tensor:
         """Map (B, ..., C) to the same shape."""
-        h = self.norm(sites.depthwise(self.dwconv, x))
-        h = sites.grn(self.grn, F.gelu(self.pwconv1(h)))
-        h = self.pwconv2(h)
+        h = self.norm(self.dwconv(x, sites))
+        h = self.pwconv2(self.grn(self.pwconv1(h), sites))
         return x + (drop_path(h, self.drop_path) if self.training else h)
 
 

@@ -2,12 +2,14 @@
 
 As in the paper's JAX snippet: features are multiplied by the mask around each depthwise
 convolution and for GRN's statistics. Masked sites carry values of no meaning along the residual
-stream; none of them ever reaches a visible site.
+stream; none of them ever reaches a visible site. Plain PyTorch throughout, so that it has nothing
+in common with the kernels it is there to check.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from convnextv2.layers import GRN, conv_channels_last
+from convnextv2.kernels import plain
+from convnextv2.layers import patch_linear
 
 
 class MaskedGrid:
@@ -24,17 +26,17 @@ class MaskedGrid:
         x = images.permute(0, 2, 3, 1).contiguous()
         return x.masked_fill(self._at(x) == 0, 0)
 
-    def depthwise(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        visible = self._at(x)
-        return conv_channels_last(conv, x * visible) * visible
+    def downsample(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return patch_linear(x, weight, bias)
 
-    def grn(self, grn: GRN, x: Tensor) -> Tensor:
+    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         visible = self._at(x)
-        if self.grn_scope == "batch":
-            pooled: Tensor = grn(x[None], visible[None])[0]
-            return pooled
-        out: Tensor = grn(x, visible)
-        return out
+        return plain.depthwise(x * visible, weight, bias) * visible
+
+    def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        shape = (1 if self.grn_scope == "batch" else len(x), -1)
+        visible = self._at(x).reshape(*shape, 1)
+        return plain.gelu_grn(x.reshape(*shape, x.shape[-1]), gamma, beta, visible).view_as(x)
 
     def to_dense(self, x: Tensor) -> Tensor:
         return x * self._at(x)
