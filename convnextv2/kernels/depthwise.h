@@ -1,0 +1,185 @@
+// Depthwise K x K convolution over tiles with halos. A tile is a visible patch, or a piece of a dense
+// image: whatever `base` points to. Tiles that are masked (base < 0) or outside the grid read as zero.
+//
+// For every tile and every block of LANES channels the tile and its halo are copied into a buffer that
+// stays in the first cache; the convolution, its adjoint and the weight's gradient then run on it with
+// all accumulators in registers.
+#pragma once
+#include <algorithm>
+#include <vector>
+#include "vectors.h"
+
+struct Tiles {
+    const int64_t* base;  // (batch, rows, columns): first site of a tile in units of sites, or -1
+    int64_t batch, rows, columns;
+    int64_t height, width;  // sites of a tile
+    int64_t stride;         // sites from one row of a tile to the next
+    int64_t channels;
+
+    int64_t at(int64_t b, int64_t row, int64_t column) const {
+        if (row < 0 || row >= rows || column < 0 || column >= columns) return -1;
+        return base[(b * rows + row) * columns + column];
+    }
+};
+
+inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+
+// Copies tile (row, column) of image b with a halo of `reach` sites into buffer, (h + 2 reach) rows.
+template <typename T>
+void fetch(const T* x, const Tiles& t, int64_t b, int64_t row, int64_t column, int64_t channel,
+           int reach, Vec<T>* buffer) {
+    const int64_t h = t.height, w = t.width, wide = w + 2 * reach;
+    const int n = (int)std::min<int64_t>(LANES<T>, t.channels - channel);
+    std::fill(buffer, buffer + (h + 2 * reach) * wide, Vec<T>{});
+    for (int64_t r = floor_div(-reach, h); r <= floor_div(h - 1 + reach, h); r++)
+        for (int64_t c = floor_div(-reach, w); c <= floor_div(w - 1 + reach, w); c++) {
+            const int64_t base = t.at(b, row + r, column + c);
+            if (base < 0) continue;
+            const int64_t top = std::max<int64_t>(0, -reach - r * h);
+            const int64_t bottom = std::min<int64_t>(h, h + reach - r * h);
+            const int64_t left = std::max<int64_t>(0, -reach - c * w);
+            const int64_t right = std::min<int64_t>(w, w + reach - c * w);
+            for (int64_t i = top; i < bottom; i++) {
+                const T* from = x + (base + i * t.stride + left) * t.channels + channel;
+                Vec<T>* to = buffer + (r * h + i + reach) * wide + c * w + left + reach;
+                if (n == LANES<T>)
+                    for (int64_t j = left; j < right; j++, from += t.channels) *to++ = load(from);
+                else
+                    for (int64_t j = left; j < right; j++, from += t.channels) *to++ = load(from, n);
+            }
+        }
+}
+
+// X outputs side by side: sum over the window of weight x input, all X sums in registers.
+template <typename T, int K, int X>
+inline void window_sums(const Vec<T>* in, int64_t wide, const Vec<T>* weight, Vec<T> start,
+                        Vec<T>* out) {
+    Vec<T> acc[X];
+    for (int i = 0; i < X; i++) acc[i] = start;
+    for (int ky = 0; ky < K; ky++)
+        for (int kx = 0; kx < K; kx++) {
+            const Vec<T> w = weight[ky * K + kx];
+            for (int i = 0; i < X; i++) acc[i] += w * in[ky * wide + kx + i];
+        }
+    for (int i = 0; i < X; i++) out[i] = acc[i];
+}
+
+template <typename T, int K>
+void convolve_tile(const Vec<T>* buffer, const Tiles& t, const Vec<T>* weight, Vec<T> bias, T* out,
+                   int64_t base, int64_t channel) {
+    const int64_t wide = t.width + K - 1;
+    const int n = (int)std::min<int64_t>(LANES<T>, t.channels - channel);
+    Vec<T> sums[8];
+    for (int64_t i = 0; i < t.height; i++)
+        for (int64_t j = 0, x; j < t.width; j += x) {
+            const Vec<T>* in = buffer + i * wide + j;
+            const int64_t left = t.width - j;
+            if (left >= 8) window_sums<T, K, 8>(in, wide, weight, bias, sums), x = 8;
+            else if (left == 7) window_sums<T, K, 7>(in, wide, weight, bias, sums), x = 7;
+            else if (left >= 4) window_sums<T, K, 4>(in, wide, weight, bias, sums), x = 4;
+            else if (left >= 2) window_sums<T, K, 2>(in, wide, weight, bias, sums), x = 2;
+            else window_sums<T, K, 1>(in, wide, weight, bias, sums), x = 1;
+            T* to = out + (base + i * t.stride + j) * t.channels + channel;
+            for (int64_t k = 0; k < x; k++) store(to + k * t.channels, sums[k], n);
+        }
+}
+
+// Adds the tile's part to the gradient of weight (K x K) and bias (the vector behind it).
+template <typename T, int K>
+void correlate_tile(const Vec<T>* buffer, const Vec<T>* grad, const Tiles& t, Vec<T>* total) {
+    const int64_t wide = t.width + K - 1;
+    for (int ky = 0; ky < K; ky++) {
+        Vec<T> acc[K];
+        for (int kx = 0; kx < K; kx++) acc[kx] = total[ky * K + kx];
+        for (int64_t i = 0; i < t.height; i++)
+            for (int64_t j = 0; j < t.width; j++) {
+                const Vec<T> g = grad[(i + K / 2) * wide + j + K / 2];
+                const Vec<T>* in = buffer + (i + ky) * wide + j;
+                for (int kx = 0; kx < K; kx++) acc[kx] += g * in[kx];
+            }
+        for (int kx = 0; kx < K; kx++) total[ky * K + kx] = acc[kx];
+    }
+    for (int64_t i = 0; i < t.height; i++)
+        for (int64_t j = 0; j < t.width; j++) total[K * K] += grad[(i + K / 2) * wide + j + K / 2];
+}
+
+// (C, K, K) to K x K vectors of the LANES channels from `channel`; turned by 180 degrees on demand.
+template <typename T, int K>
+void pack(const T* weight, int64_t channels, int64_t channel, bool turned, Vec<T>* packed) {
+    for (int k = 0; k < K * K; k++) {
+        Vec<T> v{};
+        for (int i = 0; i < LANES<T> && channel + i < channels; i++)
+            v[i] = weight[(channel + i) * K * K + (turned ? K * K - 1 - k : k)];
+        packed[k] = v;
+    }
+}
+
+template <typename T> inline int64_t blocks(int64_t channels) {
+    return (channels + LANES<T> - 1) / LANES<T>;
+}
+
+template <typename T, int K>
+void depthwise_forward(const T* x, const T* weight, const T* bias, T* out, const Tiles& t,
+                       int threads) {
+    const int64_t count = blocks<T>(t.channels);
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<Vec<T>> buffer((t.height + K - 1) * (t.width + K - 1));
+        Vec<T> packed[K * K];
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t block = 0; block < count; block++)
+            for (int64_t b = 0; b < t.batch; b++) {
+                const int64_t channel = block * LANES<T>;
+                const int n = (int)std::min<int64_t>(LANES<T>, t.channels - channel);
+                pack<T, K>(weight, t.channels, channel, false, packed);
+                const Vec<T> start = load(bias + channel, n);
+                for (int64_t row = 0; row < t.rows; row++)
+                    for (int64_t column = 0; column < t.columns; column++) {
+                        const int64_t base = t.at(b, row, column);
+                        if (base < 0) continue;
+                        fetch(x, t, b, row, column, channel, K / 2, buffer.data());
+                        convolve_tile<T, K>(buffer.data(), t, packed, start, out, base, channel);
+                    }
+            }
+    }
+}
+
+// The sums over images are taken in `parts` pieces, each in order, whatever the number of threads:
+// the same numbers come out on any machine. partial: (parts, blocks, K * K + 1) vectors.
+template <typename T, int K>
+void depthwise_backward(const T* x, const T* weight, const T* grad, T* grad_x, T* grad_weight,
+                        T* grad_bias, const Tiles& t, int threads) {
+    const int64_t count = blocks<T>(t.channels), parts = std::min<int64_t>(t.batch, 16);
+    std::vector<Vec<T>> partial(parts * count * (K * K + 1));
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<Vec<T>> input((t.height + K - 1) * (t.width + K - 1)), output(input.size());
+        Vec<T> packed[K * K];
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t block = 0; block < count; block++)
+            for (int64_t part = 0; part < parts; part++) {
+                const int64_t channel = block * LANES<T>;
+                pack<T, K>(weight, t.channels, channel, true, packed);
+                Vec<T>* total = partial.data() + (part * count + block) * (K * K + 1);
+                for (int64_t b = t.batch * part / parts; b < t.batch * (part + 1) / parts; b++)
+                    for (int64_t row = 0; row < t.rows; row++)
+                        for (int64_t column = 0; column < t.columns; column++) {
+                            const int64_t base = t.at(b, row, column);
+                            if (base < 0) continue;
+                            fetch(x, t, b, row, column, channel, K / 2, input.data());
+                            fetch(grad, t, b, row, column, channel, K / 2, output.data());
+                            convolve_tile<T, K>(output.data(), t, packed, Vec<T>{}, grad_x, base,
+                                                channel);
+                            correlate_tile<T, K>(input.data(), output.data(), t, total);
+                        }
+            }
+    }
+    for (int64_t c = 0; c < t.channels; c++)
+        for (int k = 0; k <= K * K; k++) {
+            T value = 0;
+            for (int64_t part = 0; part < parts; part++)
+                value += partial[(part * count + c / LANES<T>) * (K * K + 1) + k][c % LANES<T>];
+            if (k < K * K) grad_weight[c * K * K + k] = value;
+            else grad_bias[c] = value;
+        }
+}

@@ -1,0 +1,40 @@
+// C entry points of the CPU kernels, called through ctypes: no header of Python or PyTorch is needed,
+// so that a compiler has them ready in seconds. OpenMP's threads are PyTorch's own (one libgomp).
+#include "depthwise.h"
+#include "pointwise.h"
+
+#define FOR_TYPE(T, suffix)                                                                         \
+    extern "C" void layer_norm_forward_##suffix(const T* x, const T* weight, const T* bias,         \
+                                                double eps, T* out, T* mean, T* rstd, int64_t rows, \
+                                                int64_t channels, int threads) {                    \
+        layer_norm_forward<T>(x, weight, bias, eps, out, mean, rstd, rows, channels, threads);      \
+    }                                                                                               \
+    extern "C" void layer_norm_backward_##suffix(                                                   \
+        const T* grad, const T* x, const T* weight, const T* mean, const T* rstd, T* grad_x,        \
+        T* grad_weight, T* grad_bias, int64_t rows, int64_t channels, int threads) {                \
+        layer_norm_backward<T>(grad, x, weight, mean, rstd, grad_x, grad_weight, grad_bias, rows,   \
+                               channels, threads);                                                  \
+    }                                                                                               \
+    extern "C" void gelu_grn_forward_##suffix(const T* x, const T* gamma, const T* beta,            \
+                                              double eps, T* out, T* norm, int64_t groups,          \
+                                              int64_t rows, int64_t channels, int threads) {        \
+        gelu_grn_forward<T>(x, gamma, beta, eps, out, norm, {groups, rows, channels}, threads);     \
+    }                                                                                               \
+    extern "C" void gelu_grn_backward_##suffix(                                                     \
+        const T* grad, const T* x, const T* gamma, const T* norm, double eps, T* grad_x,            \
+        T* grad_gamma, T* grad_beta, int64_t groups, int64_t rows, int64_t channels, int threads) { \
+        gelu_grn_backward<T>(grad, x, gamma, norm, eps, grad_x, grad_gamma, grad_beta,              \
+                             {groups, rows, channels}, threads);                                    \
+    }                                                                                               \
+    extern "C" void depthwise_forward_##suffix(const T* x, const T* weight, const T* bias, T* out,  \
+                                               const Tiles* tiles, int threads) {                   \
+        depthwise_forward<T, 7>(x, weight, bias, out, *tiles, threads);                             \
+    }                                                                                               \
+    extern "C" void depthwise_backward_##suffix(const T* x, const T* weight, const T* grad,         \
+                                                T* grad_x, T* grad_weight, T* grad_bias,            \
+                                                const Tiles* tiles, int threads) {                  \
+        depthwise_backward<T, 7>(x, weight, grad, grad_x, grad_weight, grad_bias, *tiles, threads); \
+    }
+
+FOR_TYPE(float, f32)
+FOR_TYPE(double, f64)

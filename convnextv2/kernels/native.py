@@ -1,0 +1,161 @@
+"""The operations on CPUs, compiled (native.cpp): fp32 and fp64, forward and backward.
+
+Where time goes otherwise is not arithmetic but passes over tensors four times wider than the input
+(GELU, GRN and their backward), and a depthwise backward that PyTorch has no good CPU kernel for.
+"""
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from convnextv2.kernels.build import library
+
+KERNEL_SIZE = 7
+# A tile with its halo, sixteen channels wide, fits the first cache.
+LARGEST_TILE = 16
+SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+
+
+def usable(x: Tensor) -> bool:
+    """Whether these kernels take `x`: on the CPU, fp32 or fp64, in eager mode, compiled."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in SUFFIX
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and library() is not None
+    )
+
+
+class _Tiles(ctypes.Structure):
+    _fields_ = (
+        ("base", ctypes.c_void_p),
+        *((n, ctypes.c_int64) for n in ("batch", "rows", "columns", "height", "width")),
+        ("stride", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+    )
+
+
+def _call(name: str, like: Tensor, *arguments: Any) -> None:
+    function = getattr(library(), f"{name}_{SUFFIX[like.dtype]}")
+    function(*[_as_c(a) for a in arguments], ctypes.c_int(torch.get_num_threads()))
+
+
+def _as_c(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, _Tiles):
+        return ctypes.byref(argument)
+    if isinstance(argument, float):
+        return ctypes.c_double(argument)
+    return ctypes.c_int64(argument)
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        rows, channels = x.numel() // x.shape[-1], x.shape[-1]
+        out, mean, rstd = torch.empty_like(x), x.new_empty(rows), x.new_empty(rows)
+        _call("layer_norm_forward", x, x, weight, bias, eps, out, mean, rstd, rows, channels)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        grads = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+        sizes = len(mean), x.shape[-1]
+        _call("layer_norm_backward", x, grad.contiguous(), x, weight, mean, rstd, *grads, *sizes)
+        return *grads, None
+
+
+class _GeluGRN(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        x = x.contiguous()
+        out, norm = torch.empty_like(x), x.new_empty(x.shape[0], x.shape[2])
+        _call("gelu_grn_forward", x, x, gamma, beta, 1e-6, out, norm, *x.shape)
+        ctx.save_for_backward(x, gamma, norm)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, gamma, norm = ctx.saved_tensors
+        grad_x, by_gamma, by_beta = (torch.empty_like(t) for t in (x, norm, norm))
+        outputs = grad_x, by_gamma, by_beta
+        _call("gelu_grn_backward", x, grad.contiguous(), x, gamma, norm, 1e-6, *outputs, *x.shape)
+        return grad_x, by_gamma.sum(0).view_as(gamma), by_beta.sum(0).view_as(gamma)
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, base: Tensor, tile: tuple[int, int, int]
+    ) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()
+        tiles = _Tiles(base.data_ptr(), *base.shape, *tile, x.shape[-1])
+        out = torch.empty_like(x)
+        _call("depthwise_forward", x, x, weight, bias, out, tiles)
+        ctx.save_for_backward(x, weight)
+        ctx.base, ctx.tile = base, tile  # base may have been made in inference mode
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight = ctx.saved_tensors
+        tiles = _Tiles(ctx.base.data_ptr(), *ctx.base.shape, *ctx.tile, x.shape[-1])
+        grads = torch.empty_like(x), torch.empty_like(weight), weight.new_empty(len(weight))
+        _call("depthwise_backward", x, x, weight, grad.contiguous(), *grads, tiles)
+        return *grads, None, None
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """As `plain.layer_norm`."""
+    out: Tensor = _LayerNorm.apply(x, weight, bias, eps)
+    return out
+
+
+def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """As `plain.gelu_grn`; keeps only its input and the norms for backward."""
+    out: Tensor = _GeluGRN.apply(x, gamma, beta)
+    return out
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As `plain.depthwise`, for 7x7."""
+    batch, height, width, _ = x.shape
+    tile = _largest_divisor(height), _largest_divisor(width)
+    base = _dense_base(batch, height, width, tile)
+    out: Tensor = _Depthwise.apply(x, weight, bias, base, (*tile, width))
+    return out
+
+
+def patch_depthwise(
+    x: Tensor, weight: Tensor, bias: Tensor, patches: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """As `plain.patch_depthwise`, for 7x7; sites that are not there are neither stored nor read."""
+    batch, visible, side = x.shape[:3]
+    base = torch.full((batch, grid[0] * grid[1]), -1, dtype=torch.int64)
+    slots = torch.arange(batch * visible).view(batch, visible) * side**2
+    base.scatter_(1, patches, slots)
+    out: Tensor = _Depthwise.apply(x, weight, bias, base.view(batch, *grid), (side, side, side))
+    return out
+
+
+def _largest_divisor(length: int) -> int:
+    return max(d for d in range(1, min(length, LARGEST_TILE) + 1) if length % d == 0)
+
+
+@cache
+def _dense_base(batch: int, height: int, width: int, tile: tuple[int, int]) -> Tensor:
+    """First site of every tile of (B, H, W) as (B, H/h, W/w)."""
+    sites = torch.arange(batch * height * width).view(batch, height, width)
+    return sites[:, :: tile[0], :: tile[1]].contiguous()
