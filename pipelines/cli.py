@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipelines.commands import command
+
 DESCRIPTION = "Pretrain (FCMAE), fine-tune and evaluate ConvNeXt V2."
 STAGE_COMMANDS = {
     "pretrain": "pretrain with FCMAE (and write the data first, if need be)",
@@ -23,13 +25,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="convnextv2", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demo = _command(
+    demo = command(
         commands, "demo", "the whole job on Fashion-MNIST", "convnextv2 demo --rerun finetune"
     )
     _add_pipeline_options(demo)
     demo.set_defaults(act=_act_pipeline, preset="demo")
 
-    run = _command(
+    run = command(
         commands,
         "run",
         "run a preset's whole pipeline",
@@ -40,14 +42,14 @@ def build_parser() -> argparse.ArgumentParser:
     run.set_defaults(act=_act_pipeline)
 
     for name, help_text in STAGE_COMMANDS.items():
-        stage = _command(commands, name, help_text, f"convnextv2 {name} --preset demo --set seed=1")
+        stage = command(commands, name, help_text, f"convnextv2 {name} --preset demo --set seed=1")
         stage.add_argument("--preset", default="demo", help="name of the preset (default: demo)")
         _add_pipeline_options(stage)
         stage.set_defaults(act=_act_pipeline)
 
     _add_data_command(commands)
 
-    doctor = _command(
+    doctor = command(
         commands, "doctor", "check this machine and say what to fix", "convnextv2 doctor --json"
     )
     doctor.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs will go")
@@ -57,14 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_data_command(commands: Any) -> None:
-    data = _command(
+    data = command(
         commands,
         "data",
         "work with image collections",
         "convnextv2 data write photos/ out/train.beton",
     )
     verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
-    write = _command(
+    write = command(
         verbs,
         "write",
         "write class folders or idx files as a .beton file",
@@ -80,17 +82,6 @@ def _add_data_command(commands: Any) -> None:
     write.add_argument("--num-workers", type=int, default=2, help="writing processes")
     write.add_argument("--json", action="store_true", help="print the manifest as JSON")
     write.set_defaults(act=_act_write)
-
-
-def _command(commands: Any, name: str, help_text: str, example: str) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=help_text,
-        description=help_text,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return made
 
 
 def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
