@@ -72,6 +72,17 @@ class PatchConv(nn.Conv2d):
         return sites.downsample(x, self.weight, self.bias)
 
 
+class PointwiseConv(nn.Conv2d):
+    """1x1 convolution, on channels-last rows of any layout."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to (..., O)."""
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
 class DepthwiseConv(nn.Conv2d):
     """7x7 depthwise convolution of stride 1 that keeps the size."""
 

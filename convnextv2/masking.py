@@ -56,6 +56,16 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
 
 
+def patches_at(images: Tensor, numbers: Tensor, patch_size: int) -> Tensor:
+    """The patches (N, p*p*C) that `numbers` (N) picks of all B*L in the batch, as `patchify`'s."""
+    rows, columns = images.shape[2] // patch_size, images.shape[3] // patch_size
+    tiles = images.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))
+    tiles = tiles.permute(0, 2, 4, 3, 5, 1)
+    inside = numbers % (rows * columns)
+    where = numbers // (rows * columns), inside // columns, inside % columns
+    return tiles[where].flatten(1)
+
+
 def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
     """Inverse of `patchify`: (B, L, p*p*C) to (B, C, rows*p, columns*p)."""
     batch, (rows, columns) = patches.shape[0], grid

@@ -52,11 +52,7 @@ def patch_depthwise(
     convolved there, and picked up again.
     """
     positions = site_positions(patches, grid, x.shape[2])
-    canvas = lay(x, positions, grid)
-    picked: Tensor = _Pick.apply(
-        depthwise(canvas, weight, bias).reshape(-1, x.shape[-1]), positions.flatten()
-    )
-    return picked.view_as(x)
+    return pick(depthwise(lay(x, positions, grid), weight, bias), positions)
 
 
 def site_positions(patches: Tensor, grid: tuple[int, int], side: int) -> Tensor:
@@ -77,6 +73,12 @@ def lay(x: Tensor, positions: Tensor, grid: tuple[int, int]) -> Tensor:
         x.reshape(-1, channels), positions.flatten(), batch * height * width
     )
     return canvas.view(batch, height, width, channels)
+
+
+def pick(canvas: Tensor, positions: Tensor) -> Tensor:
+    """Pick sites off canvases (B, H, W, C), each at most once: (*positions.shape, C)."""
+    rows: Tensor = _Pick.apply(canvas.reshape(-1, canvas.shape[-1]), positions.flatten())
+    return rows.view(*positions.shape, -1)
 
 
 class _Lay(torch.autograd.Function):
