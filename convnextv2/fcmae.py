@@ -5,21 +5,27 @@ light ConvNeXt V2 decoder predicts the pixels, and the loss is the mean squared 
 patches, normalised patch by patch.
 """
 
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convnextv2.decoders import Canvas, ConvNeXtDecoder
 from convnextv2.encoder import ConvNeXtV2
-from convnextv2.layers import Block, init_weights
-from convnextv2.masking import patchify, random_mask, unpatchify
+from convnextv2.kernels.plain import pick, site_positions
+from convnextv2.layers import PointwiseConv, init_weights
+from convnextv2.masking import patches_at, patchify, random_mask
 from convnextv2.sparse import Backend, GRNScope, backend_of
 
 DECODERS = ("convnext",)
+Prediction = Literal["all", "masked"]
 
 
 class FCMAEOutput(NamedTuple):
     """loss: scalar; prediction: (B, L, p*p*C) in the target's scale; mask: (B, L), 1 = masked.
+
+    For `prediction="masked"` the prediction is (B, M, p*p*C), the M masked patches of each image.
 
     A tuple, because ZeRO-3 finds the tensors of an output in tuples and dicts only.
     """
@@ -75,10 +81,10 @@ class FCMAE(nn.Module):
         self.sites = backend_of(backend)
         self.encoder = encoder
         pixels_per_site = encoder.stride**2 * encoder.in_channels
-        self.proj = nn.Conv2d(encoder.dims[-1], decoder_dim, 1)
+        self.proj = PointwiseConv(encoder.dims[-1], decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, decoder_dim, 1, 1))
-        self.decoder = nn.Sequential(*[Block(decoder_dim) for _ in range(decoder_depth)])
-        self.pred = nn.Conv2d(decoder_dim, pixels_per_site, 1)
+        self.decoder = ConvNeXtDecoder(decoder_dim, decoder_depth)
+        self.pred = PointwiseConv(decoder_dim, pixels_per_site)
         init_weights(self)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
@@ -121,16 +127,16 @@ class FCMAE(nn.Module):
         images: Tensor,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
+        *,
+        prediction: Prediction = "all",
     ) -> FCMAEOutput:
         """Reconstruct (B, C, H, W) from its visible patches.
 
-        `mask` (B, L), 1 = masked, is drawn from `generator` when it is not given.
+        `mask` (B, L), 1 = masked, is drawn from `generator` when it is not given. The loss and its
+        backward pass touch masked patches only, whatever `prediction` asks for: "all" patches
+        (B, L, p*p*C), or the "masked" ones of each image in order (B, M, p*p*C), which is cheaper.
         """
-        if images.shape[1:] != (self.encoder.in_channels, *self.image_size):
-            raise ValueError(
-                f"expected images (B, {self.encoder.in_channels}, {self.image_size[0]}, "
-                f"{self.image_size[1]}), got {tuple(images.shape)}"
-            )
+        self._check_images(images)
         if mask is None:
             mask = random_mask(
                 len(images),
@@ -139,45 +145,77 @@ class FCMAE(nn.Module):
                 generator=generator,
                 device=images.device if generator is None else generator.device,
             )
-        mask = self._check_mask(mask.to(images.device), len(images))
-        prediction = self.decode(self.encode(images, mask), mask)
-        return FCMAEOutput(self.loss(images, prediction, mask), prediction, mask.to(images.dtype))
+        mask = self._check_mask(mask, len(images)).to(images.device)
+        decoded = self._decode(images, mask)
+        masked = mask.flatten().nonzero().flatten()
+        reconstructed = self._predict(decoded, masked)
+        loss = self._error(reconstructed, patches_at(images, masked, self.patch_size))
+        if prediction == "masked":
+            shown = reconstructed.unflatten(0, (len(images), -1))
+        else:
+            visible = (~mask).flatten().nonzero().flatten()
+            shown = reconstructed.new_empty(mask.numel(), reconstructed.shape[1])
+            shown.index_copy_(0, masked, reconstructed)
+            shown.index_copy_(0, visible, self._predict(decoded, visible))
+            shown = shown.unflatten(0, mask.shape)
+        return FCMAEOutput(loss, shown, mask.to(images.dtype))
 
     def encode(self, images: Tensor, mask: Tensor) -> Tensor:
         """Encode the visible patches: (B, C4, H/stride, W/stride), zeros at masked sites."""
-        mask = self._check_mask(mask, len(images))
+        mask = self._check_mask(mask, len(images)).to(images.device)
         sites = self.sites(mask, self.grid, self.patch_size, self.grn_scope)
         return sites.to_dense(self.encoder.features(images, sites)).permute(0, 3, 1, 2)
 
-    def decode(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Predict the pixels of every patch: (B, C4, h, w) to (B, L, p*p*C)."""
-        x = self.proj(features)
-        per_patch = self.patch_size // self.encoder.stride
-        hidden = mask.bool().unflatten(1, self.grid)[:, None]
-        hidden = hidden.repeat_interleave(per_patch, 2).repeat_interleave(per_patch, 3)
-        x = torch.where(hidden, self.mask_token.to(x.dtype), x)
-        x = self.pred(self.decoder(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-        sites = x.flatten(2).transpose(1, 2)
-        if per_patch == 1:
-            return sites
-        grid = (self.grid[0] * per_patch, self.grid[1] * per_patch)
-        return patchify(unpatchify(sites, grid, self.encoder.stride), self.patch_size)
-
     def target(self, images: Tensor) -> Tensor:
         """What the prediction is compared with: (B, L, p*p*C), in fp32 at least."""
-        patches = patchify(images, self.patch_size)
-        patches = patches.to(torch.promote_types(images.dtype, torch.float32))
-        if not self.norm_pix_loss:
-            return patches
-        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return (patches - mean) / (variance + 1e-6).sqrt()
+        return self._normalized(patchify(images, self.patch_size))
 
     def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
-        """Mean squared error over the pixels of masked patches; a scalar."""
-        target = self.target(images)
-        error = (prediction.to(target.dtype) - target).square().mean(dim=-1)
-        hidden = mask.to(error.dtype)
-        return (error * hidden).sum() / hidden.sum()
+        """Mean squared error over the pixels of masked patches; `prediction` is that of "all"."""
+        masked = self._check_mask(mask, len(images)).flatten().nonzero().flatten()
+        patches = patches_at(images, masked.to(images.device), self.patch_size)
+        return self._error(prediction.flatten(0, 1)[masked], patches)
+
+    def _decode(self, images: Tensor, mask: Tensor) -> Tensor:
+        """The decoder's hidden map (B, h, w, D) of the whole image."""
+        sites = self.sites(mask, self.grid, self.patch_size, self.grn_scope)
+        canvas = Canvas(sites, mask.unflatten(1, self.grid))
+        x = canvas.fill(self.proj(self.encoder.features(images, sites)), self.mask_token)
+        decoded: Tensor = self.decoder(x)
+        return decoded
+
+    def _predict(self, decoded: Tensor, patches: Tensor) -> Tensor:
+        """Pixels (N, p*p*C) of the patches that `patches` (N) picks of all B*L in the batch."""
+        side = decoded.shape[1] // self.grid[0]
+        # The maps of the batch one above the other are one tall grid of patches.
+        tall = (len(decoded) * self.grid[0], self.grid[1])
+        x = self.pred(pick(decoded, site_positions(patches[None], tall, side)[0]))
+        # (row, column) of the site in its patch, then of the pixel in its site.
+        pixels = x.unflatten(-1, (self.patch_size // side, self.patch_size // side, -1))
+        return pixels.transpose(2, 3).flatten(1)
+
+    def _normalized(self, patches: Tensor) -> Tensor:
+        """Normalise each patch (..., p*p*C) by its mean and unbiased variance + 1e-6."""
+        patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+        if not self.norm_pix_loss:
+            return patches
+        # LayerNorm divides by the biased variance: n / (n - 1) of it is the unbiased one.
+        n = patches.shape[-1]
+        biased = (n - 1) / n
+        scale = patches.new_full((n,), biased**0.5)
+        return F.layer_norm(patches, (n,), scale, eps=1e-6 * biased)
+
+    def _error(self, prediction: Tensor, patches: Tensor) -> Tensor:
+        """Mean squared error of (N, p*p*C) against the patches' targets; a scalar."""
+        target = self._normalized(patches)
+        return F.mse_loss(prediction.to(target.dtype), target)
+
+    def _check_images(self, images: Tensor) -> None:
+        if images.shape[1:] != (self.encoder.in_channels, *self.image_size):
+            raise ValueError(
+                f"expected images (B, {self.encoder.in_channels}, {self.image_size[0]}, "
+                f"{self.image_size[1]}), got {tuple(images.shape)}"
+            )
 
     def _check_mask(self, mask: Tensor, batch: int) -> Tensor:
         if mask.shape != (batch, self.grid[0] * self.grid[1]):

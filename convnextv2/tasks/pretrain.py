@@ -26,5 +26,6 @@ class PretrainTask(nn.Module):
             mask_ratio=self.model.mask_ratio,
         )
         dtype = self.model.pred.weight.dtype
-        out = self.model(self.normalize(batch.images, dtype), mask=masks.to(batch.images.device))
+        images = self.normalize(batch.images, dtype)
+        out = self.model(images, mask=masks, prediction="masked")
         return TaskOutput(out.loss, {})
