@@ -44,7 +44,7 @@ class DenseSites:
         return kernels.depthwise(x, weight, bias)
 
     def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        return kernels.gelu_grn(x.flatten(1, -2), gamma, beta).view_as(x)
+        return kernels.gelu_grn(x, gamma, beta, len(x))
 
 
 DENSE = DenseSites()
@@ -125,6 +125,14 @@ class GRN(nn.Module):
         return sites.gelu_grn(x, self.gamma, self.beta)
 
 
+class LinearAfterGRN(nn.Linear):
+    """Linear layer that gets its input back from GRN in the backward pass instead of keeping it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return kernels.linear_after_grn(x, self.weight, self.bias)
+
+
 def drop_path(x: Tensor, rate: float) -> Tensor:
     """Stochastic depth: drop whole samples of (B, ...), scale the others (arXiv 1603.09382)."""
     if rate == 0.0:
@@ -143,7 +151,7 @@ class Block(nn.Module):
         self.norm = LayerNorm(dim)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
         self.grn = GRN(4 * dim)
-        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.pwconv2 = LinearAfterGRN(4 * dim, dim)
 
     def forward(self, x: Tensor, sites: Sites = DENSE) -> Tensor:
         """Map (B, ..., C) to the same shape."""

@@ -1,9 +1,10 @@
-"""The four operations where time goes, each by the fastest implementation at hand.
+"""The operations where time goes, each by the fastest implementation at hand.
 
 `plain` is PyTorch and runs everywhere; `native` is C++ for CPUs. They are equal within rounding,
 and the tests hold them to that.
 """
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from convnextv2.kernels import native, plain
@@ -15,10 +16,16 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return chosen.layer_norm(x, weight, bias, eps)
 
 
-def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """GELU, then GRN over dimension 1 of (G, N, C)."""
+def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
+    """GELU, then GRN over the sites of each of `groups` equal parts of (B, ..., C)."""
     chosen = native if native.usable(x) else plain
-    return chosen.gelu_grn(x, gamma, beta)
+    return chosen.gelu_grn(x, gamma, beta, groups)
+
+
+def linear_after_grn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Linear layer that needs not keep its input when that is the output of `gelu_grn`."""
+    chosen = native.linear_after_grn if native.usable(x) else F.linear
+    return chosen(x, weight, bias)
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

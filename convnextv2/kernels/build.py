@@ -19,9 +19,10 @@ from pathlib import Path
 SOURCES = ("native.cpp", "depthwise.h", "pointwise.h", "vectors.h")
 # No -ffast-math: it would make every other library of the process flush denormals to zero.
 FLAGS = (
-    "-O3 -std=c++17 -march=native -ffp-contract=fast -fno-math-errno -fno-trapping-math "
-    "-fno-signed-zeros -fopenmp -fPIC -shared -Wno-psabi"
-).split()
+    *("-O3", "-std=c++17", "-march=native", "-ffp-contract=fast"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
+    *("-fopenmp", "-fPIC", "-shared", "-Wno-psabi"),
+)
 SWITCH = "CONVNEXTV2_NATIVE"
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,16 @@
         layer_norm_backward<T>(grad, x, weight, mean, rstd, grad_x, grad_weight, grad_bias, rows,   \
                                channels, threads);                                                  \
     }                                                                                               \
-    extern "C" void gelu_grn_forward_##suffix(const T* x, const T* gamma, const T* beta,            \
-                                              double eps, T* out, T* norm, int64_t groups,          \
-                                              int64_t rows, int64_t channels, int threads) {        \
-        gelu_grn_forward<T>(x, gamma, beta, eps, out, norm, {groups, rows, channels}, threads);     \
+    extern "C" void gelu_grn_forward_##suffix(                                                      \
+        const T* x, const T* gamma, const T* beta, double eps, T* out, T* norm, T* scale,           \
+        int64_t groups, int64_t rows, int64_t channels, int threads) {                              \
+        gelu_grn_forward<T>(x, gamma, beta, eps, out, norm, scale, {groups, rows, channels},        \
+                            threads);                                                               \
+    }                                                                                               \
+    extern "C" void gelu_grn_again_##suffix(const T* x, const T* scale, const T* beta, T* out,      \
+                                            int64_t groups, int64_t rows, int64_t channels,         \
+                                            int threads) {                                          \
+        gelu_grn_again<T>(x, scale, beta, out, {groups, rows, channels}, threads);                  \
     }                                                                                               \
     extern "C" void gelu_grn_backward_##suffix(                                                     \
         const T* grad, const T* x, const T* gamma, const T* norm, double eps, T* grad_x,            \

@@ -9,12 +9,14 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from convnextv2.kernels.build import library
 
 KERNEL_SIZE = 7
+GRN_EPS = 1e-6
 # A tile with its halo, sixteen channels wide, fits the first cache.
 LARGEST_TILE = 16
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
@@ -77,21 +79,51 @@ class _LayerNorm(torch.autograd.Function):
 
 class _GeluGRN(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
         x = x.contiguous()
-        out, norm = torch.empty_like(x), x.new_empty(x.shape[0], x.shape[2])
-        _call("gelu_grn_forward", x, x, gamma, beta, 1e-6, out, norm, *x.shape)
-        ctx.save_for_backward(x, gamma, norm)
+        ctx.shape = groups, x.numel() // (groups * x.shape[-1]), x.shape[-1]
+        out, norm = torch.empty_like(x), x.new_empty(groups, x.shape[-1])
+        scale = torch.empty_like(norm)
+        _call("gelu_grn_forward", x, x, gamma, beta, GRN_EPS, out, norm, scale, *ctx.shape)
+        # A copy of beta: ZeRO-3 takes the parameter away before `output_again` needs it.
+        ctx.save_for_backward(x, gamma, beta.clone(), norm, scale)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, gamma, norm = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, gamma, _, norm, _ = ctx.saved_tensors
         grad_x, by_gamma, by_beta = (torch.empty_like(t) for t in (x, norm, norm))
-        outputs = grad_x, by_gamma, by_beta
-        _call("gelu_grn_backward", x, grad.contiguous(), x, gamma, norm, 1e-6, *outputs, *x.shape)
-        return grad_x, by_gamma.sum(0).view_as(gamma), by_beta.sum(0).view_as(gamma)
+        inputs = grad.contiguous(), x, gamma, norm
+        _call("gelu_grn_backward", x, *inputs, GRN_EPS, grad_x, by_gamma, by_beta, *ctx.shape)
+        return grad_x, by_gamma.sum(0).view_as(gamma), by_beta.sum(0).view_as(gamma), None
+
+    @staticmethod
+    def output_again(node: Any) -> Tensor:
+        """What `forward` returned, from what the node of the graph has kept for its backward."""
+        x, _, beta, _, scale = node.saved_tensors
+        out = torch.empty_like(x)
+        _call("gelu_grn_again", x, x, scale, beta, out, *node.shape)
+        return out
+
+
+class _LinearAfterGRN(torch.autograd.Function):
+    """A linear layer that does not keep its input, the widest tensor of a block."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, node: Any) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.node = node
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        x = _GeluGRN.output_again(ctx.node)
+        by_weight = rows.t() @ x.flatten(0, -2)
+        return grad @ weight, by_weight, rows.sum(0), None
 
 
 class _Depthwise(torch.autograd.Function):
@@ -123,9 +155,17 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return out
 
 
-def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
     """As `plain.gelu_grn`; keeps only its input and the norms for backward."""
-    out: Tensor = _GeluGRN.apply(x, gamma, beta)
+    out: Tensor = _GeluGRN.apply(x, gamma, beta, groups)
+    return out
+
+
+def linear_after_grn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Linear layer on the output of `gelu_grn`, which it computes again rather than keep it."""
+    if type(x.grad_fn).__name__ != f"{_GeluGRN.__name__}Backward":
+        return F.linear(x, weight, bias)
+    out: Tensor = _LinearAfterGRN.apply(x, weight, bias, x.grad_fn)
     return out
 
 

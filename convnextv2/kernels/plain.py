@@ -1,6 +1,6 @@
 """The operations in plain PyTorch: for any device and dtype, for export, and to test the others.
 
-Legend: B batch, G groups of GRN, N sites of a group, C channels, V visible patches, s side of one.
+Legend: B batch, C channels, V visible patches, s side of one.
 """
 
 from typing import Any
@@ -15,21 +15,25 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
-def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, visible: Tensor | None = None) -> Tensor:
-    """GELU (erf), then GRN over dimension 1 of (G, N, C); `visible` (G, N, 1) masks its statistics.
+def gelu_grn(
+    x: Tensor, gamma: Tensor, beta: Tensor, groups: int, visible: Tensor | None = None
+) -> Tensor:
+    """GELU (erf), then GRN with statistics over the sites of each of `groups` equal parts of x.
 
-    GRN's statistics and the GELU under them are taken in fp32 at least: the norm is a sum of
-    thousands of squares.
+    x is (B, ..., C), and a group some of its first dimension's entries: one image, or all of them.
+    `visible` (B, ..., 1) restricts the statistics to its ones. They are taken in fp32 at least:
+    the norm is the root of a sum of thousands of squares.
     """
     g = F.gelu(x)
     counted = g.to(torch.promote_types(x.dtype, torch.float32))
     if visible is not None:
         counted = counted * visible
-    norm = torch.linalg.vector_norm(counted, dim=1, keepdim=True)
+    norm = torch.linalg.vector_norm(counted.view(groups, -1, x.shape[-1]), dim=1, keepdim=True)
     response = norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)
     # gamma·(g·N) + beta + g, with the two products of g folded into one.
     scale = 1 + gamma.flatten().to(response.dtype) * response
-    return torch.addcmul(beta.flatten().to(g.dtype), g, scale.to(g.dtype))
+    rows = g.view(groups, -1, x.shape[-1])
+    return torch.addcmul(beta.flatten().to(g.dtype), rows, scale.to(g.dtype)).view_as(x)
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

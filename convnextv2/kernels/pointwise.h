@@ -88,12 +88,12 @@ struct Groups {
 };
 
 // y = scale * gelu(x) + beta with scale = 1 + gamma * response, response = norm / (mean norm + eps)
-// and norm = |gelu(x)| over the rows of a group. Writes norm (groups, channels) for the backward.
+// and norm = |gelu(x)| over the rows of a group. Writes norm and scale (groups, channels) for backward.
 template <typename T>
-void gelu_grn_forward(const T* x, const T* gamma, const T* beta, T eps, T* out, T* norm, Groups g,
-                      int threads) {
+void gelu_grn_forward(const T* x, const T* gamma, const T* beta, T eps, T* out, T* norm, T* scale,
+                      Groups g, int threads) {
     const int64_t C = g.channels, wide = (C + LANES<T> - 1) / LANES<T> * LANES<T>;
-    std::vector<T> partial(g.pieces() * wide), scale(g.groups * wide);
+    std::vector<T> partial(g.pieces() * wide);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
@@ -117,17 +117,31 @@ void gelu_grn_forward(const T* x, const T* gamma, const T* beta, T eps, T* out, 
                 mean += norm[group * C + c] / C;
             }
             for (int64_t c = 0; c < C; c++)
-                scale[group * wide + c] = 1 + gamma[c] * norm[group * C + c] / (mean + eps);
+                scale[group * C + c] = 1 + gamma[c] * norm[group * C + c] / (mean + eps);
         }
 #pragma omp for schedule(static)
         for (int64_t piece = 0; piece < g.pieces(); piece++) {
-            const T* s = scale.data() + piece / g.cuts() * wide;
+            const T* s = scale + piece / g.cuts() * C;
             for (int64_t row = g.first(piece); row < g.last(piece); row++)
                 each_block<T>(C, [&](int64_t c, int n) {
                     T* y = out + row * C + c;
-                    store(y, load<T>(y, n) * load(s + c) + load(beta + c, n), n);
+                    store(y, load<T>(y, n) * load(s + c, n) + load(beta + c, n), n);
                 });
         }
+    }
+}
+
+// The output once more, from what the forward has kept.
+template <typename T>
+void gelu_grn_again(const T* x, const T* scale, const T* beta, T* out, Groups g, int threads) {
+    const int64_t C = g.channels;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < g.groups * g.rows; row++) {
+        const T* s = scale + row / g.rows * C;
+        each_block<T>(C, [&](int64_t c, int n) {
+            const Vec<T> v = load(x + row * C + c, n);
+            store(out + row * C + c, v * normal(v).cdf * load(s + c, n) + load(beta + c, n), n);
+        });
     }
 }
 

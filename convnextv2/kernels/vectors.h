@@ -27,15 +27,19 @@ template <typename T> inline Vec<T> load(const T* from) {
 }
 template <typename T> inline void store(T* to, Vec<T> v) { std::memcpy(to, &v, BYTES); }
 
-// The first n lanes only, zeros behind them: the last channels of a row.
+// The first n lanes only, zeros behind them: the last channels of a row. Every published size has
+// whole or half vectors; a copy of known length is one instruction, of unknown length a call.
 template <typename T> inline Vec<T> load(const T* from, int n) {
-    if (n >= LANES<T>) return load(from);
+    if (n == LANES<T>) return load(from);
     Vec<T> v{};
-    std::memcpy(&v, from, n * sizeof(T));
+    if (n == LANES<T> / 2) std::memcpy(&v, from, BYTES / 2);
+    else std::memcpy(&v, from, n * sizeof(T));
     return v;
 }
 template <typename T> inline void store(T* to, Vec<T> v, int n) {
-    std::memcpy(to, &v, (n < LANES<T> ? n : LANES<T>) * sizeof(T));
+    if (n == LANES<T>) store(to, v);
+    else if (n == LANES<T> / 2) std::memcpy(to, &v, BYTES / 2);
+    else std::memcpy(to, &v, n * sizeof(T));
 }
 
 template <typename T> inline T sum(Vec<T> v) {

@@ -34,9 +34,8 @@ class MaskedGrid:
         return plain.depthwise(x * visible, weight, bias) * visible
 
     def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        shape = (1 if self.grn_scope == "batch" else len(x), -1)
-        visible = self._at(x).reshape(*shape, 1)
-        return plain.gelu_grn(x.reshape(*shape, x.shape[-1]), gamma, beta, visible).view_as(x)
+        groups = 1 if self.grn_scope == "batch" else len(x)
+        return plain.gelu_grn(x, gamma, beta, groups, self._at(x))
 
     def to_dense(self, x: Tensor) -> Tensor:
         return x * self._at(x)
