@@ -1,10 +1,11 @@
 """ConvNeXt V2 encoder and classifier; module names are those of the published checkpoints."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from convnextv2.layers import DENSE, Block, LayerNorm, PatchConv, Sites, init_weights
 from convnextv2.sizes import size_of
@@ -24,6 +25,8 @@ class ConvNeXtV2(nn.Module):
         stem_stride: Kernel and stride of the stem: 4 as published, 1 or 2 for small images.
         drop_path: Stochastic depth rate of the last block, linear from 0.
         head_init_scale: Factor on the initial head weights (0.001 when fine-tuning, Table 9).
+        checkpoint_stages: Stages (0 to 3) whose blocks keep only their input in training and are
+            computed a second time in the backward pass: less memory, the same gradients.
     """
 
     def __init__(
@@ -36,11 +39,15 @@ class ConvNeXtV2(nn.Module):
         stem_stride: int = 4,
         drop_path: float = 0.0,
         head_init_scale: float = 1.0,
+        checkpoint_stages: Collection[int] = (),
     ) -> None:
         super().__init__()
         if stem_stride not in STEM_STRIDES:
             raise ValueError(f"stem_stride {stem_stride} is not one of {STEM_STRIDES}")
+        if not set(checkpoint_stages) <= set(range(4)):
+            raise ValueError(f"checkpoint_stages {checkpoint_stages} are not among 0, 1, 2, 3")
         self.depths, self.dims, self.in_channels = depths, dims, in_channels
+        self.checkpoint_stages = frozenset(checkpoint_stages)
         self.stride = DOWNSAMPLING_AFTER_STEM * stem_stride
         stem = nn.Sequential(PatchConv(in_channels, dims[0], stem_stride), LayerNorm(dims[0]))
         between = [
@@ -70,6 +77,7 @@ class ConvNeXtV2(nn.Module):
         stem_stride: int = 4,
         drop_path: float = 0.0,
         head_init_scale: float = 1.0,
+        checkpoint_stages: Collection[int] = (),
     ) -> Self:
         """Build one of `convnextv2.sizes.SIZES` by name."""
         chosen = size_of(size)
@@ -81,16 +89,21 @@ class ConvNeXtV2(nn.Module):
             stem_stride=stem_stride,
             drop_path=drop_path,
             head_init_scale=head_init_scale,
+            checkpoint_stages=checkpoint_stages,
         )
 
     def stage_features(self, images: Tensor, sites: Sites = DENSE) -> Iterator[Tensor]:
         """Yield the output of each stage in the layout of `sites`, dense: (B, h, w, C_stage)."""
         x = sites.enter(images)
-        for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):
+        layers = zip(self.downsample_layers, self.stages, strict=True)
+        for stage, (downsample, blocks) in enumerate(layers):
             for layer in downsample.children():
                 x = layer(x, sites) if isinstance(layer, PatchConv) else layer(x)
             for block in blocks.children():
-                x = block(x, sites)
+                if stage in self.checkpoint_stages and torch.is_grad_enabled():
+                    x = checkpoint(block, x, sites, use_reentrant=False)
+                else:
+                    x = block(x, sites)
             yield x
 
     def features(self, images: Tensor, sites: Sites = DENSE) -> Tensor:

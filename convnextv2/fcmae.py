@@ -5,20 +5,27 @@ light ConvNeXt V2 decoder predicts the pixels, and the loss is the mean squared 
 patches, normalised patch by patch.
 """
 
+from collections.abc import Collection
 from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnextv2.decoders import Canvas, ConvNeXtDecoder
+from convnextv2.checks import (
+    check_finite,
+    check_geometry,
+    check_images,
+    check_mask,
+    check_something_hidden_and_seen,
+)
+from convnextv2.decoders import Canvas, build_decoder
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.kernels.plain import pick, site_positions
 from convnextv2.layers import PointwiseConv, init_weights
 from convnextv2.masking import patches_at, patchify, random_mask
 from convnextv2.sparse import Backend, GRNScope, backend_of
 
-DECODERS = ("convnext",)
 Prediction = Literal["all", "masked"]
 
 
@@ -43,9 +50,10 @@ class FCMAE(nn.Module):
         image_size: Side in pixels, or (height, width); multiples of `patch_size`.
         patch_size: Side of a masked patch in pixels; a multiple of the encoder's total stride.
         mask_ratio: Share of patches hidden when no mask is given.
-        decoder: "convnext" (Table 1's default).
-        decoder_dim: Channels of the decoder.
-        decoder_depth: Blocks of the decoder.
+        decoder: "convnext", "unet", "unet-noskip" or "transformer"; see `convnextv2.decoders`.
+            `convnextv2.sizes.TABLE_1` has the paper's choices of the three.
+        decoder_dim: Channels of the decoder (a UNet's at its coarsest scale).
+        decoder_depth: Blocks of the decoder (of each scale of a UNet).
         norm_pix_loss: Normalise each target patch by its mean and (unbiased) variance.
         backend: "gather" or "masked-dense"; see `convnextv2.sparse`.
         grn_scope: "image" (paper), or "batch" as the released PyTorch code pooled.
@@ -71,8 +79,6 @@ class FCMAE(nn.Module):
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         check_geometry(height, width, patch_size, encoder.stride)
-        if decoder not in DECODERS:
-            raise ValueError(f"unknown decoder {decoder!r}; choose one of {', '.join(DECODERS)}")
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio {mask_ratio} is not between 0 and 1")
         self.image_size, self.patch_size, self.mask_ratio = (height, width), patch_size, mask_ratio
@@ -80,13 +86,17 @@ class FCMAE(nn.Module):
         self.norm_pix_loss, self.grn_scope = norm_pix_loss, grn_scope
         self.sites = backend_of(backend)
         self.encoder = encoder
-        pixels_per_site = encoder.stride**2 * encoder.in_channels
         self.proj = PointwiseConv(encoder.dims[-1], decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, decoder_dim, 1, 1))
-        self.decoder = ConvNeXtDecoder(decoder_dim, decoder_depth)
-        self.pred = PointwiseConv(decoder_dim, pixels_per_site)
+        self.decoder = build_decoder(
+            decoder, dim=decoder_dim, depth=decoder_depth, encoder_dims=encoder.dims
+        )
+        site = encoder.stride // self.decoder.upsampling
+        self.pred = PointwiseConv(self.decoder.width, site**2 * encoder.in_channels)
         init_weights(self)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        for name, parameter in self.named_parameters():
+            if name.endswith("mask_token"):
+                nn.init.trunc_normal_(parameter, std=0.02)
 
     @classmethod
     def from_size(
@@ -104,10 +114,15 @@ class FCMAE(nn.Module):
         norm_pix_loss: bool = True,
         backend: Backend = "gather",
         grn_scope: GRNScope = "image",
+        checkpoint_stages: Collection[int] = (),
     ) -> Self:
         """Build around one of `convnextv2.sizes.SIZES` by name."""
         encoder = ConvNeXtV2.from_size(
-            size, num_classes=0, in_channels=in_channels, stem_stride=stem_stride
+            size,
+            num_classes=0,
+            in_channels=in_channels,
+            stem_stride=stem_stride,
+            checkpoint_stages=checkpoint_stages,
         )
         return cls(
             encoder,
@@ -132,11 +147,18 @@ class FCMAE(nn.Module):
     ) -> FCMAEOutput:
         """Reconstruct (B, C, H, W) from its visible patches.
 
-        `mask` (B, L), 1 = masked, is drawn from `generator` when it is not given. The loss and its
-        backward pass touch masked patches only, whatever `prediction` asks for: "all" patches
-        (B, L, p*p*C), or the "masked" ones of each image in order (B, M, p*p*C), which is cheaper.
+        The mask (B, L), 1 = masked, is given (`masking.sample_masks` makes such as depend on the
+        samples' numbers only), or drawn from `generator`, or from PyTorch's global generator.
+
+        The loss and its backward pass touch masked patches only, whatever `prediction` asks for:
+        "all" patches (B, L, p*p*C), or the "masked" ones of each image in order (B, M, p*p*C),
+        which spares the others.
+
+        Raises:
+            ValueError: For images or masks that do not fit, and on the CPU for images that hold
+                NaN or infinity; see `convnextv2.checks`.
         """
-        self._check_images(images)
+        check_images(images, (self.encoder.in_channels, *self.image_size))
         if mask is None:
             mask = random_mask(
                 len(images),
@@ -145,11 +167,15 @@ class FCMAE(nn.Module):
                 generator=generator,
                 device=images.device if generator is None else generator.device,
             )
-        mask = self._check_mask(mask, len(images)).to(images.device)
+        # Looked at where it is: a mask made on the CPU costs an accelerator no synchronisation.
+        mask = check_mask(mask, len(images), self.grid)
+        check_something_hidden_and_seen(mask, alike=prediction == "masked")
+        mask = mask.to(images.device)
         decoded = self._decode(images, mask)
         masked = mask.flatten().nonzero().flatten()
         reconstructed = self._predict(decoded, masked)
         loss = self._error(reconstructed, patches_at(images, masked, self.patch_size))
+        check_finite(loss, images)
         if prediction == "masked":
             shown = reconstructed.unflatten(0, (len(images), -1))
         else:
@@ -162,7 +188,7 @@ class FCMAE(nn.Module):
 
     def encode(self, images: Tensor, mask: Tensor) -> Tensor:
         """Encode the visible patches: (B, C4, H/stride, W/stride), zeros at masked sites."""
-        mask = self._check_mask(mask, len(images)).to(images.device)
+        mask = check_mask(mask, len(images), self.grid).to(images.device)
         sites = self.sites(mask, self.grid, self.patch_size, self.grn_scope)
         return sites.to_dense(self.encoder.features(images, sites)).permute(0, 3, 1, 2)
 
@@ -172,7 +198,7 @@ class FCMAE(nn.Module):
 
     def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
         """Mean squared error over the pixels of masked patches; `prediction` is that of "all"."""
-        masked = self._check_mask(mask, len(images)).flatten().nonzero().flatten()
+        masked = check_mask(mask, len(images), self.grid).flatten().nonzero().flatten()
         patches = patches_at(images, masked.to(images.device), self.patch_size)
         return self._error(prediction.flatten(0, 1)[masked], patches)
 
@@ -180,8 +206,12 @@ class FCMAE(nn.Module):
         """The decoder's hidden map (B, h, w, D) of the whole image."""
         sites = self.sites(mask, self.grid, self.patch_size, self.grn_scope)
         canvas = Canvas(sites, mask.unflatten(1, self.grid))
-        x = canvas.fill(self.proj(self.encoder.features(images, sites)), self.mask_token)
-        decoded: Tensor = self.decoder(x)
+        skips: list[Tensor] = []
+        if self.decoder.wants_skips:
+            *skips, x = self.encoder.stage_features(images, sites)
+        else:
+            x = self.encoder.features(images, sites)
+        decoded: Tensor = self.decoder(canvas.fill(self.proj(x), self.mask_token), skips, canvas)
         return decoded
 
     def _predict(self, decoded: Tensor, patches: Tensor) -> Tensor:
@@ -209,47 +239,3 @@ class FCMAE(nn.Module):
         """Mean squared error of (N, p*p*C) against the patches' targets; a scalar."""
         target = self._normalized(patches)
         return F.mse_loss(prediction.to(target.dtype), target)
-
-    def _check_images(self, images: Tensor) -> None:
-        if images.shape[1:] != (self.encoder.in_channels, *self.image_size):
-            raise ValueError(
-                f"expected images (B, {self.encoder.in_channels}, {self.image_size[0]}, "
-                f"{self.image_size[1]}), got {tuple(images.shape)}"
-            )
-
-    def _check_mask(self, mask: Tensor, batch: int) -> Tensor:
-        if mask.shape != (batch, self.grid[0] * self.grid[1]):
-            raise ValueError(
-                f"mask must be ({batch}, {self.grid[0] * self.grid[1]}) for a grid of "
-                f"{self.grid[0]}x{self.grid[1]} patches, got {tuple(mask.shape)}"
-            )
-        return mask.bool()
-
-
-def check_geometry(height: int, width: int, patch_size: int, stride: int) -> None:
-    """Raise ValueError with values that would work unless stride | patch_size | height, width.
-
-    At least two patches are needed: one to see and one to hide.
-    """
-    if patch_size % stride:
-        raise ValueError(
-            f"patch_size {patch_size} is no multiple of the encoder's total stride {stride}; "
-            f"try {nearest_multiples(patch_size, stride)}"
-        )
-    for name, length in (("height", height), ("width", width)):
-        if length % patch_size:
-            raise ValueError(
-                f"image {name} {length} is no multiple of patch_size {patch_size}; "
-                f"try {nearest_multiples(length, patch_size)}"
-            )
-    if height == width == patch_size:
-        raise ValueError(
-            f"an image of {height}x{width} is a single patch, nothing of it can be hidden; "
-            f"try {2 * patch_size}"
-        )
-
-
-def nearest_multiples(value: int, unit: int) -> str:
-    """The multiples of `unit` around `value`, as words for an error message."""
-    below = value // unit * unit
-    return f"{below} or {below + unit}" if below else str(unit)

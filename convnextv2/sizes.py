@@ -1,6 +1,7 @@
-"""The sizes of ConvNeXt V2 as data (paper, section 4 and appendix A.1)."""
+"""The sizes of ConvNeXt V2 and of FCMAE's decoders as data (paper, section 4, A.1, Table 1)."""
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +32,46 @@ def size_of(name: str) -> Size:
     if name not in SIZES:
         raise ValueError(f"unknown model size {name!r}; choose one of {', '.join(SIZES)}")
     return SIZES[name]
+
+
+# FCMAE's decoders, and what their width must be a multiple of.
+DECODER_UNITS = {"convnext": 1, "unet": 8, "unet-noskip": 8, "transformer": 32}
+
+
+class DecoderChoice(TypedDict):
+    """Arguments of `FCMAE.from_size`, and fields of `pretrain` in a pipeline's configuration."""
+
+    decoder: str
+    decoder_dim: int
+    decoder_depth: int
+
+
+def _row(decoder: str = "convnext", dim: int = 512, depth: int = 1) -> DecoderChoice:
+    return DecoderChoice(decoder=decoder, decoder_dim=dim, decoder_depth=depth)
+
+
+# Table 1, with the published top-1 of ConvNeXt-Base (V1; 800 epochs, fine-tuned for 100) behind
+# each row. Width and depth of the UNets and the transformer are not published: width and depth
+# are the default's, and the transformer's depth is MAE's.
+TABLE_1: dict[str, DecoderChoice] = {
+    "unet": _row("unet"),  # 83.7
+    "unet-noskip": _row("unet-noskip"),  # 83.5
+    "transformer": _row("transformer", depth=8),  # 83.4
+    "convnext": _row(),  # 83.7
+    "blocks-1": _row(depth=1),  # 83.7
+    "blocks-2": _row(depth=2),  # 83.5
+    "blocks-4": _row(depth=4),  # 83.7
+    "blocks-8": _row(depth=8),  # 83.6
+    "blocks-12": _row(depth=12),  # 83.3
+    "dim-128": _row(dim=128),  # 83.5
+    "dim-256": _row(dim=256),  # 83.7
+    "dim-512": _row(dim=512),  # 83.7
+    "dim-768": _row(dim=768),  # 83.6
+    "dim-1024": _row(dim=1024),  # 83.5
+}
+
+
+def nearest_multiples(value: int, unit: int) -> str:
+    """The multiples of `unit` around `value`, as words for an error message."""
+    below = value // unit * unit
+    return f"{below} or {below + unit}" if below else str(unit)

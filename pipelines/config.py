@@ -99,6 +99,9 @@ class TrainConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     train_images: Positive | None = None
     """Use only so many images of the training set, chosen by the seed."""
+    activation_checkpointing: tuple[Annotated[int, Field(ge=0, le=3)], ...] = ()
+    """Stages (0 to 3) whose blocks are computed a second time in the backward pass: less memory,
+    more time, the same result. All of them: [0, 1, 2, 3]."""
     checkpoint_every: Positive = 500
     """Steps between checkpoints; the end of training always has one."""
     keep_checkpoints: Positive = 2
@@ -109,8 +112,11 @@ class PretrainConfig(TrainConfig):
 
     betas: tuple[Share, Share] = (0.9, 0.95)
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    decoder: Literal["convnext", "unet", "unet-noskip", "transformer"] = "convnext"
     decoder_dim: Positive = 512
+    """Channels of the decoder (of a UNet at its coarsest scale)."""
     decoder_depth: Positive = 1
+    """Blocks of the decoder (of every scale of a UNet)."""
     norm_pix_loss: bool = True
     backend: Literal["gather", "masked-dense"] = "gather"
     grn_scope: Literal["image", "batch"] = "image"

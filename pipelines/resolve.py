@@ -8,7 +8,8 @@ import yaml
 from pydantic import ValidationError
 
 from cluster.topology import Topology
-from pipelines.config import ModelConfig, PipelineConfig, Section
+from convnextv2.sizes import DECODER_UNITS, nearest_multiples
+from pipelines.config import ModelConfig, PipelineConfig, PretrainConfig, Section
 
 
 class ConfigError(ValueError):
@@ -42,7 +43,7 @@ def resolve(preset: PipelineConfig, overrides: Sequence[str]) -> PipelineConfig:
 
 def find_conflicts(config: PipelineConfig) -> list[str]:
     """Arithmetic between fields that does not work out, with values that would."""
-    problems = _misfits(config.model)
+    problems = _misfits(config.model) + _misfit_decoder(config.pretrain)
     for name, train in (("pretrain", config.pretrain), ("finetune", config.finetune)):
         try:
             Topology(train.global_batch_size, train.micro_batch_size, config.cluster.num_workers)
@@ -79,13 +80,25 @@ def _misfits(model: ModelConfig) -> list[str]:
             close = sorted(sorted(fitting, key=lambda size: abs(size - patch))[:2])
             return [f"{wrong}; {' or '.join(map(str, close))} would work"]
         below = max(stride, patch // stride * stride)
-        return [f"{wrong}; {below} would work with model.image_size {_multiples(image, below)}"]
+        return [
+            f"{wrong}; {below} would work with model.image_size {nearest_multiples(image, below)}"
+        ]
     if image % patch:
         return [
             f"model.image_size: {image} is no multiple of model.patch_size {patch}; "
-            f"{_multiples(image, patch)} would work"
+            f"{nearest_multiples(image, patch)} would work"
         ]
     return []
+
+
+def _misfit_decoder(pretrain: PretrainConfig) -> list[str]:
+    unit, dim = DECODER_UNITS[pretrain.decoder], pretrain.decoder_dim
+    if dim % unit == 0:
+        return []
+    return [
+        f"pretrain.decoder_dim: {dim} is no multiple of {unit}, as decoder {pretrain.decoder!r} "
+        f"needs; {nearest_multiples(dim, unit)} would work"
+    ]
 
 
 def _with_value(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
@@ -167,8 +180,3 @@ def nearest(name: str, names: list[str]) -> str:
     """Words that name the closest of `names`, or all of them."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"
-
-
-def _multiples(value: int, unit: int) -> str:
-    below = value // unit * unit
-    return f"{below} or {below + unit}" if below else str(unit)

@@ -59,6 +59,7 @@ def build_classifier(config: PipelineConfig, num_classes: int) -> ConvNeXtV2:
         stem_stride=config.model.stem_stride,
         drop_path=config.finetune.drop_path,
         head_init_scale=config.finetune.head_init_scale,
+        checkpoint_stages=config.finetune.activation_checkpointing,
     )
 
 

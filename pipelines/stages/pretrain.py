@@ -42,6 +42,7 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
         after=("write",),
         code=(
             *CODE,
+            "convnextv2.decoders",
             "convnextv2.fcmae",
             "convnextv2.masking",
             "convnextv2.sparse",
@@ -59,11 +60,13 @@ def build_fcmae(config: PipelineConfig) -> FCMAE:
         image_size=model.image_size,
         patch_size=model.patch_size,
         mask_ratio=recipe.mask_ratio,
+        decoder=recipe.decoder,
         decoder_dim=recipe.decoder_dim,
         decoder_depth=recipe.decoder_depth,
         norm_pix_loss=recipe.norm_pix_loss,
         backend=recipe.backend,
         grn_scope=recipe.grn_scope,
+        checkpoint_stages=recipe.activation_checkpointing,
     )
 
 

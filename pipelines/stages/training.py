@@ -13,7 +13,14 @@ from pipelines.session import Session
 from pipelines.train import CHECKPOINTS, TrainJob, train
 
 # Settings that say how a result is computed, not what it is; they are in no stage's key.
-NOT_IN_KEY = {"micro_batch_size", "checkpoint_every", "keep_checkpoints", "backend", "control"}
+NOT_IN_KEY = {
+    "micro_batch_size",
+    "activation_checkpointing",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "backend",
+    "control",
+}
 CODE = (
     "cluster.engine",
     "convnextv2.data.load",

@@ -48,7 +48,7 @@ def plain_fcmae(model: FCMAE, images: Tensor, mask: Tensor) -> PlainOutput:
     x = F.conv2d(features, p["proj.weight"], p["proj.bias"])
     seen = grown(visible, x)
     x = x * seen + p["mask_token"] * (1 - seen)
-    for block in range(len(model.decoder)):
+    for block in range(len(list(model.decoder.children()))):
         x = plain_block(x, p, f"decoder.{block}", torch.ones_like(seen), pooled=False)
     x = F.conv2d(x, p["pred.weight"], p["pred.bias"])
     picture = spread(x, model.encoder.stride)

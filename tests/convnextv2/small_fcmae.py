@@ -15,6 +15,7 @@ def small_fcmae(
     channels: int = 3,
     stem_stride: int = 1,
     strides_per_patch: int = 1,
+    decoder_dim: int = 12,
     **options: Any,
 ) -> FCMAE:
     """Four narrow stages in fp64, every parameter random so that nothing hides behind a zero."""
@@ -31,7 +32,7 @@ def small_fcmae(
         encoder,
         image_size=(grid[0] * patch, grid[1] * patch),
         patch_size=patch,
-        decoder_dim=12,
+        decoder_dim=decoder_dim,
         **options,
     ).double()
     with torch.no_grad():

@@ -155,7 +155,9 @@ def test_wrong_input_is_refused(act: Callable[[FCMAE], object], message: str) ->
         ({"stem_stride": 3}, r"stem_stride 3 is not one of \(1, 2, 4\)"),
         ({"mask_ratio": 1.0}, "mask_ratio 1.0 is not between 0 and 1"),
         ({"mask_ratio": 0.0}, "mask_ratio 0.0 is not between 0 and 1"),
-        ({"decoder": "unet"}, "unknown decoder 'unet'; choose one of convnext"),
+        ({"decoder": "vit"}, "unknown decoder 'vit'; choose one of convnext, unet, unet-noskip, t"),
+        ({"decoder": "unet", "decoder_dim": 12}, "12 is no multiple of 8, as .*'unet'.* 8 or 16"),
+        ({"decoder": "transformer", "decoder_dim": 20}, "no multiple of 32, .*; try 32"),
         ({"backend": "dense"}, "unknown backend 'dense'; choose one of gather, masked-dense"),
     ],
 )

@@ -179,6 +179,7 @@ def settings_of(*overrides: str) -> dict[str, Any]:
         ("cluster.num_workers=4", "pretrain.micro_batch_size=32", "finetune.micro_batch_size=8"),
         ("cluster.zero_stage=2", "cluster.max_failures=9"),
         ("pretrain.checkpoint_every=7", "finetune.keep_checkpoints=5"),
+        ("pretrain.activation_checkpointing=[0, 2]", "finetune.activation_checkpointing=[3]"),
         ("pretrain.backend=masked-dense", "tracking.uri=http://mlflow:5000", "log_every=3"),
     ],
 )
@@ -187,7 +188,14 @@ def test_how_it_is_computed_is_in_no_key(overrides: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["seed=1", "cluster.dtype=bf16", "model.size=atto", "pretrain.mask_ratio=0.75"]
+    "override",
+    [
+        "seed=1",
+        "cluster.dtype=bf16",
+        "model.size=atto",
+        "pretrain.mask_ratio=0.75",
+        "pretrain.decoder=unet",
+    ],
 )
 def test_what_is_computed_is_in_the_key(override: str) -> None:
     assert settings_of(override)["pretrain"] != settings_of()["pretrain"]

@@ -6,13 +6,14 @@ purpose; their difference belongs into the review.
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from convnextv2.recipe.schedule import scaled_lr
-from convnextv2.sizes import SIZES
+from convnextv2.sizes import DECODER_UNITS, SIZES, TABLE_1
+from pipelines.config import PretrainConfig
 from pipelines.presets import PRESETS, ConfigError, load_preset
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -42,6 +43,10 @@ WRONG = {
     "finetune.base_lr=.inf": "finetune.base_lr: input should be a finite number, got inf",
     "pretrain.backend=gathr": "pretrain.backend: input should be 'gather' or 'masked-dense', "
     "got 'gathr'",
+    "pretrain.decoder=vit": "pretrain.decoder: input should be 'convnext', 'unet', 'unet-noskip' "
+    "or 'transformer', got 'vit'",
+    "pretrain.activation_checkpointing=[4]": "pretrain.activation_checkpointing: input should be "
+    "less than or equal to 3, got 4",
     "model.size=small": "model.size: unknown model size 'small'; choose one of "
     f"{', '.join(SIZES)}, got 'small'",
     "model.stem_stride=3": "model.stem_stride: input should be 1, 2 or 4, got 3",
@@ -155,6 +160,27 @@ def test_an_override_changes_its_field_and_no_other() -> None:
     before, after = (load_preset("demo", more).model_dump() for more in ([], ["model.size=atto"]))
     assert after.pop("model") == {**before.pop("model"), "size": "atto"}
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("decoder", "unit", "would"), [("unet", 8, "96 or 104"), ("transformer", 32, "96 or 128")]
+)
+def test_a_width_the_decoder_cannot_have_is_refused(decoder: str, unit: int, would: str) -> None:
+    assert problems(f"pretrain.decoder={decoder}", "pretrain.decoder_dim=100") == [
+        f"pretrain.decoder_dim: 100 is no multiple of {unit}, as decoder {decoder!r} needs; "
+        f"{would} would work"
+    ]
+
+
+@pytest.mark.parametrize("row", TABLE_1)
+def test_every_row_of_table_1_can_be_set(row: str) -> None:
+    overrides = [f"pretrain.{field}={value}" for field, value in TABLE_1[row].items()]
+    recipe = load_preset("demo", overrides).pretrain
+    assert {field: getattr(recipe, field) for field in TABLE_1[row]} == TABLE_1[row]
+
+
+def test_the_configuration_knows_the_decoders_there_are() -> None:
+    assert get_args(PretrainConfig.model_fields["decoder"].annotation) == tuple(DECODER_UNITS)
 
 
 def test_the_last_of_two_overrides_counts() -> None:
