@@ -1,0 +1,97 @@
+"""Images to look at a model with: any folder, spread evenly over it, cut to one size."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from convnextv2.data.sources import (
+    IMAGE_SUFFIXES,
+    DataError,
+    FolderSource,
+    RGBImage,
+    UnreadableImage,
+)
+
+
+def open_images(root: Path, limit: int) -> FolderSource:
+    """At most `limit` images under `root`, flat or in class folders (whose labels are not used).
+
+    They are taken at equal distances in the order of their names, so that as many classes are
+    among them as can be.
+
+    Raises:
+        DataError: When there are none.
+    """
+    if not root.is_dir():
+        what = "is a file; give the folder it lies in" if root.exists() else "does not exist"
+        raise DataError(f"image folder {root} {what}")
+    if limit < 1:
+        raise DataError(f"a limit of {limit} images leaves none; give at least 1")
+    names = sorted(
+        str(path.relative_to(root))
+        for path in root.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    )
+    if not names:
+        raise DataError(f"no images under {root}; read are {', '.join(sorted(IMAGE_SUFFIXES))}")
+    count = min(limit, len(names))
+    chosen = [names[number * len(names) // count] for number in range(count)]
+    return FolderSource(root, (root.name,), tuple((name, 0) for name in chosen))
+
+
+def require_rgb(in_channels: int) -> None:
+    """Raise ValueError unless a model of so many channels can be shown the images read here."""
+    if in_channels != 3:
+        raise ValueError(f"images are read as RGB, this model takes {in_channels} channels")
+
+
+@dataclass
+class Views:
+    """Batches (B, height, width, 3; uint8) of a source; what cannot be decoded is skipped.
+
+    While the batches are drawn, `shown` gathers the names of their images, and `skipped` the
+    reasons why others are not among them.
+    """
+
+    source: FolderSource
+    size: tuple[int, int]
+    batch_size: int
+    shown: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the batches.
+
+        Raises:
+            DataError: When not a single image could be read.
+        """
+        pending: list[RGBImage] = []
+        for index in range(len(self.source)):
+            try:
+                pending.append(center_view(self.source.image(index), self.size))
+                self.shown.append(self.source.files[index][0])
+            except UnreadableImage as error:
+                self.skipped.append(str(error))
+            if len(pending) == self.batch_size or (pending and index + 1 == len(self.source)):
+                yield torch.from_numpy(np.stack(pending))
+                pending = []
+        if len(self.skipped) == len(self.source):
+            raise DataError(f"none of the {len(self.source)} images can be read: {self.skipped[0]}")
+
+
+def center_view(image: RGBImage, size: tuple[int, int]) -> RGBImage:
+    """The largest central box of the shape of `size` (height, width), resized to it (bicubic)."""
+    (height, width), (out_height, out_width) = image.shape[:2], size
+    scale = min(height / out_height, width / out_width)
+    box_height, box_width = min(height, scale * out_height), min(width, scale * out_width)
+    top, left = (height - box_height) / 2, (width - box_width) / 2
+    box = (left, top, left + box_width, top + box_height)
+    resized = Image.fromarray(image).resize(
+        (out_width, out_height), Image.Resampling.BICUBIC, box=box
+    )
+    return np.array(resized)
