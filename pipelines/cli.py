@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipelines.commands import command
+from pipelines.commands.analysis import add_analysis_commands
 
 DESCRIPTION = "Pretrain (FCMAE), fine-tune and evaluate ConvNeXt V2."
 STAGE_COMMANDS = {
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         stage.set_defaults(act=_act_pipeline)
 
     _add_data_command(commands)
+    add_analysis_commands(commands)
 
     doctor = command(
         commands, "doctor", "check this machine and say what to fix", "convnextv2 doctor --json"

@@ -1,5 +1,7 @@
 """Reconstruction pictures: what FCMAE makes of the patches it cannot see."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnextv2.fcmae import FCMAE
-from convnextv2.masking import patchify, unpatchify
+from convnextv2.masking import patchify, sample_masks, unpatchify
 from convnextv2.tasks import Normalize
 
 MASK_GREY = 128
@@ -16,11 +18,12 @@ MASK_GREY = 128
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Three pictures of each image, (N, H, W, 3) uint8."""
+    """Three pictures of each image, (N, H, W, 3) uint8, and the model's loss on all of them."""
 
     original: NDArray[np.uint8]
     masked: NDArray[np.uint8]
     predicted: NDArray[np.uint8]
+    loss: float = math.nan
 
 
 @torch.no_grad()
@@ -56,4 +59,30 @@ def reconstruct(model: FCMAE, images: Tensor, mask: Tensor) -> Reconstruction:
         original=images.cpu().numpy(),
         masked=images.masked_fill(where, MASK_GREY).cpu().numpy(),
         predicted=torch.where(where, pixels, images).cpu().numpy(),
+        loss=float(output.loss),
+    )
+
+
+def reconstruct_all(
+    model: FCMAE, batches: Iterable[Tensor], *, mask_ratio: float, seed: int
+) -> Reconstruction:
+    """`reconstruct` batches (B, H, W, 3; uint8); masks depend on seed and image number only."""
+    done: list[Reconstruction] = []
+    count = 0
+    for images in batches:
+        mask = sample_masks(
+            seed=seed,
+            epoch=0,
+            indices=range(count, count + len(images)),
+            num_patches=model.grid[0] * model.grid[1],
+            mask_ratio=mask_ratio,
+        )
+        done.append(reconstruct(model, images, mask))
+        count += len(images)
+    return Reconstruction(
+        original=np.concatenate([part.original for part in done]),
+        masked=np.concatenate([part.masked for part in done]),
+        predicted=np.concatenate([part.predicted for part in done]),
+        # As many patches are hidden of one image as of another.
+        loss=sum(part.loss * len(part.original) for part in done) / count,
     )

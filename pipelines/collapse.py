@@ -1,0 +1,150 @@
+"""The collapse analysis of one checkpoint, or of two side by side: numbers, plots and a page."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from convnextv2.analysis.collapse import CollapseMeter, activation_maps, block_named
+from convnextv2.analysis.images import Views, open_images, require_rgb
+from convnextv2.analysis.models import best_device, read_encoder
+from convnextv2.encoder import ConvNeXtV2
+from pipelines.collapse_figures import Checkpoint, activations_png, curve_png, distance_curve
+from pipelines.figures import picture, themed_svg
+from pipelines.files import atomically, write_json
+from pipelines.pages import render
+
+BATCH = 8
+PHOTOS = 3
+"""Images whose activation maps are drawn."""
+
+
+def analyse_collapse(
+    files: Sequence[Path],
+    images: Path,
+    output: Path,
+    *,
+    image_size: tuple[int, int],
+    limit: int,
+    block: str | None,
+) -> dict[str, Any]:
+    """Measure every weight file on the same images; write and return the numbers.
+
+    Writes collapse.json, collapse.png, activations.png and collapse.html to `output`. `block` is
+    the one whose maps are drawn; each model's own deep one if None.
+
+    Raises:
+        ValueError: When a file, the images, their size or `block` cannot be used.
+    """
+    models = [read_encoder(path).to(best_device()) for path in files]
+    drawn = [_drawable(path, model, block) for path, model in zip(files, models, strict=True)]
+    views = Views(open_images(images, limit), image_size, BATCH)
+    meters = [CollapseMeter(model) for model in models]
+    photos = None
+    console = Console(stderr=True)
+    batches = track(
+        views,
+        "measuring",
+        total=-(-len(views.source) // BATCH),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    for batch in batches:
+        photos = batch[:PHOTOS] if photos is None else photos
+        for meter in meters:
+            meter.show(batch)
+    assert photos is not None, "views without images raise"
+
+    checkpoints = [
+        Checkpoint(
+            label=label,
+            blocks=meter.result(),
+            drawn=name,
+            maps=activation_maps(model, photos, name),
+        )
+        for label, model, meter, name in zip(labels(files), models, meters, drawn, strict=True)
+    ]
+    result = {
+        "images": len(views.shown),
+        "skipped": views.skipped,
+        "image_size": list(image_size),
+        "checkpoints": [
+            {
+                "weights": str(path),
+                "mean_distance": checkpoint.mean_distance,
+                "blocks": [asdict(measured) for measured in checkpoint.blocks],
+            }
+            for path, checkpoint in zip(files, checkpoints, strict=True)
+        ],
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    activations = activations_png(photos.numpy(), checkpoints)
+    facts = {"images": f"{len(views.shown):,}", "size": f"{image_size[0]} × {image_size[1]}"}
+    page = collapse_page(checkpoints, activations, facts=facts, skipped=views.skipped)
+    for name, content in (
+        ("collapse.png", curve_png(checkpoints)),
+        ("activations.png", activations),
+        ("collapse.html", page.encode()),
+    ):
+        with atomically(output / name) as partial:
+            partial.write_bytes(content)
+    write_json(output / "collapse.json", result)
+    return result
+
+
+def labels(files: Sequence[Path]) -> list[str]:
+    """Names of the files; whole paths where those are the same."""
+    names = [path.name for path in files]
+    return names if len(set(names)) == len(names) else [str(path) for path in files]
+
+
+def collapse_page(
+    checkpoints: Sequence[Checkpoint],
+    activations: bytes,
+    *,
+    facts: Mapping[str, object],
+    skipped: Sequence[str],
+) -> str:
+    """The page joining curve, maps (the PNG `activations`) and numbers."""
+    by_name = [{block.block: block for block in checkpoint.blocks} for checkpoint in checkpoints]
+    names = sorted({name for blocks in by_name for name in blocks}, key=_place)
+    title = "Cosine distance of the channels of each block"
+    with Image.open(io.BytesIO(activations)) as image:
+        maps = picture(np.asarray(image.convert("RGB")), "Activation maps")
+    return render(
+        "collapse.html.j2",
+        title="Mean distance "
+        + " and ".join(f"{_words(c.mean_distance)} ({c.label})" for c in checkpoints),
+        overline="Feature collapse",
+        facts=facts,
+        checkpoints=checkpoints,
+        curve=themed_svg(distance_curve(checkpoints), title),
+        channels=checkpoints[0].maps.shape[1],
+        maps=maps,
+        rows=[(name, [blocks.get(name) for blocks in by_name]) for name in names],
+        skipped=skipped,
+    )
+
+
+def _drawable(path: Path, model: ConvNeXtV2, block: str | None) -> str:
+    try:
+        require_rgb(model.in_channels)
+        return block_named(model, block)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _place(block: str) -> list[int]:
+    """Of "stages.2.10": [2, 10]."""
+    return [int(number) for number in block.split(".")[1:]]
+
+
+def _words(distance: float | None) -> str:
+    return "undefined" if distance is None else f"{distance:.3f}"

@@ -1,0 +1,186 @@
+"""Commands that look into a model or carry it elsewhere: reconstruct, collapse, export."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.commands import command
+
+
+def add_analysis_commands(commands: Any) -> None:
+    """Add the commands of this file to the subparsers `commands`."""
+    _add_reconstruct(commands)
+    _add_collapse(commands)
+    _add_export(commands)
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """(height, width) of "224" or "224x320"."""
+    height, _, width = text.partition("x")
+    try:
+        size = int(height), int(width or height)
+    except ValueError:
+        size = 0, 0
+    if min(size) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give 224, or 224x320 (HxW)")
+    return size
+
+
+def batch_size(text: str) -> int | None:
+    """A number, or None for "dynamic"."""
+    if text == "dynamic":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no batch size; give a number, or dynamic")
+    return int(text)
+
+
+def _add_reconstruct(commands: Any) -> None:
+    parser = command(
+        commands,
+        "reconstruct",
+        "show what a pretrained model puts in hidden patches: gallery.html and gallery.png",
+        "convnextv2 reconstruct fcmae.safetensors photos/ --output gallery/ --limit 8",
+    )
+    parser.add_argument("weights", type=Path, help="weights of a pretraining, with the decoder")
+    parser.add_argument("images", type=Path, help="folder of images, flat or in class folders")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--mask-ratio", type=float, default=0.6, help="share of hidden patches")
+    parser.add_argument("--seed", type=int, default=0, help="which patches are hidden")
+    parser.add_argument("--limit", type=int, default=16, help="images at most (default: 16)")
+    parser.add_argument(
+        "--image-size", type=image_size, metavar="N|HxW", help="in pixels (default: 7 patches)"
+    )
+    parser.add_argument(
+        "--patch-size", type=int, help="in pixels (default: the encoder's total stride)"
+    )
+    parser.add_argument(
+        "--raw-pixels",
+        action="store_true",
+        help="the model was pretrained with norm_pix_loss=false",
+    )
+    parser.add_argument("--json", action="store_true", help="print loss and files as JSON")
+    parser.set_defaults(act=_act_reconstruct)
+
+
+def _add_collapse(commands: Any) -> None:
+    parser = command(
+        commands,
+        "collapse",
+        "measure how alike the channels of each block are, of two checkpoints side by side",
+        "convnextv2 collapse ours.safetensors theirs.pt --images val/ --output collapse/",
+    )
+    parser.add_argument("weights", type=Path, help="weights of any kind")
+    parser.add_argument("other", type=Path, nargs="?", help="weights to compare with")
+    parser.add_argument("--images", type=Path, required=True, help="folder of images")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--limit", type=int, default=1000, help="images at most (default: 1000)")
+    parser.add_argument(
+        "--image-size", type=image_size, default=(224, 224), metavar="N|HxW", help="default: 224"
+    )
+    parser.add_argument(
+        "--block", help="whose maps are drawn, such as stages.2.5 (default: last of stage 2)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.set_defaults(act=_act_collapse)
+
+
+def _add_export(commands: Any) -> None:
+    parser = command(
+        commands,
+        "export",
+        "write a classifier as ONNX or torch.export program, and check it against PyTorch",
+        "convnextv2 export model.safetensors model.onnx --format onnx --image-size 224",
+    )
+    parser.add_argument("weights", type=Path, help="weights of a classifier")
+    parser.add_argument("destination", type=Path, help="file to write")
+    parser.add_argument("--format", choices=("onnx", "torch"), required=True)
+    parser.add_argument(
+        "--image-size", type=image_size, default=(224, 224), metavar="N|HxW", help="default: 224"
+    )
+    parser.add_argument(
+        "--batch",
+        type=batch_size,
+        metavar="N|dynamic",
+        help="images in a batch (default: dynamic, any number)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(act=_act_export)
+
+
+def _act_reconstruct(options: argparse.Namespace) -> int:
+    from pipelines.gallery import make_gallery
+
+    made = make_gallery(
+        options.weights,
+        options.images,
+        options.output,
+        mask_ratio=options.mask_ratio,
+        seed=options.seed,
+        limit=options.limit,
+        image_size=options.image_size,
+        patch_size=options.patch_size,
+        norm_pix_loss=not options.raw_pixels,
+    )
+    if options.json:
+        print(json.dumps(made, indent=1))
+    else:
+        print(f"{made['images']} images, loss {made['loss']:.3f}: {', '.join(made['files'])}")
+        _print_skipped(made["skipped"])
+    return 0
+
+
+def _act_collapse(options: argparse.Namespace) -> int:
+    from pipelines.collapse import analyse_collapse
+
+    found = analyse_collapse(
+        [options.weights, *([options.other] if options.other else [])],
+        options.images,
+        options.output,
+        image_size=options.image_size,
+        limit=options.limit,
+        block=options.block,
+    )
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        for checkpoint in found["checkpoints"]:
+            print(checkpoint["weights"])
+            for block in checkpoint["blocks"]:
+                distance = block["distance"]
+                number = "     –" if distance is None else f"{distance:6.4f}"
+                print(f"  {block['block']:12} {number}  {block['dead']:6.1%} dead")
+        print(f"{found['images']:,} images: {options.output / 'collapse.html'}")
+        _print_skipped(found["skipped"])
+    return 0
+
+
+def _act_export(options: argparse.Namespace) -> int:
+    from convnextv2.analysis.models import read_classifier
+    from convnextv2.export import export_onnx, export_torch
+
+    model = read_classifier(options.weights)
+    write = {"onnx": export_onnx, "torch": export_torch}[options.format]
+    difference = write(model, options.destination, options.image_size, batch=options.batch)
+    height, width = options.image_size
+    shape = [options.batch or "batch", model.in_channels, height, width]
+    if options.json:
+        written = {
+            "file": str(options.destination),
+            "format": options.format,
+            "images": shape,
+            "difference": difference,
+        }
+        print(json.dumps(written, indent=1))
+    else:
+        print(
+            f"{options.destination}: images ({', '.join(map(str, shape))}), "
+            f"off by at most {difference:.1e} from PyTorch"
+        )
+    return 0
+
+
+def _print_skipped(reasons: list[str]) -> None:
+    for reason in reasons:
+        print(f"  skipped {reason}")

@@ -1,0 +1,20 @@
+"""HTML pages that load nothing: the templates beside this file, with the report's look."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipelines.figures import LIGHT
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in `template`; every text is escaped, and a name it lacks is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(light=LIGHT, **values)
