@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.bench import loader, sparse, stack
+from pipelines.bench import loader, stack
 from pipelines.provenance import git_commit, versions
 
 
@@ -28,7 +28,6 @@ def main() -> None:
             "time": time.strftime("%Y-%m-%d %H:%M:%S"),
             "commit": git_commit(),
             "versions": versions(),
-            "sparse": sparse.compare(options.pairs),
             "loader": loader.measure(Path(folder) / "loader", options.photos),
             "stack": stack.compare(Path(folder) / "stack", options.pairs),
         }
@@ -41,19 +40,6 @@ def main() -> None:
 def show(results: dict[str, Any]) -> None:
     """The figures as a table."""
     table = Table("benchmark", "figure", "value")
-    backends = results["sparse"]["backends"]
-    for name, figures in backends.items():
-        table.add_row(
-            results["sparse"]["what"],
-            name,
-            f"{figures['images_per_second']:.1f} images/s, {figures['peak_mb']:.0f} MB",
-        )
-    table.add_row(
-        "",
-        "gather / masked-dense",
-        f"{results['sparse']['speed_ratio']:.2f} x speed, "
-        f"{results['sparse']['memory_ratio']:.2f} x memory",
-    )
     rate = results["loader"]["images_per_second"]
     table.add_row(results["loader"]["what"], results["loader"]["images"], f"{rate:,.0f} images/s")
     table.add_row(

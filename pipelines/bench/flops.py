@@ -1,0 +1,37 @@
+"""The least arithmetic a step can do: multiply-adds of one image, counted from the geometry.
+
+Visible sites only in the encoder, and a prediction for masked patches only. Forward; the backward
+needs twice as many.
+"""
+
+from convnextv2.fcmae import FCMAE
+from convnextv2.masking import visible_count
+from convnextv2.sizes import size_of
+
+KERNEL = 49
+
+
+def encoder_macs(size: str, image_size: int, share: float = 1.0, stem_stride: int = 4) -> float:
+    """Multiply-adds of the encoder on one image of which `share` is visible."""
+    chosen, stride, previous, total = size_of(size), stem_stride, 3 * stem_stride**2, 0.0
+    for depth, dim in zip(chosen.depths, chosen.dims, strict=True):
+        sites = (image_size / stride) ** 2 * share
+        block = KERNEL * dim + 2 * dim * 4 * dim
+        total += sites * (previous * dim + depth * block)
+        stride, previous = 2 * stride, 4 * dim
+    return total
+
+
+def fcmae_macs(size: str, model: FCMAE) -> float:
+    """Multiply-adds of a step's forward on one image, default decoder, patches of one site."""
+    patches = model.grid[0] * model.grid[1]
+    visible = visible_count(patches, model.mask_ratio)
+    dim = model.proj.out_channels
+    pixels = model.encoder.stride**2 * model.encoder.in_channels
+    block = KERNEL * dim + 2 * dim * 4 * dim
+    decoder = patches * (
+        model.encoder.dims[-1] * dim + sum(1 for _ in model.decoder.children()) * block
+    )
+    prediction = (patches - visible) * dim * pixels
+    encoder = encoder_macs(size, model.image_size[0], visible / patches)
+    return encoder + decoder + prediction
