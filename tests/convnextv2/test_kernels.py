@@ -56,8 +56,8 @@ def test_layer_norm(dtype: torch.dtype, channels: int) -> None:
     weight, bias = (random(channels, dtype=dtype, seed=s) for s in (1, 2))
     if channels > 1:
         assert_same(
-            lambda *p: native.layer_norm(*p, 1e-6),
-            lambda *p: plain.layer_norm(*p, 1e-6),
+            lambda x, w, b: native.layer_norm(x, w, b, 1e-6),
+            lambda x, w, b: plain.layer_norm(x, w, b, 1e-6),
             x,
             weight,
             bias,
@@ -72,8 +72,8 @@ def test_gelu_grn(dtype: torch.dtype, channels: int, groups: int) -> None:
     x = x.detach().requires_grad_()
     gamma, beta = (random(1, 1, 1, channels, dtype=dtype, seed=s) for s in (1, 2))
     assert_same(
-        lambda *p: native.gelu_grn(*p, groups),
-        lambda *p: plain.gelu_grn(*p, groups),
+        lambda x, w, b: native.gelu_grn(x, w, b, groups),
+        lambda x, w, b: plain.gelu_grn(x, w, b, groups),
         x,
         gamma,
         beta,
@@ -125,8 +125,8 @@ def test_patch_depthwise(dtype: torch.dtype, side: int, channels: int, batch: in
     weight = random(channels, 1, 7, 7, dtype=dtype, seed=1)
     bias = random(channels, dtype=dtype, seed=2)
     assert_same(
-        lambda *p: native.patch_depthwise(*p, chosen, grid),
-        lambda *p: plain.patch_depthwise(*p, chosen, grid),
+        lambda x, w, b: native.patch_depthwise(x, w, b, chosen, grid),
+        lambda x, w, b: plain.patch_depthwise(x, w, b, chosen, grid),
         *(x, weight, bias),
     )
 
@@ -175,10 +175,14 @@ def test_numbers_do_not_depend_on_the_number_of_threads() -> None:
     def run(threads: int) -> list[Tensor]:
         torch.set_num_threads(threads)
         convolved = values_and_gradients(
-            lambda *p: native.patch_depthwise(*p, patches, (2, 3)), *inputs
+            lambda x, w, b: native.patch_depthwise(x, w, b, patches, (2, 3)), *inputs
         )
-        normed = values_and_gradients(lambda *p: native.layer_norm(*p, 1e-6), x, *inputs[2:] * 2)
-        responded = values_and_gradients(lambda *p: native.gelu_grn(*p, 1), x, *inputs[2:] * 2)
+        normed = values_and_gradients(
+            lambda x, w, b: native.layer_norm(x, w, b, 1e-6), x, *inputs[2:] * 2
+        )
+        responded = values_and_gradients(
+            lambda x, w, b: native.gelu_grn(x, w, b, 1), x, *inputs[2:] * 2
+        )
         return convolved + normed + responded
 
     for one, three in zip(run(1), run(3), strict=True):
