@@ -1,4 +1,7 @@
-"""Weight files: what does not fit is explained, what fits comes back bit for bit."""
+"""Loading weights: what does not fit is explained, what fits comes back bit for bit.
+
+Dialects are in test_weights_dialects.py, containers in test_weights_files.py.
+"""
 
 import re
 from pathlib import Path
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
-from convnextv2.weights import WeightsError, convert, encoder_of, load, read
+from convnextv2.weights import WeightsError, encoder_of, load, read
 
 
 def classifier(seed: int = 0, num_classes: int = 3) -> ConvNeXtV2:
@@ -54,7 +57,7 @@ def test_what_does_not_fit_is_listed_and_nothing_is_loaded() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = classifier(1).state_dict()
     state["stages.9.0.norm.weight"] = state.pop("stages.0.0.norm.weight")
-    state["head.weight"] = torch.zeros(7, 128)
+    state["head.weight"], state["head.bias"] = torch.zeros(7, 128), torch.zeros(7)
 
     with pytest.raises(WeightsError) as caught:
         load(model, state)
@@ -62,23 +65,50 @@ def test_what_does_not_fit_is_listed_and_nothing_is_loaded() -> None:
     lines = str(caught.value).splitlines()
     assert lines == [
         "these weights are of another model:",
+        "  classes: they have 7, the model 3",
         "  missing (1):",
         "    stages.0.0.norm.weight",
         "  unexpected (1):",
         "    stages.9.0.norm.weight",
-        "  another shape (1):",
+        "  another shape (2):",
         "    head.weight is (7, 128), the model has (3, 128)",
+        "    head.bias is (7,), the model has (3,)",
     ]
     assert same(model.state_dict(), before)
 
 
-def test_of_many_problems_the_first_are_listed_and_the_rest_counted() -> None:
+def test_of_another_size_the_first_names_are_listed_and_the_rest_counted() -> None:
     with torch.device("meta"):
         other = ConvNeXtV2.from_size("atto", num_classes=3).state_dict()
     with pytest.raises(WeightsError) as caught:
         load(classifier(), other)
     message = str(caught.value)
+    assert "\n  size: they are atto, the model is pocket\n" in message
     assert re.search(r"another shape \(\d+\):\n(    .*\n){8}    … and \d+ more", message)
+
+
+def test_of_the_same_size_every_name_is_listed() -> None:
+    with pytest.raises(WeightsError) as caught:
+        load(fcmae(), classifier().state_dict())
+    message = str(caught.value)
+    assert "  classes: they have 3, the model none\n" in message
+    assert "  decoder: they have none, the model convnext\n" in message
+    missing = message.partition("  missing (")[2].partition("  unexpected (")[0].splitlines()[1:]
+    unexpected = message.partition("  unexpected (")[2].splitlines()[1:]
+    assert {line.strip() for line in missing} == fcmae().state_dict().keys()
+    assert {line.strip() for line in unexpected} == classifier().state_dict().keys()
+
+
+def test_models_that_are_no_convnext_are_compared_by_name() -> None:
+    with pytest.raises(WeightsError) as caught:
+        load(torch.nn.Linear(2, 2), {"bias": torch.zeros(3)})
+    assert str(caught.value).splitlines() == [
+        "these weights are of another model:",
+        "  missing (1):",
+        "    weight",
+        "  another shape (1):",
+        "    bias is (3,), the model has (2,)",
+    ]
 
 
 def test_only_what_may_be_missing_may_be_missing() -> None:
@@ -117,25 +147,3 @@ def test_decoder_parts_of_a_dense_file_are_left_out() -> None:
     dense = {name.removeprefix("encoder."): v for name, v in pretrained.state_dict().items()}
     assert "mask_token" in dense
     assert same(encoder_of(dense), pretrained.encoder.state_dict())
-
-
-def test_official_names_are_our_own() -> None:
-    state = classifier().state_dict()
-    assert same(convert(state, to="official"), state)
-
-
-def test_timms_names_are_one_to_one_and_grn_is_a_vector() -> None:
-    state = classifier().state_dict()
-    state["stages.2.1.grn.gamma"] = torch.arange(256.0).reshape(1, 1, 1, 256)
-    converted = convert(state, to="timm")
-    assert len(converted) == len(state)
-    assert torch.equal(converted["stages.2.blocks.1.mlp.grn.weight"], torch.arange(256.0))
-    assert torch.equal(converted["head.fc.weight"], state["head.weight"])
-    assert torch.equal(converted["stem.0.weight"], state["downsample_layers.0.0.weight"])
-
-
-def test_an_unknown_library_is_answered_with_those_there_are() -> None:
-    with pytest.raises(
-        ValueError, match="cannot convert weights to 'jax'; choose official or timm"
-    ):
-        convert({}, to="jax")  # type: ignore[arg-type]
