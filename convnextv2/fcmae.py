@@ -6,7 +6,7 @@ patches, normalised patch by patch.
 """
 
 from collections.abc import Collection
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -159,6 +159,8 @@ class FCMAE(nn.Module):
                 NaN or infinity; see `convnextv2.checks`.
         """
         check_images(images, (self.encoder.in_channels, *self.image_size))
+        if prediction not in get_args(Prediction):
+            raise ValueError(f"prediction {prediction!r} is neither 'all' nor 'masked'")
         if mask is None:
             mask = random_mask(
                 len(images),
@@ -167,19 +169,18 @@ class FCMAE(nn.Module):
                 generator=generator,
                 device=images.device if generator is None else generator.device,
             )
-        # Looked at where it is: a mask made on the CPU costs an accelerator no synchronisation.
+        # Looked at where it is: for a mask on the CPU an accelerator need not be waited for.
         mask = check_mask(mask, len(images), self.grid)
         check_something_hidden_and_seen(mask, alike=prediction == "masked")
+        masked, visible = (m.flatten().nonzero().flatten().to(images.device) for m in (mask, ~mask))
         mask = mask.to(images.device)
         decoded = self._decode(images, mask)
-        masked = mask.flatten().nonzero().flatten()
         reconstructed = self._predict(decoded, masked)
         loss = self._error(reconstructed, patches_at(images, masked, self.patch_size))
         check_finite(loss, images)
         if prediction == "masked":
             shown = reconstructed.unflatten(0, (len(images), -1))
         else:
-            visible = (~mask).flatten().nonzero().flatten()
             shown = reconstructed.new_empty(mask.numel(), reconstructed.shape[1])
             shown.index_copy_(0, masked, reconstructed)
             shown.index_copy_(0, visible, self._predict(decoded, visible))

@@ -1,6 +1,5 @@
-"""FCMAE: sites, loss, targets, shapes, and what is said about bad input."""
+"""FCMAE: sites, loss, targets, masks, predictions, shapes."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from convnextv2.fcmae import FCMAE, FCMAEOutput
-from convnextv2.masking import patchify
-from tests.convnextv2.small_fcmae import masks, noise, patches_by_hand, small_fcmae
+from convnextv2.masking import patches_at, patchify, sample_masks
+from tests.convnextv2.plain_fcmae import plain_fcmae
+from tests.convnextv2.small_fcmae import close, masks, noise, patches_by_hand, small_fcmae
 
 
 def test_at_224_a_mask_hides_30_of_49_patches_and_the_stages_see_the_published_sites() -> None:
@@ -26,19 +26,6 @@ def test_at_224_a_mask_hides_30_of_49_patches_and_the_stages_see_the_published_s
     assert [stage[0, ..., 0].numel() for stage in stages] == [1216, 304, 76, 19]
     assert encoded.shape == (2, 128, 7, 7)
     assert (encoded != 0).any(dim=1).sum(dim=(1, 2)).tolist() == [19, 19]
-
-
-@pytest.mark.parametrize(
-    ("size", "image_size", "patch", "stem_stride"),
-    [("pocket", 32, 8, 1), ("pocket", 96, 32, 4), ("atto", 128, 32, 4)],
-)
-def test_the_loss_starts_at_one(size: str, image_size: int, patch: int, stem_stride: int) -> None:
-    # The original's accidental init (std 1.0) starts at about 17.
-    torch.manual_seed(0)
-    model = FCMAE.from_size(size, image_size=image_size, patch_size=patch, stem_stride=stem_stride)
-    with torch.inference_mode():
-        loss = model(torch.randn(4, 3, image_size, image_size)).loss
-    assert 0.9 < float(loss) < 1.1
 
 
 def test_targets_are_normalised_by_the_unbiased_variance_of_the_patch() -> None:
@@ -80,6 +67,57 @@ def test_the_loss_counts_masked_patches_only() -> None:
     assert model.loss(images, one_wrong, mask).item() == pytest.approx(4 / 8)
 
 
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+@pytest.mark.parametrize("strides_per_patch", [1, 2])
+def test_both_predictions_are_the_plain_models_with_its_gradients(
+    strides_per_patch: int, norm_pix_loss: bool
+) -> None:
+    model = small_fcmae(strides_per_patch=strides_per_patch, norm_pix_loss=norm_pix_loss)
+    images, mask = noise(model, 2).requires_grad_(), masks(model, {3, 0}, {5, 1})
+    plain = plain_fcmae(model, images, mask)
+    patches = patches_by_hand(plain.picture, model.patch_size)
+    hidden = torch.stack([patches[0, [1, 2, 4, 5]], patches[1, [0, 2, 3, 4]]])
+    names, wanted = zip(*model.named_parameters(), strict=True)
+
+    def assert_same_gradients(got: Tensor, expected: Tensor) -> None:
+        pairs = [
+            torch.autograd.grad(x, (images, *wanted), retain_graph=True) for x in (got, expected)
+        ]
+        for name, one, other in zip(("images", *names), *pairs, strict=True):
+            close(one, other, name)
+
+    every, masked = model(images, mask), model(images, mask, prediction="masked")
+    close(every.prediction, patches)
+    close(masked.prediction, hidden)
+    for output in (every, masked):
+        close(output.loss, plain.loss)
+        assert torch.equal(output.mask, mask.double())
+        assert_same_gradients(output.loss, plain.loss)
+    # Losses of a user's own, on visible patches too.
+    assert_same_gradients(every.prediction.pow(3).mean(), patches.pow(3).mean())
+    assert_same_gradients(masked.prediction.pow(3).mean(), hidden.pow(3).mean())
+
+
+def test_the_loss_and_its_backward_never_touch_visible_patches() -> None:
+    model = small_fcmae()
+    predicted: list[Tensor] = []
+    reached: list[int] = []
+
+    def watch(_: nn.Module, inputs: Any, output: Tensor) -> None:
+        number = len(predicted)
+        predicted.append(output)
+        output.register_hook(lambda grad: reached.append(number))
+
+    model.pred.register_forward_hook(watch)
+    images, mask = noise(model, 2), masks(model, {0, 3}, {1, 5})
+    model(images, mask).loss.backward()
+    assert [len(rows) for rows in predicted] == [8, 4]  # Masked patches, then visible ones.
+    assert reached == [0]
+    predicted.clear()
+    model(images, mask, prediction="masked").loss.backward()
+    assert [len(rows) for rows in predicted] == [8]
+
+
 def test_the_output_has_the_shapes_of_the_contract() -> None:
     model = small_fcmae((3, 2), strides_per_patch=2, channels=2)
     output = model(noise(model, 4))
@@ -104,9 +142,45 @@ def test_masks_come_from_the_generator_and_differ_between_images() -> None:
     assert len(drawn(1).unique(dim=0)) > 1
 
 
-def test_parameters_are_only_touched_inside_their_own_modules_forward() -> None:
+def test_masks_come_from_pytorchs_own_generator_otherwise() -> None:
+    model = small_fcmae((4, 4))
+    images = noise(model, 4)
+    torch.manual_seed(1)
+    first, second = model(images).mask, model(images).mask
+    assert not torch.equal(first, second)
+    torch.manual_seed(1)
+    assert torch.equal(model(images).mask, first)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_masks_that_belong_to_samples_are_given(dtype: torch.dtype) -> None:
+    model = small_fcmae((4, 4))
+    mask = sample_masks(seed=1, epoch=2, indices=[7, 3], num_patches=16, mask_ratio=0.6)
+    images = noise(model, 2)
+    together = model(images, mask.to(dtype))
+    assert torch.equal(together.mask, mask.double())
+    # Sample 3 is masked the same way, whoever is beside it.
+    alone = sample_masks(seed=1, epoch=2, indices=[3], num_patches=16, mask_ratio=0.6)
+    close(model(images[1:], alone).prediction, together.prediction[1:])
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+def test_any_ratio_hides_its_share(ratio: float) -> None:
+    model = small_fcmae((4, 5), mask_ratio=ratio)
+    output = model(noise(model, 2), prediction="masked")
+    assert output.mask.sum(dim=1).tolist() == [20 * ratio] * 2
+    assert output.prediction.shape == (2, 20 * ratio, 8 * 8 * 3)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "dim"),
+    [("convnext", 12), ("unet", 16), ("unet-noskip", 16), ("transformer", 32)],
+)
+def test_parameters_are_only_touched_inside_their_own_modules_forward(
+    decoder: str, dim: int
+) -> None:
     # ZeRO-3 has them there and nowhere else: outside, these hold NaN.
-    model = small_fcmae()
+    model = small_fcmae(decoder=decoder, decoder_dim=dim)
     images, mask = noise(model, 2), masks(model, {0, 3}, {1, 5})
     expected = model(images, mask).prediction
     values = {p: p.detach().clone() for p in model.parameters()}
@@ -127,52 +201,6 @@ def test_parameters_are_only_touched_inside_their_own_modules_forward() -> None:
         assert torch.equal(model(images, mask).prediction, expected)
 
 
-@pytest.mark.parametrize(
-    ("act", "message"),
-    [
-        (lambda m: m(noise(m, 2), torch.zeros(2, 5)), r"mask must be \(2, 6\).*got \(2, 5\)"),
-        (lambda m: m.encode(noise(m, 2), torch.zeros(1, 6)), r"mask must be \(2, 6\)"),
-        (
-            lambda m: m(noise(m, 2), masks(m, {0, 1, 2}, {3})),
-            "between 1 and 3; backend 'masked-dense'",
-        ),
-        (lambda m: m(noise(m, 2)[:, :2]), r"expected images \(B, 3, 24, 16\), got \(2, 2, 24, 16"),
-        (lambda m: m(noise(m, 2)[..., :8]), r"expected images \(B, 3, 24, 16\), got .*24, 8\)"),
-    ],
-)
-def test_wrong_input_is_refused(act: Callable[[FCMAE], object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        act(small_fcmae((3, 2)))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"image_size": 225}, "height 225 is no multiple of patch_size 32; try 224 or 256"),
-        ({"image_size": (224, 20)}, "width 20 is no multiple of patch_size 32; try 32"),
-        ({"patch_size": 40}, "patch_size 40 is no multiple of .* stride 32; try 32 or 64"),
-        ({"image_size": 8, "patch_size": 8, "stem_stride": 1}, "single patch.*try 16"),
-        ({"stem_stride": 3}, r"stem_stride 3 is not one of \(1, 2, 4\)"),
-        ({"mask_ratio": 1.0}, "mask_ratio 1.0 is not between 0 and 1"),
-        ({"mask_ratio": 0.0}, "mask_ratio 0.0 is not between 0 and 1"),
-        ({"decoder": "vit"}, "unknown decoder 'vit'; choose one of convnext, unet, unet-noskip, t"),
-        ({"decoder": "unet", "decoder_dim": 12}, "12 is no multiple of 8, as .*'unet'.* 8 or 16"),
-        ({"decoder": "transformer", "decoder_dim": 20}, "no multiple of 32, .*; try 32"),
-        ({"backend": "dense"}, "unknown backend 'dense'; choose one of gather, masked-dense"),
-    ],
-)
-def test_what_does_not_fit_is_refused_with_what_would(
-    options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        FCMAE.from_size("pocket", **options)
-
-
-def test_an_unknown_size_is_answered_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="unknown model size 'mini'; choose one of atto, femto"):
-        FCMAE.from_size("mini")
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_patches_are_flattened_as_row_column_channel(channels: int) -> None:
     images = torch.arange(2 * channels * 8 * 12).reshape(2, channels, 8, 12)
@@ -181,3 +209,10 @@ def test_patches_are_flattened_as_row_column_channel(channels: int) -> None:
         top, left = patch // 3 * 4, patch % 3 * 4
         value = patches[sample, patch, (row * 4 + column) * channels + colour]
         assert value == images[sample, colour, top + row, left + column]
+
+
+def test_patches_are_picked_by_their_number_in_the_batch() -> None:
+    images = torch.randn(2, 3, 8, 12)
+    patches = patches_by_hand(images, 4).flatten(0, 1)
+    numbers = torch.tensor([11, 0, 6, 5])
+    assert torch.equal(patches_at(images, numbers, 4), patches[numbers])
