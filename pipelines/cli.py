@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from pipelines.commands import command
 from pipelines.commands.analysis import add_analysis_commands
+from pipelines.commands.weights import add_weights_commands
 
 DESCRIPTION = "Pretrain (FCMAE), fine-tune and evaluate ConvNeXt V2."
 STAGE_COMMANDS = {
@@ -50,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_data_command(commands)
     add_analysis_commands(commands)
+    add_weights_commands(commands)
 
     doctor = command(
         commands, "doctor", "check this machine and say what to fix", "convnextv2 doctor --json"

@@ -37,7 +37,7 @@ ZERO_3_FILES = ("zero_pp_rank_*_model_states.pt", "deepspeed/zero_pp_rank_*_mode
 class Contents:
     """Tensors under the file's own names, without wrappers.
 
-    `part` is the entry they were under ("" if none), `parts` are all entries there.
+    `part` is the entry they were under ("" if none), `parts` are all entries with weights.
     """
 
     file: Path
@@ -137,14 +137,15 @@ def _first(error: Exception) -> str:
 
 
 def _chosen(content: Any, part: str | None, file: Path) -> tuple[State, str, tuple[str, ...]]:
-    """The state among what a PyTorch file holds, the entry it is under, and all entries."""
+    """The state among what a PyTorch file holds, the entry it is under, and all such entries."""
     if part is None and _is_state(content):
         return _tensors(content), "", ()
-    entries = tuple(map(str, content)) if isinstance(content, Mapping) else ()
+    entries = dict(content) if isinstance(content, Mapping) else {}
+    parts = tuple(str(name) for name, value in entries.items() if _is_state(value))
     for name in (part,) if part else PARTS:
-        if name in entries and _is_state(content[name]):
-            return _tensors(content[name]), name, entries
-    shown = ", ".join(entries[:8]) or type(content).__name__
+        if name in parts:
+            return _tensors(entries[name]), name, parts
+    shown = ", ".join(list(map(str, entries))[:8]) or f"a {type(content).__name__}"
     if part:
         raise WeightsError(f"{file} has no weights under {part!r}; it holds {shown}")
     raise WeightsError(

@@ -19,8 +19,8 @@ class Inspection:
         file: The file they are in, also when a folder was given.
         dialect: See `convnextv2.weights.dialects`.
         container: What kind of file it is.
-        part: The entry of a PyTorch file that was read; "" if it holds nothing else.
-        parts: Its other entries.
+        part: The entry of a PyTorch file that was read; "" if it holds the weights alone.
+        parts: All its entries with weights.
         geometry: The model, as the shapes tell it.
         state: The weights.
     """

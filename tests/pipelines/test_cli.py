@@ -44,8 +44,9 @@ ALL = list(commands(cli.build_parser()))
 
 def test_the_commands_are_those_of_the_manual() -> None:
     names = {"demo", "run", "pretrain", "finetune", "evaluate", "report", "data", "doctor"}
-    names |= {"reconstruct", "collapse", "export"}
-    assert set(ALL) == {*((name,) for name in names), ("data", "write")}
+    names |= {"reconstruct", "collapse", "export", "weights"}
+    verbs = {("data", "write"), ("weights", "inspect"), ("weights", "convert")}
+    assert set(ALL) == {*((name,) for name in names), *verbs}
 
 
 @pytest.mark.parametrize("command", ALL, ids=" ".join)
