@@ -87,11 +87,9 @@ class Views:
 def center_view(image: RGBImage, size: tuple[int, int]) -> RGBImage:
     """The largest central box of the shape of `size` (height, width), resized to it (bicubic)."""
     (height, width), (out_height, out_width) = image.shape[:2], size
-    scale = min(height / out_height, width / out_width)
-    box_height, box_width = min(height, scale * out_height), min(width, scale * out_width)
-    top, left = (height - box_height) / 2, (width - box_width) / 2
-    box = (left, top, left + box_width, top + box_height)
-    resized = Image.fromarray(image).resize(
-        (out_width, out_height), Image.Resampling.BICUBIC, box=box
-    )
-    return np.array(resized)
+    # Products before quotients: 61 / 224 * 224 is less than 61.
+    box_height = max(1, int(min(height, width * out_height / out_width)))
+    box_width = max(1, int(min(width, height * out_width / out_height)))
+    top, left = (height - box_height) // 2, (width - box_width) // 2
+    box = Image.fromarray(image[top : top + box_height, left : left + box_width])
+    return np.array(box.resize((out_width, out_height), Image.Resampling.BICUBIC))
