@@ -21,15 +21,17 @@
         gelu_grn_forward<T>(x, gamma, beta, eps, out, norm, scale, {groups, rows, channels},        \
                             threads);                                                               \
     }                                                                                               \
-    extern "C" void gelu_grn_again_##suffix(const T* x, const T* scale, const T* beta, T* out,      \
-                                            int64_t groups, int64_t rows, int64_t channels,         \
-                                            int threads) {                                          \
-        gelu_grn_again<T>(x, scale, beta, out, {groups, rows, channels}, threads);                  \
+    extern "C" void gelu_grn_sums_##suffix(const T* grad, const T* x, const T* scale,               \
+                                           const T* beta, T* out, T* along, T* plain,               \
+                                           int64_t groups, int64_t rows, int64_t channels,          \
+                                           int threads) {                                           \
+        gelu_grn_sums<T>(grad, x, scale, beta, out, along, plain, {groups, rows, channels},         \
+                         threads);                                                                  \
     }                                                                                               \
     extern "C" void gelu_grn_backward_##suffix(                                                     \
-        const T* grad, const T* x, const T* gamma, const T* norm, double eps, T* grad_x,            \
-        T* grad_gamma, T* grad_beta, int64_t groups, int64_t rows, int64_t channels, int threads) { \
-        gelu_grn_backward<T>(grad, x, gamma, norm, eps, grad_x, grad_gamma, grad_beta,              \
+        const T* grad, const T* x, const T* gamma, const T* norm, const T* along, double eps,       \
+        T* grad_x, T* grad_gamma, int64_t groups, int64_t rows, int64_t channels, int threads) {    \
+        gelu_grn_backward<T>(grad, x, gamma, norm, along, eps, grad_x, grad_gamma,                  \
                              {groups, rows, channels}, threads);                                    \
     }                                                                                               \
     extern "C" void depthwise_forward_##suffix(const T* x, const T* weight, const T* bias, T* out,  \

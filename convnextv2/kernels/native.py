@@ -50,6 +50,8 @@ def _call(name: str, like: Tensor, *arguments: Any) -> None:
 def _as_c(argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
+    if argument is None:
+        return ctypes.c_void_p(None)
     if isinstance(argument, _Tiles):
         return ctypes.byref(argument)
     if isinstance(argument, float):
@@ -93,18 +95,25 @@ class _GeluGRN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, gamma, _, norm, _ = ctx.saved_tensors
-        grad_x, by_gamma, by_beta = (torch.empty_like(t) for t in (x, norm, norm))
-        inputs = grad.contiguous(), x, gamma, norm
-        _call("gelu_grn_backward", x, *inputs, GRN_EPS, grad_x, by_gamma, by_beta, *ctx.shape)
-        return grad_x, by_gamma.sum(0).view_as(gamma), by_beta.sum(0).view_as(gamma), None
+        # Taken off the node: what hangs on it lives as long as the loss does.
+        known, ctx.sums = getattr(ctx, "sums", None), None
+        if known is not None and known[0] is grad:
+            _, along, plain = known
+        else:
+            grad = grad.contiguous()
+            along, plain = _GeluGRN.sums(ctx, grad)
+        grad_x, by_gamma = torch.empty_like(x), torch.empty_like(norm)
+        inputs = grad, x, gamma, norm, along
+        _call("gelu_grn_backward", x, *inputs, GRN_EPS, grad_x, by_gamma, *ctx.shape)
+        return grad_x, by_gamma.sum(0).view_as(gamma), plain.sum(0).view_as(gamma), None
 
     @staticmethod
-    def output_again(node: Any) -> Tensor:
-        """What `forward` returned, from what the node of the graph has kept for its backward."""
-        x, _, beta, _, scale = node.saved_tensors
-        out = torch.empty_like(x)
-        _call("gelu_grn_again", x, x, scale, beta, out, *node.shape)
-        return out
+    def sums(node: Any, grad: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sums by group of grad x GELU and of grad; what `forward` returned goes to `out`."""
+        x, _, beta, norm, scale = node.saved_tensors
+        along, plain = torch.empty_like(norm), torch.empty_like(norm)
+        _call("gelu_grn_sums", x, grad, x, scale, beta, out, along, plain, *node.shape)
+        return along, plain
 
 
 class _LinearAfterGRN(torch.autograd.Function):
@@ -120,10 +129,12 @@ class _LinearAfterGRN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         (weight,) = ctx.saved_tensors
+        grad_x = grad @ weight
+        x = torch.empty_like(grad_x)
+        # The input comes back in the pass that GRN's backward begins with, which is spared there.
+        ctx.node.sums = (grad_x, *_GeluGRN.sums(ctx.node, grad_x, out=x))
         rows = grad.flatten(0, -2)
-        x = _GeluGRN.output_again(ctx.node)
-        by_weight = rows.t() @ x.flatten(0, -2)
-        return grad @ weight, by_weight, rows.sum(0), None
+        return grad_x, rows.t() @ x.flatten(0, -2), rows.sum(0), None
 
 
 class _Depthwise(torch.autograd.Function):

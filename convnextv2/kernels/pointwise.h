@@ -24,8 +24,7 @@ void layer_norm_forward(const T* x, const T* weight, const T* bias, T eps, T* ou
         each_block<T>(channels, [&](int64_t c, int n) { total += load(in + c, n); });
         const T m = sum<T>(total) / channels;
         each_block<T>(channels, [&](int64_t c, int n) {
-            Vec<T> d = load(in + c, n) - m;
-            for (int i = n; i < LANES<T>; i++) d[i] = 0;
+            const Vec<T> d = first<T>(load(in + c, n) - m, n);
             squares += d * d;
         });
         const T r = 1 / std::sqrt(sum<T>(squares) / channels + eps);
@@ -101,7 +100,7 @@ void gelu_grn_forward(const T* x, const T* gamma, const T* beta, T eps, T* out, 
             T* total = partial.data() + piece * wide;
             for (int64_t row = g.first(piece); row < g.last(piece); row++)
                 each_block<T>(C, [&](int64_t c, int n) {
-                    const Vec<T> v = load(x + row * C + c, n), y = v * normal(v).cdf;
+                    const Vec<T> v = load(x + row * C + c, n), y = v * cdf(v);
                     store(out + row * C + c, y, n);
                     store(total + c, load(total + c) + y * y);
                 });
@@ -131,60 +130,62 @@ void gelu_grn_forward(const T* x, const T* gamma, const T* beta, T eps, T* out, 
     }
 }
 
-// The output once more, from what the forward has kept.
+// First half of the backward: sums over the rows of each group of grad * gelu(x) and of grad, and in
+// the same pass the output once more, from what the forward has kept; out may be null.
 template <typename T>
-void gelu_grn_again(const T* x, const T* scale, const T* beta, T* out, Groups g, int threads) {
-    const int64_t C = g.channels;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < g.groups * g.rows; row++) {
-        const T* s = scale + row / g.rows * C;
-        each_block<T>(C, [&](int64_t c, int n) {
-            const Vec<T> v = load(x + row * C + c, n);
-            store(out + row * C + c, v * normal(v).cdf * load(s + c, n) + load(beta + c, n), n);
-        });
-    }
-}
-
-// The gradient of x, and of gamma and beta by group (summed over groups by the caller).
-template <typename T>
-void gelu_grn_backward(const T* grad, const T* x, const T* gamma, const T* norm, T eps, T* grad_x,
-                       T* grad_gamma, T* grad_beta, Groups g, int threads) {
+void gelu_grn_sums(const T* grad, const T* x, const T* scale, const T* beta, T* out, T* along, T* plain,
+                   Groups g, int threads) {
     const int64_t C = g.channels, wide = (C + LANES<T> - 1) / LANES<T> * LANES<T>;
-    std::vector<T> partial(2 * g.pieces() * wide), scale(g.groups * wide), pull(g.groups * wide);
+    std::vector<T> partial(2 * g.pieces() * wide);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
         for (int64_t piece = 0; piece < g.pieces(); piece++) {
-            T *along = partial.data() + 2 * piece * wide, *plain = along + wide;
+            T *a = partial.data() + 2 * piece * wide, *p = a + wide;
+            const T* s = scale + piece / g.cuts() * C;
             for (int64_t row = g.first(piece); row < g.last(piece); row++)
                 each_block<T>(C, [&](int64_t c, int n) {
                     const Vec<T> v = load(x + row * C + c, n), dy = load(grad + row * C + c, n);
-                    store(along + c, load(along + c) + dy * v * normal(v).cdf);
-                    store(plain + c, load(plain + c) + dy);
+                    const Vec<T> y = v * cdf(v);
+                    store(a + c, load(a + c) + dy * y);
+                    store(p + c, load(p + c) + dy);
+                    if (out) store(out + row * C + c, y * load(s + c, n) + load(beta + c, n), n);
                 });
         }
 #pragma omp for schedule(static)
-        for (int64_t group = 0; group < g.groups; group++) {
-            const T* a = norm + group * C;
-            T mean = 0, turn = 0;
-            for (int64_t c = 0; c < C; c++) mean += a[c] / C;
+        for (int64_t group = 0; group < g.groups; group++)
             for (int64_t c = 0; c < C; c++) {
-                T along = 0, plain = 0;
+                T a = 0, p = 0;
                 for (int64_t cut = 0; cut < g.cuts(); cut++) {
                     const T* piece = partial.data() + 2 * (group * g.cuts() + cut) * wide;
-                    along += piece[c], plain += piece[wide + c];
+                    a += piece[c], p += piece[wide + c];
                 }
-                const T response = a[c] / (mean + eps);
-                grad_gamma[group * C + c] = along * response;
-                grad_beta[group * C + c] = plain;
-                scale[group * wide + c] = 1 + gamma[c] * response;
-                pull[group * wide + c] = gamma[c] * along;
-                turn += gamma[c] * along * a[c];
+                along[group * C + c] = a, plain[group * C + c] = p;
             }
+    }
+}
+
+// Second half: the gradient of x from the sums `along`, and of gamma by group.
+template <typename T>
+void gelu_grn_backward(const T* grad, const T* x, const T* gamma, const T* norm, const T* along, T eps,
+                       T* grad_x, T* grad_gamma, Groups g, int threads) {
+    const int64_t C = g.channels, wide = (C + LANES<T> - 1) / LANES<T> * LANES<T>;
+    std::vector<T> scale(g.groups * wide), pull(g.groups * wide);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t group = 0; group < g.groups; group++) {
+            const T *a = norm + group * C, *d = along + group * C;
+            T mean = 0, turn = 0;
+            for (int64_t c = 0; c < C; c++) mean += a[c] / C;
+            for (int64_t c = 0; c < C; c++) turn += gamma[c] * d[c] * a[c];
             turn /= (mean + eps) * (mean + eps) * C;
             for (int64_t c = 0; c < C; c++) {
-                T& p = pull[group * wide + c];
-                p = a[c] > 0 ? (p / (mean + eps) - turn) / a[c] : 0;
+                const T response = a[c] / (mean + eps);
+                grad_gamma[group * C + c] = d[c] * response;
+                scale[group * wide + c] = 1 + gamma[c] * response;
+                const T by_norm = gamma[c] * d[c] / (mean + eps) - turn;
+                pull[group * wide + c] = a[c] > 0 ? by_norm / a[c] : 0;
             }
         }
 #pragma omp for schedule(static)

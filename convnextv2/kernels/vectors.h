@@ -15,6 +15,7 @@ template <> struct Lanes<float> {
 };
 template <> struct Lanes<double> {
     typedef double V __attribute__((vector_size(BYTES)));
+    typedef int64_t I __attribute__((vector_size(BYTES)));
     static constexpr int N = BYTES / sizeof(double);
 };
 template <typename T> using Vec = typename Lanes<T>::V;
@@ -27,13 +28,27 @@ template <typename T> inline Vec<T> load(const T* from) {
 }
 template <typename T> inline void store(T* to, Vec<T> v) { std::memcpy(to, &v, BYTES); }
 
+// Half a vector and zeros, put together in registers: through memory the processor would wait.
+inline Vec<float> half(const float* from) {
+    typedef float Half __attribute__((vector_size(BYTES / 2)));
+    Half h, zero{};
+    std::memcpy(&h, from, BYTES / 2);
+    return __builtin_shufflevector(h, zero, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+inline Vec<double> half(const double* from) {
+    typedef double Half __attribute__((vector_size(BYTES / 2)));
+    Half h, zero{};
+    std::memcpy(&h, from, BYTES / 2);
+    return __builtin_shufflevector(h, zero, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+
 // The first n lanes only, zeros behind them: the last channels of a row. Every published size has
 // whole or half vectors; a copy of known length is one instruction, of unknown length a call.
 template <typename T> inline Vec<T> load(const T* from, int n) {
     if (n == LANES<T>) return load(from);
+    if (n == LANES<T> / 2) return half(from);
     Vec<T> v{};
-    if (n == LANES<T> / 2) std::memcpy(&v, from, BYTES / 2);
-    else std::memcpy(&v, from, n * sizeof(T));
+    std::memcpy(&v, from, n * sizeof(T));
     return v;
 }
 template <typename T> inline void store(T* to, Vec<T> v, int n) {
@@ -42,10 +57,21 @@ template <typename T> inline void store(T* to, Vec<T> v, int n) {
     else std::memcpy(to, &v, n * sizeof(T));
 }
 
+// The first n lanes, zeros behind them.
+template <typename T> inline Vec<T> first(Vec<T> v, int n) {
+    if (n == LANES<T>) return v;
+    T lanes[LANES<T>];
+    store(lanes, v);
+    return load(lanes, n);
+}
+
+// Lanes added to those 1, 2, 4 ... places away until each holds all of them.
 template <typename T> inline T sum(Vec<T> v) {
-    T total = 0;
-    for (int i = 0; i < LANES<T>; i++) total += v[i];
-    return total;
+    using I = typename Lanes<T>::I;
+    I lane;
+    for (int i = 0; i < LANES<T>; i++) lane[i] = i;
+    for (int away = 1; away < LANES<T>; away *= 2) v += __builtin_shuffle(v, lane ^ away);
+    return v[0];
 }
 
 // exp(x) for x <= 0: 2^n exp(r) with |r| <= ln 2 / 2; relative error below 2e-7.
@@ -86,6 +112,8 @@ inline Normal<float> normal(Vec<float> x) {
     return {phi, x < 0.0f ? tail : 1.0f - tail};
 }
 
+inline Vec<float> cdf(Vec<float> x) { return normal(x).cdf; }
+
 inline Normal<double> normal(Vec<double> x) {
     Normal<double> out;
     for (int i = 0; i < LANES<double>; i++) {
@@ -94,3 +122,5 @@ inline Normal<double> normal(Vec<double> x) {
     }
     return out;
 }
+
+inline Vec<double> cdf(Vec<double> x) { return normal(x).cdf; }
