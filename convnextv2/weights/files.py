@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -111,13 +111,18 @@ def _safetensors(file: Path) -> State:
 
 def _pickle(file: Path) -> Any:
     with file.open("rb") as opened:
-        start = opened.read(4)
-    if not start.startswith((b"PK\x03\x04", b"\x80")):
-        raise WeightsError(f"{file} is neither a safetensors nor a PyTorch file")
+        if not opened.read(4).startswith((b"PK\x03\x04", b"\x80")):
+            raise WeightsError(f"{file} is neither a safetensors nor a PyTorch file")
+        opened.seek(0)
+        return _restricted_load(opened, file)
+
+
+def _restricted_load(opened: BinaryIO, file: Path) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # About the pickle's protocol.
-            return torch.load(file, map_location="cpu", weights_only=True)
+            # The open file, for a path makes PyTorch go by the name.
+            return torch.load(opened, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|class) ([\w.]+\w)", str(error))
         if found is None:
