@@ -1,16 +1,21 @@
 """Our dense encoder against timm's with the same weights, and the published parameter counts."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from timm.models import load_checkpoint
+from timm.models.convnext import ConvNeXt
 
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
 from convnextv2.sizes import SIZES
-from convnextv2.weights import convert
+from convnextv2.weights import convert, inspect, write
+from tests.convnextv2.made_weights import encoder_state
+from tests.convnextv2.test_weights_dialects import assert_same
+from tests.parity.models import CLASSES, classifier, images
 
 # Parameters of the classifier (1000 classes), of the encoder alone and of the whole FCMAE: worked
 # out from the published code, and equal to timm's and mmpretrain's printed digits.
@@ -34,46 +39,71 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def randomise(model: nn.Module) -> None:
-    """Give what starts as 0 or 1 (GRN, norms, biases) values that a mistake cannot hide behind."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 or ".grn." in name:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-
-
-def as_timm(model: ConvNeXtV2, reference: nn.Module) -> dict[str, Tensor]:
-    wanted = reference.state_dict()
-    ours = convert(model.state_dict(), to="timm")
-    assert ours.keys() == wanted.keys()
-    return {
-        # timm's atto to nano keep the pointwise matrices as 1x1 convolutions.
-        name: value[:, :, None, None] if value.ndim == 2 and wanted[name].ndim == 4 else value
-        for name, value in ours.items()
-    }
+def timms(size: str) -> ConvNeXt:
+    with torch.device("meta"):
+        model: ConvNeXt = timm.create_model(f"convnextv2_{size}", num_classes=CLASSES)
+    return model.eval()
 
 
 @pytest.mark.parametrize(
     ("size", "dtype", "tolerance"),
     [
-        ("atto", torch.float32, 1e-5),
         ("atto", torch.float64, 1e-11),  # Tells an epsilon of 1e-5 or 1e-12 from one of 1e-6.
-        ("pico", torch.float32, 1e-5),
-        ("tiny", torch.float32, 1e-5),  # Pointwise layers as matrices in timm too.
+        *(
+            pytest.param(s, torch.float32, 1e-5, marks=pytest.mark.slow if s == "huge" else ())
+            for s in PARAMETERS
+        ),
     ],
 )
 def test_logits_equal_timms(size: str, dtype: torch.dtype, tolerance: float) -> None:
-    torch.manual_seed(0)
-    model = ConvNeXtV2.from_size(size, num_classes=11).to(dtype).eval()
-    randomise(model)
-    reference = timm.create_model(f"convnextv2_{size}", num_classes=11).to(dtype).eval()
-    reference.load_state_dict(as_timm(model, reference))
+    model, reference = classifier(size, dtype), timms(size)
+    # Strictly, shapes included; and the same memory, for Huge is 2.6 GB.
+    reference.load_state_dict(convert(model.state_dict(), to="timm"), strict=True, assign=True)
 
-    for shape in ((2, 3, 64, 64), (1, 3, 64, 96), (1, 3, 96, 32)):
-        images = torch.randn(shape, dtype=dtype)
+    for batch in images(size, dtype):
         with torch.inference_mode():
-            torch.testing.assert_close(model(images), reference(images), rtol=0, atol=tolerance)
+            ours, theirs = model(batch), reference(batch)
+        assert ours.std() > 0.3  # Large enough that the tolerance says something.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "weights.pth"])
+def test_timm_loads_the_file_strictly(file: str, tmp_path: Path) -> None:
+    model, reference = classifier("atto"), timms("atto").to_empty(device="cpu")
+    write(model.state_dict(), tmp_path / file, to="timm")
+    load_checkpoint(reference, str(tmp_path / file), strict=True)
+    batch = images("atto")[0]
+    with torch.inference_mode():
+        torch.testing.assert_close(reference(batch), model(batch), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", ["atto", "tiny"])  # Pointwise layers as convolutions, as matrices.
+def test_timms_own_weights_are_read_exactly(size: str, tmp_path: Path) -> None:
+    model = classifier(size)
+    reference = timms(size).to_empty(device="cpu")
+    reference.load_state_dict(convert(model.state_dict(), to="timm"))
+    torch.save(reference.state_dict(), tmp_path / "timm.pt")
+    found = inspect(tmp_path / "timm.pt")
+    assert (found.dialect, found.geometry.size) == ("timm", size)
+    assert_same(found.state, model.state_dict())
+
+
+def test_an_encoder_alone_lacks_timms_final_norm_and_nothing_else() -> None:
+    """As timm's own `*.fcmae` weights; a size timm has no name for."""
+    state = encoder_state()
+    reference = ConvNeXt(
+        depths=(1, 1, 2, 1), dims=(4, 6, 8, 10), num_classes=0, use_grn=True, ls_init_value=None
+    ).eval()
+    report = reference.load_state_dict(convert(state, to="timm"), strict=False)
+    assert (report.missing_keys, report.unexpected_keys) == (
+        ["head.norm.weight", "head.norm.bias"],
+        [],
+    )
+    model = ConvNeXtV2(depths=(1, 1, 2, 1), dims=(4, 6, 8, 10), num_classes=0).double().eval()
+    model.load_state_dict(state)
+    batch = torch.randn(2, 3, 64, 32, dtype=torch.float64)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(batch), reference.double().forward_features(batch))
 
 
 @pytest.mark.parametrize("size", PARAMETERS)
