@@ -80,7 +80,7 @@ def _add_collapse(commands: Any) -> None:
         "--image-size", type=image_size, default=(224, 224), metavar="N|HxW", help="default: 224"
     )
     parser.add_argument(
-        "--block", help="whose maps are drawn, such as stages.2.5 (default: last of stage 2)"
+        "--block", help="whose maps are drawn, such as stages.2.5 (default: the last of stages.2)"
     )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.set_defaults(act=_act_collapse)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnextv2.analysis.reconstruct import MASK_GREY, reconstruct
+from convnextv2.analysis.reconstruct import MASK_GREY, reconstruct, reconstruct_all
 from convnextv2.fcmae import FCMAE, FCMAEOutput
 from convnextv2.tasks import Normalize
 
@@ -120,3 +120,24 @@ def test_a_real_model_sees_what_the_mask_leaves_and_keeps_its_mode() -> None:
     np.testing.assert_array_equal(predicted_with(2), predicted_with(None))
     assert not np.array_equal(predicted_with(1), predicted_with(None))
     assert model.training
+
+
+def test_the_batches_images_come_in_make_no_difference() -> None:
+    torch.manual_seed(0)
+    model = FCMAE.from_size(
+        "pocket", image_size=(HEIGHT, WIDTH), patch_size=PATCH, stem_stride=1, decoder_dim=8
+    ).double()
+    images, _ = inputs()
+    whole = reconstruct_all(model, [images], mask_ratio=0.6, seed=4)
+    parts = reconstruct_all(model, [images[:1], images[1:]], mask_ratio=0.6, seed=4)
+    for kind in ("original", "masked", "predicted"):
+        np.testing.assert_array_equal(getattr(parts, kind), getattr(whole, kind))
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-9)
+
+    hidden = (whole.masked == MASK_GREY).all(axis=-1)
+    mask = torch.tensor([[bool(patch_of(hidden, n, p).all()) for p in range(6)] for n in range(3)])
+    assert mask.sum(dim=1).tolist() == [4, 4, 4]
+    expected = model(Normalize()(images, torch.float64), mask).loss
+    assert whole.loss == pytest.approx(float(expected.detach()), rel=1e-9)
+    other = reconstruct_all(model, [images], mask_ratio=0.6, seed=5)
+    assert not np.array_equal(other.masked, whole.masked)
