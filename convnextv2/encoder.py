@@ -113,11 +113,11 @@ class ConvNeXtV2(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, num_classes), or without head to (B, C4, H/stride, W/stride)."""
-        height, width = images.shape[-2:]
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(
                 f"expected images (B, {self.in_channels}, H, W), got {tuple(images.shape)}"
             )
+        height, width = images.shape[-2:]
         if height % self.stride or width % self.stride:
             raise ValueError(
                 f"image {height}x{width} is no multiple of the total stride {self.stride}"

@@ -17,6 +17,7 @@ from pipelines.config import PretrainConfig
 from pipelines.presets import PRESETS, ConfigError, load_preset
 
 GOLDEN = Path(__file__).parent / "golden"
+BACKENDS = get_args(PretrainConfig.model_fields["backend"].annotation)
 SECTIONS = "name, seed, log_every, data, model, pretrain, finetune, evaluate, cluster, tracking"
 
 
@@ -41,8 +42,8 @@ WRONG = {
     "finetune.epochs=0": "finetune.epochs: input should be greater than 0, got 0",
     "pretrain.mask_ratio=1": "pretrain.mask_ratio: input should be less than 1, got 1",
     "finetune.base_lr=.inf": "finetune.base_lr: input should be a finite number, got inf",
-    "pretrain.backend=gathr": "pretrain.backend: input should be 'gather' or 'masked-dense', "
-    "got 'gathr'",
+    "pretrain.backend=gathr": "pretrain.backend: input should be "
+    f"{', '.join(map(repr, BACKENDS[:-1]))} or {BACKENDS[-1]!r}, got 'gathr'",
     "pretrain.decoder=vit": "pretrain.decoder: input should be 'convnext', 'unet', 'unet-noskip' "
     "or 'transformer', got 'vit'",
     "pretrain.activation_checkpointing=[4]": "pretrain.activation_checkpointing: input should be "
