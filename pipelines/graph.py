@@ -21,6 +21,7 @@ from pipelines.files import write_json
 COMPLETE = "COMPLETE.json"
 SCHEMA = 1
 KEY_LENGTH = 12
+SOURCES = {".py", ".cpp", ".h"}
 
 Outputs = dict[str, str]
 
@@ -232,7 +233,9 @@ def code_digest(modules: Sequence[str]) -> str:
         assert spec is not None, module
         assert spec.origin is not None, module
         origin = Path(spec.origin)
-        files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+        files = [origin]
+        if origin.name == "__init__.py":
+            files = sorted(f for f in origin.parent.rglob("*") if f.suffix in SOURCES)
         for file in files:
             total.update(file.name.encode() + b"\0" + file.read_bytes())
     return total.hexdigest()

@@ -65,6 +65,7 @@ def evaluate_stage(config: PipelineConfig, session: Session, *, of: str) -> Stag
         code=(
             "convnextv2.data.views",
             "convnextv2.encoder",
+            "convnextv2.kernels",
             "convnextv2.layers",
             "convnextv2.tasks.classify",
             "pipelines.stages.evaluate",

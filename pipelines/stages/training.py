@@ -27,6 +27,7 @@ CODE = (
     "convnextv2.data.order",
     "convnextv2.data.views",
     "convnextv2.encoder",
+    "convnextv2.kernels",
     "convnextv2.layers",
     "convnextv2.randomness",
     "convnextv2.recipe",

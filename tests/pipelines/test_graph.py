@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from pipelines.config import PipelineConfig
-from pipelines.graph import COMPLETE, Outputs, Pipeline, Place, Stage, hash_files
+from pipelines.graph import COMPLETE, Outputs, Pipeline, Place, Stage, code_digest, hash_files
 from pipelines.presets import load_preset
 from pipelines.session import Session
 from pipelines.stages.finetune import finetune_stage
@@ -199,3 +199,17 @@ def test_how_it_is_computed_is_in_no_key(overrides: tuple[str, ...]) -> None:
 )
 def test_what_is_computed_is_in_the_key(override: str) -> None:
     assert settings_of(override)["pretrain"] != settings_of()["pretrain"]
+
+
+@pytest.mark.parametrize(("name", "counts"), [("a.py", True), ("b.cpp", True), ("c.txt", False)])
+def test_the_code_of_a_package_is_all_of_its_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, counts: bool
+) -> None:
+    package = tmp_path / f"cook_{name[0]}"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / name).write_text("1")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = code_digest([package.name])
+    (package / name).write_text("2")
+    assert (code_digest([package.name]) != before) == counts
