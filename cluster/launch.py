@@ -22,6 +22,13 @@ from typing import Any, Self
 POLL_SECONDS = 0.25
 CONNECT_SECONDS = 10.0
 PROCESS_GROUP_TIMEOUT_SECONDS = 600
+# On CPUs freed tensors stay with the process instead of going to the kernel and coming back page by
+# page, zeroed: a tenth of a step (docs/performance.md). One arena, because the training function is
+# not in the main thread, and the arenas of other threads take no tensor of more than 64 MB.
+KEEP_PAGES = {
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824"
+    ":glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"
+}
 
 
 class ClusterError(RuntimeError):
@@ -180,12 +187,9 @@ class Cluster:
 
     def _worker_environment(self) -> dict[str, str]:
         threads = str(self.placement.cpus_per_worker)
-        cpu = {} if self.placement.use_gpu else {"DS_ACCELERATOR": "cpu"}
+        cpu = {} if self.placement.use_gpu else {"DS_ACCELERATOR": "cpu", **KEEP_PAGES}
         return {
             "OMP_NUM_THREADS": threads,
-            # PyTorch's large CPU tensors on huge pages: a tenth of the page faults, less memory lost
-            # between blocks (docs/performance.md).
-            "THP_MEM_ALLOC_ENABLE": "1",
             "RAY_CHDIR_TO_TRIAL_DIR": "0",
             **cpu,
         }

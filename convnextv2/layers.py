@@ -44,7 +44,7 @@ class DenseSites:
         return kernels.depthwise(x, weight, bias)
 
     def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        return kernels.gelu_grn(x, gamma, beta, len(x))
+        return kernels.gelu_grn(x, gamma, beta, x.shape[0])  # not len: it would freeze the batch
 
 
 DENSE = DenseSites()

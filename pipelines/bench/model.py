@@ -21,13 +21,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cluster.launch import KEEP_PAGES
 from pipelines.provenance import git_commit, versions
 
 IMAGE_SIZE, CLASSES = 224, 1000
 BACKENDS = ("gather", "spconv", "masked-dense")
 DENSE = ("ours", "timm", "hf")
-# What a worker has, too (see cluster.launch).
-ENVIRONMENT = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def _in_own_process(kind: str, size: str, batch: int, threads: int) -> Figures:
         [sys.executable, "-c", f"{call}{threads})"],
         capture_output=True,
         text=True,
-        env={**os.environ, **ENVIRONMENT, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, **KEEP_PAGES, "HF_HUB_OFFLINE": "1"},
     )
     if done.returncode:
         raise RuntimeError(f"{kind} {size}: {done.stderr[-2000:]}")

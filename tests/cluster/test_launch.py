@@ -1,6 +1,7 @@
 """Worker groups on a real Ray cluster of this machine: results, errors, deaths, refusals."""
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from cluster import group
 from cluster.launch import Cluster, ClusterError, Placement
@@ -52,6 +54,16 @@ def all_gone(seconds: float = 30.0) -> bool:
     while offspring() and time.monotonic() < deadline:
         time.sleep(0.2)
     return offspring() == []
+
+
+def keep_pages(context: dict[str, Any]) -> None:
+    """Leave the page faults of touching 50 MB for the first and for the third time."""
+    faults = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        torch.empty(50_000_000, dtype=torch.uint8).fill_(1)
+        faults.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+    (context["job"] / f"faults-{group.rank()}").write_text(f"{faults[0]} {faults[2]}")
 
 
 def meet(context: dict[str, Any]) -> None:
@@ -105,6 +117,14 @@ def test_every_worker_runs_in_one_group(cluster: Cluster, tmp_path: Path) -> Non
     assert looks[0] == 0, "while_waiting is called while the workers start"
     assert looks[-1] == 2, "and once more when they are done"
     assert list((tmp_path / "ray").iterdir()) == [], "Ray's own state of a run is not kept"
+
+
+@pytest.mark.slow
+def test_cpu_workers_keep_the_memory_of_freed_tensors(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.run(keep_pages, tmp_path, name="keep", storage=tmp_path / "ray")
+    first, third = map(int, (tmp_path / "faults-0").read_text().split())
+    assert first > 0
+    assert third < 10  # 12,000 small pages, or 24 huge ones, if it came from the kernel again
 
 
 @pytest.mark.slow
