@@ -45,7 +45,7 @@ def write(state: Mapping[str, Tensor], destination: Path, *, to: Target) -> Stat
         if to == "hf":
             partial.mkdir()
             save_file(converted, partial / "model.safetensors", metadata={"format": "pt"})
-            config = huggingface_config(geometry_of(state), next(iter(converted.values())).dtype)
+            config = huggingface_config(geometry_of(state))
             (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         elif destination.suffix == SAFETENSORS:
             save_file(converted, partial, metadata={"format": "pt"})
@@ -54,7 +54,7 @@ def write(state: Mapping[str, Tensor], destination: Path, *, to: Target) -> Stat
     return converted
 
 
-def huggingface_config(geometry: Geometry, dtype: torch.dtype) -> dict[str, Any]:
+def huggingface_config(geometry: Geometry) -> dict[str, Any]:
     """What `config.json` says; the model is built by it, and its number of classes by `id2label`.
 
     `layer_norm_eps` is the final norm's, 1e-12 by default there and 1e-6 in the published models.
@@ -75,7 +75,6 @@ def huggingface_config(geometry: Geometry, dtype: torch.dtype) -> dict[str, Any]
         "layer_norm_eps": 1e-6,
         "initializer_range": 0.02,
         "drop_path_rate": 0.0,
-        "dtype": str(dtype).removeprefix("torch."),
         **(classes if head else {}),
     }
 

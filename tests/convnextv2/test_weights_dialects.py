@@ -165,6 +165,16 @@ def test_dtypes_stay(to: Target, dtype: torch.dtype, tmp_path: Path) -> None:
     assert inspect(destination).dtypes == [str(dtype).removeprefix("torch.")]
 
 
+def test_of_mixed_dtypes_the_most_frequent_is_first(tmp_path: Path) -> None:
+    state = {
+        name: value if name.endswith("bias") else value.half()
+        for name, value in classifier_state().items()
+    }
+    path = saved(state, tmp_path)
+    assert inspect(path).dtypes == ["float16", "float32"]
+    assert_same(read(path), state)
+
+
 MMPRETRAIN = (
     ("dwconv", "depthwise_conv"),
     ("pwconv", "pointwise_conv"),
@@ -211,6 +221,7 @@ def test_an_unknown_file_is_answered_with_its_names_and_the_known_dialects(tmp_p
     [
         ("official", "stages.0.0.gamma"),  # LayerScale: a ConvNeXt V1.
         ("official", "stages.4.0.norm.weight"),
+        ("official", "downsample_layers.0.2.weight"),
         ("official", "stages.0.0.dwconv.running_mean"),
         ("timm", "stages.0.blocks.0.gamma"),
         ("timm", "stages.0.downsample.0.weight"),

@@ -71,8 +71,7 @@ class RunsCode:
 
 
 def test_the_trap_works(tmp_path: Path) -> None:
-    with pytest.raises(TypeError):
-        pickle.loads(pickle.dumps({"model": RunsCode(tmp_path / "trace")})) | 1
+    pickle.loads(pickle.dumps(RunsCode(tmp_path / "trace")))
     assert (tmp_path / "trace").exists()
 
 
