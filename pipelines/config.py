@@ -118,7 +118,7 @@ class PretrainConfig(TrainConfig):
     decoder_depth: Positive = 1
     """Blocks of the decoder (of every scale of a UNet)."""
     norm_pix_loss: bool = True
-    backend: Literal["gather", "masked-dense"] = "gather"
+    backend: Literal["auto", "gather", "spconv", "masked-dense"] = "gather"
     grn_scope: Literal["image", "batch"] = "image"
     decay_exempt: Literal["all-but-1d", "all-but-1d-and-grn"] = "all-but-1d"
     """The paper's pretraining decays GRN and the mask token; its fine-tuning does not."""

@@ -4,16 +4,20 @@ A backend is built for one batch of masks and serves the encoder as its `Sites`;
 brings the last stage's features back to (B, H, W, C) with zeros at masked sites.
 """
 
-from typing import Literal, Protocol
+import logging
+from typing import Literal, Protocol, get_args
 
 from torch import Tensor
 
 from convnextv2.layers import Sites
+from convnextv2.sparse.auto import choose
 from convnextv2.sparse.gather import VisiblePatches
 from convnextv2.sparse.masked_dense import MaskedGrid
 
+log = logging.getLogger(__name__)
+
 GRNScope = Literal["image", "batch"]
-Backend = Literal["gather", "masked-dense"]
+Backend = Literal["auto", "gather", "spconv", "masked-dense"]
 
 
 class SparseSites(Sites, Protocol):
@@ -31,11 +35,49 @@ class SparseBackend(Protocol):
     ) -> SparseSites: ...
 
 
-BACKENDS: dict[str, SparseBackend] = {"gather": VisiblePatches, "masked-dense": MaskedGrid}
+class Auto:
+    """The backend that `convnextv2.sparse.auto` picks for the masks; says which when it changes.
+
+    Attributes:
+        chosen: Name of the backend of the last batch, "" before the first.
+    """
+
+    def __init__(self) -> None:
+        self.chosen = ""
+
+    def __call__(
+        self, mask: Tensor, grid: tuple[int, int], patch_size: int, grn_scope: GRNScope
+    ) -> SparseSites:
+        chosen, reason = choose(mask)
+        if chosen != self.chosen:
+            log.info("backend 'auto' is %r: %s", chosen, reason)
+            self.chosen = chosen
+        return backend_of(chosen)(mask, grid, patch_size, grn_scope)
 
 
 def backend_of(name: str) -> SparseBackend:
-    """Return the backend called `name`; raises ValueError naming those there are."""
-    if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
-    return BACKENDS[name]
+    """Return the backend called `name`.
+
+    Raises:
+        ValueError: For a name that is none, or a backend whose library is missing.
+    """
+    if name == "auto":
+        return Auto()
+    if name == "gather":
+        return VisiblePatches
+    if name == "masked-dense":
+        return MaskedGrid
+    if name == "spconv":
+        return _spconv()
+    raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(get_args(Backend))}")
+
+
+def _spconv() -> SparseBackend:
+    try:
+        from convnextv2.sparse.spconv_sites import SparseTensors
+    except ImportError as error:
+        raise ValueError(
+            f"backend 'spconv' needs the library spconv, which cannot be imported ({error}): "
+            "pip install 'convnextv2[spconv]' (CPU) or spconv-cu126 (GPUs)"
+        ) from error
+    return SparseTensors

@@ -53,6 +53,7 @@ def visible_patches(mask: Tensor) -> Tensor:
     if counts.min() != counts.max():
         raise ValueError(
             f"every image must show the same number of patches, this mask leaves between "
-            f"{int(counts.min())} and {int(counts.max())}; backend 'masked-dense' takes those"
+            f"{int(counts.min())} and {int(counts.max())}; backends 'masked-dense' and 'auto' take "
+            f"those"
         )
     return (~mask).nonzero()[:, 1].reshape(len(mask), -1)

@@ -1,4 +1,4 @@
-"""Both sparse backends against a second implementation, and what masks must keep apart."""
+"""The sparse backends against a second implementation, and what masks must keep apart."""
 
 import numpy as np
 import pytest
@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from convnextv2.fcmae import FCMAE
-from convnextv2.sparse import BACKENDS, Backend, GRNScope, backend_of
+from convnextv2.sparse import Backend, GRNScope, backend_of
 from tests.convnextv2.plain_fcmae import plain_fcmae
 from tests.convnextv2.small_fcmae import close, masks, noise, patches_by_hand, small_fcmae
 
-BOTH: tuple[Backend, ...] = ("gather", "masked-dense")
-both_backends = pytest.mark.parametrize("backend", BOTH)
+ALL: tuple[Backend, ...] = ("gather", "spconv", "masked-dense")
+every_backend = pytest.mark.parametrize("backend", ALL)
 
 
 def with_backend(model: FCMAE, backend: Backend) -> FCMAE:
@@ -34,11 +34,11 @@ def gradients(loss: Tensor, images: Tensor, model: FCMAE) -> dict[str, Tensor]:
 
 
 def assert_equals_the_plain_model(model: FCMAE, images: Tensor, mask: Tensor) -> None:
-    """Features, prediction, loss and the gradient of everything, for both backends."""
+    """Features, prediction, loss and the gradient of everything, for every backend."""
     images = images.requires_grad_()
     plain = plain_fcmae(model, images, mask)
     expected = gradients(plain.loss + plain.features.square().mean(), images, model)
-    for backend in BOTH:
+    for backend in ALL:
         output = with_backend(model, backend)(images, mask)
         features = model.encode(images, mask)
         got = gradients(output.loss + features.square().mean(), images, model)
@@ -81,15 +81,28 @@ def test_an_empty_last_row_and_column_keep_their_place(
     assert_equals_the_plain_model(model, noise(model, 2), mask)
 
 
-def test_masked_dense_takes_images_that_show_different_numbers_of_patches() -> None:
-    model = with_backend(small_fcmae(), "masked-dense")
+@pytest.mark.parametrize("backend", ["masked-dense", "auto"])
+def test_images_may_show_different_numbers_of_patches(backend: Backend) -> None:
+    model = with_backend(small_fcmae(), backend)
     images, mask = noise(model, 2), masks(model, {0, 3, 5}, {4})
     plain = plain_fcmae(model, images, mask)
     close(model(images, mask).loss, plain.loss)
     close(model.encode(images, mask), plain.features)
 
 
-@both_backends
+@pytest.mark.parametrize("backend", ["gather", "spconv"])
+def test_the_others_refuse_them_and_say_who_takes_them(backend: Backend) -> None:
+    model = with_backend(small_fcmae(), backend)
+    with pytest.raises(ValueError, match="between 1 and 3; backends 'masked-dense' and 'auto'"):
+        model.encode(noise(model, 2), masks(model, {0, 3, 5}, {4}))
+
+
+def test_an_unknown_backend_is_told_which_there_are() -> None:
+    with pytest.raises(ValueError, match="'dense'; choose one of auto, gather, spconv, masked-d"):
+        backend_of("dense")
+
+
+@every_backend
 def test_masked_pixels_get_no_gradient_and_visible_ones_do(backend: Backend) -> None:
     model = with_backend(small_fcmae(strides_per_patch=2), backend)
     images, mask = noise(model, 2).requires_grad_(), masks(model, {0, 3}, {1, 5})
@@ -100,7 +113,7 @@ def test_masked_pixels_get_no_gradient_and_visible_ones_do(backend: Backend) -> 
     assert (images.grad[~hidden] != 0).all()
 
 
-@both_backends
+@every_backend
 def test_what_lies_under_the_mask_is_never_seen(backend: Backend) -> None:
     model = with_backend(small_fcmae(), backend)
     images, mask = noise(model, 2), masks(model, {0, 3}, {1, 5})
@@ -110,7 +123,7 @@ def test_what_lies_under_the_mask_is_never_seen(backend: Backend) -> None:
     assert not torch.equal(model.encode(images.flip(-1), mask), encoded)
 
 
-@both_backends
+@every_backend
 def test_encoded_masked_sites_are_zero(backend: Backend) -> None:
     model = with_backend(small_fcmae(), backend)
     mask = masks(model, {0, 3}, {1, 5})
@@ -118,7 +131,7 @@ def test_encoded_masked_sites_are_zero(backend: Backend) -> None:
     assert torch.equal(empty, mask.reshape(2, *model.grid) == 1)
 
 
-@both_backends
+@every_backend
 @pytest.mark.parametrize(("scope", "depends"), [("image", False), ("batch", True)])
 def test_batch_mates_matter_only_to_grn_over_the_batch(
     backend: Backend, scope: GRNScope, depends: bool
@@ -128,7 +141,3 @@ def test_batch_mates_matter_only_to_grn_over_the_batch(
     alone, together = model.encode(images[:1], mask[:1]), model.encode(images, mask)[:1]
     difference = float(((alone - together).abs().max() / together.abs().max()).detach())
     assert difference > 1e-2 if depends else difference < 1e-12
-
-
-def test_every_registered_backend_is_covered_here() -> None:
-    assert BACKENDS.keys() == set(BOTH)
