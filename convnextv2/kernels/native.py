@@ -79,6 +79,13 @@ class _LayerNorm(torch.autograd.Function):
         return *grads, None
 
 
+def _kept(node: Any) -> Any:
+    """What a node keeps, unpacked once: activation checkpointing refuses to do it again."""
+    if getattr(node, "kept", None) is None:
+        node.kept = node.saved_tensors
+    return node.kept
+
+
 class _GeluGRN(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
@@ -94,7 +101,7 @@ class _GeluGRN(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, gamma, _, norm, _ = ctx.saved_tensors
+        x, gamma, _, norm, _ = _kept(ctx)
         # Taken off the node: what hangs on it lives as long as the loss does.
         known, ctx.sums = getattr(ctx, "sums", None), None
         if known is not None and known[0] is grad:
@@ -105,12 +112,13 @@ class _GeluGRN(torch.autograd.Function):
         grad_x, by_gamma = torch.empty_like(x), torch.empty_like(norm)
         inputs = grad, x, gamma, norm, along
         _call("gelu_grn_backward", x, *inputs, GRN_EPS, grad_x, by_gamma, *ctx.shape)
+        ctx.kept = None
         return grad_x, by_gamma.sum(0).view_as(gamma), plain.sum(0).view_as(gamma), None
 
     @staticmethod
     def sums(node: Any, grad: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sums by group of grad x GELU and of grad; what `forward` returned goes to `out`."""
-        x, _, beta, norm, scale = node.saved_tensors
+        x, _, beta, norm, scale = _kept(node)
         along, plain = torch.empty_like(norm), torch.empty_like(norm)
         _call("gelu_grn_sums", x, grad, x, scale, beta, out, along, plain, *node.shape)
         return along, plain

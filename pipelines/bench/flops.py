@@ -29,9 +29,8 @@ def fcmae_macs(size: str, model: FCMAE) -> float:
     dim = model.proj.out_channels
     pixels = model.encoder.stride**2 * model.encoder.in_channels
     block = KERNEL * dim + 2 * dim * 4 * dim
-    decoder = patches * (
-        model.encoder.dims[-1] * dim + sum(1 for _ in model.decoder.children()) * block
-    )
+    depth = sum(1 for _ in model.decoder.children())
+    decoder = visible * model.encoder.dims[-1] * dim + patches * depth * block
     prediction = (patches - visible) * dim * pixels
     encoder = encoder_macs(size, model.image_size[0], visible / patches)
     return encoder + decoder + prediction

@@ -151,9 +151,12 @@ def test_a_block_computes_its_widest_tensor_again_and_gets_the_same_gradients() 
 
     def run() -> tuple[list[Tensor], list[tuple[int, ...]]]:
         kept: list[tuple[int, ...]] = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: kept.append(tuple(t.shape)) or t, lambda t: t
-        ):
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept.append(tuple(tensor.shape))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             out = block(x)
         return list(torch.autograd.grad(out.square().sum(), [x, *block.parameters()])), kept
 
