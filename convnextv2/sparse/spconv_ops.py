@@ -8,6 +8,8 @@ same code for CPUs and GPUs. Nobody has run it on a GPU yet.
 Legend: N sites that come in, M that come out, C and O channels, k kernel size.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -136,6 +138,22 @@ def _spconv_multiplies(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """Keep spconv 2.3.8 to one thread on CPUs: its threads overwrite each other's rows.
+
+    With two of them every fifth product was wrong in a few rows (Atto at 224 px, fp32).
+    """
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if device.type == "cpu":
+            torch.set_num_threads(threads)
+
+
 class _WindowConv(torch.autograd.Function):
     """spconv's convolution forward; backward as the matrix product that it is on whole windows."""
 
@@ -144,9 +162,10 @@ class _WindowConv(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.windows = found.windows
         filters = weight.permute(0, 2, 3, 1).contiguous()
-        out: Tensor = ops.indice_conv(
-            x.contiguous(), filters, found.pairs, found.counts, len(found.windows)
-        )
+        with _one_thread(x.device):
+            out: Tensor = ops.indice_conv(
+                x.contiguous(), filters, found.pairs, found.counts, len(found.windows)
+            )
         return out
 
     @staticmethod

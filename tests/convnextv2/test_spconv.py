@@ -191,3 +191,16 @@ def test_a_batch_without_visible_patches_is_refused() -> None:
     model = small_fcmae(backend="spconv")
     with pytest.raises(ValueError, match="no patch is visible"):
         model.encode(noise(model, 2), masks(model, set(), set()))
+
+
+def test_threads_do_not_spoil_the_product() -> None:
+    # spconv's own threads do: without its being kept to one, every other call here is wrong.
+    torch.set_num_threads(4)
+    model = small_fcmae((3, 4))
+    images, mask = noise(model, 3), masks(model, {0, 3, 5, 7}, {1, 5, 6, 9}, {2, 4, 8, 11})
+    model.sites = backend_of("masked-dense")
+    expected = model.encode(images, mask)
+    model.sites = backend_of("spconv")
+    for _ in range(30):
+        close(model.encode(images, mask), expected)
+    assert torch.get_num_threads() == 4
