@@ -1,13 +1,13 @@
 """The operations where time goes, each by the fastest implementation at hand.
 
-`plain` is PyTorch and runs everywhere; `native` is C++ for CPUs. They are equal within rounding,
-and the tests hold them to that.
+`plain` is PyTorch and runs everywhere; `native` is C++ for CPUs, `triton_depthwise` for GPUs. They
+are equal within rounding, and the tests hold them to that.
 """
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnextv2.kernels import native, plain
+from convnextv2.kernels import native, plain, triton_depthwise
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -38,8 +38,11 @@ def patch_depthwise(
     x: Tensor, weight: Tensor, bias: Tensor, patches: Tensor, grid: tuple[int, int]
 ) -> Tensor:
     """The same among the visible patches (B, V, s, s, C) that `patches` (B, V) numbers."""
-    chosen = native if native.usable(x) and _is_7x7(weight) else plain
-    return chosen.patch_depthwise(x, weight, bias, patches, grid)
+    if native.usable(x) and _is_7x7(weight):
+        return native.patch_depthwise(x, weight, bias, patches, grid)
+    if triton_depthwise.available(x):
+        return triton_depthwise.patch_depthwise(x, weight, bias, patches, grid)
+    return plain.patch_depthwise(x, weight, bias, patches, grid)
 
 
 def _is_7x7(weight: Tensor) -> bool:
