@@ -55,7 +55,7 @@ class FCMAE(nn.Module):
         decoder_dim: Channels of the decoder (a UNet's at its coarsest scale).
         decoder_depth: Blocks of the decoder (of each scale of a UNet).
         norm_pix_loss: Normalise each target patch by its mean and (unbiased) variance.
-        backend: "gather" or "masked-dense"; see `convnextv2.sparse`.
+        backend: "gather", "spconv", "masked-dense" or "auto"; see `convnextv2.sparse`.
         grn_scope: "image" (paper), or "batch" as the released PyTorch code pooled.
 
     Raises:

@@ -23,18 +23,23 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
     *("-fopenmp", "-fPIC", "-shared", "-Wno-psabi"),
 )
-SWITCH = "CONVNEXTV2_NATIVE"
+SWITCH = "CONVNEXTV2_KERNELS"
 
 log = logging.getLogger(__name__)
+
+
+def turned_off() -> bool:
+    """Whether the environment asks for plain PyTorch everywhere."""
+    return os.environ.get(SWITCH) == "plain"
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None (said once, with the reason) where PyTorch must do.
 
-    CONVNEXTV2_NATIVE=0 in the environment turns them off.
+    CONVNEXTV2_KERNELS=plain in the environment turns them off, and those for GPUs.
     """
-    if os.environ.get(SWITCH) == "0":
+    if turned_off():
         return None
     # PyTorch's OpenMP is in the process before ours is looked for, so that they are one.
     import torch  # noqa: F401

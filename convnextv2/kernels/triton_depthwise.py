@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from convnextv2.kernels.build import turned_off
+
 SITES, CHANNELS = 32, 64
 """A program's share: so many sites of so many channels."""
 GROUPS = 64
@@ -28,6 +30,7 @@ def available(x: Tensor) -> bool:
         and x.is_floating_point()
         and not torch.compiler.is_compiling()
         and _triton_is_installed()
+        and not turned_off()
     )
 
 

@@ -17,7 +17,7 @@ from tests.convnextv2.small_fcmae import masks, noise, small_fcmae
         (lambda m: m.encode(noise(m, 2), torch.zeros(1, 6)), r"mask must be \(2, 6\)"),
         (
             lambda m: m(noise(m, 2), masks(m, {0, 1, 2}, {3})),
-            "between 1 and 3; backend 'masked-dense'",
+            "between 1 and 3; backends 'masked-dense' and 'auto'",
         ),
         (
             lambda m: m(noise(m, 2), masks(m, {0, 1}, set(range(6)))),

@@ -81,7 +81,7 @@ def test_backends_agree_and_what_is_masked_is_never_seen(
     hidden = F.interpolate(pixels, size=model.image_size, mode="nearest") == 1
     predictions = []
     backend: Backend
-    for backend in ("gather", "masked-dense"):
+    for backend in ("gather", "spconv", "masked-dense"):
         model.sites = backend_of(backend)
         prediction = model(images, mask).prediction
         assert torch.equal(model(images.masked_fill(hidden, 9.0), mask).prediction, prediction)
@@ -89,7 +89,7 @@ def test_backends_agree_and_what_is_masked_is_never_seen(
     close(predictions[0], predictions[1])
 
 
-@pytest.mark.parametrize("backend", ["gather", "masked-dense"])
+@pytest.mark.parametrize("backend", ["gather", "spconv", "masked-dense"])
 @pytest.mark.parametrize("strides_per_patch", [1, 2])
 def test_features_lie_at_visible_sites_and_the_token_at_masked_ones(
     backend: Backend, strides_per_patch: int

@@ -75,7 +75,7 @@ def test_200_steps_in_bf16_stay_within_five_percent_of_fp32() -> None:
 
 
 @pytest.mark.parametrize("decoder", DECODER_UNITS)
-@pytest.mark.parametrize("backend", ["gather", "masked-dense"])
+@pytest.mark.parametrize("backend", ["gather", "spconv", "masked-dense"])
 @pytest.mark.parametrize("how", ["autocast", "model"])
 def test_bf16_gives_the_loss_of_fp32_and_finite_gradients(
     decoder: str, backend: Backend, how: str
@@ -142,7 +142,7 @@ def counted(model: nn.Module) -> dict[int, int]:
     return begun
 
 
-@pytest.mark.parametrize("backend", ["gather", "masked-dense"])
+@pytest.mark.parametrize("backend", ["gather", "spconv", "masked-dense"])
 @pytest.mark.parametrize("stages", [(), (0,), (1, 2), (0, 1, 2, 3)])
 @pytest.mark.parametrize("context", [nullcontext, autocast])
 def test_checkpointed_stages_are_computed_twice_with_the_same_gradients(
