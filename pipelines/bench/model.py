@@ -101,8 +101,8 @@ def _in_own_process(kind: str, size: str, batch: int, threads: int) -> Figures:
     return Figures(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure(kind: str, size: str, batch: int, threads: int, steps: int = 6) -> None:
-    """Print the figures of one model: `steps` training steps after three to warm up."""
+def measure(kind: str, size: str, batch: int, threads: int, steps: int = 5) -> None:
+    """Print the figures of one model: `steps` training steps after two to warm up."""
     import torch
 
     torch.set_num_threads(threads)
@@ -114,12 +114,12 @@ def measure(kind: str, size: str, batch: int, threads: int, steps: int = 6) -> N
         square @ square
     before = _peak_mb()
     seconds, rates = [], []
-    for turn in range(steps + 3):
+    for turn in range(steps + 2):
         begin = time.perf_counter()
         step()
         middle = time.perf_counter()
         square @ square
-        if turn >= 3:
+        if turn >= 2:
             seconds.append(middle - begin)
             rates.append(2 * 2048**3 / (time.perf_counter() - middle) / 1e9)
     speed, sgemm = batch / statistics.median(seconds), statistics.median(rates)
