@@ -27,7 +27,7 @@ PROCESS_GROUP_TIMEOUT_SECONDS = 600
 # not in the main thread, and the arenas of other threads take no tensor of more than 64 MB.
 KEEP_PAGES = {
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824"
-    ":glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"
+    ":glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1"
 }
 
 
