@@ -8,6 +8,7 @@ which puts mask tokens into every scale, and MAE's decoder (arXiv 2111.06377).
 Legend: B batch, h w the last stage's grid, D decoder width, C channels of a stage.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,7 +40,7 @@ class Canvas:
         return torch.where(hidden[..., None], token.flatten().to(dense.dtype), dense)
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module, ABC):
     """What FCMAE needs of a decoder besides its forward.
 
     Attributes:
@@ -52,6 +53,7 @@ class Decoder(nn.Module):
     upsampling = 1
     wants_skips = False
 
+    @abstractmethod
     def forward(self, x: Tensor, skips: Sequence[Tensor], canvas: Canvas) -> Tensor:
         """Decode.
 
@@ -63,7 +65,6 @@ class Decoder(nn.Module):
         Returns:
             The hidden map (B, h*upsampling, w*upsampling, width).
         """
-        raise NotImplementedError
 
 
 class ConvNeXtDecoder(Decoder):
