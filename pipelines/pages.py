@@ -8,13 +8,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipelines.figures import LIGHT
 
 
-def render(template: str, **values: Any) -> str:
-    """Fill in `template`; every text is escaped, and a name it lacks is an error."""
-    environment = Environment(
+def environment() -> Environment:
+    """The templates; every text is escaped, and a name that is not given is an error."""
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(light=LIGHT, **values)
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in `template`."""
+    return environment().get_template(template).render(light=LIGHT, **values)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cluster.goodput import OTHER
 from convnextv2.analysis.reconstruct import Reconstruction
 from pipelines.figures import LIGHT, chart, pictures
 from pipelines.metrics import Line, curve, restarts, seconds_by_phase
+from pipelines.pages import environment
 from pipelines.scores import Evaluation, class_table, confused_pairs, confusion_table, margin
 
 PRETRAINED, SCRATCH = "pretrained", "scratch"
@@ -80,14 +80,8 @@ class ReportInput:
 
 def render_report(data: ReportInput) -> str:
     """The page as one HTML document that loads nothing."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    page = environment()
+    page.filters |= {
         "percent": lambda share: "–" if share is None else f"{share:.1%}",
         "points": points_text,
         "duration": duration,
@@ -96,7 +90,7 @@ def render_report(data: ReportInput) -> str:
     pretrained, scratch = data.evaluations[PRETRAINED], data.evaluations.get(SCRATCH)
     few = len(pretrained.classes) <= MOST_CLASSES
     last = [lines[-1]["time"] for lines in data.spools.values() if lines]
-    template = environment.get_template("report.html.j2")
+    template = page.get_template("report.html.j2")
     return template.render(
         data=data,
         light=LIGHT,

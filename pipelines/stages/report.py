@@ -57,6 +57,7 @@ def report_stage(
             "convnextv2.analysis",
             "pipelines.figures",
             "pipelines.metrics",
+            "pipelines.pages",
             "pipelines.report",
             "pipelines.scores",
             "pipelines.stages.report",
