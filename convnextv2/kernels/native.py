@@ -22,11 +22,16 @@ LARGEST_TILE = 16
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
-def usable(x: Tensor) -> bool:
-    """Whether these kernels take `x`: on the CPU, fp32 or fp64, in eager mode, compiled."""
+def usable(x: Tensor, *parameters: Tensor) -> bool:
+    """Whether these kernels take `x`: on the CPU, fp32 or fp64, in eager mode, compiled.
+
+    They read memory as it lies, so the parameters must be of the same kind and contiguous.
+    """
     return (
         x.device.type == "cpu"
         and x.dtype in SUFFIX
+        and all(p.dtype == x.dtype and p.device == x.device for p in parameters)
+        and all(p.is_contiguous() for p in parameters)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and library() is not None

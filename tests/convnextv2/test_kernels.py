@@ -162,7 +162,7 @@ def test_a_block_computes_its_widest_tensor_again_and_gets_the_same_gradients() 
 
     got, kept = run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "usable", lambda x: False)
+        patch.setattr(native, "usable", lambda x, *parameters: False)
         expected, kept_by_plain = run()
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
@@ -208,6 +208,16 @@ def test_other_dtypes_autocast_and_export_go_the_plain_way() -> None:
         assert not native.usable(x)
     out = kernels.gelu_grn(x.bfloat16(), torch.zeros(16), torch.zeros(16), 1)
     assert out.dtype == torch.bfloat16
+
+
+def test_parameters_of_another_kind_are_never_read_as_if_they_were_not() -> None:
+    x, one = torch.randn(2, 4, 4, 16), torch.ones(16)
+    assert native.usable(x, one)
+    for other in (one.bfloat16(), one.double(), torch.ones(32)[::2]):
+        assert not native.usable(x, one, other)
+    weight = torch.arange(32.0)[::2]
+    expected = F.layer_norm(x, (16,), weight.clone(), one, 1e-6)
+    torch.testing.assert_close(kernels.layer_norm(x, weight, one, 1e-6), expected)
 
 
 def in_a_process_of_its_own(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
