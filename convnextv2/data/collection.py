@@ -1,0 +1,66 @@
+"""What an image collection is to the rest: parts that are read from front to back.
+
+A part is a tar, a class folder, a parquet file. Its members are listed once, 24 bytes each, without
+reading pixels; whatever is decided about a collection (splits, subsets, shards) is decided on these
+listings. Pixels are then read part by part in the order in which they lie there.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "val"]
+RGBImage = NDArray[np.uint8]
+
+UNLABELLED = -1
+MEMBER = np.dtype([("key", "<u8"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
+"""An image: hash of its name, where it lies in its part, its bytes there, its class."""
+Members = NDArray[np.void]
+
+
+class DataError(ValueError):
+    """The image collection cannot be used as it is; the message says why and what would work."""
+
+
+class UnreadableImage(DataError):
+    """One image cannot be decoded."""
+
+
+class Stored(NamedTuple):
+    """An image as it lies in the source: a file's bytes, or pixels (H, W, 3)."""
+
+    name: str
+    content: bytes | RGBImage
+
+
+class Source(Protocol):
+    """An image collection. Plain data: it travels to the processes that write its shards."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names by label; none when the images are unlabelled."""
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """Names of the parts, for messages, in an order that does not depend on the machine."""
+
+    def members(self, part: int) -> Members:
+        """List a part, in the order in which it is read.
+
+        Raises:
+            DataError: When the part is damaged.
+        """
+
+    def read(self, part: int, members: Members) -> Iterator[Stored]:
+        """Read these members of a part (a selection of its listing, in the listing's order)."""
+
+    def fingerprint(self) -> str:
+        """Hash of what identifies the content cheaply: names and sizes, not pixels."""
+
+
+def name_key(name: str) -> int:
+    """Hash of a member's name: what hold-outs and samples of a collection are decided by."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,119 @@
+"""The manifest of a folder of .beton shards: what they hold, and that they are whole.
+
+It is written last. A folder without one was not finished.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from convnextv2.data.collection import DataError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+
+
+class Skipped(NamedTuple):
+    """An image of the source that is not in the shards."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished .beton file."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a folder of shards holds.
+
+    `settings` and `selection` are those it was written with; `source` and `source_fingerprint` say
+    from what. Sample numbers run through the shards in order: the first of a shard follows the last
+    of the one before. `class_counts` has the samples of each of `classes`.
+    """
+
+    split: str
+    shards: tuple[Shard, ...]
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    skipped: tuple[Skipped, ...]
+    settings: dict[str, Any]
+    selection: dict[str, Any]
+    source: str
+    source_fingerprint: str
+    schema: int = SCHEMA
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the content: two folders with the same one serve the same samples."""
+        hashes = [[shard.samples, shard.sha256] for shard in self.shards]
+        return hashlib.sha256(json.dumps([hashes, self.classes]).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest in `folder`.
+
+    Raises:
+        DataError: When there is none (the shards were never finished), or it is not one of ours.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        what = "does not exist" if not folder.exists() else f"has no {MANIFEST}"
+        raise DataError(
+            f"{folder} {what}: expected a folder written to the end by convnextv2 data write"
+        )
+    try:
+        content = json.loads(path.read_text())
+        schema = content["schema"]
+        if schema != SCHEMA:
+            raise DataError(f"{path} has schema {schema}, this version reads {SCHEMA}")
+        content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
+        content["skipped"] = tuple(Skipped(*item) for item in content["skipped"])
+        for name in ("classes", "class_counts"):
+            content[name] = tuple(content[name])
+        return Manifest(**content)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); write the shards again") from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Publish the manifest: temporary name, fsync, rename, fsync of the folder."""
+    write_json(folder / MANIFEST, asdict(manifest))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file so that it is there whole or not at all, whenever the machine stops."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
