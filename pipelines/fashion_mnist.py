@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from convnextv2.data.sources import DataError
+from convnextv2.data.collection import DataError
 
 PACKAGE = "dataset-fashion-mnist"
 FILES = tuple(

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from convnextv2.data.sources import DataError
+from convnextv2.data.collection import DataError
 from pipelines import fashion_mnist
 from pipelines.config import PipelineConfig
 from pipelines.graph import Pipeline, Visit

@@ -9,13 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convnextv2.data.sources import (
-    IMAGE_SUFFIXES,
-    DataError,
-    FolderSource,
-    RGBImage,
-    UnreadableImage,
-)
+from convnextv2.data.collection import DataError, RGBImage, UnreadableImage
+from convnextv2.data.sources import IMAGE_SUFFIXES, FolderSource
 
 
 def open_images(root: Path, limit: int) -> FolderSource:

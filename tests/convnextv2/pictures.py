@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convnextv2.data.sources import RGBImage, UnreadableImage
+from convnextv2.data.collection import RGBImage, UnreadableImage
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from convnextv2.analysis.images import Views, center_view, open_images, require_rgb
-from convnextv2.data.sources import DataError
+from convnextv2.data.collection import DataError
 
 
 def save(path: Path, value: int, size: tuple[int, int] = (20, 10)) -> None:

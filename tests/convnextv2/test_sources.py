@@ -11,14 +11,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from convnextv2.data.sources import (
-    FASHION_CLASSES,
-    DataError,
-    FolderSource,
-    Split,
-    UnreadableImage,
-    open_source,
-)
+from convnextv2.data.collection import DataError, Split, UnreadableImage
+from convnextv2.data.sources import FASHION_CLASSES, FolderSource, open_source
 
 ORIENTATION, DESCRIPTION = 0x0112, 0x010E
 Bytes = npt.NDArray[np.uint8]

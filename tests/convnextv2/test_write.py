@@ -16,7 +16,7 @@ from ffcv.reader import Reader
 from ffcv.types import HeaderType
 
 from convnextv2.data import write
-from convnextv2.data.sources import DataError
+from convnextv2.data.collection import DataError
 from convnextv2.data.write import (
     BetonManifest,
     WriteSettings,

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from convnextv2.data.sources import DataError
+from convnextv2.data.collection import DataError
 from pipelines import fashion_mnist
 from pipelines.fashion_mnist import FILES, fetch
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convnextv2.data.sources import RGBImage, UnreadableImage
+from convnextv2.data.collection import RGBImage, UnreadableImage
 from convnextv2.data.write import WriteSettings, write_beton
 from pipelines.config import FinetuneConfig, PretrainConfig
 from pipelines.samples import read_labels, training_samples

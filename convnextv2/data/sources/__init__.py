@@ -6,16 +6,14 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from convnextv2.data.collection import DataError, RGBImage, Split, UnreadableImage
 from convnextv2.randomness import Draw, uniform
-
-Split = Literal["train", "val"]
-RGBImage = NDArray[np.uint8]
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 FOLDER_NAMES: dict[Split, tuple[str, ...]] = {
@@ -27,14 +25,6 @@ FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-
-
-class DataError(ValueError):
-    """The image collection cannot be used as it is; the message says why and what would work."""
-
-
-class UnreadableImage(DataError):
-    """One image cannot be decoded."""
 
 
 class Source(Protocol):
