@@ -1,12 +1,12 @@
-"""Reading .beton files through FFCV, with randomness and failures under control.
+"""Serving batches from shards through FFCV's pipeline, with failures that are heard.
 
-FFCV's `Loader` wants to own the order, keeps 525 bytes per sample in Python dictionaries and
-blocks for ever when its thread fails. `BetonLoader` uses the parts below it: the reader, the
-compiled pipeline and the epoch thread.
+FFCV's `Loader` reads one file, wants to own the order and blocks for ever when its thread fails.
+`BetonLoader` uses the parts below it, the graph of operations and the epoch thread, on mapped
+shards (`convnextv2.data.shards`).
 """
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
@@ -14,161 +14,234 @@ from typing import Any
 
 import numpy as np
 import torch
+from ffcv.fields import IntField, RGBImageField
 from ffcv.loader.epoch_iterator import EpochIterator
-from ffcv.memory_managers.os_cache import OSCacheContext
 from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.graph import Graph
-from ffcv.reader import Reader
 from torch import Tensor
 
-from convnextv2.data.order import Indices
-from convnextv2.data.views import DecodeView, View
+from convnextv2.data.augment import Augment
+from convnextv2.data.decoding import library
+from convnextv2.data.local_cache import LocalCache
+from convnextv2.data.manifest import read_manifest
+from convnextv2.data.shards import Indices, Shards, open_shards
+from convnextv2.data.views import DamagedImage, DecodeView, View
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images: (B, H, W, C) uint8; labels and (sample) indices: (B,) int64; epoch of the draws."""
+    """What a step trains on; FFCV's pixels without a copy.
+
+    Attributes:
+        images: (B, H, W, 3) uint8, which is (B, 3, H, W) in channels_last memory.
+        labels: (B,) int64.
+        indices: (B,) int64, sample numbers.
+        epoch: Of the draws.
+        coefficients: (B,) float32, the share of its own label where images are mixed with their
+            neighbours (`convnextv2.data.augment`), else None.
+    """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     epoch: int
+    coefficients: Tensor | None = None
+
+    @property
+    def partner_labels(self) -> Tensor | None:
+        """(B,) int64, labels of the images mixed in: rows 2q and 2q + 1 are partners."""
+        if self.coefficients is None:
+            return None
+        return self.labels.reshape(-1, 2).flip(1).reshape(-1)
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to `device`; on CPU the tensors are shared."""
+        mixed = self.coefficients
         return Batch(
             self.images.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
             self.indices,
             self.epoch,
+            None if mixed is None else mixed.to(device, non_blocking=True),
         )
 
 
 class BetonLoader:
-    """Batches of chosen samples of one .beton file.
+    """Batches of chosen samples of a folder of shards.
 
     Args:
-        path: A file written by `convnextv2.data.write`.
+        folder: Written by `convnextv2 data write`.
         batch_size: Samples per batch.
         view: What the network sees of an image.
-        seed: Seed of the random views.
+        augment: What happens to that view.
+        seed: Seed of all draws.
         num_workers: Decoding threads.
         batches_ahead: Batches prepared in advance.
+        cache: A started node-local cache; shards are read from it as they arrive.
+
+    Raises:
+        DataError: When the folder is not complete.
+        ValueError: When mixing is asked for with an odd batch size.
     """
 
     def __init__(
         self,
-        path: Path,
+        folder: Path,
         *,
         batch_size: int,
         view: View,
+        augment: Augment | None = None,
         seed: int = 0,
         num_workers: int = 1,
         batches_ahead: int = 3,
+        cache: LocalCache | None = None,
     ) -> None:
-        self.batch_size, self.seed = batch_size, seed
+        augment = augment or Augment()
+        if augment.mixing is not None and batch_size % 2:
+            raise ValueError(f"mixing pairs images, batch size {batch_size} is odd")
+        self.batch_size, self.seed, self.cache = batch_size, seed, cache
         self.num_workers, self.batches_ahead = num_workers, batches_ahead
-        # EpochIterator compares this after a MemoryError only.
-        self.traversal_order = None
-        with keep_torch_threads():
-            Compiler.set_num_threads(num_workers)
-            self.reader = Reader(str(path))
-            self.memory_manager = PageCache(self.reader)
-            pipelines = {
-                "image": PipelineSpec("image", decoder=DecodeView(view)),
-                "label": PipelineSpec("label"),
-            }
-            fields = {name: position for position, name in enumerate(self.reader.handlers)}
-            self.graph = Graph(
-                pipelines,
-                self.reader.handlers,
-                fields,
-                self.reader.metadata,
-                self.memory_manager.compile_reader(),
-            )
+        self.shards = open_shards(folder, read_manifest(folder))
+        self.clock = np.array([seed, 0], np.uint64)
+        self.memory_manager = _Storage(self)
+        # Two names the epoch thread asks its loader for; of ours nothing depends on them.
+        self.reader, self.traversal_order = _NoMetadata(), None
+        self._thread: _EpochThread | None = None
+        with _compiled_already():
+            spec = PipelineSpec("image", DecodeView(view), augment.operations(self.clock))
+            fields = {"image": RGBImageField(), "label": IntField()}
+            self.graph = Graph({"image": spec}, fields, {"image": 0}, {"f0": None}, None)
             self.code = self.graph.codegen_all(self.graph.collect_requirements()[1])
 
-    def batches(self, samples: Indices, epoch: int = 0) -> Generator[Batch]:
-        """Serve `samples` in order; the last batch may be short. Leaving early frees the thread.
+    def batches(self, samples: Indices | Iterable[Indices], epoch: int = 0) -> Generator[Batch]:
+        """Serve samples in order, an array of them, or arrays one after another.
 
-        Images and labels lie in buffers that are used again: they are good until the next batch
-        is asked for.
+        The last batch of an array may be short. Arrays are asked for as they are needed. Leaving
+        early frees the thread and its buffers. Images lie in buffers that are used again: they are
+        good until the next batch is asked for.
 
         Raises:
-            RuntimeError: When reading or decoding fails, in the caller's thread.
+            RuntimeError: When reading or decoding fails, naming file and image; or when another
+                epoch of this loader is still open.
         """
-        self.memory_manager.set_clock(self.seed, epoch)
+        if self._thread is not None:
+            raise RuntimeError("another epoch of this loader is still open; close its generator")
+        self.clock[1] = epoch
+        arrays = [samples] if isinstance(samples, np.ndarray) else samples
         with keep_torch_threads():
-            thread = _EpochThread(self, samples)
+            self._thread = thread = _EpochThread(self, _chunks(arrays, self.batch_size))
         try:
-            for start in range(0, len(samples), self.batch_size):
-                indices = samples[start : start + self.batch_size]
-                images, labels = thread.take(indices)
+            while (taken := thread.take()) is not None:
+                indices, (images, coefficients) = taken
                 yield Batch(
                     torch.from_numpy(images),
-                    labels.reshape(-1),
+                    torch.from_numpy(self.shards.labels(indices)),
                     torch.from_numpy(indices.astype(np.int64)),
                     epoch,
+                    None if coefficients is None else torch.from_numpy(coefficients),
                 )
         finally:
             thread.stop()
+            self._thread = None
 
 
-class PageCache:
-    """FFCV memory manager over the OS page cache, without per-sample Python objects.
-
-    Its state is what compiled code may read: the mapped file, addresses and sizes of the stored
-    images in address order, and the clock (seed, epoch).
-    """
-
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-        order = np.argsort(reader.alloc_table["ptr"])
-        self.ptrs = reader.alloc_table["ptr"][order]
-        self.sizes = reader.alloc_table["size"][order]
-        self.clock = np.zeros(2, np.uint64)
-
-    def set_clock(self, seed: int, epoch: int) -> None:
-        # A new array: a thread that is still reading ahead keeps the epoch it began with.
-        self.clock = np.array([seed, epoch], np.uint64)
-
-    def schedule_epoch(self, batches: Any) -> "_ClockedContext":
-        return _ClockedContext(self)
-
-    def compile_reader(self) -> Any:
-        def read(address: Any, state: Any) -> Any:
-            size = state[2][np.searchsorted(state[1], address)]
-            return state[0][address : address + size]
-
-        return Compiler.compile(read)
+def _chunks(arrays: Iterable[Indices], size: int) -> Iterator[Indices]:
+    for array in arrays:
+        for start in range(0, len(array), size):
+            yield np.ascontiguousarray(array[start : start + size], np.uint64)
 
 
-class _ClockedContext(OSCacheContext):
+class _Storage:
+    """Stands where FFCV has its memory manager: hands the table and the clock to compiled code."""
+
+    def __init__(self, loader: BetonLoader) -> None:
+        self.loader = loader
+
+    def schedule_epoch(self, batches: Any) -> "_Storage":
+        return self
+
+    def __enter__(self) -> None:
+        """Nothing to open: the files are mapped."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
     @property
     def state(self) -> tuple[Any, ...]:
-        return (self.mmap, self.manager.ptrs, self.manager.sizes, self.manager.clock)
+        return (self.loader.shards.table, self.loader.clock)
+
+    def start_batch(self, number: int) -> None:
+        """Nothing to schedule: the epoch thread has the kernel read ahead."""
+
+
+class _NoMetadata:
+    """Stands where FFCV has its reader, whose tables fill memory."""
+
+    metadata = None
 
 
 class _EpochThread(EpochIterator):
-    """FFCV's reading thread; an exception in it reaches the consumer instead of hanging it."""
+    """FFCV's reading thread on a stream of batches; what goes wrong in it reaches the consumer."""
+
+    def __init__(self, loader: BetonLoader, stream: Iterator[Indices]) -> None:
+        self.stream = stream
+        self.error: BaseException | None = None
+        self.indices: list[Indices] = []
+        self.arrived = -1
+        super().__init__(loader, [])
 
     def run(self) -> None:
-        self.error: BaseException | None = None
         try:
+            self.iter_ixes = self._ahead()
             super().run()
         except BaseException as error:
             self.error = error
             self.output_queue.put(None)
 
-    def take(self, indices: Indices) -> Any:
+    def _ahead(self) -> Iterator[Indices]:
+        """The stream, with the kernel told to read what comes `batches_ahead` later."""
+        shards = self.loader.shards
+        waiting: list[Indices] = []
+        for batch in self.stream:
+            self._move_to_cache(shards)
+            library().convnextv2_prefetch(
+                shards.table.ctypes.data, len(shards.table), batch.ctypes.data, len(batch)
+            )
+            waiting.append(batch)
+            if len(waiting) > self.loader.batches_ahead:
+                yield self._next(waiting)
+        while waiting:
+            yield self._next(waiting)
+
+    def _next(self, waiting: list[Indices]) -> Indices:
+        self.indices.append(waiting[0])
+        return waiting.pop(0)
+
+    def _move_to_cache(self, shards: Shards) -> None:
+        """Read shards that have arrived on this node from there."""
+        cache = self.loader.cache
+        if cache is None or cache.arrived == self.arrived:
+            return
+        self.arrived = cache.arrived
+        for number, path in enumerate(shards.paths):
+            if cache.path(number) != path:
+                shards.move(number, cache.path(number))
+        self.storage_state = self.memory_context.state
+
+    def take(self) -> tuple[Indices, Any] | None:
+        """The next batch's indices and results; None at the end."""
         result = self.output_queue.get()
-        if result is None:
-            raise RuntimeError(
-                f"reading samples {indices[:4].tolist()}… of {self.loader.reader.file_name} "
-                f"failed: {self.error}"
-            ) from self.error
-        return result[1]
+        if result is not None:
+            image = result[1][0]
+            return self.indices.pop(0), image if isinstance(image, tuple) else (image, None)
+        if self.error is None:
+            return None
+        if isinstance(self.error, DamagedImage):
+            where = self.loader.shards.describe(self.error.sample)
+            words = self.error.problem.name.lower().replace("_", " ")
+            raise RuntimeError(f"{where}: {words}; convnextv2 data check finds more") from None
+        raise RuntimeError(f"the reading thread failed: {self.error}") from self.error
 
     def stop(self) -> None:
         self.close()
@@ -177,6 +250,17 @@ class _EpochThread(EpochIterator):
             with contextlib.suppress(Empty):
                 self.output_queue.get_nowait()
             self.join(timeout=0.01)
+
+
+@contextlib.contextmanager
+def _compiled_already() -> Iterator[None]:
+    """Keep FFCV from compiling: our operations bring compiled code, which numba keeps on disk."""
+    enabled = Compiler.is_enabled
+    Compiler.set_enabled(False)
+    try:
+        yield
+    finally:
+        Compiler.set_enabled(enabled)
 
 
 class keep_torch_threads:

@@ -1,160 +1,219 @@
-"""Views of a stored image: decode, crop, resize and flip as one FFCV operation.
+"""Views of a stored image: what is cut out of it, resized and flipped, before augmentation.
 
 FFCV's own random operations draw from an unseedable per-thread generator. Here every draw is a
-function of (seed, epoch, sample index): the clock, an array of those two, reaches the compiled
-code through FFCV's storage state (see `convnextv2.data.load`).
+function of (seed, epoch, sample index). The decoder is one FFCV operation: numba chooses the box,
+C++ (`convnextv2.data.decoding`) decodes what the box needs. Its code is kept on disk, so that only
+the first process of a machine compiles it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from ffcv.libffcv import imdecode, resize_crop
 from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
-from numba.extending import register_jitable
+from numba import njit, prange
+from numpy.typing import NDArray
 
+from convnextv2.data.decoding import Problem, library, locate, view
 from convnextv2.randomness import Draw, uniform
 
+Interpolation = Literal["bicubic", "area"]
+Decode = Literal["reduced", "exact", "full"]
+
+FILTERS: dict[Interpolation, int] = {"bicubic": 0, "area": 1}
+DECODES: dict[Decode, int] = {"reduced": 0, "exact": 1, "full": 2}
 CROP_ATTEMPTS = 10
-JPEG = 0  # FFCV's code for it in an image's metadata
+RANDOM, CENTER, SQUASH = 0, 1, 2
+CROP, FLIP = int(Draw.CROP), int(Draw.FLIP)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomView:
     """Random-resized crop and horizontal flip (torchvision's RandomResizedCrop semantics).
 
-    `scale` bounds the crop's share of the area, `ratio` its width / height.
+    Attributes:
+        size: Height and width of the result.
+        scale: Bounds of the crop's share of the area.
+        ratio: Bounds of its width / height.
+        flip: Probability.
+        interpolation: Pillow's antialiased "bicubic", or OpenCV's INTER_AREA, which is FFCV's own.
+        decode: How much of a JPEG is decoded. "reduced": what the crop needs, by the inverse DCT
+            at 1/2, 1/4 or 1/8 scale where the crop is so much larger than `size` (docs/data.md
+            shows what that does to pixels). "exact": what the crop needs, the same pixels as
+            "full", which decodes everything.
     """
 
     size: tuple[int, int]
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    interpolation: Interpolation = "bicubic"
+    decode: Decode = "reduced"
+
+    @property
+    def parameters(self) -> tuple[int, NDArray[np.float64]]:
+        """Kind and numbers, as the compiled code takes them."""
+        (low, high), (thin, wide) = self.scale, self.ratio
+        return RANDOM, np.array([low, high, np.log(thin), np.log(wide), self.flip])
 
 
 @dataclass(frozen=True, kw_only=True)
 class CenterView:
-    """The central crop of `crop` times the largest box with the output's shape."""
+    """Evaluation below 384 px: resize until `size / crop` is covered, cut out the centre."""
 
     size: tuple[int, int]
     crop: float = 0.875
+    interpolation: Interpolation = "bicubic"
+    decode: Decode = "exact"
+
+    @property
+    def parameters(self) -> tuple[int, NDArray[np.float64]]:
+        """Kind and numbers, as the compiled code takes them."""
+        height, width = self.size
+        # Products that are whole but for their last bit: 28 / 0.875.
+        return CENTER, np.floor(np.array([height, width]) / self.crop + 1e-9)
 
 
-View = RandomView | CenterView
-Crop = tuple[int, int, int, int, bool]  # top, left, height, width, mirrored
+@dataclass(frozen=True, kw_only=True)
+class SquashView:
+    """Evaluation from 384 px on: the whole image, resized without regard to its ratio."""
+
+    size: tuple[int, int]
+    interpolation: Interpolation = "bicubic"
+    decode: Decode = "exact"
+
+    @property
+    def parameters(self) -> tuple[int, NDArray[np.float64]]:
+        """Kind and numbers, as the compiled code takes them."""
+        return SQUASH, np.zeros(0)
+
+
+View = RandomView | CenterView | SquashView
+
+
+class DamagedImage(RuntimeError):
+    """An image of a shard cannot be decoded; `sample` says which."""
+
+    def __init__(self, sample: int, problem: Problem) -> None:
+        super().__init__(sample, problem)
+        self.sample, self.problem = sample, problem
 
 
 class DecodeView(Operation):
-    """Decoder for FFCV's RGBImageField: (height, width, 3) uint8 of the given view."""
+    """Decoder of the field "image": (height, width, 3) uint8 of the given view.
+
+    Its storage state is (shards' table, clock), the clock being [seed, epoch].
+    """
 
     def __init__(self, view: View) -> None:
         super().__init__()
+        library()
         self.view = view
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, Any]:
-        shape = (*self.view.size, 3)
-        byte = np.dtype("<u1")
-        # One decoding buffer per sample, for the largest image; raw images are read in place.
-        stored_as_jpeg = bool((self.metadata["mode"] == JPEG).any())
-        largest = int(self.metadata["width"].max()) * int(self.metadata["height"].max()) * 3
+        shape, byte = (*self.view.size, 3), np.dtype("<u1")
         return (
             replace(previous_state, jit_mode=True, shape=shape, dtype=byte),
-            (
-                AllocationQuery(shape, byte),
-                AllocationQuery((largest if stored_as_jpeg else 1,), byte),
-                AllocationQuery((1,), byte),
-            ),
+            (AllocationQuery(shape, byte), AllocationQuery((1,), byte)),
         )
 
     def generate_code(self) -> Callable[..., Any]:
-        choose = Compiler.compile(crop_chooser(self.view))
-        read, decode_jpeg = self.memory_read, Compiler.compile(imdecode)
-        resize, mirror = Compiler.compile(resize_crop), Compiler.compile(mirror_columns)
-        samples = Compiler.get_iterator()
+        kind, numbers = self.view.parameters
+        filter_code = FILTERS[self.view.interpolation]
+        decode_code = DECODES[self.view.decode]
 
         def decode(indices: Any, memory: Any, metadata: Any, storage: Any) -> Any:
-            images, scratch, failed = memory
-            seed, epoch = storage[3]
-            for slot in samples(len(indices)):
-                sample = indices[slot]
-                field = metadata[sample]
-                height, width = np.uint32(field["height"]), np.uint32(field["width"])
-                stored = read(field["data_ptr"], storage)
-                top, left, h, w, flip = choose(seed, epoch, np.uint64(sample), height, width)
-                failed[slot, 0] = 0
-                if field["mode"] == JPEG:
-                    pixels = scratch[slot][: 3 * height * width].reshape(height, width, 3)
-                    failed[slot, 0] = decode_jpeg(
-                        stored, pixels, height, width, height, width, 0, 0, 1, 1, False, False
-                    )
-                    resize(pixels, top, top + h, left, left + w, images[slot])
-                else:
-                    pixels = stored.reshape(height, width, 3)
-                    resize(pixels, top, top + h, left, left + w, images[slot])
-                if flip:
-                    mirror(images[slot])
-            if failed[: len(indices)].any():
-                raise ValueError("a JPEG in the .beton file cannot be decoded")
-            return images[: len(indices)]
+            images, problems = memory
+            table, clock = storage
+            serve_views(
+                table, indices, clock, kind, numbers, filter_code, decode_code, images, problems
+            )
+            bad = np.flatnonzero(problems)
+            if len(bad):
+                raise DamagedImage(int(indices[bad[0]]), Problem(int(problems[bad[0], 0])))
+            return images
 
-        decode.is_parallel = True  # type: ignore[attr-defined]
         return decode
 
 
-@register_jitable
-def mirror_columns(image: Any) -> None:
-    """Flip (H, W, C) left to right in place."""
-    width = image.shape[1]
-    for row in range(image.shape[0]):
-        for left in range(width // 2):
-            for channel in range(image.shape[2]):
-                kept = image[row, left, channel]
-                image[row, left, channel] = image[row, width - 1 - left, channel]
-                image[row, width - 1 - left, channel] = kept
+@njit(cache=True, nogil=True, parallel=True)
+def serve_views(
+    table: Any,
+    indices: Any,
+    clock: Any,
+    kind: Any,
+    numbers: Any,
+    filter_code: Any,
+    decode_code: Any,
+    images: Any,
+    problems: Any,
+) -> None:
+    """Fill `images` (B, H, W, 3) with the views of `indices`, and `problems` (B, 1)."""
+    for slot in prange(len(indices)):
+        place = np.empty(6, np.int64)
+        sample = np.uint64(indices[slot])
+        problem = locate(table.ctypes.data, len(table), sample, place.ctypes.data)
+        if problem == 0:
+            box = choose_box(
+                kind, numbers, clock, sample, place[3], place[4], images.shape[1:3]
+            )
+            problem = view(
+                place.ctypes.data,
+                box.ctypes.data,
+                filter_code,
+                decode_code,
+                images.shape[1],
+                images.shape[2],
+                images[slot].ctypes.data,
+            )
+        problems[slot, 0] = problem
 
 
-def crop_chooser(view: View) -> Callable[..., Crop]:
-    """The function (seed, epoch, sample, height, width) -> crop, for numba to compile."""
-    if isinstance(view, CenterView):
-        return _center_chooser(view)
-    (scale_low, scale_high), (ratio_low, ratio_high) = view.scale, view.ratio
-    log_low, log_high = float(np.log(ratio_low)), float(np.log(ratio_high))
-    flip, first, flip_draw = view.flip, int(Draw.CROP), np.uint64(Draw.FLIP)
-
-    def choose(seed: Any, epoch: Any, sample: Any, height: Any, width: Any) -> Crop:
-        mirrored = uniform(seed, epoch, sample, flip_draw) < flip
-        for attempt in range(CROP_ATTEMPTS):
-            draw = first + 4 * attempt
-            u_area = uniform(seed, epoch, sample, np.uint64(draw))
-            u_ratio = uniform(seed, epoch, sample, np.uint64(draw + 1))
-            area = height * width * (scale_low + u_area * (scale_high - scale_low))
-            ratio = np.exp(log_low + u_ratio * (log_high - log_low))
-            w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                top = int(uniform(seed, epoch, sample, np.uint64(draw + 2)) * (height - h + 1))
-                left = int(uniform(seed, epoch, sample, np.uint64(draw + 3)) * (width - w + 1))
-                return top, left, h, w, mirrored
-        # As in torchvision: the largest central crop whose ratio is allowed.
-        w, h = int(width), int(height)
-        if width < ratio_low * height:
-            h = round(width / ratio_low)
-        elif width > ratio_high * height:
-            w = round(height * ratio_high)
-        return (int(height) - h) // 2, (int(width) - w) // 2, h, w, mirrored
-
-    return choose
+@njit(cache=True, nogil=True)
+def choose_box(
+    kind: Any, numbers: Any, clock: Any, sample: Any, height: Any, width: Any, size: Any
+) -> Any:
+    """The box of a view: top, left, bottom, right, mirrored, and whether pixels beyond count."""
+    if kind == RANDOM:
+        top, left, h, w, mirrored = random_crop(
+            numbers, clock[0], clock[1], sample, height, width
+        )
+        return np.array([top, left, top + h, left + w, mirrored, 0.0])
+    if kind == CENTER:
+        # As if all were resized to (tall, wide) and then cut: one pass, the same pixels.
+        grow = max(numbers[0] / height, numbers[1] / width)
+        tall, wide = int(height * grow + 1e-9), int(width * grow + 1e-9)
+        top = np.rint((tall - size[0]) / 2.0) * height / tall
+        left = np.rint((wide - size[1]) / 2.0) * width / wide
+        bottom, right = top + size[0] * height / tall, left + size[1] * width / wide
+        return np.array([top, left, bottom, right, 0.0, 1.0])
+    return np.array([0.0, 0.0, float(height), float(width), 0.0, 0.0])
 
 
-def _center_chooser(view: CenterView) -> Callable[..., Crop]:
-    (out_height, out_width), crop = view.size, view.crop
-
-    def choose(seed: Any, epoch: Any, sample: Any, height: Any, width: Any) -> Crop:
-        # Products before quotients: 61 / 224 * 224 is less than 61.
-        h = max(1, int(crop * min(height, width * out_height / out_width)))
-        w = max(1, int(crop * min(width, height * out_width / out_height)))
-        return (int(height) - h) // 2, (int(width) - w) // 2, h, w, False
-
-    return choose
+@njit(cache=True, nogil=True)
+def random_crop(
+    numbers: Any, seed: Any, epoch: Any, sample: Any, height: Any, width: Any
+) -> tuple[int, int, int, int, bool]:
+    """Top, left, height, width and whether to mirror, as torchvision chooses them."""
+    scale_low, scale_high, log_low, log_high, flip = numbers
+    mirrored = uniform(seed, epoch, sample, np.uint64(FLIP)) < flip
+    for attempt in range(CROP_ATTEMPTS):
+        draw = CROP + 4 * attempt
+        u_area = uniform(seed, epoch, sample, np.uint64(draw))
+        u_ratio = uniform(seed, epoch, sample, np.uint64(draw + 1))
+        area = height * width * (scale_low + u_area * (scale_high - scale_low))
+        ratio = np.exp(log_low + u_ratio * (log_high - log_low))
+        w, h = int(np.rint(np.sqrt(area * ratio))), int(np.rint(np.sqrt(area / ratio)))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(uniform(seed, epoch, sample, np.uint64(draw + 2)) * (height - h + 1))
+            left = int(uniform(seed, epoch, sample, np.uint64(draw + 3)) * (width - w + 1))
+            return top, left, h, w, mirrored
+    # As in torchvision: the largest central crop whose ratio is allowed.
+    w, h = int(width), int(height)
+    if width < np.exp(log_low) * height:
+        h = max(1, int(np.rint(width / np.exp(log_low))))
+    elif width > np.exp(log_high) * height:
+        w = max(1, int(np.rint(height * np.exp(log_high))))
+    return (int(height) - h) // 2, (int(width) - w) // 2, h, w, mirrored

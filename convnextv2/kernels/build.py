@@ -1,28 +1,16 @@
-"""Compiles the CPU kernels for this machine, once, and loads them.
-
-The library is kept under a name that holds everything it depends on: the sources, the compiler and
-the processor's instruction set. Nodes of a cluster that share a home folder do not share a build
-unless they are alike, and a build is published by renaming: workers may race for it.
-"""
+"""Loads the CPU kernels, compiled for this machine on first use (`convnextv2.compiler`)."""
 
 import ctypes
-import hashlib
 import logging
 import os
-import platform
-import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCES = ("native.cpp", "depthwise.h", "pointwise.h", "vectors.h")
-# No -ffast-math: it would make every other library of the process flush denormals to zero.
-FLAGS = (
-    *("-O3", "-std=c++17", "-march=native", "-ffp-contract=fast"),
-    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
-    *("-fopenmp", "-fPIC", "-shared", "-Wno-psabi"),
-)
+from convnextv2.compiler import built
+
+FOLDER = Path(__file__).parent
+SOURCES = [FOLDER / name for name in ("native.cpp", "depthwise.h", "pointwise.h", "vectors.h")]
 SWITCH = "CONVNEXTV2_KERNELS"
 
 log = logging.getLogger(__name__)
@@ -45,38 +33,8 @@ def library() -> ctypes.CDLL | None:
     import torch  # noqa: F401
 
     try:
-        return ctypes.CDLL(str(_built()))
+        return ctypes.CDLL(str(built("kernels", SOURCES, ["-fopenmp"])))
     except (OSError, subprocess.SubprocessError) as error:
         details = getattr(error, "stderr", None) or error
         log.warning("no compiled CPU kernels, training will be slower: %s", details)
         return None
-
-
-def _built() -> Path:
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        raise OSError("there is no C++ compiler; install g++ or set CXX")
-    folder = Path(__file__).parent
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    key = hashlib.sha256(f"{version.stdout}{FLAGS}{_instructions()}".encode())
-    for name in SOURCES:
-        key.update((folder / name).read_bytes())
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "convnextv2"
-    target = home / f"kernels-{key.hexdigest()[:16]}.so"
-    if not target.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home) as scratch:
-            made = Path(scratch) / target.name
-            command = [compiler, *FLAGS, str(folder / SOURCES[0]), "-o", str(made)]
-            subprocess.run(command, capture_output=True, text=True, check=True)
-            made.replace(target)
-    return target
-
-
-def _instructions() -> str:
-    """What -march=native looks at: the processor's flags, else its name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    wanted = ("flags", "Features", "model name")
-    found = {line for line in lines if line.startswith(wanted)}
-    return "\n".join(sorted(found)) or f"{platform.machine()} {platform.processor()}"

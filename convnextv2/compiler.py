@@ -1,0 +1,57 @@
+"""Compiles C++ for this machine, once.
+
+A library is kept under a name that holds everything it depends on: the sources, the compiler and
+the processor's instruction set. Nodes of a cluster that share a home folder do not share a build
+unless they are alike, and a build is published by renaming: workers may race for it.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+# No -ffast-math: it would make every other library of the process flush denormals to zero.
+FLAGS = (
+    *("-O3", "-std=c++17", "-march=native", "-ffp-contract=fast"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
+    *("-fPIC", "-shared", "-Wno-psabi"),
+)
+
+
+def built(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path:
+    """The shared library made of `sources`; the first is compiled, it includes the others.
+
+    Raises:
+        OSError: When there is no compiler.
+        subprocess.CalledProcessError: When it fails; `stderr` has its words.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise OSError("there is no C++ compiler; install g++ or set CXX")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    key = hashlib.sha256(f"{version.stdout}{FLAGS}{flags}{_instructions()}".encode())
+    for source in sources:
+        key.update(source.read_bytes())
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "convnextv2"
+    target = home / f"{name}-{key.hexdigest()[:16]}.so"
+    if not target.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home) as scratch:
+            made = Path(scratch) / target.name
+            command = [compiler, *FLAGS, str(sources[0]), *flags, "-o", str(made)]
+            subprocess.run(command, capture_output=True, text=True, check=True)
+            made.replace(target)
+    return target
+
+
+def _instructions() -> str:
+    """What -march=native looks at: the processor's flags, else its name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    wanted = ("flags", "Features", "model name")
+    found = {line for line in lines if line.startswith(wanted)}
+    return "\n".join(sorted(found)) or f"{platform.machine()} {platform.processor()}"

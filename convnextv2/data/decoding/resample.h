@@ -1,0 +1,233 @@
+// Separable resampling of RGB rows that arrive one at a time, from the top.
+//
+// A row is weighted horizontally as soon as it is there; an output row is made as soon as its last
+// row is. Only the rows that are still needed are kept, so all of it stays in the first-level cache
+// and nothing of the image's size is ever allocated.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace convnextv2 {
+
+enum Filter : int32_t { BICUBIC = 0, AREA = 1 };
+
+// Weights of every output pixel along one axis: those of `first[i]` and the taps after it.
+struct Axis {
+  std::vector<int32_t> first;
+  std::vector<float> weights;  // (outputs, taps)
+  int32_t taps = 0;
+
+  int32_t low() const { return *std::min_element(first.begin(), first.end()); }
+  int32_t high() const { return *std::max_element(first.begin(), first.end()) + taps; }
+};
+
+inline double cubic(double x) {
+  // Keys' kernel with a = -0.5, as Pillow has it.
+  x = std::fabs(x);
+  if (x < 1.0) return (1.5 * x - 2.5) * x * x + 1.0;
+  if (x < 2.0) return ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0;
+  return 0.0;
+}
+
+// The weights of one output pixel, before they are cut to what is there.
+inline int32_t weigh(std::vector<double>& run, Filter filter, double begin, double scale,
+                     int32_t output, bool enlarges) {
+  // Relative to the first pixel, as OpenCV and Pillow count: the same quotients fall on whole pixels.
+  run.clear();
+  const double origin = std::floor(begin), offset = begin - origin;
+  const double left = offset + output * scale, right = offset + (output + 1) * scale;
+  int32_t first = static_cast<int32_t>(std::floor(left));
+  if (filter == BICUBIC) {
+    const double stretch = std::max(scale, 1.0), center = offset + (output + 0.5) * scale;
+    first = static_cast<int32_t>(std::floor(center - 2.0 * stretch + 0.5));
+    const int32_t last = static_cast<int32_t>(std::floor(center + 2.0 * stretch + 0.5));
+    for (int32_t x = first; x < last; ++x) run.push_back(cubic((x - center + 0.5) / stretch));
+  } else if (enlarges) {
+    const float seam = (output + 1) - (first + 1 - offset) * (1.0 / scale);
+    run.push_back(seam <= 0.0 ? 1.0 : 1.0 - (seam - std::floor(seam)));
+    run.push_back(1.0 - run[0]);
+  } else {
+    for (int32_t x = first; x < right; ++x) {
+      run.push_back(std::min<double>(x + 1, right) - std::max<double>(x, left));
+    }
+  }
+  return first + static_cast<int32_t>(origin);
+}
+
+// `outputs` pixels that cover [begin, end) of an axis; pixels outside [low, high) are not looked at.
+// BICUBIC is Pillow's: antialiased, weights cut at the border and scaled to sum to one. AREA is
+// OpenCV's INTER_AREA: means of the covered pixels, or where it enlarges (on either axis), pixels
+// with linear seams between them, the last one repeated.
+inline void make_axis(Axis& axis, Filter filter, int32_t outputs, double begin, double end,
+                      int32_t low, int32_t high, bool enlarges) {
+  thread_local std::vector<double> run;
+  // OpenCV inverts its factor, which decides seams that fall on whole pixels.
+  const double scale = filter == AREA ? 1.0 / (outputs / (end - begin)) : (end - begin) / outputs;
+  const double reach = filter == BICUBIC ? 4.0 * std::max(scale, 1.0) : enlarges ? 1.0 : scale;
+  axis.taps = std::min(high - low, static_cast<int32_t>(std::ceil(reach)) + 1);
+  axis.first.resize(outputs);
+  axis.weights.assign(static_cast<size_t>(outputs) * axis.taps, 0.0f);
+  for (int32_t output = 0; output < outputs; ++output) {
+    const int32_t first = weigh(run, filter, begin, scale, output, enlarges);
+    const int32_t start = std::max(low, std::min(first, high - axis.taps));
+    float* weights = &axis.weights[static_cast<size_t>(output) * axis.taps];
+    double total = 0.0;
+    for (size_t tap = 0; tap < run.size(); ++tap) {
+      const int32_t x = first + static_cast<int32_t>(tap);
+      if (x >= low && x < high) total += run[tap];
+    }
+    for (size_t tap = 0; tap < run.size(); ++tap) {
+      const int32_t x = first + static_cast<int32_t>(tap);
+      if (x >= low && x < high) weights[x - start] = static_cast<float>(run[tap] / total);
+    }
+    axis.first[output] = start;
+  }
+}
+
+// As many values at a time as the machine has lanes for: longer vectors are taken apart badly.
+#ifdef __AVX512F__
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1)));
+typedef float float8 __attribute__((vector_size(32), aligned(4)));
+typedef int32_t int8 __attribute__((vector_size(32)));
+
+static inline floats within_a_byte(floats value) {
+  const floats black = {}, white = black + 255.0f;
+  value = value > black ? value : black;
+  return value < white ? value : white;
+}
+
+class Resampler {
+ public:
+  Axis rows, columns;
+
+  // The axes are set before; a thread keeps its Resampler, and with it the memory. The rows that
+  // come have `count` pixels, from column `left` on.
+  void start(int32_t height, int32_t width, bool mirrored, int32_t left, int32_t count,
+             uint8_t* out) {
+    height_ = height, width_ = width, left_ = left, next_ = 0, out_ = out;
+    length_ = (3 * count + LANES - 1) / LANES * LANES;
+    // A pair of taps reads two values past its second pixel.
+    kept_.resize(static_cast<size_t>(rows.taps) * length_);
+    sums_.assign(length_ + 16, 0.0f);
+    line_.resize(3 * width + 16);
+    lay_out_columns(mirrored);
+  }
+
+  bool done() const { return next_ == height_; }
+
+  // Row `y` of the source. Rows come in order, none is left out from the first one that is needed.
+  // Fifteen bytes more than the pixels must be readable.
+  void take(int32_t y, const uint8_t* pixels) {
+    float* kept = kept_row(y);
+    for (int32_t i = 0; i < length_; i += LANES) {
+      // In two steps: compilers have no direct one.
+      const ints whole = __builtin_convertvector(
+          *reinterpret_cast<const bytes*>(pixels + i), ints);
+      *reinterpret_cast<floats*>(kept + i) = __builtin_convertvector(whole, floats);
+    }
+    while (!done() && rows.first[next_] + rows.taps <= y + 1) {
+      finish_row();
+    }
+  }
+
+ private:
+  float* kept_row(int32_t y) { return &kept_[static_cast<size_t>(y % rows.taps) * length_]; }
+
+  // Two taps are one vector: the weight of a pixel three times, that of the next three times.
+  void lay_out_columns(bool mirrored) {
+    pairs_ = (columns.taps + 1) / 2;
+    starts_.resize(width_);
+    spread_.assign(static_cast<size_t>(width_) * pairs_ * 8, 0.0f);
+    for (int32_t x = 0; x < width_; ++x) {
+      const int32_t from = mirrored ? width_ - 1 - x : x;
+      starts_[x] = 3 * (columns.first[from] - left_);
+      float* target = &spread_[static_cast<size_t>(x) * pairs_ * 8];
+      for (int32_t tap = 0; tap < columns.taps; ++tap) {
+        const float weight = columns.weights[static_cast<size_t>(from) * columns.taps + tap];
+        for (int c = 0; c < 3; ++c) target[tap / 2 * 8 + tap % 2 * 3 + c] = weight;
+      }
+    }
+  }
+
+  // The usual numbers of taps as constants, so that the compiler unrolls the inner loops.
+  void finish_row() {
+    switch (rows.taps) {
+      case 2: weigh_rows<2>(); break;
+      case 3: weigh_rows<3>(); break;
+      case 4: weigh_rows<4>(); break;
+      case 5: weigh_rows<5>(); break;
+      case 6: weigh_rows<6>(); break;
+      case 7: weigh_rows<7>(); break;
+      case 8: weigh_rows<8>(); break;
+      default: weigh_rows<0>();
+    }
+    switch (pairs_) {
+      case 1: weigh_columns<1>(); break;
+      case 2: weigh_columns<2>(); break;
+      case 3: weigh_columns<3>(); break;
+      case 4: weigh_columns<4>(); break;
+      default: weigh_columns<0>();
+    }
+    ++next_;
+  }
+
+  template <int TAPS>
+  void weigh_rows() {
+    const int32_t taps = TAPS ? TAPS : rows.taps;
+    const float* weights = &rows.weights[static_cast<size_t>(next_) * rows.taps];
+    window_.resize(taps);
+    for (int32_t tap = 0; tap < taps; ++tap) {
+      window_[tap] = kept_row(rows.first[next_] + tap);
+    }
+    for (int32_t i = 0; i < length_; i += LANES) {
+      floats sum = {};
+      for (int32_t tap = 0; tap < taps; ++tap) {
+        sum += weights[tap] * *reinterpret_cast<const floats*>(window_[tap] + i);
+      }
+      // As Pillow: cut to the range of a byte between the passes.
+      *reinterpret_cast<floats*>(&sums_[i]) = within_a_byte(sum);
+    }
+  }
+
+  template <int PAIRS>
+  void weigh_columns() {
+    const int32_t pairs = PAIRS ? PAIRS : pairs_;
+    const int8 second_pixel = {3, 4, 5, 6, 7, 7, 7, 7};
+    const float* weights = spread_.data();
+    for (int32_t x = 0; x < width_; ++x) {
+      const float* pixels = &sums_[starts_[x]];
+      float8 sum = {};
+      for (int32_t pair = 0; pair < pairs; ++pair, weights += 8) {
+        sum += *reinterpret_cast<const float8*>(weights) *
+               *reinterpret_cast<const float8*>(pixels + 6 * pair);
+      }
+      // Lanes past the third fall on the next pixels, which come after.
+      *reinterpret_cast<float8*>(&line_[3 * x]) = sum + __builtin_shuffle(sum, second_pixel);
+    }
+    uint8_t* target = out_ + static_cast<size_t>(next_) * 3 * width_;
+    for (int32_t i = 0; i < 3 * width_; i += LANES) {
+      const floats value = within_a_byte(*reinterpret_cast<floats*>(&line_[i]) + 0.5f);
+      const bytes narrow =
+          __builtin_convertvector(__builtin_convertvector(value, ints), bytes);
+      std::memcpy(target + i, &narrow, std::min(LANES, 3 * width_ - i));
+    }
+  }
+
+  int32_t height_ = 0, width_ = 0, left_ = 0, length_ = 0, pairs_ = 0, next_ = 0;
+  uint8_t* out_ = nullptr;
+  std::vector<int32_t> starts_;
+  std::vector<const float*> window_;
+  std::vector<float> kept_, sums_, spread_, line_;
+};
+
+}  // namespace convnextv2

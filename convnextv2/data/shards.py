@@ -1,0 +1,137 @@
+"""The .beton files of a folder, mapped into memory: nothing of them is read before it is needed.
+
+FFCV's reader copies its tables into every process (48 bytes a sample) and its memory manager makes
+Python dictionaries of them (525 bytes a sample). Here all that a process owns is one row per shard;
+a sample's 24-byte record stays in the mapped file, in page cache that all processes of a node share.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ffcv.fields import IntField, RGBImageField
+from ffcv.types import CURRENT_VERSION, FieldDescType, HeaderType, get_metadata_type
+from numpy.typing import NDArray
+
+from convnextv2.data.collection import DataError
+from convnextv2.data.manifest import Manifest
+
+RECORD = get_metadata_type([RGBImageField(), IntField()])
+"""What FFCV stores of a sample: f0 = (mode, width, height, data_ptr), f1 = label. 24 bytes."""
+FIELD_TYPES = [2, 1]  # FFCV's numbers for these two fields
+TABLE = np.dtype(
+    [(name, "<u8") for name in ("first", "samples", "address", "bytes", "records", "page_size")]
+)
+
+Indices = NDArray[np.uint64]
+
+
+class Shards:
+    """Mapped shards; sample numbers run through them in order.
+
+    Attributes:
+        table: One row (`TABLE`) per shard, for compiled code (`convnextv2.data.decoding`).
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Map the files.
+
+        Raises:
+            DataError: When one is not there, cut short, or not of this kind.
+        """
+        self.paths = list(paths)
+        self.table = np.zeros(len(paths), TABLE)
+        self._maps: list[NDArray[np.uint8]] = []
+        first = 0
+        for number, path in enumerate(paths):
+            mapped, row = _map(path)
+            self._maps.append(mapped)
+            self.table[number] = (first, *row)
+            first += int(self.table[number]["samples"])
+        self.samples = first
+
+    def move(self, number: int, path: Path) -> None:
+        """Read shard `number` from another file of the same content, from now on."""
+        mapped, row = _map(path)
+        old = self.table[number]
+        if row[0] != old["samples"] or row[2] != old["bytes"]:
+            raise DataError(f"{path} is not the same as {self.paths[number]}")
+        # The old map stays until the last reader of the old table is gone.
+        table = self.table.copy()
+        table[number]["address"] = row[1]
+        self._maps.append(mapped)
+        self.paths[number] = path
+        self.table = table
+
+    def records(self, number: int) -> NDArray[np.void]:
+        """The records (`RECORD`) of shard `number`, in the mapped file."""
+        row = self.table[number]
+        begin = int(row["records"])
+        end = begin + int(row["samples"]) * RECORD.itemsize
+        mapped = self._maps[number]
+        return mapped[begin:end].view(RECORD)
+
+    def labels(self, samples: Indices | None = None) -> NDArray[np.int64]:
+        """Labels of `samples` (of all of them, without)."""
+        if samples is None:
+            parts = [self.records(number)["f1"] for number in range(len(self.table))]
+            return np.concatenate(parts).astype(np.int64)
+        numbers = np.searchsorted(self.table["first"], samples, side="right") - 1
+        labels = np.empty(len(samples), np.int64)
+        for number in np.unique(numbers):
+            chosen = numbers == number
+            rows = samples[chosen] - self.table[number]["first"]
+            labels[chosen] = self.records(int(number))["f1"][rows]
+        return labels
+
+    def blocks(self) -> Indices:
+        """First sample of every page of the files, and the number of samples at the end."""
+        starts = []
+        for number, row in enumerate(self.table):
+            pages = self.records(number)["f0"]["data_ptr"] // row["page_size"]
+            begins = np.flatnonzero(np.diff(pages, prepend=np.uint64(0)))
+            starts.append(begins.astype(np.uint64) + row["first"])
+        return np.concatenate([*starts, np.array([self.samples], np.uint64)])
+
+    def describe(self, sample: int) -> str:
+        """The file a sample lies in and its number there, for messages."""
+        number = int(np.searchsorted(self.table["first"], sample, side="right")) - 1
+        if not 0 <= sample < self.samples:
+            return f"there is no sample {sample}, only {self.samples}"
+        inside = sample - int(self.table[number]["first"])
+        return f"{self.paths[number]}, image {inside} (sample {sample})"
+
+
+def open_shards(folder: Path, manifest: Manifest) -> Shards:
+    """Map the shards that `manifest` names; raises DataError when they are not as it says."""
+    shards = Shards([folder / shard.name for shard in manifest.shards])
+    for shard, row in zip(manifest.shards, shards.table, strict=True):
+        if (shard.samples, shard.bytes) != (row["samples"], row["bytes"]):
+            raise DataError(
+                f"{folder / shard.name} has {row['samples']} samples and {row['bytes']} bytes, "
+                f"its manifest says {shard.samples} and {shard.bytes}; write it again"
+            )
+    return shards
+
+
+def _map(path: Path) -> tuple[NDArray[np.uint8], tuple[int, int, int, int, int]]:
+    """Map a file; its samples, address, bytes, where its records begin, and its page size."""
+    try:
+        mapped = np.memmap(path, np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    start = HeaderType.itemsize
+    records = start + 2 * FieldDescType.itemsize
+    if len(mapped) < records:
+        raise DataError(f"{path} is cut short: {len(mapped)} bytes")
+    header = mapped[:start].view(HeaderType)[0]
+    if header["version"] != CURRENT_VERSION or header["num_fields"] != 2:
+        raise DataError(f"{path} is no .beton file of images and labels")
+    fields = mapped[start:records].view(FieldDescType)
+    if fields["type_id"].tolist() != FIELD_TYPES:
+        raise DataError(f"{path} holds other fields than an RGB image and an integer label")
+    samples = int(header["num_samples"])
+    if samples == 0 or records + samples * RECORD.itemsize > len(mapped):
+        raise DataError(f"{path} is cut short: {len(mapped)} bytes for {samples} samples")
+    address = mapped.__array_interface__["data"][0]
+    return mapped, (samples, address, len(mapped), records, int(header["page_size"]))
