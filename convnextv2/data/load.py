@@ -111,7 +111,7 @@ class BetonLoader:
         with _compiled_already():
             spec = PipelineSpec("image", DecodeView(view), augment.operations(self.clock))
             fields = {"image": RGBImageField(), "label": IntField()}
-            self.graph = Graph({"image": spec}, fields, {"image": 0}, {"f0": None}, None)
+            self.graph = Graph({"image": spec}, fields, {"image": 0}, _NoMetadata.metadata, None)
             self.code = self.graph.codegen_all(self.graph.collect_requirements()[1])
 
     def batches(self, samples: Indices | Iterable[Indices], epoch: int = 0) -> Generator[Batch]:
@@ -169,7 +169,7 @@ class _Storage:
 
     @property
     def state(self) -> tuple[Any, ...]:
-        return (self.loader.shards.table, self.loader.clock)
+        return (self.loader.shards.table.view("<u8").reshape(-1, 6), self.loader.clock)
 
     def start_batch(self, number: int) -> None:
         """Nothing to schedule: the epoch thread has the kernel read ahead."""
@@ -178,7 +178,7 @@ class _Storage:
 class _NoMetadata:
     """Stands where FFCV has its reader, whose tables fill memory."""
 
-    metadata = None
+    metadata = {"f0": None}  # noqa: RUF012
 
 
 class _EpochThread(EpochIterator):
