@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cluster.topology import Topology
 from convnextv2.sizes import DECODER_UNITS, nearest_multiples
-from pipelines.config import ModelConfig, PipelineConfig, PretrainConfig, Section
+from pipelines.config import ModelConfig, PipelineConfig, PretrainConfig, Section, TrainConfig
 
 
 class ConfigError(ValueError):
@@ -44,25 +44,51 @@ def resolve(preset: PipelineConfig, overrides: Sequence[str]) -> PipelineConfig:
 def find_conflicts(config: PipelineConfig) -> list[str]:
     """Arithmetic between fields that does not work out, with values that would."""
     problems = _misfits(config.model) + _misfit_decoder(config.pretrain)
+    if config.pretrain.augment.mixup or config.pretrain.augment.cutmix:
+        problems.append("pretrain.augment: FCMAE reconstructs images; set mixup and cutmix to 0")
     for name, train in (("pretrain", config.pretrain), ("finetune", config.finetune)):
         try:
             Topology(train.global_batch_size, train.micro_batch_size, config.cluster.num_workers)
         except ValueError as error:
             problems.append(f"{name}: {error}")
-        low, high = train.augment.crop_scale
-        if not 0 < low <= high:
-            problems.append(
-                f"{name}.augment.crop_scale: expected 0 < low <= high, got {low}, {high}"
-            )
-        low, high = train.augment.crop_ratio
-        if not 0 < low <= high:
-            problems.append(
-                f"{name}.augment.crop_ratio: expected 0 < low <= high, got {low}, {high}"
-            )
+        problems += [
+            f"{name}.{problem}"
+            for problem in _misfit_augment(train, config.cluster.num_workers)
+        ]
         if train.warmup_epochs > train.epochs:
             problems.append(
                 f"{name}.warmup_epochs: {train.warmup_epochs:g} is longer than the {train.epochs} "
                 f"epochs of training"
+            )
+    return problems
+
+
+def _misfit_augment(train: TrainConfig, num_workers: int) -> list[str]:
+    augment = train.augment
+    problems = [
+        f"augment.{name}: expected 0 < low <= high, got {low}, {high}"
+        for name, (low, high) in (
+            ("crop_scale", augment.crop_scale),
+            ("crop_ratio", augment.crop_ratio),
+        )
+        if not 0 < low <= high
+    ]
+    if augment.color_jitter and augment.rand_augment:
+        problems.append(
+            "augment.color_jitter: RandAugment changes colours already; set color_jitter or "
+            "rand_augment to 0"
+        )
+    if augment.mixup or augment.cutmix:
+        if train.micro_batch_size % 2:
+            problems.append(
+                f"micro_batch_size: mixup and cutmix pair images, {train.micro_batch_size} is odd; "
+                f"{train.micro_batch_size + 1} would pair up"
+            )
+        if train.global_batch_size % (2 * num_workers):
+            close = nearest_multiples(train.global_batch_size, 2 * num_workers)
+            problems.append(
+                f"global_batch_size: mixup and cutmix pair images, {train.global_batch_size} "
+                f"leaves {num_workers} workers no whole pairs; {close} would work"
             )
     return problems
 

@@ -25,14 +25,15 @@ from cluster.faults import Fault
 from cluster.goodput import Stopwatch
 from cluster.topology import Topology
 from convnextv2.data.load import Batch, BetonLoader
+from convnextv2.data.local_cache import LocalCache
 from convnextv2.data.order import GlobalOrder
-from convnextv2.data.views import RandomView
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from convnextv2.recipe.schedule import WarmupCosine, scaled_lr
 from pipelines.config import FinetuneConfig, PipelineConfig, PretrainConfig
 from pipelines.logs import worker_log
 from pipelines.metrics import Spool
-from pipelines.samples import training_samples
+from pipelines.samples import training_order
+from pipelines.views import augmentation, training_view
 
 CHECKPOINTS = "checkpoints"
 
@@ -53,13 +54,12 @@ class TrainJob:
     build_task: Callable[["TrainJob"], nn.Module]
     directory: Path
     log: Path
-    beton: Path
+    shards: Path
     num_classes: int
     initial_weights: Path | None = None
 
     def order(self) -> GlobalOrder:
-        samples = training_samples(self.beton, self.recipe, self.config.seed)
-        return GlobalOrder(samples, self.recipe.global_batch_size, self.config.seed)
+        return training_order(self.shards, self.recipe, self.config.data, self.config.seed)
 
     @property
     def total_steps(self) -> int:
@@ -127,19 +127,14 @@ class Run:
             topology=topology,
             device=worker_device(),
         )
-        side = config.model.image_size
-        augment = recipe.augment
         loader = BetonLoader(
-            job.beton,
+            job.shards,
             batch_size=topology.micro_batch_size,
-            view=RandomView(
-                size=(side, side),
-                scale=augment.crop_scale,
-                ratio=augment.crop_ratio,
-                flip=augment.flip,
-            ),
+            view=training_view(config.model.image_size, recipe.augment),
+            augment=augmentation(recipe.augment),
             seed=config.seed,
             num_workers=config.data.num_workers,
+            cache=local_cache(job.shards, config.data),
         )
         schedule = WarmupCosine(
             peak=scaled_lr(recipe.base_lr, recipe.global_batch_size),

@@ -2,18 +2,19 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cluster import group
 from cluster.engine import worker_device
 from convnextv2 import weights
 from convnextv2.data.load import BetonLoader
-from convnextv2.data.views import CenterView
-from convnextv2.data.write import read_manifest
+from convnextv2.data.manifest import read_manifest
 from convnextv2.tasks.classify import ClassifyTask, Confusion
 from pipelines.config import PipelineConfig
 from pipelines.files import write_json
@@ -23,6 +24,7 @@ from pipelines.metrics import Spool
 from pipelines.session import Session
 from pipelines.stages import finetune
 from pipelines.stages.finetune import build_classifier
+from pipelines.views import evaluation_view
 
 RESULT = "evaluation.json"
 
@@ -34,7 +36,7 @@ class EvaluateJob:
     config: PipelineConfig
     directory: Path
     log: Path
-    beton: Path
+    shards: Path
     weights: Path
 
 
@@ -46,7 +48,7 @@ def evaluate_stage(config: PipelineConfig, session: Session, *, of: str) -> Stag
             config=config,
             directory=place.directory.resolve(),
             log=(session.logs / place.stage.name).resolve(),
-            beton=(place.inputs["write"] / "val.beton").resolve(),
+            shards=(place.inputs["write"] / "val").resolve(),
             weights=(place.inputs[of] / finetune.WEIGHTS).resolve(),
         )
         with session.attempt(place) as run:
@@ -63,12 +65,14 @@ def evaluate_stage(config: PipelineConfig, session: Session, *, of: str) -> Stag
         },
         after=("write", of),
         code=(
+            "convnextv2.data.decoding",
             "convnextv2.data.views",
             "convnextv2.encoder",
             "convnextv2.kernels",
             "convnextv2.layers",
             "convnextv2.tasks.classify",
             "pipelines.stages.evaluate",
+            "pipelines.views",
         ),
     )
 
@@ -79,14 +83,14 @@ def evaluate(context: dict[str, Any]) -> None:
     job: EvaluateJob = context["job"]
     with worker_log(job.log, group.rank()):
         begin = time.perf_counter()
-        manifest = read_manifest(job.beton)
-        mine = manifest.usable[group.rank() :: group.world_size()]
+        manifest = read_manifest(job.shards)
+        mine = np.arange(group.rank(), manifest.samples, group.world_size(), dtype=np.uint64)
         task = _load_task(job, len(manifest.classes))
-        side, settings = job.config.model.image_size, job.config.evaluate
+        settings = job.config.evaluate
         loader = BetonLoader(
-            job.beton,
+            job.shards,
             batch_size=settings.batch_size,
-            view=CenterView(size=(side, side), crop=settings.crop),
+            view=evaluation_view(job.config.model.image_size, settings),
             num_workers=job.config.data.num_workers,
         )
         spool = Spool(job.directory, active=group.rank() == 0)
@@ -111,13 +115,13 @@ def _load_task(job: EvaluateJob, num_classes: int) -> ClassifyTask:
     return ClassifyTask(model).eval().to(worker_device())
 
 
-def describe(confusion: Confusion, classes: list[str], seconds: float) -> dict[str, Any]:
+def describe(confusion: Confusion, classes: Sequence[str], seconds: float) -> dict[str, Any]:
     """The result as JSON; a class without images has no recall."""
     return {
         "images": int(confusion.counts.sum()),
         "top1": confusion.top1,
         "top5": confusion.top5,
-        "classes": classes,
+        "classes": list(classes),
         "per_class": [None if math.isnan(value) else value for value in confusion.per_class],
         "confusion": confusion.counts.tolist(),
         "seconds": seconds,

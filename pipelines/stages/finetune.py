@@ -3,14 +3,14 @@
 from torch import nn
 
 from convnextv2 import weights
-from convnextv2.data.write import read_manifest
+from convnextv2.data.manifest import read_manifest
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks.classify import ClassifyTask
 from pipelines.config import PipelineConfig
 from pipelines.graph import Outputs, Place, Stage
 from pipelines.session import Session
 from pipelines.stages import pretrain
-from pipelines.stages.training import CODE, NOT_IN_KEY, run_training
+from pipelines.stages.training import CODE, NOT_IN_KEY, ORDER, run_training
 from pipelines.train import TrainJob
 
 WEIGHTS = "model.safetensors"
@@ -21,7 +21,7 @@ def finetune_stage(config: PipelineConfig, session: Session, *, from_scratch: bo
     """Train a classifier; the two variants differ in nothing but the initial encoder."""
 
     def run(place: Place) -> Outputs:
-        beton = place.inputs["write"] / "train.beton"
+        shards = place.inputs["write"] / "train"
         initial = None
         if not from_scratch:
             initial = (place.inputs["pretrain"] / pretrain.WEIGHTS).resolve()
@@ -31,8 +31,8 @@ def finetune_stage(config: PipelineConfig, session: Session, *, from_scratch: bo
             build_task=build_task,
             directory=place.directory.resolve(),
             log=(session.logs / place.stage.name).resolve(),
-            beton=beton.resolve(),
-            num_classes=len(read_manifest(beton).classes),
+            shards=shards.resolve(),
+            num_classes=len(read_manifest(shards).classes),
             initial_weights=initial,
         )
         return run_training(place, session, job, WEIGHTS)
@@ -42,6 +42,7 @@ def finetune_stage(config: PipelineConfig, session: Session, *, from_scratch: bo
         run=run,
         settings={
             "seed": config.seed,
+            "data": config.data.model_dump(include=ORDER),
             "dtype": config.cluster.dtype,
             "model": config.model.model_dump(),
             "finetune": config.finetune.model_dump(exclude=NOT_IN_KEY),

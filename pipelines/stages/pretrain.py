@@ -2,13 +2,13 @@
 
 from torch import nn
 
-from convnextv2.data.write import read_manifest
+from convnextv2.data.manifest import read_manifest
 from convnextv2.fcmae import FCMAE
 from convnextv2.tasks.pretrain import PretrainTask
 from pipelines.config import PipelineConfig
 from pipelines.graph import Outputs, Place, Stage
 from pipelines.session import Session
-from pipelines.stages.training import CODE, NOT_IN_KEY, run_training
+from pipelines.stages.training import CODE, NOT_IN_KEY, ORDER, run_training
 from pipelines.train import TrainJob
 
 WEIGHTS = "fcmae.safetensors"
@@ -18,15 +18,15 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
     """FCMAE pretraining; its output is the whole autoencoder."""
 
     def run(place: Place) -> Outputs:
-        beton = place.inputs["write"] / "train.beton"
+        shards = place.inputs["write"] / "train"
         job = TrainJob(
             config=config,
             recipe=config.pretrain,
             build_task=build_task,
             directory=place.directory.resolve(),
             log=(session.logs / place.stage.name).resolve(),
-            beton=beton.resolve(),
-            num_classes=len(read_manifest(beton).classes),
+            shards=shards.resolve(),
+            num_classes=len(read_manifest(shards).classes),
         )
         return run_training(place, session, job, WEIGHTS)
 
@@ -35,6 +35,7 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
         run=run,
         settings={
             "seed": config.seed,
+            "data": config.data.model_dump(include=ORDER),
             "dtype": config.cluster.dtype,
             "model": config.model.model_dump(),
             "pretrain": config.pretrain.model_dump(exclude=NOT_IN_KEY),

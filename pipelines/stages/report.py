@@ -10,8 +10,8 @@ import numpy as np
 from convnextv2 import weights
 from convnextv2.analysis.reconstruct import Reconstruction, reconstruct
 from convnextv2.data.load import BetonLoader
-from convnextv2.data.views import CenterView
-from convnextv2.data.write import read_manifest
+from convnextv2.data.manifest import read_manifest
+from convnextv2.data.shards import open_shards
 from convnextv2.masking import sample_masks
 from pipelines.config import PipelineConfig
 from pipelines.files import atomically
@@ -19,12 +19,13 @@ from pipelines.graph import COMPLETE, Outputs, Place, Stage, hash_files
 from pipelines.metrics import read_spool
 from pipelines.provenance import git_commit, versions
 from pipelines.report import PRETRAINED, SCRATCH, ReportInput, StageRow, render_report
-from pipelines.samples import read_labels, training_samples
+from pipelines.samples import count, training_samples
 from pipelines.scores import Evaluation
 from pipelines.session import Session
 from pipelines.stages import evaluate, pretrain
 from pipelines.stages.pretrain import build_fcmae
 from pipelines.tracking import open_hint
+from pipelines.views import evaluation_view
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent.parent
@@ -76,7 +77,7 @@ def gather(
         for name, directory in place.inputs.items()
         if name.startswith("evaluate")
     }
-    train = place.inputs["write"] / "train.beton"
+    train = place.inputs["write"] / "train"
     return ReportInput(
         title=config.name,
         command=shlex.join(command),
@@ -91,7 +92,7 @@ def gather(
             if name.startswith(("pretrain", "finetune"))
         },
         evaluations=evaluations,
-        labelled_images=len(training_samples(train, config.finetune, config.seed)),
+        labelled_images=count(training_samples(train, config.finetune, config.seed)),
         reconstruction=pictures(place, config),
         versions=versions(),
         commit=git_commit(),
@@ -100,7 +101,7 @@ def gather(
             "ZeRO stage": config.cluster.zero_stage,
             "precision": config.cluster.dtype,
             "sparse backend": config.pretrain.backend,
-            "unlabelled images": len(training_samples(train, config.pretrain, config.seed)),
+            "unlabelled images": count(training_samples(train, config.pretrain, config.seed)),
         },
         mlflow_hint=open_hint(tracking_uri),
     )
@@ -108,16 +109,15 @@ def gather(
 
 def pictures(place: Place, config: PipelineConfig) -> Reconstruction:
     """Reconstruct validation images, one of each class as far as they go."""
-    beton = place.inputs["write"] / "val.beton"
+    folder = place.inputs["write"] / "val"
     model = build_fcmae(config)
     weights.load(model, weights.read(place.inputs["pretrain"] / pretrain.WEIGHTS))
-    usable = read_manifest(beton).usable
-    _, first_of_class = np.unique(read_labels(beton)[usable], return_index=True)
-    others = np.setdiff1d(np.arange(len(usable)), first_of_class)
-    chosen = usable[np.append(first_of_class, others)[:SAMPLES]]
-    side = config.model.image_size
-    view = CenterView(size=(side, side), crop=config.evaluate.crop)
-    (batch,) = BetonLoader(beton, batch_size=len(chosen), view=view).batches(chosen)
+    labels = open_shards(folder, read_manifest(folder)).labels()
+    _, first_of_class = np.unique(labels, return_index=True)
+    others = np.setdiff1d(np.arange(len(labels)), first_of_class)
+    chosen = np.append(first_of_class, others)[:SAMPLES].astype(np.uint64)
+    view = evaluation_view(config.model.image_size, config.evaluate)
+    (batch,) = BetonLoader(folder, batch_size=len(chosen), view=view).batches(chosen)
     mask = sample_masks(
         seed=config.seed,
         epoch=0,

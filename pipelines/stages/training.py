@@ -21,8 +21,12 @@ NOT_IN_KEY = {
     "backend",
     "control",
 }
+# Of the settings of data, those that decide which samples make up which batch.
+ORDER = {"order", "window_blocks"}
 CODE = (
     "cluster.engine",
+    "convnextv2.data.augment",
+    "convnextv2.data.decoding",
     "convnextv2.data.load",
     "convnextv2.data.order",
     "convnextv2.data.views",
@@ -34,6 +38,7 @@ CODE = (
     "convnextv2.sizes",
     "pipelines.samples",
     "pipelines.train",
+    "pipelines.views",
 )
 PREFIX = "model."
 
