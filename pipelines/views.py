@@ -1,0 +1,43 @@
+"""From settings to what the network sees of an image."""
+
+from convnextv2.data.augment import Augment, ColorJitter, Mixing, RandAugment, RandomErasing
+from convnextv2.data.views import CenterView, RandomView, SquashView, View
+from pipelines.config import AugmentConfig, EvaluateConfig
+
+SQUASH_FROM = 384
+
+
+def training_view(image_size: int, augment: AugmentConfig) -> RandomView:
+    """The random crop and flip of a training image."""
+    return RandomView(
+        size=(image_size, image_size),
+        scale=augment.crop_scale,
+        ratio=augment.crop_ratio,
+        flip=augment.flip,
+        interpolation=augment.interpolation,
+        decode=augment.decode,
+    )
+
+
+def augmentation(augment: AugmentConfig) -> Augment:
+    """What happens to that view; everything that is zero is left out."""
+    strength = augment.color_jitter
+    return Augment(
+        color_jitter=ColorJitter(strength, strength, strength) if strength else None,
+        rand_augment=RandAugment(augment.rand_augment, augment.rand_augment_std)
+        if augment.rand_augment
+        else None,
+        erasing=RandomErasing(augment.erasing) if augment.erasing else None,
+        mixing=Mixing(augment.mixup, augment.cutmix) if augment.mixup or augment.cutmix else None,
+    )
+
+
+def evaluation_view(image_size: int, evaluate: EvaluateConfig) -> View:
+    """The view of a validation image: facts 1.7, centre crop below 384 px and squashed from there."""
+    size = (image_size, image_size)
+    squash = evaluate.resize == "squash" or (
+        evaluate.resize == "auto" and image_size >= SQUASH_FROM
+    )
+    if squash:
+        return SquashView(size=size, interpolation=evaluate.interpolation)
+    return CenterView(size=size, crop=evaluate.crop, interpolation=evaluate.interpolation)
