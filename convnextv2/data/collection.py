@@ -41,7 +41,11 @@ class Source(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names by label; none when the images are unlabelled."""
+        """Names by label; none when the images are unlabelled, or their labels only numbers."""
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether the collection has splits of its own: if not, all of it is listed for each."""
 
     @property
     def parts(self) -> Sequence[str]:

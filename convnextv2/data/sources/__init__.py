@@ -1,206 +1,148 @@
-"""Image collections users bring: class folders and idx files (the MNIST family)."""
+"""Image collections as users have them; `open_source` tells the layout from what lies there.
 
-import gzip
-import hashlib
-import struct
-import zlib
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+Every layout is read in place, a part at a time, from front to back; nothing is unpacked.
+"""
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
-from convnextv2.data.collection import DataError, RGBImage, Split, UnreadableImage
-from convnextv2.randomness import Draw, uniform
+from convnextv2.data.collection import DataError, Source, Split
+from convnextv2.data.sources.class_tars import ClassTars, open_tar_of_tars
+from convnextv2.data.sources.flat_tar import TRAIN_TAR, VAL_TAR, FlatTar, open_val_tar
+from convnextv2.data.sources.folders import has_images, open_folders
+from convnextv2.data.sources.idx import open_idx
+from convnextv2.data.sources.listing import IMAGE_SUFFIXES, SPLIT_NAMES
+from convnextv2.data.sources.parquet import open_parquet_files
+from convnextv2.data.sources.tar import Archive
+from convnextv2.data.sources.webdataset import LABEL_ENDS, open_webdataset, split_name
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-FOLDER_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "valid", "test"),
-}
-IDX_NAMES: dict[Split, str] = {"train": "train", "val": "t10k"}
-FASHION_CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
+__all__ = ["IMAGE_SUFFIXES", "open_source"]
 
-
-class Source(Protocol):
-    """Labelled images by index."""
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """Where the image comes from, for messages."""
-
-    def label(self, index: int) -> int: ...
-
-    def image(self, index: int) -> RGBImage:
-        """Decode to (H, W, 3) uint8; raises UnreadableImage."""
-
-    def fingerprint(self) -> list[object]:
-        """What identifies the content cheaply, as JSON (names and sizes, not pixels)."""
+IMAGENET_TARS: dict[Split, str] = {"train": TRAIN_TAR, "val": VAL_TAR}
+_SYNSET = re.compile(r"n\d{8}")
+_NUMBERED = re.compile(r"(^|.*[-_.])\d+([-_.]?of[-_.]?\d+)?")
+_PEEKED = 8
 
 
-@dataclass(frozen=True)
-class FolderSource:
-    """One folder per class."""
+def open_source(root: Path, split: Split, labels: Path | None = None) -> Source:
+    """Open the `split` of the collection at `root`: a folder, one tar, or one parquet file.
 
-    root: Path
-    classes: tuple[str, ...]
-    files: tuple[tuple[str, int], ...]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def name(self, index: int) -> str:
-        return str(self.root / self.files[index][0])
-
-    def label(self, index: int) -> int:
-        return self.files[index][1]
-
-    def image(self, index: int) -> RGBImage:
-        try:
-            with Image.open(self.root / self.files[index][0]) as image:
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I;16"):
-                    # Pillow's convert would clip all but the darkest greys to white.
-                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-                return np.asarray(upright.convert("RGB"))
-        except Exception as error:  # On damaged bytes Pillow raises nearly anything.
-            raise UnreadableImage(f"{self.name(index)}: {error}") from error
-
-    def fingerprint(self) -> list[object]:
-        return [[name, label, (self.root / name).stat().st_size] for name, label in self.files]
-
-
-@dataclass(frozen=True)
-class IdxSource:
-    """An idx image file and its labels; grey images become RGB."""
-
-    path: Path
-    classes: tuple[str, ...]
-    images: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def name(self, index: int) -> str:
-        return f"{self.path}[{index}]"
-
-    def label(self, index: int) -> int:
-        return int(self.labels[index])
-
-    def image(self, index: int) -> RGBImage:
-        return np.repeat(self.images[index][:, :, None], 3, axis=2)
-
-    def fingerprint(self) -> list[object]:
-        return [self.path.name, self.path.stat().st_size, len(self)]
-
-
-def open_source(root: Path, split: Split) -> Source:
-    """Open the `split` of the collection at `root`, telling the layout from what lies there.
-
-    Idx files (`train-images-idx3-ubyte[.gz]`, …), or class folders: under `train/` and `val/`
-    where these exist, else one image in ten is held out for "val" by a hash of its name.
+    Where the collection has no splits (no folders or files named for them), all of it is listed,
+    and the source's `has_splits` is false. Folders `train/` and `val/` go before other things
+    beside them. `labels` is the label file of ImageNet-1K's validation tar, if not beside it.
 
     Raises:
-        DataError: When nothing usable is there.
+        DataError: When nothing usable is there, or more than one thing could be meant.
     """
     if not root.exists():
         raise DataError(f"data folder {root} does not exist")
-    if not root.is_dir():
-        raise DataError(f"{root} is a file; give the folder that holds the class folders")
-    if any(root.glob("*-images-idx3-ubyte*")):
-        return open_idx(root, split)
-    for name in FOLDER_NAMES[split]:
+    if root.is_file():
+        return _open_file(root, split, labels)
+    for name in SPLIT_NAMES[split]:
         if (root / name).is_dir():
-            return scan_folders(root / name)
-    if any((root / name).is_dir() for names in FOLDER_NAMES.values() for name in names):
-        raise DataError(f"{root} has no folder for {split!r}; one of {FOLDER_NAMES[split]} is read")
-    return hold_out(scan_folders(root), split)
-
-
-def scan_folders(root: Path) -> FolderSource:
-    """List `root/<class>/**/<image>`, classes in alphabetical order."""
-    if not any(root.iterdir()):
-        raise DataError(f"data folder {root} is empty")
-    folders = sorted(path for path in root.iterdir() if path.is_dir())
-    if not folders:
+            return _open_folder(root / name, split, labels, has_splits=True)
+    others = [name for names in SPLIT_NAMES.values() for name in names if (root / name).is_dir()]
+    if others and not (root / IMAGENET_TARS[split]).exists():
         raise DataError(
-            f"{root} has no class folders; expected one folder per class with its images inside"
+            f"{root} has a folder {others[0]} but none for {split!r}; "
+            f"one of {', '.join(SPLIT_NAMES[split])} is read"
         )
-    files = tuple(
-        (str(path.relative_to(root)), label)
-        for label, folder in enumerate(folders)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
-    if not files:
+    return _open_folder(root, split, labels, has_splits=bool(others))
+
+
+def _open_file(path: Path, split: Split, labels: Path | None) -> Source:
+    if path.suffix == ".tar":
+        return _open_tars(path.parent, [path.name], split, labels, has_splits=False)
+    if path.suffix == ".parquet":
+        return open_parquet_files(path.parent, [path.name], split, has_splits=False)
+    if path.name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        raise DataError(f"{path} is compressed and cannot be read in place: make it a .tar first")
+    raise DataError(f"{path} is a file; give a .tar, a .parquet, or the folder it lies in")
+
+
+def _open_folder(root: Path, split: Split, labels: Path | None, has_splits: bool) -> Source:
+    names = sorted(entry.name for entry in os.scandir(root) if not entry.name.startswith("."))
+    if any("-images-idx3-ubyte" in name for name in names):
+        return open_idx(root, split)
+    if set(IMAGENET_TARS.values()) & set(names):
+        return _open_imagenet(root, split, labels)
+    tars = [name for name in names if name.endswith(".tar")]
+    tables = [name for name in names if name.endswith(".parquet")]
+    if not tables and "data" in names:
+        tables = sorted(f"data/{path.name}" for path in (root / "data").glob("*.parquet"))
+    if not tars and not tables:
+        _refuse_labels(labels, root)
+        return open_folders(root, has_splits)
+    folder = next((name for name in names if has_images(root / name)), None)
+    found = [*tars[:1], *tables[:1], *([f"{folder}/"] if folder else [])]
+    if len(found) > 1:
         raise DataError(
-            f"no images under {root}; read are {', '.join(sorted(IMAGE_SUFFIXES))} "
-            f"in {len(folders)} class folders"
+            f"{root} holds {' and '.join(found)}: which of them is meant? Give a folder with one "
+            "kind, or the file itself"
         )
-    return FolderSource(root, tuple(folder.name for folder in folders), files)
+    if tables:
+        _refuse_labels(labels, root)
+        return open_parquet_files(root, tables, split, has_splits)
+    return _open_tars(root, tars, split, labels, has_splits)
 
 
-def hold_out(source: FolderSource, split: Split, share: float = 0.1) -> FolderSource:
-    """Split by a hash of each file's name, so that adding images moves none across."""
-    keys = np.array([_hash_name(name) for name, _ in source.files], np.uint64)
-    zero = np.zeros(1, np.uint64)
-    held = uniform(zero, zero, keys, np.full(1, Draw.HOLD_OUT, np.uint64)) < share
-    chosen = held if split == "val" else ~held
-    files = tuple(file for file, keep in zip(source.files, chosen, strict=True) if keep)
-    if not files:
+def _open_imagenet(root: Path, split: Split, labels: Path | None) -> Source:
+    path = root / IMAGENET_TARS[split]
+    if not path.exists():
+        raise DataError(f"{root} has no {path.name}, which is ImageNet-1K's {split!r} split")
+    if split == "val":
+        return open_val_tar(path, labels, has_splits=True)
+    return open_tar_of_tars(path, has_splits=True)
+
+
+def _open_tars(
+    root: Path, tars: Sequence[str], split: Split, labels: Path | None, has_splits: bool
+) -> Source:
+    stems = [name.removesuffix(".tar") for name in tars]
+    synsets = [stem for stem in stems if _SYNSET.fullmatch(stem)]
+    kind = _peek(root / tars[0])
+    if len(tars) == 1 and kind == "images" and (labels or tars[0] == VAL_TAR):
+        return open_val_tar(root / tars[0], labels, has_splits)
+    _refuse_labels(labels, root)
+    if synsets and len(synsets) == len(tars):
+        return ClassTars(root, tuple(sorted(stems)), has_splits=has_splits)
+    if synsets or (kind == "tars" and len(tars) > 1):
+        other = next(stem for stem in stems if stem not in synsets[:1])
         raise DataError(
-            f"{source.root} holds {len(source)} images, too few to hold out a {split!r} split; "
-            "make folders train/ and val/"
+            f"{root} holds {len(tars):,} tars of different kinds, such as {stems[0]}.tar and "
+            f"{other}.tar: which are meant? Give a folder with one kind, or the file itself"
         )
-    return FolderSource(source.root, source.classes, files)
+    if kind == "tars":
+        return open_tar_of_tars(root / tars[0], has_splits)
+    if kind == "samples" or (len(tars) > 1 and all(map(_NUMBERED.fullmatch, stems))):
+        return open_webdataset(root, tars, split, has_splits)
+    if len(tars) == 1:
+        return FlatTar(root / tars[0], has_splits=has_splits)
+    return ClassTars(root, tuple(sorted(stems)), has_splits=has_splits)
 
 
-def _hash_name(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+def _peek(path: Path) -> Literal["tars", "samples", "images"]:
+    """What a tar holds, by its first members: tars, images with labels beside them, or images.
+
+    Raises:
+        DataError: When it is no tar.
+    """
+    archive = Archive(path, str(path))
+    with archive.open() as file:
+        for _, entry in zip(range(_PEEKED), archive.entries(file), strict=False):
+            if PurePosixPath(entry.name).suffix == ".tar":
+                return "tars"
+            if split_name(entry.name)[1] in LABEL_ENDS:
+                return "samples"
+    return "images"
 
 
-def open_idx(root: Path, split: Split) -> IdxSource:
-    """Read `<split>-images-idx3-ubyte[.gz]` and its labels."""
-    images_path = _idx_file(root, f"{IDX_NAMES[split]}-images-idx3-ubyte")
-    labels_path = _idx_file(root, f"{IDX_NAMES[split]}-labels-idx1-ubyte")
-    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
-    if len(images) != len(labels):
-        raise DataError(f"{images_path} has {len(images)} images but {len(labels)} labels")
-    if not len(images):
-        raise DataError(f"{images_path} holds no images")
-    count = int(labels.max()) + 1
-    names = FASHION_CLASSES if "fashion" in str(root).lower() else range(count)
-    return IdxSource(images_path, tuple(str(name) for name in names), images, labels)
-
-
-def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read an idx file of unsigned bytes (format: yann.lecun.com/exdb/mnist)."""
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        header = struct.unpack_from(">HBB", data)
-        if header != (0, 8, dimensions):
-            raise DataError(f"{path} is no idx file of {dimensions}-dimensional bytes")
-        shape = struct.unpack_from(f">{dimensions}I", data, 4)
-    except (EOFError, gzip.BadGzipFile, zlib.error, struct.error) as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-    body = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
-    if body.size != np.prod(shape):
-        raise DataError(f"{path} is cut short: {body.size} bytes for shape {shape}")
-    return body.reshape(shape)
-
-
-def _idx_file(root: Path, stem: str) -> Path:
-    for path in (root / stem, root / f"{stem}.gz"):
-        if path.exists():
-            return path
-    raise DataError(f"{root} has no {stem} (or .gz)")
+def _refuse_labels(labels: Path | None, root: Path) -> None:
+    if labels is not None:
+        raise DataError(
+            f"{root} has labels of its own, or none: a label file ({labels}) is read for "
+            f"{VAL_TAR} only"
+        )

@@ -1,0 +1,170 @@
+"""Which images of a collection are meant: a split, some classes, k labels a class, a limit.
+
+All of it is decided on the listings, by hashes of the images' names: adding images moves none
+from one split to another, and a smaller choice is part of a larger one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextv2.data.collection import UNLABELLED, DataError, Members, Source, Split
+from convnextv2.data.sources import open_source
+from convnextv2.randomness import Draw, uniform
+
+HOLD_OUT = 0.1
+_LABELS, _LIMIT = Draw.HOLD_OUT + 1, Draw.HOLD_OUT + 2
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to take of a collection; it is applied in the order of the fields.
+
+    `hold_out` is the share of the training images that makes the split "val"; with none, the splits
+    are the collection's own. `classes` are taken out of more, and numbered anew in the order of
+    their sorted names, as ImageNet-1K numbers its synsets. `labels_per_class` and `limit` take at
+    most so many images, of each class and of all.
+    """
+
+    split: Split = "train"
+    hold_out: float | None = None
+    classes: tuple[str, ...] | None = None
+    labels_per_class: int | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.hold_out is not None and not 0 < self.hold_out < 1:
+            raise DataError(f"hold_out is a share between 0 and 1, not {self.hold_out}")
+        for name in ("labels_per_class", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise DataError(f"{name} = {value} leaves no images; give at least 1")
+        if self.classes is not None and len(set(self.classes)) < max(1, len(self.classes)):
+            twice = next((c for c in self.classes if self.classes.count(c) > 1), None)
+            raise DataError(f"class {twice} is named twice" if twice else "no classes are named")
+
+
+def open_selected(
+    root: Path, selection: Selection, labels: Path | None = None
+) -> tuple[Source, Selection]:
+    """Open the source that a selection is made of, and settle where its split comes from.
+
+    A collection without splits of its own has a tenth held out; a hold-out that is asked for is
+    taken from the training images.
+
+    Raises:
+        DataError: When the collection cannot be used.
+    """
+    source = open_source(root, "train" if selection.hold_out else selection.split, labels)
+    if selection.hold_out is None and not source.has_splits:
+        return source, replace(selection, hold_out=HOLD_OUT)
+    return source, selection
+
+
+def select(
+    listings: Sequence[Members], classes: tuple[str, ...], selection: Selection, seed: int = 0
+) -> tuple[list[Members], tuple[str, ...]]:
+    """What `selection` leaves of a collection's parts, and the names of its classes.
+
+    Labels without names get their numbers as such. Memory: beside the listings and the result
+    (24 bytes an image each), 40 bytes for each image that a limit or labels per class choose from.
+
+    Raises:
+        DataError: When nothing is left, or the labels that are asked for are not there.
+    """
+    total = sum(map(len, listings))
+    chosen = list(listings)
+    if selection.hold_out is not None:
+        chosen = [_split(part, selection, seed) for part in chosen]
+        if total and not any(map(len, chosen)):
+            raise DataError(
+                f"{total:,} images are too few to hold out a share of {selection.hold_out} as a "
+                f"{selection.split!r} split; make folders train/ and val/, or give another hold_out"
+            )
+    classes = classes or _number_names(chosen)
+    if selection.classes is not None:
+        chosen, classes = _take_classes(chosen, classes, selection.classes)
+    if selection.labels_per_class is not None:
+        chosen = _take_labels(chosen, classes, selection.labels_per_class, seed)
+    if selection.limit is not None:
+        together = np.zeros(sum(map(len, chosen)), np.int32)
+        chosen = _take_smallest(chosen, together, selection.limit, seed, _LIMIT)
+    if not any(map(len, chosen)):
+        raise DataError(f"no images are left of {total:,}")
+    return chosen, classes
+
+
+def _draws(keys: NDArray[np.uint64], seed: int, draw: int) -> NDArray[np.float64]:
+    return uniform(
+        np.full(1, seed, np.uint64), np.zeros(1, np.uint64), keys, np.full(1, draw, np.uint64)
+    )
+
+
+def _split(part: Members, selection: Selection, seed: int) -> Members:
+    held = _draws(part["key"], seed, Draw.HOLD_OUT) < selection.hold_out
+    return part[held if selection.split == "val" else ~held]
+
+
+def _number_names(listings: Sequence[Members]) -> tuple[str, ...]:
+    largest = max((int(part["label"].max()) for part in listings if len(part)), default=UNLABELLED)
+    return tuple(map(str, range(largest + 1)))
+
+
+def _take_classes(
+    listings: Sequence[Members], classes: tuple[str, ...], wanted: tuple[str, ...]
+) -> tuple[list[Members], tuple[str, ...]]:
+    names = tuple(sorted(wanted))
+    if missing := [name for name in names if name not in set(classes)]:
+        near = get_close_matches(missing[0], classes, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(
+            f"{len(missing)} of the {len(names)} classes asked for are not among the "
+            f"{len(classes):,} of the source, such as {missing[0]}{hint}"
+        )
+    # One more place at the end, for UNLABELLED (-1).
+    renumbered = np.full(len(classes) + 1, UNLABELLED, np.int32)
+    numbers = {name: number for number, name in enumerate(classes)}
+    renumbered[[numbers[name] for name in names]] = np.arange(len(names))
+    chosen = []
+    for part in listings:
+        labels = renumbered[part["label"]]
+        kept = part[labels != UNLABELLED]
+        kept["label"] = labels[labels != UNLABELLED]
+        chosen.append(kept)
+    return chosen, names
+
+
+def _take_labels(
+    listings: Sequence[Members], classes: tuple[str, ...], count: int, seed: int
+) -> list[Members]:
+    labels = np.concatenate([part["label"] for part in listings])
+    if unlabelled := int((labels == UNLABELLED).sum()):
+        raise DataError(
+            f"labels_per_class needs labels: {unlabelled:,} of {len(labels):,} images have none"
+        )
+    counts = np.bincount(labels, minlength=len(classes))
+    if counts.min() < count:
+        fewest = int(counts.argmin())
+        raise DataError(
+            f"labels_per_class = {count}, but class {classes[fewest]} has only {counts[fewest]} "
+            f"images; give at most {counts[fewest]}, or the classes that have more"
+        )
+    return _take_smallest(listings, labels, count, seed, _LABELS)
+
+
+def _take_smallest(
+    listings: Sequence[Members], groups: NDArray[np.int32], count: int, seed: int, draw: int
+) -> list[Members]:
+    """Of each group of images the `count` with the smallest draws; the first go before equals."""
+    draws = np.concatenate([_draws(part["key"], seed, draw) for part in listings])
+    order = np.lexsort((draws, groups))
+    starts = np.searchsorted(groups[order], np.arange(groups.max(initial=0) + 1))
+    rank = np.arange(len(order)) - starts[groups[order]]
+    kept = np.zeros(len(order), bool)
+    kept[order[rank < count]] = True
+    ends = np.cumsum([len(part) for part in listings])[:-1]
+    return [part[keep] for part, keep in zip(listings, np.split(kept, ends), strict=True)]

@@ -1,0 +1,108 @@
+"""One tar of images: unlabelled, or with a label file as ImageNet-1K's validation tar."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from convnextv2.data.collection import UNLABELLED, DataError, Members, Stored
+from convnextv2.data.sources.class_tars import open_tar_of_tars
+from convnextv2.data.sources.listing import (
+    check_unchanged,
+    hash_files,
+    is_image,
+    key_name,
+    list_members,
+)
+from convnextv2.data.sources.tar import Archive, Entry
+from convnextv2.data.sources.val_labels import find_val_labels, read_val_labels
+
+TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+
+
+@dataclass(frozen=True)
+class FlatTar:
+    """The images of a tar; `labels` is the file that tells their classes, if any does."""
+
+    path: Path
+    classes: tuple[str, ...] = ()
+    labels: Path | None = None
+    has_splits: bool = False
+
+    @property
+    def parts(self) -> Sequence[str]:
+        return [str(self.path)]
+
+    def members(self, part: int) -> Members:
+        entries = image_entries(self.path)
+        synsets = self._synsets(entries)
+        numbers = {synset: number for number, synset in enumerate(self.classes)}
+        return list_members(
+            (
+                _key_name(entry, synsets),
+                entry.start,
+                entry.size,
+                numbers[synsets[_base(entry)]] if synsets else UNLABELLED,
+            )
+            for entry in entries
+        )
+
+    def read(self, part: int, members: Members) -> Iterator[Stored]:
+        synsets = self._synsets(image_entries(self.path)) if self.labels else {}
+        archive = Archive(self.path, str(self.path))
+        with archive.open() as file:
+            for member in members:
+                entry = next(archive.entries(file, int(member["offset"])))
+                name = f"{self.path}:{entry.name}"
+                check_unchanged(name, _key_name(entry, synsets), int(member["key"]))
+                yield Stored(name, archive.bytes_of(file, entry))
+
+    def fingerprint(self) -> str:
+        labels = self.labels.read_bytes().hex() if self.labels else ""
+        return hash_files(self.path.parent, [self.path.name], self.classes, labels)
+
+    def _synsets(self, entries: Sequence[Entry]) -> dict[str, str]:
+        """Class of each image by its file name; nothing when they are unlabelled."""
+        if self.labels is None:
+            return {}
+        return read_val_labels(self.labels, [_base(entry) for entry in entries], self.classes)
+
+
+def open_val_tar(path: Path, labels: Path | None, has_splits: bool) -> FlatTar:
+    """Open ImageNet-1K's validation tar.
+
+    Its classes are those of the train tar beside it or, without that, those of its images.
+
+    Raises:
+        DataError: When its label file is not there or not understood.
+    """
+    labels = labels or find_val_labels(path)
+    train = path.with_name(TRAIN_TAR)
+    classes = open_tar_of_tars(train, has_splits).classes if train.exists() else ()
+    names = [_base(entry) for entry in image_entries(path)]
+    synsets = set(read_val_labels(labels, names, classes).values())
+    if classes and (strange := synsets.difference(classes)):
+        raise DataError(f"{labels} has class {min(strange)}, which {train} has not")
+    return FlatTar(path, classes or tuple(sorted(synsets)), labels, has_splits)
+
+
+def image_entries(path: Path) -> list[Entry]:
+    """The images in a tar.
+
+    Raises:
+        DataError: When there are none.
+    """
+    archive = Archive(path, str(path))
+    with archive.open() as file:
+        entries = [entry for entry in archive.entries(file) if is_image(entry.name)]
+    if not entries:
+        raise DataError(f"{path} holds no images")
+    return entries
+
+
+def _base(entry: Entry) -> str:
+    return PurePosixPath(entry.name).name
+
+
+def _key_name(entry: Entry, synsets: dict[str, str]) -> str:
+    name = _base(entry)
+    return key_name(synsets[name], name) if synsets else entry.name.removeprefix("./")

@@ -1,0 +1,88 @@
+"""What the layouts share: which files are images, which split a name tells, how a part is listed."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from convnextv2.data.collection import MEMBER, DataError, Members, Split, name_key
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid", "test"),
+}
+_LARGEST = np.iinfo(MEMBER["size"]).max
+
+
+def is_image(name: str) -> bool:
+    """By its suffix, in either case; hidden files are none (macOS leaves `._x.jpg` in tars)."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def printable(name: str) -> str:
+    """A file name as text: bytes that are no UTF-8 become backslash escapes."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def key_name(class_name: str, path: str) -> str:
+    """Name that an image has however its collection is packed: `<class>/<path below the class>`.
+
+    What stands before the class in `path` does not count: `x.jpg` in `cat.tar`, `cat/x.jpg` in
+    `cat.tar` and the file `train/cat/x.jpg` are all `cat/x.jpg`.
+    """
+    steps = [step for step in path.split("/") if step not in ("", ".")]
+    if class_name in steps[:-1]:
+        steps = steps[steps.index(class_name) + 1 :]
+    return "/".join([class_name, *steps])
+
+
+def list_members(rows: Iterable[tuple[str, int, int, int]]) -> Members:
+    """Gather (key name, offset, size, label) of images, holding 24 bytes of each."""
+    return np.fromiter(
+        ((_key(name, size), o, size, label) for name, o, size, label in rows), MEMBER
+    )
+
+
+def _key(name: str, size: int) -> int:
+    if size > _LARGEST:
+        raise DataError(f"{name} has {size:,} bytes: no image, remove it")
+    return name_key(name)
+
+
+def check_unchanged(name: str, key_name: str, key: int) -> None:
+    """Raise DataError when another image lies where the listing saw one."""
+    if name_key(key_name) != key:
+        raise DataError(f"{name} was not there when its part was listed: the source has changed")
+
+
+def choose_split(where: Path, names: Sequence[str], split: Split) -> tuple[list[str], bool]:
+    """Which of the files are the split's, by words of their names, and whether any tell a split.
+
+    Raises:
+        DataError: When names tell other splits only.
+    """
+    words = {name: set(re.split(r"[^a-z]+", PurePosixPath(name).name.lower())) for name in names}
+    for word in SPLIT_NAMES[split]:
+        if chosen := [name for name in names if word in words[name]]:
+            return chosen, True
+    every = {word for known in SPLIT_NAMES.values() for word in known}
+    if any(every & told for told in words.values()):
+        raise DataError(
+            f"{where} has files of another split, such as {names[0]}, but none for {split!r}; "
+            f"their names must contain one of {', '.join(SPLIT_NAMES[split])}"
+        )
+    return list(names), False
+
+
+def hash_files(root: Path, names: Iterable[str], *more: object) -> str:
+    """Hash of the names and sizes of files under `root`, and of what else is given."""
+    try:
+        sizes = [[name, (root / name).stat().st_size] for name in names]
+    except OSError as error:
+        raise DataError(f"{root} cannot be read: {error}") from error
+    return hashlib.sha256(json.dumps([sizes, more]).encode()).hexdigest()

@@ -1,0 +1,77 @@
+"""JPEG decoding that takes every warning for damage, by the TurboJPEG library that FFCV decodes with.
+
+libjpeg only warns of most damage, and fills what it cannot decode with grey or with garbage.
+"""
+
+import ctypes
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+YCBCR, GREY = 1, 2
+_RGB_PIXELS, _CMYK_PIXELS = 0, 11
+_ACCURATE_DCT, _STOP_ON_WARNING, _LIMIT_SCANS = 4096, 8192, 32768
+
+
+def colour_space(jpeg: bytes) -> int | None:
+    """Colour space in the header (`YCBCR`, `GREY` or another); None when it has no good header."""
+    width, height, subsampling, space = (ctypes.c_int() for _ in range(4))
+    with _decompressor() as handle:
+        failed = _library().tjDecompressHeader3(
+            handle,
+            jpeg,
+            ctypes.c_ulong(len(jpeg)),
+            *map(ctypes.byref, (width, height, subsampling, space)),
+        )
+    return None if failed else space.value
+
+
+def decompress(jpeg: bytes, height: int, width: int, channels: int) -> NDArray[np.uint8]:
+    """Decode to (height, width, channels): RGB, also from grey, or 4 channels of CMYK as stored.
+
+    Raises:
+        ValueError: At the first thing that libjpeg warns of.
+    """
+    pixels = np.empty((height, width, channels), np.uint8)
+    with _decompressor() as handle:
+        failed = _library().tjDecompress2(
+            handle,
+            jpeg,
+            ctypes.c_ulong(len(jpeg)),
+            pixels.ctypes.data_as(ctypes.c_void_p),
+            width,
+            width * channels,
+            height,
+            _RGB_PIXELS if channels == 3 else _CMYK_PIXELS,
+            _ACCURATE_DCT | _STOP_ON_WARNING | _LIMIT_SCANS,
+        )
+        if failed:
+            raise ValueError(_library().tjGetErrorStr2(handle).decode(errors="replace"))
+    return pixels
+
+
+@contextmanager
+def _decompressor() -> Iterator[ctypes.c_void_p]:
+    handle = ctypes.c_void_p(_library().tjInitDecompress())
+    try:
+        yield handle
+    finally:
+        _library().tjDestroy(handle)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """The library through FFCV's, which is linked to it; importing FFCV itself takes seconds."""
+    package = importlib.util.find_spec("ffcv")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("FFCV is not installed")
+    folder = Path(package.submodule_search_locations[0])
+    library = ctypes.CDLL(str(next(folder.glob("_libffcv*"))))
+    library.tjInitDecompress.restype = ctypes.c_void_p
+    library.tjGetErrorStr2.restype = ctypes.c_char_p
+    return library
