@@ -38,7 +38,7 @@ class Manifest:
     """What a folder of shards holds.
 
     `settings` and `selection` are those it was written with; `source` and `source_fingerprint` say
-    from what. Sample numbers run through the shards in order: the first of a shard follows the last
+    from what, and `digest` is a hash of all these. Sample numbers run through the shards in order: the first of a shard follows the last
     of the one before. `class_counts` has the samples of each of `classes`.
     """
 
@@ -51,6 +51,7 @@ class Manifest:
     selection: dict[str, Any]
     source: str
     source_fingerprint: str
+    digest: str = ""
     schema: int = SCHEMA
 
     @property

@@ -1,0 +1,147 @@
+"""An image as it is stored: a JPEG or pixels, no larger than asked for.
+
+The modes are those of FFCV's RGBImageField. What is a small enough JPEG already is kept byte for
+byte; the random choice of mode "proportion" is a hash of the image's name.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+
+from convnextv2.data.collection import DataError, RGBImage, Stored, UnreadableImage
+from convnextv2.data.pixels import decode, passes_through
+from convnextv2.randomness import Draw, uniform
+
+Mode = Literal["raw", "jpg", "smart", "proportion"]
+JPEG, RAW = 0, 1
+COMPRESS = Draw.HOLD_OUT + 3
+LONGEST_SIDE = 65_535
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteSettings:
+    """How a collection is stored.
+
+    Attributes:
+        mode: FFCV's: JPEGs, pixels, pixels of small images ("smart"), or a share of both.
+        max_resolution: Longest side in pixels; larger images are shrunk.
+        jpeg_quality: Of images that are encoded.
+        smart_threshold: Mode "smart": images of more raw bytes than this become JPEGs.
+        compress_probability: Mode "proportion": the share of images that become JPEGs.
+        shard_bytes: About how large a shard gets.
+        num_shards: Their number, in place of their size.
+        shuffle_buffer_bytes: Encoded images among which the next one to be written is drawn.
+        page_size: Of FFCV's pages; no image is larger.
+        max_unreadable: Images that may be left out; more are an error.
+    """
+
+    mode: Mode = "jpg"
+    max_resolution: int | None = None
+    jpeg_quality: int = 90
+    smart_threshold: int | None = None
+    compress_probability: float = 0.5
+    shard_bytes: int = 30 * 10**9
+    num_shards: int | None = None
+    shuffle_buffer_bytes: int = 256 << 20
+    page_size: int = 8 << 20
+    max_unreadable: int = 0
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} = {value}; expected {expected}"
+            for name, value, expected, fine in (
+                ("max_resolution", self.max_resolution, "1 to 65535", _within(self.max_resolution)),
+                ("jpeg_quality", self.jpeg_quality, "1 to 100", 1 <= self.jpeg_quality <= 100),
+                (
+                    "compress_probability",
+                    self.compress_probability,
+                    "0 to 1",
+                    0 <= self.compress_probability <= 1,
+                ),
+                ("shard_bytes", self.shard_bytes, "more than 0", self.shard_bytes > 0),
+                ("num_shards", self.num_shards, "at least 1", (self.num_shards or 1) > 0),
+                (
+                    "page_size",
+                    self.page_size,
+                    "a power of two from 2 MiB to 2 GiB",
+                    self.page_size in {1 << power for power in range(21, 32)},
+                ),
+            )
+            if not fine
+        ]
+        if self.mode == "smart" and self.smart_threshold is None:
+            problems.append("mode smart needs a smart_threshold, in bytes")
+        if problems:
+            raise DataError("; ".join(problems))
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides the bytes of the shards."""
+        return {name: value for name, value in asdict(self).items() if name != "max_unreadable"}
+
+
+class Encoded(NamedTuple):
+    """Bytes as they are stored, with what FFCV wants to know of them."""
+
+    mode: int
+    height: int
+    width: int
+    data: bytes
+
+
+def encode(stored: Stored, key: int, settings: WriteSettings) -> Encoded:
+    """Make of a source's image what is stored.
+
+    Raises:
+        UnreadableImage: When it cannot be decoded, or is too large for a page.
+    """
+    name, content = stored
+    if settings.mode == "jpg" and isinstance(content, bytes):
+        size = passes_through(content, settings.max_resolution)
+        if size is not None and len(content) <= settings.page_size:
+            return Encoded(JPEG, *size, content)
+    pixels = _shrink(decode(content, name), settings.max_resolution)
+    height, width = pixels.shape[:2]
+    if _as_jpeg(pixels, key, settings):
+        encoded = Encoded(JPEG, height, width, _jpeg(pixels, settings.jpeg_quality))
+    else:
+        encoded = Encoded(RAW, height, width, pixels.tobytes())
+    if len(encoded.data) > settings.page_size:
+        raise UnreadableImage(
+            f"{name}: {len(encoded.data):,} bytes at {width} x {height} are more than a page of "
+            f"{settings.page_size:,}; set max_resolution"
+        )
+    return encoded
+
+
+def _shrink(pixels: RGBImage, max_resolution: int | None) -> RGBImage:
+    height, width = pixels.shape[:2]
+    ratio = min(max_resolution or LONGEST_SIDE, LONGEST_SIDE) / max(height, width)
+    if ratio >= 1:
+        return pixels
+    size = max(1, int(ratio * width)), max(1, int(ratio * height))
+    shrunk: RGBImage = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return shrunk
+
+
+def _as_jpeg(pixels: RGBImage, key: int, settings: WriteSettings) -> bool:
+    if settings.mode == "smart":
+        return pixels.nbytes > (settings.smart_threshold or 0)
+    if settings.mode == "proportion":
+        zero, draw = np.zeros(1, np.uint64), np.full(1, COMPRESS, np.uint64)
+        chance = uniform(zero, zero, np.array([key], np.uint64), draw)[0]
+        return bool(chance < settings.compress_probability)
+    return settings.mode == "jpg"
+
+
+def _jpeg(pixels: RGBImage, quality: int) -> bytes:
+    blue_first = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    _, data = cv2.imencode(".jpg", blue_first, [int(cv2.IMWRITE_JPEG_QUALITY), quality])
+    encoded: bytes = data.tobytes()
+    return encoded
+
+
+def _within(side: int | None) -> bool:
+    return side is None or 1 <= side <= LONGEST_SIDE
