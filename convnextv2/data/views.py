@@ -156,9 +156,7 @@ def serve_views(
         sample = np.uint64(indices[slot])
         problem = locate(table.ctypes.data, len(table), sample, place.ctypes.data)
         if problem == 0:
-            box = choose_box(
-                kind, numbers, clock, sample, place[3], place[4], images.shape[1:3]
-            )
+            box = choose_box(kind, numbers, clock, sample, place[3], place[4], images.shape[1:3])
             problem = view(
                 place.ctypes.data,
                 box.ctypes.data,
@@ -177,9 +175,7 @@ def choose_box(
 ) -> Any:
     """The box of a view: top, left, bottom, right, mirrored, and whether pixels beyond count."""
     if kind == RANDOM:
-        top, left, h, w, mirrored = random_crop(
-            numbers, clock[0], clock[1], sample, height, width
-        )
+        top, left, h, w, mirrored = random_crop(numbers, clock[0], clock[1], sample, height, width)
         return np.array([top, left, top + h, left + w, mirrored, 0.0])
     if kind == CENTER:
         # As if all were resized to (tall, wide) and then cut: one pass, the same pixels.

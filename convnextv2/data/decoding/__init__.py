@@ -37,9 +37,7 @@ locate = types.ExternalFunction(
 )
 view = types.ExternalFunction(
     "convnextv2_view",
-    types.int32(
-        _pointer, _pointer, types.int32, types.int32, types.int32, types.int32, _pointer
-    ),
+    types.int32(_pointer, _pointer, types.int32, types.int32, types.int32, types.int32, _pointer),
 )
 
 
