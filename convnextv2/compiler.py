@@ -36,7 +36,7 @@ def built(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path
     key = hashlib.sha256(f"{version.stdout}{FLAGS}{flags}{_instructions()}".encode())
     for source in sources:
         key.update(source.read_bytes())
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "convnextv2"
+    home = cache_folder()
     target = home / f"{name}-{key.hexdigest()[:16]}.so"
     if not target.exists():
         home.mkdir(parents=True, exist_ok=True)
@@ -46,6 +46,11 @@ def built(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path
             subprocess.run(command, capture_output=True, text=True, check=True)
             made.replace(target)
     return target
+
+
+def cache_folder() -> Path:
+    """Where compiled code of this project is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "convnextv2"
 
 
 def _instructions() -> str:

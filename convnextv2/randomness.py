@@ -26,6 +26,10 @@ class Draw(IntEnum):
     CROP = 0
     FLIP = 64
     HOLD_OUT = 128
+    COLOR_JITTER = 192
+    RAND_AUGMENT = 256
+    ERASING = 320
+    MIXING = 448
     MASK = 1 << 20
 
 
@@ -47,3 +51,12 @@ def uniform(
     x = mix(x ^ (sample + _GOLDEN))
     x = mix(x ^ (draw + _GOLDEN))
     return (x >> _S11) * _UNIT
+
+
+@register_jitable
+def normal(
+    seed: UInt64Array, epoch: UInt64Array, sample: UInt64Array, draw: UInt64Array
+) -> NDArray[np.float64]:
+    """Standard normal numbers, each of the draws `draw` and `draw + 1` (Box and Muller, 1958)."""
+    radius = np.sqrt(-2.0 * np.log(1.0 - uniform(seed, epoch, sample, draw)))
+    return radius * np.cos(2.0 * np.pi * uniform(seed, epoch, sample, draw + np.uint64(1)))

@@ -165,10 +165,10 @@ class LocalCache:
         """Evict what was used longest ago until `shard` fits; raises DataError if it cannot."""
         partial = self.directory / f".{shard.sha256}.partial"
         there = partial.stat().st_size if partial.exists() else 0
-        for other in self.directory.glob(".*.partial"):
-            if other != partial:
-                other.unlink()
-        entries = sorted(self.directory.glob("*.beton"), key=lambda path: path.stat().st_mtime)
+        # What other runs copied in part goes first.
+        entries = [path for path in self.directory.glob(".*.partial") if path != partial]
+        finished = self.directory.glob("*.beton")
+        entries += sorted(finished, key=lambda path: path.stat().st_mtime)
         while True:
             held = sum(path.stat().st_size for path in entries)
             room = shutil.disk_usage(self.directory).free + there

@@ -1,0 +1,125 @@
+"""RandAugment (Cubuk et al., 2020) as in timm's `rand-m9-mstd0.5-inc1`: facts 1.7.
+
+Fifteen operations whose strength grows with the magnitude, two of them per image, each applied with
+probability 0.5 at a magnitude drawn around the given one.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from convnextv2.data.augment import pixels
+from convnextv2.data.augment.operation import Clock, InPlace
+from convnextv2.randomness import Draw, normal, uniform
+
+FIRST = int(Draw.RAND_AUGMENT)
+DRAWS = 8
+PROBABILITY = 0.5
+LARGEST = 10.0
+
+
+class Op(IntEnum):
+    """The operations, in timm's order."""
+
+    AUTO_CONTRAST = 0
+    EQUALIZE = 1
+    INVERT = 2
+    ROTATE = 3
+    POSTERIZE = 4
+    SOLARIZE = 5
+    SOLARIZE_ADD = 6
+    COLOR = 7
+    CONTRAST = 8
+    BRIGHTNESS = 9
+    SHARPNESS = 10
+    SHEAR_X = 11
+    SHEAR_Y = 12
+    TRANSLATE_X = 13
+    TRANSLATE_Y = 14
+
+
+OPS = len(Op)
+(AUTO_CONTRAST, EQUALIZE, INVERT, ROTATE, POSTERIZE, SOLARIZE, SOLARIZE_ADD, COLOR, CONTRAST,
+ BRIGHTNESS, SHARPNESS, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y) = map(int, Op)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """Magnitude 0 to 10, its standard deviation, and the number of operations."""
+
+    magnitude: float = 9.0
+    std: float = 0.5
+    layers: int = 2
+
+    def operation(self, clock: Clock) -> InPlace:
+        """The FFCV operation."""
+        return InPlace(rand_augment, clock, float(self.magnitude), float(self.std), self.layers)
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def rand_augment(
+    images: Any, indices: Any, clock: Any, magnitude: Any, std: Any, layers: Any
+) -> None:
+    """Augment a batch in place."""
+    seed, epoch = clock
+    for slot in prange(len(indices)):
+        sample = np.uint64(indices[slot])
+        for layer in range(layers):
+            first = FIRST + DRAWS * layer
+            if uniform(seed, epoch, sample, np.uint64(first)) > PROBABILITY:
+                continue
+            op = int(uniform(seed, epoch, sample, np.uint64(first + 1)) * OPS)
+            level = magnitude + std * normal(seed, epoch, sample, np.uint64(first + 2))
+            level = min(LARGEST, max(0.0, level)) / LARGEST
+            negative = uniform(seed, epoch, sample, np.uint64(first + 4)) < 0.5
+            apply(images[slot], op, level, negative)
+
+
+@njit(cache=True, nogil=True)
+def apply(image: Any, op: Any, level: Any, negative: Any) -> None:
+    """Apply operation `op` at `level` in [0, 1] to (H, W, 3), in place."""
+    sign = -1.0 if negative else 1.0
+    enhance = max(0.1, 1.0 + sign * level * 0.9)
+    height, width = image.shape[:2]
+    if op == AUTO_CONTRAST:
+        pixels.autocontrast(image)
+    elif op == EQUALIZE:
+        pixels.equalize(image)
+    elif op == INVERT:
+        pixels.invert(image)
+    elif op == ROTATE:
+        rotate(image, sign * level * 30.0)
+    elif op == POSTERIZE:
+        pixels.posterize(image, 4 - int(level * 4))
+    elif op == SOLARIZE:
+        pixels.solarize(image, 256 - min(256, int(level * 256)))
+    elif op == SOLARIZE_ADD:
+        pixels.solarize_add(image, min(128, int(level * 110)))
+    elif op == COLOR:
+        pixels.saturation(image, enhance)
+    elif op == CONTRAST:
+        pixels.contrast(image, enhance)
+    elif op == BRIGHTNESS:
+        pixels.brightness(image, enhance)
+    elif op == SHARPNESS:
+        pixels.sharpness(image, enhance)
+    elif op == SHEAR_X:
+        pixels.affine(image, 1.0, sign * level * 0.3, 0.0, 0.0, 1.0, 0.0)
+    elif op == SHEAR_Y:
+        pixels.affine(image, 1.0, 0.0, 0.0, sign * level * 0.3, 1.0, 0.0)
+    elif op == TRANSLATE_X:
+        pixels.affine(image, 1.0, 0.0, sign * level * 0.45 * width, 0.0, 1.0, 0.0)
+    elif op == TRANSLATE_Y:
+        pixels.affine(image, 1.0, 0.0, 0.0, 0.0, 1.0, sign * level * 0.45 * height)
+
+
+@njit(cache=True, nogil=True)
+def rotate(image: Any, degrees: Any) -> None:
+    """Turn counter-clockwise about the centre."""
+    angle = -np.radians(degrees)
+    cos, sin = np.cos(angle), np.sin(angle)
+    x, y = image.shape[1] / 2.0, image.shape[0] / 2.0
+    pixels.affine(image, cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y)
