@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convnextv2.data.collection import MEMBER, Members, Source, UnreadableImage
+from convnextv2.data.collection import Members, Source, UnreadableImage
 from convnextv2.data.writing.encode import WriteSettings, encode
 
 SAMPLED = 64
@@ -26,22 +26,21 @@ class Estimate:
 def estimate(source: Source, sequence: Members, settings: WriteSettings) -> Estimate:
     """Encode some images of `sequence` (rows of PLANNED), at equal distances, and scale up."""
     picks = np.unique(np.linspace(0, len(sequence) - 1, min(len(sequence), SAMPLED)).astype(int))
+    rows = sequence[picks]
     stored, unreadable = 0, 0
     begin = time.perf_counter()
-    for pick in picks:
-        row = sequence[pick : pick + 1]
-        member = np.empty(1, MEMBER)
-        for name in MEMBER.names or ():
-            member[name] = row[name]
-        (image,) = source.read(int(row["part"][0]), member)
-        try:
-            stored += len(encode(image, int(row["key"][0]), settings).data)
-        except UnreadableImage:
-            unreadable += 1
+    # A part is opened once, however many of its images are wanted.
+    for of_part in np.split(rows, np.flatnonzero(np.diff(rows["part"])) + 1):
+        images = source.read(int(of_part["part"][0]), np.array(of_part["member"]))
+        for image, key in zip(images, of_part["member"]["key"], strict=True):
+            try:
+                stored += len(encode(image, int(key), settings).data)
+            except UnreadableImage:
+                unreadable += 1
     seconds = time.perf_counter() - begin
     return Estimate(
         samples=len(sequence),
-        source_bytes=int(sequence["size"].sum(dtype=np.uint64)),
+        source_bytes=int(sequence["member"]["size"].sum(dtype=np.uint64)),
         bytes=round(stored / len(picks) * len(sequence)),
         seconds=seconds / len(picks) * len(sequence),
         sampled=len(picks),

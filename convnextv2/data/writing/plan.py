@@ -18,15 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from convnextv2.data.collection import MEMBER, DataError, Members, Source, name_key
+from convnextv2.data.collection import MEMBER, Members, Source, name_key
 from convnextv2.data.manifest import sync_folder, write_json
 from convnextv2.data.selection import Selection, select
+from convnextv2.data.writing.disk import check_room
 from convnextv2.data.writing.encode import WriteSettings
 from convnextv2.data.writing.estimate import estimate
 
 WORK = ".writing"
 PLAN = "plan.json"
-PLANNED = np.dtype([("part", "<u4"), *((name, MEMBER[name]) for name in MEMBER.names or ())])
+LISTING_JOBS = 256
+PLANNED = np.dtype([("part", "<u4"), ("member", MEMBER)])
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 """Calls a function on every item, in any process; results come in any order."""
@@ -34,11 +36,15 @@ Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is written: `samples` per shard at most, fewer where images are unreadable."""
+    """What is written: `samples` per shard at most, fewer where images are unreadable.
+
+    `sample_bytes` is a forecast of what one of them takes.
+    """
 
     digest: str
     classes: tuple[str, ...]
     samples: tuple[int, ...]
+    sample_bytes: float
 
     def shard_name(self, split: str, number: int) -> str:
         return f"{split}-{number:05}-of-{len(self.samples):05}.beton"
@@ -59,32 +65,44 @@ def make_plan(
     run: Map,
     digest: str,
 ) -> Plan:
-    """Find the plan in `folder`, or make it.
+    """Decide what goes into which shard, and keep it in `folder`.
 
     Raises:
         DataError: When nothing is left to write, or the disk is too small for it.
     """
-    found = read_plan(folder)
-    if found is not None and found.digest == digest:
-        return found
-    shutil.rmtree(folder / WORK, ignore_errors=True)
-    (folder / WORK).mkdir()
-    listings: list[Members] = [np.empty(0, MEMBER)] * len(source.parts)
-    for part, members in run(partial(_list_part, source), range(len(source.parts))):
-        listings[part] = members
+    listings = _list(source, run)
     chosen, classes = select(listings, source.classes, selection, seed)
     del listings
     sequence = _sequence(source, chosen, seed)
     del chosen
     expected = estimate(source, sequence, settings)
-    _check_room(folder, expected.bytes)
+    check_room(folder, expected.bytes)
     count = settings.num_shards or max(1, round(expected.bytes / settings.shard_bytes))
     shards = _cut(sequence, count)
     for number, shard in enumerate(shards):
-        np.save(members_path(folder, number), shard)
-    plan = Plan(digest, classes, tuple(map(len, shards)))
+        with members_path(folder, number).open("wb") as file:
+            np.save(file, shard)
+            file.flush()
+            os.fsync(file.fileno())
+    sample_bytes = expected.bytes / len(sequence)
+    plan = Plan(digest, classes, tuple(map(len, shards)), sample_bytes)
     write_json(folder / WORK / PLAN, asdict(plan))
     return plan
+
+
+def _list(source: Source, run: Map) -> list[Members]:
+    """The listings of all parts; many small ones are one item of work."""
+    listings: list[Members] = [np.empty(0, MEMBER)] * len(source.parts)
+    step = -(-len(listings) // LISTING_JOBS)
+    pieces = [range(i, min(i + step, len(listings))) for i in range(0, len(listings), step or 1)]
+    for parts, found in run(partial(_list_parts, source), pieces):
+        for part, members in zip(parts, found, strict=True):
+            listings[part] = members
+    return listings
+
+
+def _list_parts(source: Source, parts: range) -> tuple[range, list[Members]]:
+    return parts, [source.members(part) for part in parts]
 
 
 def read_plan(folder: Path) -> Plan | None:
@@ -93,16 +111,17 @@ def read_plan(folder: Path) -> Plan | None:
     if not path.exists():
         return None
     content = json.loads(path.read_text())
-    return Plan(content["digest"], tuple(content["classes"]), tuple(content["samples"]))
+    return Plan(
+        content["digest"],
+        tuple(content["classes"]),
+        tuple(content["samples"]),
+        content["sample_bytes"],
+    )
 
 
 def members_path(folder: Path, number: int) -> Path:
     """Where the images (`PLANNED`) of a shard are listed."""
     return folder / WORK / f"{number:05}.npy"
-
-
-def _list_part(source: Source, part: int) -> tuple[int, Members]:
-    return part, source.members(part)
 
 
 def _sequence(source: Source, listings: list[Members], seed: int) -> Members:
@@ -113,9 +132,7 @@ def _sequence(source: Source, listings: list[Members], seed: int) -> Members:
     for part in order:
         end = start + len(listings[part])
         piece = sequence[start:end]
-        piece["part"] = part
-        for name in MEMBER.names or ():
-            piece[name] = listings[part][name]
+        piece["part"], piece["member"] = part, listings[part]
         start = end
     return sequence
 
@@ -123,7 +140,7 @@ def _sequence(source: Source, listings: list[Members], seed: int) -> Members:
 def _cut(sequence: Members, count: int) -> list[Members]:
     """Shards of about equal bytes in the source, none of them empty."""
     count = min(count, len(sequence))
-    ends = np.cumsum(sequence["size"], dtype=np.uint64)
+    ends = np.cumsum(sequence["member"]["size"], dtype=np.uint64)
     targets = ends[-1] / count * np.arange(1, count)
     cuts = np.searchsorted(ends, targets) + 1
     # As many images as shards must be left on both sides of a cut.
@@ -133,30 +150,9 @@ def _cut(sequence: Members, count: int) -> list[Members]:
     return np.split(sequence, cuts)
 
 
-def _check_room(folder: Path, needed: float) -> None:
-    free = shutil.disk_usage(folder).free
-    # Shards of an earlier attempt are there already.
-    free += sum(path.stat().st_size for path in folder.glob("*.beton"))
-    if needed > free:
-        raise DataError(
-            f"disk full: {folder} has {free / 1e9:.1f} GB free, the shards need about "
-            f"{needed / 1e9:.1f} GB; free some room, or set max_resolution"
-        )
-
-
-def remove_plan(folder: Path) -> None:
-    """Forget the plan: everything is written."""
+def forget_plan(folder: Path) -> None:
+    """Remove the plan and all that was kept beside it."""
     # The plan goes first: without it the rest is nothing.
     (folder / WORK / PLAN).unlink(missing_ok=True)
-    shutil.rmtree(folder / WORK)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
     sync_folder(folder)
-
-
-def make_folder(folder: Path) -> None:
-    """Make `folder` and find out at once whether it can be written to."""
-    try:
-        (folder / WORK).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise DataError(f"{folder} cannot be written to")

@@ -8,6 +8,7 @@ plan and settings: written twice, a shard is the same.
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any
 import numpy as np
 from ffcv.reader import Reader
 
-from convnextv2.data.collection import MEMBER, UNLABELLED, DataError, Source, UnreadableImage
+from convnextv2.data.collection import UNLABELLED, DataError, Source, UnreadableImage
 from convnextv2.data.manifest import Shard, Skipped, sync_folder, write_json
 from convnextv2.data.pixels import decode
 from convnextv2.data.writing.beton import BetonWriter
+from convnextv2.data.writing.disk import refusals
 from convnextv2.data.writing.encode import JPEG, Encoded, WriteSettings, encode
 from convnextv2.data.writing.plan import WORK, Plan, members_path
 from convnextv2.randomness import mix
@@ -37,7 +39,7 @@ class Record:
     skipped: list[Skipped]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ShardJob:
     """What a process needs to know to write a shard; plain data."""
 
@@ -47,6 +49,13 @@ class ShardJob:
     plan: Plan
     number: int
     settings: WriteSettings
+
+    def __repr__(self) -> str:
+        return self.path.name
+
+    @property
+    def expected_bytes(self) -> float:
+        return self.plan.sample_bytes * self.plan.samples[self.number]
 
     @property
     def path(self) -> Path:
@@ -70,15 +79,18 @@ def write_shard(job: ShardJob) -> Record:
     found = finished(job)
     if found is not None:
         return found
-    partial = job.path.with_name(f".{job.path.name}.partial")
+    for stale in job.folder.glob(f".{job.path.name}.*.partial"):
+        stale.unlink(missing_ok=True)
+    # A name of its own: a process that is thought dead but is not must not write into this file, or
+    # publish it.
+    partial = job.path.with_name(f".{job.path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        record = _write(job, partial)
-        if record.shard is not None:
-            os.replace(partial, job.path)
-            sync_folder(job.folder)
-        write_json(job.record_path, asdict(record))
-    except OSError as error:
-        raise DataError(f"writing {job.path} failed: {error.strerror or error}") from error
+        with refusals(job.path, job.expected_bytes):
+            record = _write(job, partial)
+            if record.shard is not None:
+                os.replace(partial, job.path)
+                sync_folder(job.folder)
+            write_json(job.record_path, asdict(record))
     finally:
         partial.unlink(missing_ok=True)
     return record
@@ -120,11 +132,9 @@ def _encoded(job: ShardJob, skipped: list[Skipped]) -> Iterator[tuple[Encoded, i
     planned = np.load(members_path(job.folder, job.number), mmap_mode="r")
     cuts = np.flatnonzero(np.diff(planned["part"])) + 1
     done = 0
+    job.progress_path.write_text("0")
     for rows in np.split(planned, cuts):
-        members = np.empty(len(rows), MEMBER)
-        for name in MEMBER.names or ():
-            members[name] = rows[name]
-        part = int(rows["part"][0])
+        part, members = int(rows["part"][0]), np.array(rows["member"])
         for stored, key, label in zip(
             job.source.read(part, members), members["key"], members["label"], strict=True
         ):

@@ -4,11 +4,10 @@ Every shard is published by itself and has a record beside the plan; what has on
 The manifest is written when all are there, and the plan is removed last.
 """
 
-import fcntl
 import json
-import os
+import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,23 @@ from typing import Any
 import numpy as np
 
 from convnextv2.data.collection import DataError, Source
-from convnextv2.data.manifest import MANIFEST, Manifest, read_manifest, sync_folder, write_manifest
+from convnextv2.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from convnextv2.data.selection import Selection
+from convnextv2.data.writing.disk import alone, check_room, refusals
 from convnextv2.data.writing.encode import WriteSettings
 from convnextv2.data.writing.plan import (
+    PLAN,
     WORK,
     Map,
     Plan,
-    make_folder,
+    forget_plan,
     make_plan,
     plan_digest,
-    remove_plan,
+    read_plan,
 )
 from convnextv2.data.writing.shard import Record, ShardJob, finished, too_many, write_shard
+
+SHARD_NAME = re.compile(r"(train|val)-\d{5}-of-\d{5}\.beton")
 
 
 def here(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
@@ -45,46 +48,87 @@ def write_collection(
     *,
     seed: int = 0,
     run: Map = here,
+    note: Callable[[str], None] = warnings.warn,
 ) -> Manifest:
     """Write what `selection` leaves of `source` to shards in the folder `destination`.
 
     A folder that was written by the same source, selection and settings is left as it is. `name`
     says in the manifest where the source lies. `run` maps a function over items, in this process or
-    on a cluster.
+    on a cluster. `note` hears what the user should know.
 
     Raises:
         DataError: When nothing is left to write, too many images are unreadable, the disk is full,
             another process writes there, or the folder holds another collection.
     """
     digest = plan_digest(source, selection, settings, seed)
-    make_folder(destination)
-    with _alone(destination):
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{destination} cannot be made: {error.strerror}") from error
+    with refusals(destination / MANIFEST, 0), alone(destination, note):
         complete = _complete(destination, digest)
         if complete is not None:
-            remove_plan(destination)
+            forget_plan(destination)
+            note(f"{destination} is complete already: nothing to do")
             return complete
         for stale in destination.glob(".*.partial"):
             stale.unlink()
-        plan = make_plan(source, destination, selection, settings, seed, run, digest)
-        jobs = [
-            ShardJob(source, destination, selection.split, plan, number, settings)
-            for number in range(len(plan.samples))
-        ]
-        records = {job.number: record for job in jobs if (record := finished(job))}
-        skipped = [item for record in records.values() for item in record.skipped]
-        left = [job for job in jobs if job.number not in records]
-        for number, record in run(_numbered, left):
-            records[number] = record
-            skipped += record.skipped
-            if len(skipped) > settings.max_unreadable:
-                raise too_many(skipped, settings.max_unreadable)
+        plan = _find_plan(destination, digest, note)
+        if plan is None:
+            plan = make_plan(source, destination, selection, settings, seed, run, digest)
+        records = _write_shards(source, destination, selection, settings, plan, run)
         manifest = _manifest(source, name, selection, settings, plan, records)
         if not manifest.shards:
             raise DataError(f"not one of the {sum(plan.samples)} images of {name} can be read")
-        _remove_others(destination, manifest)
         write_manifest(destination, manifest)
-        remove_plan(destination)
+        forget_plan(destination)
     return manifest
+
+
+def _find_plan(destination: Path, digest: str, note: Callable[[str], None]) -> Plan | None:
+    """The plan of an earlier attempt; one of other settings makes way, and so do its shards."""
+    plan = read_plan(destination)
+    if plan is not None and plan.digest == digest:
+        return plan
+    if plan is not None:
+        note(
+            f"{destination} has the beginnings of another collection, or of other settings: removed"
+        )
+    forget_plan(destination)
+    for path in destination.iterdir():
+        if SHARD_NAME.fullmatch(path.name):
+            path.unlink()
+    (destination / WORK).mkdir()
+    return None
+
+
+def _write_shards(
+    source: Source,
+    destination: Path,
+    selection: Selection,
+    settings: WriteSettings,
+    plan: Plan,
+    run: Map,
+) -> list[Record]:
+    """The records of all shards in their order; what has none yet is written."""
+    jobs = [
+        ShardJob(source, destination, selection.split, plan, number, settings)
+        for number in range(len(plan.samples))
+    ]
+    records = {job.number: record for job in jobs if (record := finished(job))}
+    left = [job for job in jobs if job.number not in records]
+    check_room(destination, sum(job.expected_bytes for job in left))
+    _refuse_too_many(records, settings)
+    for number, record in run(_numbered, left):
+        records[number] = record
+        _refuse_too_many(records, settings)
+    return [records[job.number] for job in jobs]
+
+
+def _refuse_too_many(records: dict[int, Record], settings: WriteSettings) -> None:
+    skipped = [item for record in records.values() for item in record.skipped]
+    if len(skipped) > settings.max_unreadable:
+        raise too_many(skipped, settings.max_unreadable)
 
 
 def progress(destination: Path) -> tuple[int, int]:
@@ -97,7 +141,7 @@ def progress(destination: Path) -> tuple[int, int]:
         except (OSError, ValueError):  # It is just being written, or gone with the plan.
             continue
     try:
-        planned = sum(json.loads((work / "plan.json").read_text())["samples"])
+        planned = sum(json.loads((work / PLAN).read_text())["samples"])
     except OSError:  # There is no plan yet.
         planned = 0
     return done, planned
@@ -126,41 +170,18 @@ def _manifest(
     selection: Selection,
     settings: WriteSettings,
     plan: Plan,
-    records: dict[int, Record],
+    records: list[Record],
 ) -> Manifest:
-    ordered = [records[number] for number in sorted(records)]
-    counts = np.sum([record.class_counts for record in ordered], axis=0, dtype=np.int64)
+    counts = np.sum([record.class_counts for record in records], axis=0, dtype=np.int64)
     return Manifest(
         split=selection.split,
-        shards=tuple(record.shard for record in ordered if record.shard is not None),
+        shards=tuple(record.shard for record in records if record.shard is not None),
         classes=plan.classes,
         class_counts=tuple(counts.tolist()) if plan.classes else (),
-        skipped=tuple(sorted(item for record in ordered for item in record.skipped)),
+        skipped=tuple(sorted(item for record in records for item in record.skipped)),
         settings=settings.content,
         selection=asdict(selection),
         source=name,
         source_fingerprint=source.fingerprint(),
         digest=plan.digest,
     )
-
-
-def _remove_others(destination: Path, manifest: Manifest) -> None:
-    """Remove shards of a plan that was given up."""
-    kept = {shard.name for shard in manifest.shards}
-    for path in destination.glob("*.beton"):
-        if path.name not in kept:
-            path.unlink()
-    sync_folder(destination)
-
-
-@contextmanager
-def _alone(destination: Path) -> Iterator[None]:
-    """One process writes to a folder; the kernel lets go of the lock however it ends."""
-    descriptor = os.open(destination, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise DataError(f"another process is writing to {destination}") from None
-    finally:
-        os.close(descriptor)

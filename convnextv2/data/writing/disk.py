@@ -1,0 +1,78 @@
+"""The disk that shards go to: whether it has room, what it refuses, and one writer at a time."""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from convnextv2.data.collection import DataError
+
+LOCK = ".writing.lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# The forecast is made of a few images and may be off by a tenth or two: what it says will not fit
+# by less is worth trying, and costs nothing that is not gone on with later.
+SURELY = 0.8
+
+
+def check_room(folder: Path, needed: float) -> None:
+    """Refuse at once what surely cannot fit; `needed` is a forecast in bytes."""
+    if SURELY * needed > shutil.disk_usage(folder).free:
+        raise DataError(f"disk full: {_room(folder, needed)}")
+
+
+@contextmanager
+def refusals(path: Path, needed: float) -> Iterator[None]:
+    """Make a DataError of what the disk refuses while `path` is written, `needed` bytes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise DataError(
+                f"disk full ({error.strerror}) while writing {path}: {_room(path.parent, needed)}; "
+                "what is finished is kept, the same command goes on from there"
+            ) from error
+        raise DataError(f"writing {path} failed: {error}") from error
+
+
+def _room(folder: Path, needed: float) -> str:
+    return (
+        f"{folder} has {shutil.disk_usage(folder).free / 1e9:.3g} GB free, what is to be written "
+        f"needs about {needed / 1e9:.3g} GB; free some room, or set max_resolution"
+    )
+
+
+@contextmanager
+def alone(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """Be the only process that writes to `folder`; the kernel lets go however this one ends.
+
+    The lock is on a file, which NFS can lock, and not on the folder, which it cannot.
+
+    Raises:
+        DataError: When another one does.
+    """
+    path = folder / LOCK
+    while True:
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataError(f"another process is writing to {folder}") from None
+            except OSError as error:
+                note(f"{folder} has no file locks ({error.strerror}): write there only once a time")
+            if not _is(file.fileno(), path):  # Its owner removed it before we had it.
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
