@@ -55,7 +55,9 @@ def alone(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
     """
     path = folder / LOCK
     while True:
-        with path.open("a") as file:
+        with refusals(path, 0):
+            file = path.open("a")
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

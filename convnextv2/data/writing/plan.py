@@ -21,7 +21,7 @@ import numpy as np
 from convnextv2.data.collection import MEMBER, Members, Source, name_key
 from convnextv2.data.manifest import sync_folder, write_json
 from convnextv2.data.selection import Selection, select
-from convnextv2.data.writing.disk import check_room
+from convnextv2.data.writing.disk import check_room, refusals
 from convnextv2.data.writing.encode import WriteSettings
 from convnextv2.data.writing.estimate import estimate
 
@@ -79,14 +79,15 @@ def make_plan(
     check_room(folder, expected.bytes)
     count = settings.num_shards or max(1, round(expected.bytes / settings.shard_bytes))
     shards = _cut(sequence, count)
-    for number, shard in enumerate(shards):
-        with members_path(folder, number).open("wb") as file:
-            np.save(file, shard)
-            file.flush()
-            os.fsync(file.fileno())
     sample_bytes = expected.bytes / len(sequence)
     plan = Plan(digest, classes, tuple(map(len, shards)), sample_bytes)
-    write_json(folder / WORK / PLAN, asdict(plan))
+    with refusals(folder / WORK / PLAN, sequence.nbytes):
+        for number, shard in enumerate(shards):
+            with members_path(folder, number).open("wb") as file:
+                np.save(file, shard)
+                file.flush()
+                os.fsync(file.fileno())
+        write_json(folder / WORK / PLAN, asdict(plan))
     return plan
 
 

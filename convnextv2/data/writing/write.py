@@ -61,11 +61,9 @@ def write_collection(
             another process writes there, or the folder holds another collection.
     """
     digest = plan_digest(source, selection, settings, seed)
-    try:
+    with refusals(destination, 0):
         destination.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{destination} cannot be made: {error.strerror}") from error
-    with refusals(destination / MANIFEST, 0), alone(destination, note):
+    with alone(destination, note):
         complete = _complete(destination, digest)
         if complete is not None:
             forget_plan(destination)
@@ -80,7 +78,8 @@ def write_collection(
         manifest = _manifest(source, name, selection, settings, plan, records)
         if not manifest.shards:
             raise DataError(f"not one of the {sum(plan.samples)} images of {name} can be read")
-        write_manifest(destination, manifest)
+        with refusals(destination / MANIFEST, 0):
+            write_manifest(destination, manifest)
         forget_plan(destination)
     return manifest
 
@@ -91,9 +90,7 @@ def _find_plan(destination: Path, digest: str, note: Callable[[str], None]) -> P
     if plan is not None and plan.digest == digest:
         return plan
     if plan is not None:
-        note(
-            f"{destination} has the beginnings of another collection, or of other settings: removed"
-        )
+        note(f"removed what {destination} had of another collection, or of other settings")
     forget_plan(destination)
     for path in destination.iterdir():
         if SHARD_NAME.fullmatch(path.name):
@@ -172,12 +169,12 @@ def _manifest(
     plan: Plan,
     records: list[Record],
 ) -> Manifest:
-    counts = np.sum([record.class_counts for record in records], axis=0, dtype=np.int64)
+    counts = np.array([record.class_counts for record in records], np.int64).sum(axis=0)
     return Manifest(
         split=selection.split,
         shards=tuple(record.shard for record in records if record.shard is not None),
         classes=plan.classes,
-        class_counts=tuple(counts.tolist()) if plan.classes else (),
+        class_counts=tuple(map(int, counts)) if plan.classes else (),
         skipped=tuple(sorted(item for record in records for item in record.skipped)),
         settings=settings.content,
         selection=asdict(selection),
