@@ -50,9 +50,9 @@ class Plan:
         return f"{split}-{number:05}-of-{len(self.samples):05}.beton"
 
 
-def plan_digest(source: Source, selection: Selection, settings: WriteSettings, seed: int) -> str:
-    """What decides the content of the shards, hashed."""
-    content = [source.fingerprint(), asdict(selection), settings.content, seed]
+def plan_digest(fingerprint: str, selection: Selection, settings: WriteSettings, seed: int) -> str:
+    """What decides the content of the shards, hashed; `fingerprint` is the source's."""
+    content = [fingerprint, asdict(selection), settings.content, seed]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -70,11 +70,7 @@ def make_plan(
     Raises:
         DataError: When nothing is left to write, or the disk is too small for it.
     """
-    listings = _list(source, run)
-    chosen, classes = select(listings, source.classes, selection, seed)
-    del listings
-    sequence = _sequence(source, chosen, seed)
-    del chosen
+    sequence, classes = choose(source, selection, seed, run)
     expected = estimate(source, sequence, settings)
     check_room(folder, expected.bytes)
     count = settings.num_shards or max(1, round(expected.bytes / settings.shard_bytes))
@@ -89,6 +85,20 @@ def make_plan(
                 os.fsync(file.fileno())
         write_json(folder / WORK / PLAN, asdict(plan))
     return plan
+
+
+def choose(
+    source: Source, selection: Selection, seed: int, run: Map
+) -> tuple[Members, tuple[str, ...]]:
+    """All images that are meant (rows of PLANNED) in their order, and the names of their classes.
+
+    Raises:
+        DataError: When there are none, or a part is damaged.
+    """
+    listings = _list(source, run)
+    chosen, classes = select(listings, source.classes, selection, seed)
+    del listings
+    return _sequence(source, chosen, seed), classes
 
 
 def _list(source: Source, run: Map) -> list[Members]:

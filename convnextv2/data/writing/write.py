@@ -60,7 +60,8 @@ def write_collection(
         DataError: When nothing is left to write, too many images are unreadable, the disk is full,
             another process writes there, or the folder holds another collection.
     """
-    digest = plan_digest(source, selection, settings, seed)
+    fingerprint = source.fingerprint()
+    digest = plan_digest(fingerprint, selection, settings, seed)
     with refusals(destination, 0):
         destination.mkdir(parents=True, exist_ok=True)
     with alone(destination, note):
@@ -75,7 +76,7 @@ def write_collection(
         if plan is None:
             plan = make_plan(source, destination, selection, settings, seed, run, digest)
         records = _write_shards(source, destination, selection, settings, plan, run)
-        manifest = _manifest(source, name, selection, settings, plan, records)
+        manifest = _manifest(fingerprint, name, selection, settings, plan, records)
         if not manifest.shards:
             raise DataError(f"not one of the {sum(plan.samples)} images of {name} can be read")
         with refusals(destination / MANIFEST, 0):
@@ -162,7 +163,7 @@ def _complete(destination: Path, digest: str) -> Manifest | None:
 
 
 def _manifest(
-    source: Source,
+    fingerprint: str,
     name: str,
     selection: Selection,
     settings: WriteSettings,
@@ -179,6 +180,6 @@ def _manifest(
         settings=settings.content,
         selection=asdict(selection),
         source=name,
-        source_fingerprint=source.fingerprint(),
+        source_fingerprint=fingerprint,
         digest=plan.digest,
     )
