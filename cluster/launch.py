@@ -5,60 +5,28 @@ process group; when a worker dies, Ray ends the group and enters the function ag
 What to resume from is the function's business (`cluster.checkpoint`).
 """
 
+import itertools
 import logging
 import os
 import shutil
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+from cluster.placement import ClusterError, Placement, check_answers
+
+__all__ = ["Cluster", "ClusterError", "Placement"]
 
 POLL_SECONDS = 0.25
-CONNECT_SECONDS = 10.0
 PROCESS_GROUP_TIMEOUT_SECONDS = 600
-# On CPUs freed tensors stay with the process instead of going to the kernel and coming back page by
-# page, zeroed: a tenth of a step (docs/performance.md). One arena, because the training function is
-# not in the main thread, and the arenas of other threads take no tensor of more than 64 MB.
-KEEP_PAGES = {
-    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824"
-    ":glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1"
-}
 
-
-class ClusterError(RuntimeError):
-    """The cluster cannot be used, or a worker group failed for good; the message says why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """What a worker group needs.
-
-    `address` names a running cluster ("auto", "host:port"); None starts one on this machine,
-    unless the environment has RAY_ADDRESS. `max_failures` bounds how often a group is restarted.
-    """
-
-    num_workers: int
-    cpus_per_worker: int = 1
-    use_gpu: bool = False
-    max_failures: int = 3
-    address: str | None = None
-    dashboard_port: int | None = None
-    start_timeout_seconds: float = 300.0
-
-    @property
-    def worker_resources(self) -> dict[str, float]:
-        gpu = {"GPU": 1.0} if self.use_gpu else {}
-        return {"CPU": float(self.cpus_per_worker), **gpu}
-
-    @property
-    def resources(self) -> dict[str, float]:
-        return {name: value * self.num_workers for name, value in self.worker_resources.items()}
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Cluster:
@@ -77,15 +45,15 @@ class Cluster:
         common: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": logging.ERROR,
-            "runtime_env": {"env_vars": self._worker_environment()},
+            "runtime_env": {"env_vars": self.placement.environment},
         }
         try:
             with _signals_kept():
                 if address:
-                    _check_answers(address)
+                    check_answers(address)
                     ray.init(address=address, **common)
                 else:
-                    ray.init(address="local", **common, **self._own_cluster())
+                    ray.init(address="local", **common, **self.placement.own_cluster)
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = f"to the Ray cluster at {address}" if address else "a Ray cluster here"
             verb = "connect" if address else "start"
@@ -136,6 +104,57 @@ class Cluster:
         if outcome:
             raise ClusterError(_explain(outcome[0])) from outcome[0]
 
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        *,
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> Iterator[Result]:
+        """Call `function` on every item, one CPU each, and yield results as they come.
+
+        As many run at a time as the placement has CPUs. An item whose process dies is tried once
+        more. `while_waiting` is called a few times a second.
+
+        Raises:
+            ClusterError: When a process died twice on the same item (out of memory?).
+            BaseException: What `function` raised, as it was.
+        """
+        import ray
+        from ray.exceptions import RayTaskError, WorkerCrashedError
+
+        def call(item: Item) -> Result:  # Ray takes functions, and no other callables.
+            return function(item)
+
+        task = ray.remote(num_cpus=1, max_retries=0)(call)
+        most = int(self.placement.resources["CPU"])
+        left = iter(items)
+        running: dict[Any, tuple[Item, bool]] = {}
+        try:
+            while True:
+                for item in itertools.islice(left, most - len(running)):
+                    running[task.remote(item)] = (item, False)
+                if not running:
+                    return
+                done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+                while_waiting()
+                for ref in done:
+                    item, again = running.pop(ref)
+                    try:
+                        yield ray.get(ref)
+                    except RayTaskError as error:
+                        raise (error.cause or error) from None
+                    except WorkerCrashedError as error:
+                        if again:
+                            raise ClusterError(
+                                "a process died twice on the same work (out of memory?): "
+                                f"{repr(item)[:200]}"
+                            ) from error
+                        running[task.remote(item)] = (item, True)
+        finally:
+            for ref in running:
+                ray.cancel(ref, force=True)
+
     def _fit(
         self,
         work: Callable[[dict[str, Any]], None],
@@ -185,32 +204,6 @@ class Cluster:
         finally:
             shutil.rmtree(storage / name, ignore_errors=True)
 
-    def _worker_environment(self) -> dict[str, str]:
-        threads = str(self.placement.cpus_per_worker)
-        cpu = {} if self.placement.use_gpu else {"DS_ACCELERATOR": "cpu", **KEEP_PAGES}
-        return {
-            "OMP_NUM_THREADS": threads,
-            "RAY_CHDIR_TO_TRIAL_DIR": "0",
-            **cpu,
-        }
-
-    def _own_cluster(self) -> dict[str, Any]:
-        port = self.placement.dashboard_port
-        if port is not None and _port_taken(port):
-            raise ClusterError(
-                f"port {port} for Ray's dashboard is in use; set cluster.dashboard_port to a free "
-                "one, or to null for no dashboard"
-            )
-        # Logical CPUs: a machine with fewer cores than workers runs them too, only slower.
-        wanted = int(self.placement.resources["CPU"])
-        return {
-            "num_cpus": max(wanted, os.cpu_count() or 1),
-            "include_dashboard": port is not None,
-            "dashboard_port": port,
-            # Images travel through the page cache, not through Ray's object store.
-            "object_store_memory": 128 << 20,
-        }
-
     def _await_resources(self, where: str) -> None:
         """Wait until the cluster has room for the group; a full one would leave it pending."""
         import ray
@@ -239,22 +232,6 @@ def _signals_kept() -> Iterator[None]:
     yield
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
-
-
-def _check_answers(address: str) -> None:
-    """Fail at once where nothing listens; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ClusterError(f"nothing answers there ({error})") from error
-
-
-def _port_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _explain(error: BaseException) -> str:

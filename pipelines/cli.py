@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pipelines.commands import command
 from pipelines.commands.analysis import add_analysis_commands
+from pipelines.commands.data import add_data_commands
 from pipelines.commands.weights import add_weights_commands
 
 DESCRIPTION = "Pretrain (FCMAE), fine-tune and evaluate ConvNeXt V2."
@@ -49,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_pipeline_options(stage)
         stage.set_defaults(act=_act_pipeline)
 
-    _add_data_command(commands)
+    add_data_commands(commands)
     add_analysis_commands(commands)
     add_weights_commands(commands)
 
@@ -62,34 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data_command(commands: Any) -> None:
-    data = command(
-        commands,
-        "data",
-        "work with image collections",
-        "convnextv2 data write photos/ out/train.beton",
-    )
-    verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
-    write = command(
-        verbs,
-        "write",
-        "write class folders or idx files as a .beton file",
-        "convnextv2 data write photos/ out/train.beton --split train --max-resolution 512",
-    )
-    write.add_argument("source", type=Path, help="folder of class folders, or of idx files")
-    write.add_argument("destination", type=Path, help="the .beton file to write")
-    write.add_argument("--split", choices=("train", "val"), default="train")
-    write.add_argument("--mode", choices=("raw", "jpg", "smart", "proportion"), default="jpg")
-    write.add_argument("--max-resolution", type=int, help="longest side in pixels")
-    write.add_argument("--jpeg-quality", type=int, default=90)
-    write.add_argument("--max-unreadable", type=int, default=0, help="images that may be skipped")
-    write.add_argument("--num-workers", type=int, default=2, help="writing processes")
-    write.add_argument("--json", action="store_true", help="print the manifest as JSON")
-    write.set_defaults(act=_act_write)
-
-
 def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, help="folder with class folders, or idx files")
+    parser.add_argument(
+        "--data", type=Path, help="the images: any layout of docs/data.md"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="change a setting (repeatable)"
     )
@@ -160,29 +137,6 @@ def _act_pipeline(options: argparse.Namespace) -> int:
         print(json.dumps(outcome.as_json(), indent=1))
     else:
         Console(soft_wrap=True).print(closing_table(outcome))
-    return 0
-
-
-def _act_write(options: argparse.Namespace) -> int:
-    from convnextv2.data.sources import open_source
-    from convnextv2.data.write import WriteSettings, write_beton
-
-    settings = WriteSettings(
-        mode=options.mode,
-        max_resolution=options.max_resolution,
-        jpeg_quality=options.jpeg_quality,
-        max_unreadable=options.max_unreadable,
-        num_workers=options.num_workers,
-    )
-    manifest = write_beton(
-        open_source(options.source, options.split), options.destination, settings
-    )
-    if options.json:
-        print(json.dumps(asdict(manifest), indent=1))
-    else:
-        print(f"{options.destination}: {manifest.samples:,} images, {manifest.bytes / 1e6:.1f} MB")
-        for _, reason in manifest.skipped:
-            print(f"  skipped {reason}")
     return 0
 
 

@@ -52,8 +52,6 @@ class WriteConfig(Section):
     """About how large a .beton file gets, in 10**9 bytes."""
     max_unreadable: Annotated[int, Field(ge=0)] = 0
     """Images that may be skipped because they cannot be decoded; more are an error."""
-    num_workers: Positive = 2
-    """Shards written at a time."""
 
 
 class DataConfig(Section):
@@ -63,8 +61,9 @@ class DataConfig(Section):
     """Any layout of docs/data.md, or a folder with train/ and val/ of convnextv2 data write."""
     labels: Path | None = None
     """Label file of ImageNet-1K's validation tar, when it is not beside it."""
-    hold_out: Share = 0.1
-    """Share that becomes the validation split of a source without one, by a hash of the names."""
+    hold_out: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the training images that becomes the validation split, by a hash of the names. By
+    default the source's own split, or a tenth where it has none."""
     classes: Path | None = None
     """A text file with the classes to keep, one per line (the 1K synsets inside the 22K)."""
     limit: Positive | None = None

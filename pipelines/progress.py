@@ -22,9 +22,12 @@ class Screen:
         self._told = 0.0
 
     def stage_starts(self, place: Place, status: str, reason: str) -> None:
-        self._stage, self._told = place.stage.name, 0.0
-        verb = "goes on" if status == "resumed" else "starts"
-        self.console.print(f"[bold]{self._stage}[/bold] {verb}: {escape(reason)}", highlight=False)
+        self.starts(place.stage.name, reason, "goes on" if status == "resumed" else "starts")
+
+    def starts(self, name: str, words: str, verb: str = "starts") -> None:
+        """Say that something begins, and put up its bar."""
+        self._stage, self._told = name, 0.0
+        self.console.print(f"[bold]{name}[/bold] {verb}: {escape(words)}", highlight=False)
         if self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("  "),

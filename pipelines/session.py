@@ -3,10 +3,10 @@
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.checkpoint import sweep
 from cluster.launch import Cluster, Placement
@@ -17,6 +17,9 @@ from pipelines.progress import Screen, SpeedWords
 from pipelines.provenance import provenance
 from pipelines.tracking import Tracker
 from pipelines.train import CHECKPOINTS
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class BusyError(RuntimeError):
@@ -125,6 +128,15 @@ class Session:
             storage=self.run_dir / "ray",
             while_waiting=follow,
         )
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        while_waiting: Callable[[], None],
+    ) -> Iterator[Result]:
+        """Call `function` on every item, on the cluster's CPUs."""
+        return self._workers().map(function, items, while_waiting=while_waiting)
 
     def _workers(self) -> Cluster:
         if self._cluster is None:

@@ -29,7 +29,7 @@ from convnextv2.data.local_cache import LocalCache
 from convnextv2.data.order import GlobalOrder
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from convnextv2.recipe.schedule import WarmupCosine, scaled_lr
-from pipelines.config import FinetuneConfig, PipelineConfig, PretrainConfig
+from pipelines.config import DataConfig, FinetuneConfig, PipelineConfig, PretrainConfig
 from pipelines.logs import worker_log
 from pipelines.metrics import Spool
 from pipelines.samples import training_order
@@ -210,6 +210,14 @@ class Run:
     def fault_before(self, step: int) -> None:
         if self.fault is not None:
             self.fault.strike(group.rank(), step)
+
+
+def local_cache(shards: Path, data: DataConfig) -> LocalCache | None:
+    """The node's cache of the shards, copying, if one is configured."""
+    if data.cache is None:
+        return None
+    room = None if data.cache_gb is None else round(data.cache_gb * 1e9)
+    return LocalCache(shards, data.cache, room).start()
 
 
 def checkpoint_notes(job: TrainJob, topology: Topology) -> dict[str, Any]:

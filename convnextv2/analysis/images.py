@@ -10,10 +10,27 @@ from PIL import Image
 from torch import Tensor
 
 from convnextv2.data.collection import DataError, RGBImage, UnreadableImage
-from convnextv2.data.sources import IMAGE_SUFFIXES, FolderSource
+from convnextv2.data.pixels import decode
+from convnextv2.data.sources import IMAGE_SUFFIXES
 
 
-def open_images(root: Path, limit: int) -> FolderSource:
+@dataclass(frozen=True)
+class ImageFiles:
+    """Files (names below `root`) of any image format."""
+
+    root: Path
+    files: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def image(self, index: int) -> RGBImage:
+        """Decode to (H, W, 3); raises UnreadableImage."""
+        path = self.root / self.files[index]
+        return decode(path.read_bytes(), str(path))
+
+
+def open_images(root: Path, limit: int) -> ImageFiles:
     """At most `limit` images under `root`, flat or in class folders (whose labels are not used).
 
     They are taken at equal distances in the order of their names, so that as many classes are
@@ -36,7 +53,7 @@ def open_images(root: Path, limit: int) -> FolderSource:
         raise DataError(f"no images under {root}; read are {', '.join(sorted(IMAGE_SUFFIXES))}")
     count = min(limit, len(names))
     chosen = [names[number * len(names) // count] for number in range(count)]
-    return FolderSource(root, (root.name,), tuple((name, 0) for name in chosen))
+    return ImageFiles(root, tuple(chosen))
 
 
 def require_rgb(in_channels: int) -> None:
@@ -53,7 +70,7 @@ class Views:
     reasons why others are not among them.
     """
 
-    source: FolderSource
+    source: ImageFiles
     size: tuple[int, int]
     batch_size: int
     shown: list[str] = field(default_factory=list)
@@ -69,7 +86,7 @@ class Views:
         for index in range(len(self.source)):
             try:
                 pending.append(center_view(self.source.image(index), self.size))
-                self.shown.append(self.source.files[index][0])
+                self.shown.append(self.source.files[index])
             except UnreadableImage as error:
                 self.skipped.append(str(error))
             if len(pending) == self.batch_size or (pending and index + 1 == len(self.source)):

@@ -105,6 +105,7 @@ def _draws(keys: NDArray[np.uint64], seed: int, draw: int) -> NDArray[np.float64
 
 
 def _split(part: Members, selection: Selection, seed: int) -> Members:
+    assert selection.hold_out is not None
     held = _draws(part["key"], seed, Draw.HOLD_OUT) < selection.hold_out
     return part[held if selection.split == "val" else ~held]
 

@@ -1,8 +1,8 @@
 """The .beton files of a folder, mapped into memory: nothing of them is read before it is needed.
 
 FFCV's reader copies its tables into every process (48 bytes a sample) and its memory manager makes
-Python dictionaries of them (525 bytes a sample). Here all that a process owns is one row per shard;
-a sample's 24-byte record stays in the mapped file, in page cache that all processes of a node share.
+Python dictionaries of them (525 bytes a sample). Here all that a process owns is a row per shard; a
+sample's 24-byte record stays in the mapped file, in page cache that all processes of a node share.
 """
 
 from collections.abc import Sequence
@@ -42,6 +42,7 @@ class Shards:
         self.paths = list(paths)
         self.table = np.zeros(len(paths), TABLE)
         self._maps: list[NDArray[np.uint8]] = []
+        self._old: list[NDArray[np.uint8]] = []
         first = 0
         for number, path in enumerate(paths):
             mapped, row = _map(path)
@@ -59,7 +60,8 @@ class Shards:
         # The old map stays until the last reader of the old table is gone.
         table = self.table.copy()
         table[number]["address"] = row[1]
-        self._maps.append(mapped)
+        self._old.append(self._maps[number])
+        self._maps[number] = mapped
         self.paths[number] = path
         self.table = table
 
@@ -70,6 +72,10 @@ class Shards:
         end = begin + int(row["samples"]) * RECORD.itemsize
         mapped = self._maps[number]
         return mapped[begin:end].view(RECORD)
+
+    def read(self, number: int, begin: int, end: int) -> bytes:
+        """Bytes of the file of shard `number`."""
+        return self._maps[number][begin:end].tobytes()
 
     def labels(self, samples: Indices | None = None) -> NDArray[np.int64]:
         """Labels of `samples` (of all of them, without)."""

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cluster.launch import KEEP_PAGES
+from cluster.placement import KEEP_PAGES
 from pipelines.provenance import git_commit, versions
 
 IMAGE_SIZE, CLASSES = 224, 1000

@@ -25,7 +25,7 @@ def imagenet1k() -> PipelineConfig:
         log_every=50,
         data=DataConfig(
             num_workers=10,
-            write=WriteConfig(mode="jpg", max_resolution=512, max_unreadable=100, num_workers=16),
+            write=WriteConfig(mode="jpg", max_resolution=512, max_unreadable=100),
         ),
         model=ModelConfig(size="atto", image_size=224, patch_size=32),
         pretrain=PretrainConfig(

@@ -109,7 +109,7 @@ def solarize_add(image: Any, add: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def luminance(red: Any, green: Any, blue: Any) -> int:
+def luminance(red: Any, green: Any, blue: Any) -> Any:
     """ITU-R 601-2 luma, in Pillow's fixed point."""
     weighted = np.int64(red) * 19595 + np.int64(green) * 38470 + np.int64(blue) * 7471
     return (weighted + 0x8000) >> 16

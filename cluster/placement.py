@@ -1,0 +1,90 @@
+"""Where workers are placed: what they need, and the environment they get."""
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+CONNECT_SECONDS = 10.0
+# On CPUs freed tensors stay with the process instead of going to the kernel and coming back page by
+# page, zeroed: a tenth of a step (docs/performance.md). One arena, because the training function is
+# not in the main thread, and the arenas of other threads take no tensor of more than 64 MB.
+KEEP_PAGES = {
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824"
+    ":glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1"
+}
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot be used, or a worker group failed for good; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What a worker group needs.
+
+    `address` names a running cluster ("auto", "host:port"); None starts one on this machine,
+    unless the environment has RAY_ADDRESS. `max_failures` bounds how often a group is restarted.
+    """
+
+    num_workers: int
+    cpus_per_worker: int = 1
+    use_gpu: bool = False
+    max_failures: int = 3
+    address: str | None = None
+    dashboard_port: int | None = None
+    start_timeout_seconds: float = 300.0
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        gpu = {"GPU": 1.0} if self.use_gpu else {}
+        return {"CPU": float(self.cpus_per_worker), **gpu}
+
+    @property
+    def resources(self) -> dict[str, float]:
+        return {name: value * self.num_workers for name, value in self.worker_resources.items()}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables of the workers."""
+        cpu = {} if self.use_gpu else {"DS_ACCELERATOR": "cpu", **KEEP_PAGES}
+        return {
+            "OMP_NUM_THREADS": str(self.cpus_per_worker),
+            "RAY_CHDIR_TO_TRIAL_DIR": "0",
+            **cpu,
+        }
+
+    @property
+    def own_cluster(self) -> dict[str, Any]:
+        """Arguments of `ray.init` for a cluster on this machine."""
+        port = self.dashboard_port
+        if port is not None and port_taken(port):
+            raise ClusterError(
+                f"port {port} for Ray's dashboard is in use; set cluster.dashboard_port to a free "
+                "one, or to null for no dashboard"
+            )
+        # Logical CPUs: a machine with fewer cores than workers runs them too, only slower.
+        wanted = int(self.resources["CPU"])
+        return {
+            "num_cpus": max(wanted, os.cpu_count() or 1),
+            "include_dashboard": port is not None,
+            "dashboard_port": port,
+            # Images travel through the page cache, not through Ray's object store.
+            "object_store_memory": 128 << 20,
+        }
+
+
+def check_answers(address: str) -> None:
+    """Fail at once where nothing listens; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(f"nothing answers there ({error})") from error
+
+
+def port_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,45 @@
+"""A batch as the network sees it, as one picture."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from convnextv2.data.load import Batch
+
+MARGIN, CAPTION = 4, 14
+
+
+def contact_sheet(batch: Batch, classes: Sequence[str]) -> Image.Image:
+    """Images of a batch in a square, with their classes (and what is mixed in) under them."""
+    count, height, width = batch.images.shape[:3]
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    across, down = width + MARGIN, height + CAPTION + MARGIN
+    sheet = Image.new("RGB", (columns * across + MARGIN, rows * down + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number in range(count):
+        left = MARGIN + number % columns * across
+        top = MARGIN + number // columns * down
+        pixels = np.ascontiguousarray(batch.images[number].numpy())
+        sheet.paste(Image.fromarray(pixels), (left, top))
+        words = _caption(batch, number, classes)
+        while draw.textlength(words) > width and len(words) > 1:
+            words = words[:-2] + "…"
+        draw.text((left, top + height), words, fill="black")
+    return sheet
+
+
+def _caption(batch: Batch, number: int, classes: Sequence[str]) -> str:
+    own = _name(int(batch.labels[number]), classes)
+    if batch.coefficients is None or batch.partner_labels is None:
+        return own
+    share = float(batch.coefficients[number])
+    return f"{share:.0%} {own}, {1 - share:.0%} " + _name(
+        int(batch.partner_labels[number]), classes
+    )
+
+
+def _name(label: int, classes: Sequence[str]) -> str:
+    return classes[label] if 0 <= label < len(classes) else "-"

@@ -1,0 +1,196 @@
+"""Commands on image collections: `data write`, `data info`, `data check`, `data sample`."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines.commands import command
+from pipelines.commands.data_sample import add_sample_command
+
+WRITE_EXAMPLE = (
+    "convnextv2 data write /data/imagenet22k shards/train --max-resolution 384 --num-workers 32"
+)
+MODES = ("raw", "jpg", "smart", "proportion")
+SIDES = (256, 384, 512)
+
+
+def add_data_commands(commands: Any) -> None:
+    """Add `data` and its verbs."""
+    data = command(commands, "data", "work with image collections", WRITE_EXAMPLE)
+    verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_write(verbs)
+    info = command(
+        verbs,
+        "info",
+        "what a folder of shards holds, or what a collection would take",
+        "convnextv2 data info /data/imagenet22k",
+    )
+    info.add_argument("path", type=Path, help="a folder of shards, or a collection")
+    _add_source_options(info)
+    info.add_argument("--json", action="store_true", help="print as JSON")
+    info.set_defaults(act=_act_info)
+    check = command(
+        verbs,
+        "check",
+        "compare shards with their manifest, to the last byte",
+        "convnextv2 data check shards/train --decode",
+    )
+    check.add_argument("folder", type=Path, help="a folder of shards")
+    check.add_argument("--decode", action="store_true", help="decode every image, too")
+    check.add_argument("--json", action="store_true", help="print as JSON")
+    check.set_defaults(act=_act_check)
+    add_sample_command(verbs)
+
+
+def _add_write(verbs: Any) -> None:
+    write = command(
+        verbs, "write", "write a collection as shards, one split to a folder", WRITE_EXAMPLE
+    )
+    write.add_argument("source", type=Path, help="the collection: any layout of docs/data.md")
+    write.add_argument("destination", type=Path, help="the folder for the shards")
+    _add_source_options(write)
+    write.add_argument("--mode", choices=MODES, default="jpg", help="as FFCV's RGBImageField")
+    write.add_argument("--max-resolution", type=int, help="longest side in pixels")
+    write.add_argument("--jpeg-quality", type=int, default=90)
+    write.add_argument("--smart-threshold", type=int, help="bytes; for --mode smart")
+    write.add_argument("--compress-probability", type=float, default=0.5, help="for proportion")
+    size = write.add_mutually_exclusive_group()
+    size.add_argument("--shard-gb", type=float, default=30.0, help="size of a shard (default: 30)")
+    size.add_argument("--num-shards", type=int, help="their number instead")
+    write.add_argument("--max-unreadable", type=int, default=0, help="images that may be skipped")
+    write.add_argument("--num-workers", type=int, default=2, help="shards written at a time")
+    write.add_argument("--address", help="a running Ray cluster (default: one is started here)")
+    write.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    write.set_defaults(act=_act_write)
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", choices=("train", "val"), default="train")
+    parser.add_argument("--labels", type=Path, help="label file of ImageNet-1K's validation tar")
+    parser.add_argument("--hold-out", type=float, help="share that makes the split val")
+    parser.add_argument("--labels-per-class", type=int, help="keep so many images of each class")
+    parser.add_argument("--classes", type=Path, help="file with the classes to keep, one a line")
+    parser.add_argument("--limit", type=int, help="keep so many images")
+
+
+def _open(path: Path, options: argparse.Namespace) -> tuple[Any, Any]:
+    from convnextv2.data.selection import Selection, open_selected
+    from pipelines.stages.write_data import read_classes
+
+    selection = Selection(
+        split=options.split,
+        hold_out=options.hold_out,
+        classes=read_classes(options.classes),
+        labels_per_class=options.labels_per_class,
+        limit=options.limit,
+    )
+    return open_selected(path, selection, options.labels)
+
+
+def _act_write(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cluster.launch import Cluster, Placement
+    from convnextv2.data.writing import WriteSettings, write_collection
+    from convnextv2.data.writing.write import progress
+    from pipelines.progress import Screen
+
+    settings = WriteSettings(
+        mode=options.mode,
+        max_resolution=options.max_resolution,
+        jpeg_quality=options.jpeg_quality,
+        smart_threshold=options.smart_threshold,
+        compress_probability=options.compress_probability,
+        shard_bytes=round(options.shard_gb * 1e9),
+        num_shards=options.num_shards,
+        max_unreadable=options.max_unreadable,
+    )
+    source, selection = _open(options.source, options)
+    screen = Screen(Console(stderr=True, soft_wrap=True))
+    placement = Placement(num_workers=options.num_workers, address=options.address)
+
+    def show() -> None:
+        done, planned = progress(options.destination)
+        if planned:
+            screen.progress(min(1.0, done / planned), f"{done:,} of {planned:,} images")
+
+    def run(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        return cluster.map(function, items, while_waiting=show)
+
+    with Cluster(placement) as cluster:
+        screen.starts("write", f"{options.source} to {options.destination}")
+        try:
+            manifest = write_collection(
+                source,
+                str(options.source),
+                options.destination,
+                selection,
+                settings,
+                run=run,
+                note=screen.note,
+            )
+        finally:
+            screen.stop()
+    if options.json:
+        print(json.dumps(asdict(manifest), indent=1))
+    else:
+        print(
+            f"{options.destination}: {manifest.samples:,} images of {len(manifest.classes):,} "
+            f"classes in {len(manifest.shards)} shards, {manifest.bytes / 1e6:,.1f} MB"
+        )
+        for name, reason in manifest.skipped:
+            print(f"  skipped {name}: {reason}")
+    return 0
+
+
+def _act_info(options: argparse.Namespace) -> int:
+    from convnextv2.data.manifest import MANIFEST
+
+    if (options.path / MANIFEST).exists():
+        from convnextv2.data.check import describe
+
+        facts = describe(options.path)
+    else:
+        facts = _estimate(options)
+    if options.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        for name, value in facts.items():
+            print(f"{name:>24}  {value}")
+    return 0
+
+
+def _estimate(options: argparse.Namespace) -> dict[str, Any]:
+    """What a collection holds and would take as JPEGs of some sizes."""
+    from convnextv2.data.writing import WriteSettings
+    from convnextv2.data.writing.estimate import estimate
+    from convnextv2.data.writing.plan import choose
+    from convnextv2.data.writing.write import here
+
+    source, selection = _open(options.path, options)
+    sequence, classes = choose(source, selection, 0, here)
+    facts: dict[str, Any] = {"images": f"{len(sequence):,}", "classes": f"{len(classes):,}"}
+    for side in SIDES:
+        expected = estimate(source, sequence, WriteSettings(max_resolution=side))
+        facts["source"] = f"{expected.source_bytes / 1e9:.3g} GB"
+        facts[f"at {side} px"] = (
+            f"{expected.bytes / 1e9:.3g} GB, {expected.seconds / 3600:.2g} hours on one core"
+        )
+        facts["unreadable"] = f"{expected.unreadable} of {expected.sampled} looked at"
+    return facts
+
+
+def _act_check(options: argparse.Namespace) -> int:
+    from convnextv2.data.check import check
+
+    problems = check(options.folder, decode=options.decode)
+    if options.json:
+        print(json.dumps({"folder": str(options.folder), "problems": problems}, indent=1))
+    elif problems:
+        print("\n".join(problems))
+    else:
+        print(f"{options.folder}: every byte is as it was written")
+    return 1 if problems else 0

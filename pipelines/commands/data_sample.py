@@ -1,0 +1,60 @@
+"""Command `data sample`: a picture of what a training batch looks like."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pipelines.commands import command
+
+
+def add_sample_command(verbs: Any) -> None:
+    """Add the verb `sample`."""
+    sample = command(
+        verbs,
+        "sample",
+        "a contact sheet (PNG) of augmented training images",
+        "convnextv2 data sample shards/train --output sheet.png --preset imagenet1k",
+    )
+    sample.add_argument("folder", type=Path, help="a folder of shards")
+    sample.add_argument("--output", type=Path, default=Path("sheet.png"))
+    sample.add_argument("--preset", default="imagenet1k", help="whose augmentation is shown")
+    sample.add_argument("--stage", choices=("pretrain", "finetune"), default="finetune")
+    sample.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="change a setting (repeatable)"
+    )
+    sample.add_argument("--count", type=int, default=64, help="images (default: 64)")
+    sample.add_argument("--epoch", type=int, default=0)
+    sample.set_defaults(act=_act_sample)
+
+
+def _act_sample(options: argparse.Namespace) -> int:
+    from convnextv2.data.contact_sheet import contact_sheet
+    from convnextv2.data.load import BetonLoader
+    from convnextv2.data.manifest import read_manifest
+    from convnextv2.data.order import GlobalOrder
+    from pipelines.presets import load_preset
+    from pipelines.views import augmentation, training_view
+
+    config = load_preset(options.preset, options.set)
+    augment = getattr(config, options.stage).augment
+    manifest = read_manifest(options.folder)
+    count = min(options.count, manifest.samples)
+    # Mixing takes pairs.
+    count -= count % 2 if augment.mixup or augment.cutmix else 0
+    if count < 1:
+        raise ValueError(f"--count {options.count}: no image is left to show")
+    loader = BetonLoader(
+        options.folder,
+        batch_size=count,
+        view=training_view(config.model.image_size, augment),
+        augment=augmentation(augment),
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        batches_ahead=1,
+    )
+    order = GlobalOrder(manifest.samples, count, config.seed)
+    batches = loader.batches(order.batch(options.epoch, 0), options.epoch)
+    contact_sheet(next(batches), manifest.classes).save(options.output, format="PNG")
+    batches.close()
+    print(f"{options.output}: {count} images of {options.folder}, epoch {options.epoch}")
+    return 0
