@@ -12,6 +12,7 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from ffcv.fields import IntField, RGBImageField
@@ -76,7 +77,7 @@ class BetonLoader:
         view: What the network sees of an image.
         augment: What happens to that view.
         seed: Seed of all draws.
-        num_workers: Decoding threads.
+        num_workers: Decoding threads, at most one for each core.
         batches_ahead: Batches prepared in advance.
         cache: A started node-local cache; shards are read from it as they arrive.
 
@@ -101,7 +102,9 @@ class BetonLoader:
         if augment.mixing is not None and batch_size % 2:
             raise ValueError(f"mixing pairs images, batch size {batch_size} is odd")
         self.batch_size, self.seed, self.cache = batch_size, seed, cache
-        self.num_workers, self.batches_ahead = num_workers, batches_ahead
+        # numba starts as many threads as there are cores, and refuses to use more.
+        self.num_workers = min(num_workers, numba.config.NUMBA_NUM_THREADS)
+        self.batches_ahead = batches_ahead
         self.shards = open_shards(folder, read_manifest(folder))
         self.clock = np.array([seed, 0], np.uint64)
         self.memory_manager = _Storage(self)

@@ -38,8 +38,9 @@ class Manifest:
     """What a folder of shards holds.
 
     `settings` and `selection` are those it was written with; `source` and `source_fingerprint` say
-    from what, and `digest` is a hash of all these. Sample numbers run through the shards in order: the first of a shard follows the last
-    of the one before. `class_counts` has the samples of each of `classes`.
+    from what, and `digest` is a hash of all these. Sample numbers run through the shards in order:
+    the first of a shard follows the last of the one before. `class_counts` has the samples of each
+    of `classes`.
     """
 
     split: str
