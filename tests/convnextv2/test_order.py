@@ -1,97 +1,149 @@
-"""Order: a function of (seed, epoch), the same global batches on any number of workers."""
+"""Order: one global order for every world size, exact from every position, in little memory."""
+
+import tracemalloc
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from convnextv2.data.order import GlobalOrder, few_labels
+from convnextv2.data.order import GlobalOrder, Indices, few_labels, part_of
 
-# Sample numbers with gaps, as they are where unreadable images were left out.
-SAMPLES = np.array([index for index in range(50) if index % 7 != 3], np.uint64)
-ORDER = GlobalOrder(SAMPLES, global_batch_size=8, seed=5)
-
-
-def test_an_epoch_serves_every_sample_at_most_once_and_drops_the_partial_batch() -> None:
-    assert len(SAMPLES) == 43
-    for epoch in range(3):
-        batches = ORDER.epoch(epoch)
-        assert batches.shape == (5, 8) == (ORDER.batches_per_epoch, 8)
-        assert len(np.unique(batches)) == 40
-        assert np.isin(batches, SAMPLES).all()
+WORLDS = (1, 2, 3, 5, 8)
+IMAGENET_22K = 14_197_122
 
 
-def test_an_epoch_that_divides_serves_every_sample_exactly_once() -> None:
-    batches = GlobalOrder(SAMPLES[:40], 8, seed=5).epoch(0)
-    assert sorted(batches.ravel()) == sorted(SAMPLES[:40])
+def blocks(count: int, size: int = 7) -> Indices:
+    return np.append(np.arange(0, count, size), count).astype(np.uint64)
 
 
-def test_over_epochs_the_dropped_samples_change() -> None:
-    dropped = [tuple(np.setdiff1d(SAMPLES, ORDER.epoch(epoch))) for epoch in range(8)]
-    assert all(len(left) == 3 for left in dropped)
-    assert len(set(dropped)) > 1
-
-
-def test_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
-    again = GlobalOrder(SAMPLES.copy(), global_batch_size=8, seed=5)
-    np.testing.assert_array_equal(again.epoch(2), ORDER.epoch(2))
-    assert not np.array_equal(ORDER.epoch(2), ORDER.epoch(3))
-    assert not np.array_equal(GlobalOrder(SAMPLES, 8, seed=6).epoch(2), ORDER.epoch(2))
-    # (seed, epoch) is no sum: neighbouring seeds do not share epochs.
-    assert not np.array_equal(GlobalOrder(SAMPLES, 8, seed=6).epoch(1), ORDER.epoch(2))
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-def test_the_workers_shares_make_up_the_same_global_batches(world_size: int) -> None:
+def seen(order: GlobalOrder, epoch: int, world_size: int, start: int = 0) -> list[list[int]]:
+    """What all workers see of each global batch, sorted within it."""
     shares = [
-        ORDER.share(1, rank=rank, world_size=world_size).reshape(5, -1)
+        list(order.share(epoch, rank=rank, world_size=world_size, start=start))
         for rank in range(world_size)
     ]
-    together = np.concatenate(shares, axis=1)
-    np.testing.assert_array_equal(np.sort(together), np.sort(ORDER.epoch(1)))
-    assert len({share.size for share in shares}) == 1
+    return [sorted(np.concatenate(parts).tolist()) for parts in zip(*shares, strict=True)]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("start", [0, 1, 4, 5])
-def test_resuming_serves_what_was_left(world_size: int, start: int) -> None:
-    for rank in range(world_size):
-        whole = ORDER.share(1, rank=rank, world_size=world_size)
-        rest = ORDER.share(1, rank=rank, world_size=world_size, start=start)
-        np.testing.assert_array_equal(rest, whole[start * 8 // world_size :])
+ORDERS = {
+    "random": GlobalOrder(240, 24, 1),
+    "random, odd": GlobalOrder(101, 10, 1, drop_last=False),
+    "subset": GlobalOrder(np.arange(0, 300, 3).astype(np.uint64), 8, 1, drop_last=False),
+    "blocks": GlobalOrder(240, 24, 1, blocks=blocks(240), window_blocks=4),
+    "blocks, odd": GlobalOrder(101, 10, 1, drop_last=False, blocks=blocks(101), window_blocks=3),
+    "blocks, subset": GlobalOrder(
+        np.arange(0, 300, 3).astype(np.uint64), 8, 1, blocks=blocks(300), window_blocks=5
+    ),
+}
 
 
-def test_resuming_on_another_number_of_workers_repeats_and_skips_nothing() -> None:
-    before = np.concatenate([ORDER.share(0, rank=r, world_size=2)[: 2 * 4] for r in range(2)])
-    after = np.concatenate([ORDER.share(0, rank=r, world_size=4, start=2) for r in range(4)])
-    np.testing.assert_array_equal(
-        np.sort(np.concatenate([before, after])), np.sort(ORDER.epoch(0).ravel())
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_every_sample_once_and_the_same_global_batches(order: GlobalOrder, world_size: int) -> None:
+    batches = seen(order, 2, world_size)
+    assert batches == seen(order, 2, 1)
+    served = [sample for batch in batches for sample in batch]
+    assert len(set(served)) == len(served) == order.samples_per_epoch
+    every = range(order.samples) if isinstance(order.samples, int) else order.samples.tolist()
+    assert set(served) <= set(every)
+    if not order.drop_last:
+        assert set(served) == set(every)
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_going_on_at_every_position_is_the_straight_run(
+    order: GlobalOrder, world_size: int
+) -> None:
+    straight = seen(order, 1, 1)
+    for consumed in range(0, order.samples_per_epoch, order.global_batch_size):
+        epoch, start = order.locate(order.samples_per_epoch + consumed)
+        assert epoch == 1
+        assert seen(order, epoch, world_size, start) == straight[start:]
+
+
+def test_workers_get_equal_shares_in_whole_pairs() -> None:
+    batch = np.arange(48, dtype=np.uint64)
+    for world_size in (1, 2, 3, 4, 6, 8):
+        parts = [part_of(batch, rank, world_size) for rank in range(world_size)]
+        assert {len(part) for part in parts} == {48 // world_size}
+        for part in parts:
+            assert (part.reshape(-1, 2)[:, 1] == part.reshape(-1, 2)[:, 0] + 1).all()
+    uneven = [part_of(batch[:10], rank, 4) for rank in range(4)]
+    assert [len(part) for part in uneven] == [3, 3, 2, 2]
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = [GlobalOrder(64, 64, seed).batch(epoch, 0).tolist() for seed in (0, 1)
+              for epoch in (0, 1)]  # fmt: skip
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_a_position_inside_a_batch_is_refused_with_those_near() -> None:
+    with pytest.raises(ValueError, match=r"25 samples .* of 24; 24 and 48 are between"):
+        ORDERS["random"].locate(25)
+
+
+def test_the_last_batch_is_dropped_or_short_and_never_filled() -> None:
+    dropped, kept = GlobalOrder(10, 4, 0), GlobalOrder(10, 4, 0, drop_last=False)
+    assert [len(dropped.batch(0, n)) for n in range(dropped.batches_per_epoch)] == [4, 4]
+    assert [len(kept.batch(0, n)) for n in range(kept.batches_per_epoch)] == [4, 4, 2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 400),
+    batch=st.integers(1, 64),
+    size=st.integers(1, 50),
+    window=st.integers(1, 9),
+    seed=st.integers(0, 5),
+)
+def test_blocks_of_any_size_serve_every_sample_once(
+    count: int, batch: int, size: int, window: int, seed: int
+) -> None:
+    order = GlobalOrder(
+        count, batch, seed, drop_last=False, blocks=blocks(count, size), window_blocks=window
     )
+    served = np.concatenate([order.batch(seed, n) for n in range(order.batches_per_epoch)])
+    assert sorted(served.tolist()) == list(range(count))
 
 
-LABELS: npt.NDArray[np.int64] = np.arange(60) % 3
+def test_block_random_reads_a_window_of_whole_blocks_at_a_time() -> None:
+    count, size, window = 7000, 70, 10
+    order = GlobalOrder(count, 70, 0, blocks=blocks(count, size), window_blocks=window)
+    first = np.concatenate([order.batch(0, n) for n in range(window)])
+    read = np.unique(first // size)
+    assert len(read) == window
+    assert sorted(first.tolist()) == sorted(
+        np.concatenate([np.arange(b * size, (b + 1) * size) for b in read]).tolist()
+    )
+    # The blocks lie all over the set, and a batch mixes most of its window's.
+    assert np.ptp(read) > 50
+    assert len(np.unique(order.batch(0, 3) // size)) > 7
 
 
-def test_few_labels_takes_as_many_of_every_class() -> None:
-    samples = np.arange(5, 60, dtype=np.uint64)
-    chosen = few_labels(LABELS, samples, per_class=4, seed=0)
-    assert chosen.dtype == np.uint64
-    assert np.bincount(LABELS[chosen]).tolist() == [4, 4, 4]
-    assert np.isin(chosen, samples).all()
-    assert (np.diff(chosen.astype(int)) > 0).all()
+@pytest.mark.parametrize("block_random", [False, True])
+def test_imagenet_22k_takes_no_memory_of_its_length(block_random: bool) -> None:
+    starts = blocks(IMAGENET_22K, 200) if block_random else None
+    order = GlobalOrder(IMAGENET_22K, 4096, 0, blocks=starts)
+    tracemalloc.start()
+    for number in (0, 1700):
+        batch = next(order.share(3, rank=5, world_size=64, start=number))
+        assert len(batch) == 64
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # 112 MB for a shuffled list. Blocks: 71,000 of them, a few numbers each.
+    assert peak < (8e6 if block_random else 2e6)
 
 
-def test_few_labels_is_drawn_by_the_seed_and_grows_with_the_number() -> None:
-    samples = np.arange(60, dtype=np.uint64)
-    chosen = few_labels(LABELS, samples, 4, seed=0)
-    np.testing.assert_array_equal(few_labels(LABELS, samples, 4, seed=0), chosen)
-    assert not np.array_equal(few_labels(LABELS, samples, 4, seed=1), chosen)
-    assert set(chosen) < set(few_labels(LABELS, samples, 6, seed=0))
-    # Classes are drawn independently: not the same places of each.
-    places = {tuple(chosen[LABELS[chosen] == label] // 3) for label in range(3)}
-    assert len(places) > 1
-
-
-def test_few_labels_names_the_class_that_has_too_few_and_what_would_work() -> None:
-    samples = np.array([0, 1, 2, 3, 4, 5, 6, 7], np.uint64)
-    with pytest.raises(ValueError, match=r"3 is more than the 2 images of class 2; 2 would work"):
-        few_labels(LABELS, samples, per_class=3, seed=0)
+def test_few_labels_are_of_every_class_and_a_function_of_the_seed() -> None:
+    labels = np.arange(60, dtype=np.int64) % 3
+    samples = np.arange(6, 60, dtype=np.uint64)
+    chosen = few_labels(labels, samples, 4, seed=0)
+    assert sorted(labels[chosen].tolist()) == [0] * 4 + [1] * 4 + [2] * 4
+    assert chosen.min() >= 6
+    assert chosen.tolist() == few_labels(labels, samples, 4, seed=0).tolist()
+    assert chosen.tolist() != few_labels(labels, samples, 4, seed=1).tolist()
+    with pytest.raises(ValueError, match="more than the 18 images of class 0; 18 would work"):
+        few_labels(labels, samples, 19, seed=0)
