@@ -12,7 +12,7 @@ from convnextv2.tasks import Normalize, TaskOutput
 
 
 class ClassifyTask(nn.Module):
-    """Cross entropy with label smoothing."""
+    """Cross entropy with label smoothing; of mixed images, that of both labels by their shares."""
 
     def __init__(self, model: ConvNeXtV2, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -28,9 +28,17 @@ class ClassifyTask(nn.Module):
 
     def forward(self, batch: Batch) -> TaskOutput:
         logits = self.logits(batch)
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         correct = (logits.argmax(dim=1) == batch.labels).float().mean()
-        return TaskOutput(loss, {"accuracy": correct.detach()})
+        return TaskOutput(self._loss(logits, batch), {"accuracy": correct.detach()})
+
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        if batch.coefficients is None or batch.partner_labels is None:
+            return F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        own, partner = (
+            F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
+            for labels in (batch.labels, batch.partner_labels)
+        )
+        return (batch.coefficients * own + (1 - batch.coefficients) * partner).mean()
 
 
 @dataclass

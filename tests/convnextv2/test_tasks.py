@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.data.mixup import mixup_target
+from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
 from convnextv2.data.load import Batch
@@ -164,3 +166,23 @@ def test_pretraining_trains_every_parameter() -> None:
     task(batch_of([0, 1, 2])).loss.backward()
     without = [n for n, p in task.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
+
+
+def test_the_loss_of_mixed_images_is_timms() -> None:
+    """timm: soft targets of the smoothed labels, mixed, and their cross entropy."""
+    torch.manual_seed(0)
+    model = ConvNeXtV2.from_size("pocket", num_classes=5, stem_stride=1)
+    task = ClassifyTask(model, label_smoothing=0.1)
+    images = torch.randint(0, 255, (4, 16, 16, 3), dtype=torch.uint8)
+    labels, shares = torch.tensor([0, 3, 1, 1]), torch.tensor([0.9, 0.2, 0.5, 0.0])
+    batch = Batch(images, labels, torch.arange(4), 0, shares)
+    assert batch.partner_labels is not None
+    assert batch.partner_labels.tolist() == [3, 0, 1, 1]
+    targets = torch.stack(
+        [
+            mixup_target(labels[[row, row ^ 1]], 5, lam=float(shares[row]), smoothing=0.1)[0]
+            for row in range(4)
+        ]
+    )
+    expected = SoftTargetCrossEntropy()(task.logits(batch), targets)
+    torch.testing.assert_close(task(batch).loss, expected)
