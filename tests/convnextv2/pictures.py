@@ -1,91 +1,62 @@
 """Image collections made up in memory; importable, so that writer processes can unpickle them."""
 
-import multiprocessing
-import os
-import signal
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from convnextv2.data.collection import RGBImage, UnreadableImage
+from convnextv2.data.collection import MEMBER, Members, RGBImage, Stored, name_key
+from convnextv2.data.manifest import Manifest
+from convnextv2.data.selection import Selection
+from convnextv2.data.writing import WriteSettings, write_collection
+
+CLASSES = ("cat", "dog", "eel")
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Smooth pictures that differ from each other, labels 0, 1, 2, 0, …"""
+    """Smooth pictures that differ from each other, labels 0, 1, 2, 0, …; a part per class."""
 
     shapes: tuple[tuple[int, int], ...]
     unreadable: tuple[int, ...] = ()
-    classes: tuple[str, ...] = ("cat", "dog", "eel")
+    classes: tuple[str, ...] = CLASSES
+    has_splits: bool = True
 
-    def __len__(self) -> int:
-        return len(self.shapes)
+    @property
+    def parts(self) -> Sequence[str]:
+        return self.classes
+
+    def members(self, part: int) -> Members:
+        listing = np.zeros(len(range(part, len(self.shapes), len(self.classes))), MEMBER)
+        listing["offset"] = range(part, len(self.shapes), len(self.classes))
+        listing["key"] = [name_key(self.name(index)) for index in listing["offset"]]
+        listing["size"] = [3 * np.prod(self.shapes[index]) for index in listing["offset"]]
+        listing["label"] = part
+        return listing
+
+    def read(self, part: int, members: Members) -> Iterator[Stored]:
+        for index in members["offset"].tolist():
+            yield Stored(self.name(index), self.content(index))
+
+    def content(self, index: int) -> bytes | RGBImage:
+        return b"no image" if index in self.unreadable else self.image(index)
+
+    def fingerprint(self) -> str:
+        return repr(self)
 
     def name(self, index: int) -> str:
         return f"picture-{index}"
 
-    def label(self, index: int) -> int:
-        return index % 3
-
     def image(self, index: int) -> RGBImage:
-        if index in self.unreadable:
-            raise UnreadableImage(f"{self.name(index)}: made up to be bad")
         height, width = self.shapes[index]
         rows, columns = np.mgrid[0:height, 0:width]
         waves = np.stack([rows / 5 + index, columns / 4 - index, (rows - columns) / 7], axis=-1)
         return np.round(127.5 + 127.5 * np.sin(waves)).astype(np.uint8)
 
-    def fingerprint(self) -> list[object]:
-        return [list(self.shapes)]
 
-
-@dataclass(frozen=True)
-class FatalPictures(Pictures):
-    """Pictures of which one does something to the process that reads it (not in the parent)."""
-
-    fatal: int = 0
-    act: Callable[[], object] = lambda: None
-
-    def image(self, index: int) -> RGBImage:
-        if index == self.fatal and multiprocessing.parent_process() is not None:
-            self.act()
-        return super().image(index)
-
-
-def kill_worker() -> None:
-    """As the kernel does to the process that needs most memory."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def kill_worker_at_the_counter() -> None:
-    """The worst moment for it: the counter the parent reads is locked."""
-    frame = sys._getframe()
-    while "done" not in vars(frame.f_locals.get("self", object)):
-        assert frame.f_back is not None
-        frame = frame.f_back
-    frame.f_locals["self"].done.get_lock().acquire()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def kill_writer() -> None:
-    """Kill the parent of this worker, and stay alive far longer than any test."""
-    os.kill(os.getppid(), signal.SIGKILL)
-    time.sleep(300)
-
-
-def refuse_named_memory() -> None:
-    """Shared memory with a name outlives who made it, and /dev/shm is 64 MB in a container."""
-    if "/dev/shm/psm" in Path("/proc/self/maps").read_text():
-        raise RuntimeError("the writer uses /dev/shm")
-
-
-def stumble() -> None:
-    raise RuntimeError("the decoder broke")
-
-
-def hang() -> None:
-    time.sleep(300)
+def write(source: Pictures, folder: Path, settings: WriteSettings | None = None) -> Manifest:
+    """Write all pictures to `folder` in this process."""
+    return write_collection(
+        source, "pictures", folder, Selection(), settings or WriteSettings(mode="raw")
+    )

@@ -61,7 +61,12 @@ class WriteSettings:
                     0 <= self.compress_probability <= 1,
                 ),
                 ("shard_bytes", self.shard_bytes, "more than 0", self.shard_bytes > 0),
-                ("num_shards", self.num_shards, "at least 1", (self.num_shards or 1) > 0),
+                (
+                    "num_shards",
+                    self.num_shards,
+                    "at least 1",
+                    self.num_shards is None or self.num_shards > 0,
+                ),
                 (
                     "page_size",
                     self.page_size,
