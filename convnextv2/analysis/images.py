@@ -27,7 +27,10 @@ class ImageFiles:
     def image(self, index: int) -> RGBImage:
         """Decode to (H, W, 3); raises UnreadableImage."""
         path = self.root / self.files[index]
-        return decode(path.read_bytes(), str(path))
+        try:
+            return decode(path.read_bytes(), str(path))
+        except OSError as error:
+            raise UnreadableImage(f"{path}: {error}") from error
 
 
 def open_images(root: Path, limit: int) -> ImageFiles:

@@ -79,7 +79,7 @@ def select(
     total = sum(map(len, listings))
     chosen = list(listings)
     if selection.hold_out is not None:
-        chosen = [_split(part, selection, seed) for part in chosen]
+        chosen = [_split(part, selection.split, selection.hold_out, seed) for part in chosen]
         if total and not any(map(len, chosen)):
             raise DataError(
                 f"{total:,} images are too few to hold out a share of {selection.hold_out} as a "
@@ -104,10 +104,9 @@ def _draws(keys: NDArray[np.uint64], seed: int, draw: int) -> NDArray[np.float64
     )
 
 
-def _split(part: Members, selection: Selection, seed: int) -> Members:
-    assert selection.hold_out is not None
-    held = _draws(part["key"], seed, Draw.HOLD_OUT) < selection.hold_out
-    return part[held if selection.split == "val" else ~held]
+def _split(part: Members, split: Split, share: float, seed: int) -> Members:
+    held = _draws(part["key"], seed, Draw.HOLD_OUT) < share
+    return part[held if split == "val" else ~held]
 
 
 def _number_names(listings: Sequence[Members]) -> tuple[str, ...]:
@@ -119,7 +118,8 @@ def _take_classes(
     listings: Sequence[Members], classes: tuple[str, ...], wanted: tuple[str, ...]
 ) -> tuple[list[Members], tuple[str, ...]]:
     names = tuple(sorted(wanted))
-    if missing := [name for name in names if name not in set(classes)]:
+    numbers = {name: number for number, name in enumerate(classes)}
+    if missing := [name for name in names if name not in numbers]:
         near = get_close_matches(missing[0], classes, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise DataError(
@@ -128,7 +128,6 @@ def _take_classes(
         )
     # One more place at the end, for UNLABELLED (-1).
     renumbered = np.full(len(classes) + 1, UNLABELLED, np.int32)
-    numbers = {name: number for number, name in enumerate(classes)}
     renumbered[[numbers[name] for name in names]] = np.arange(len(names))
     chosen = []
     for part in listings:

@@ -1,4 +1,4 @@
-"""JPEG decoding that takes every warning for damage, by the TurboJPEG library that FFCV decodes with.
+"""JPEG decoding that takes every warning for damage, by the library that FFCV decodes with.
 
 libjpeg only warns of most damage, and fills what it cannot decode with grey or with garbage.
 """

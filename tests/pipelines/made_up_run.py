@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from convnextv2.analysis.reconstruct import Reconstruction
-from convnextv2.data.sources import FASHION_CLASSES
+from convnextv2.data.sources.idx import FASHION_CLASSES
 from pipelines.metrics import Line
 from pipelines.presets.demo import demo
 from pipelines.report import ReportInput, StageRow

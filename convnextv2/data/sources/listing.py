@@ -1,4 +1,4 @@
-"""What the layouts share: which files are images, which split a name tells, how a part is listed."""
+"""What the layouts share: what is an image, which split a name tells, how a part is listed."""
 
 import hashlib
 import json

@@ -63,7 +63,7 @@ class WebDataset:
     ) -> Iterator[tuple[str, int, int, int]]:
         """One for each sample; its files follow each other."""
         numbers = {name: number for number, name in enumerate(self.classes)}
-        for key, group in groupby(archive.entries(file), lambda entry: split_name(entry.name)[0]):
+        for _, group in groupby(archive.entries(file), lambda entry: split_name(entry.name)[0]):
             files = {split_name(entry.name)[1]: entry for entry in group}
             image = next((files[end] for end in IMAGE_ENDS if end in files), None)
             if image is None:
