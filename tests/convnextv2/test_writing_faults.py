@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 
@@ -55,8 +56,8 @@ class Steps:
             self._step()
             save(writer, position, data)
 
-        os.fsync = counted_fsync
-        BetonWriter._write = counted_save  # type: ignore[method-assign]
+        mock.patch.object(os, "fsync", counted_fsync).start()
+        mock.patch.object(BetonWriter, "_write", counted_save).start()
 
     def _on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in AUDITED and (event == "fcntl.flock" or self.folder in str(arguments[0])):
