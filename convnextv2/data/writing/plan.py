@@ -137,7 +137,8 @@ def members_path(folder: Path, number: int) -> Path:
 
 def _sequence(source: Source, listings: list[Members], seed: int) -> Members:
     """All images, parts in the order of their drawn names."""
-    order = sorted(range(len(listings)), key=lambda part: name_key(f"{seed}:{source.parts[part]}"))
+    keys = [name_key(f"{seed}:{part}") for part in source.parts]
+    order = sorted(range(len(listings)), key=keys.__getitem__)
     sequence = np.empty(sum(map(len, listings)), PLANNED)
     start = 0
     for part in order:
