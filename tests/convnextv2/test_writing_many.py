@@ -15,7 +15,7 @@ from convnextv2.data.manifest import read_manifest
 from convnextv2.data.shards import open_shards
 
 TARS = 20_000
-GROWTH = 150  # MB
+GROWTH = 100  # MB
 # In a process of its own: the peak of this one was elsewhere.
 WRITE = """
 import json, resource, sys
