@@ -132,8 +132,7 @@ class BetonLoader:
             raise RuntimeError("another epoch of this loader is still open; close its generator")
         self.clock[1] = epoch
         arrays = [samples] if isinstance(samples, np.ndarray) else samples
-        with keep_torch_threads():
-            self._thread = thread = _EpochThread(self, _chunks(arrays, self.batch_size))
+        self._thread = thread = _EpochThread(self, _chunks(arrays, self.batch_size))
         try:
             while (taken := thread.take()) is not None:
                 indices, (images, coefficients) = taken
@@ -192,6 +191,7 @@ class _EpochThread(EpochIterator):
         self.error: BaseException | None = None
         self.indices: list[Indices] = []
         self.arrived = -1
+        self.torch_threads = torch.get_num_threads()
         super().__init__(loader, [])
 
     def run(self) -> None:
@@ -204,9 +204,14 @@ class _EpochThread(EpochIterator):
 
     def _ahead(self) -> Iterator[Indices]:
         """The stream, with the kernel told to read what comes `batches_ahead` later."""
+        # FFCV has just set PyTorch's thread count along with numba's, for every thread to come.
+        torch.set_num_threads(self.torch_threads)
         shards = self.loader.shards
         waiting: list[Indices] = []
         for batch in self.stream:
+            if self.terminate_event.is_set():
+                # FFCV's thread looks only where it finds the queue full, `stop` empties it.
+                return
             self._move_to_cache(shards)
             library().convnextv2_prefetch(
                 shards.table.ctypes.data, len(shards.table), batch.ctypes.data, len(batch)
@@ -264,13 +269,3 @@ def _compiled_already() -> Iterator[None]:
         yield
     finally:
         Compiler.set_enabled(enabled)
-
-
-class keep_torch_threads:
-    """FFCV sets PyTorch's thread count along with numba's; put it back on leaving."""
-
-    def __enter__(self) -> None:
-        self.threads = torch.get_num_threads()
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self.threads)
