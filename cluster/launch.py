@@ -121,7 +121,15 @@ class Cluster:
             BaseException: What `function` raised, as it was.
         """
         import ray
-        from ray.exceptions import RayTaskError, WorkerCrashedError
+        from ray.exceptions import (
+            NodeDiedError,
+            ObjectLostError,
+            OutOfMemoryError,
+            RayTaskError,
+            WorkerCrashedError,
+        )
+
+        deaths = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 
         def call(item: Item) -> Result:  # Ray takes functions, and no other callables.
             return function(item)
@@ -144,7 +152,7 @@ class Cluster:
                         yield ray.get(ref)
                     except RayTaskError as error:
                         raise (error.cause or error) from None
-                    except WorkerCrashedError as error:
+                    except deaths as error:
                         if again:
                             raise ClusterError(
                                 "a process died twice on the same work (out of memory?): "
