@@ -3,7 +3,7 @@ VENV ?= .venv
 ARGS ?=
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-soak bench bench-model lint format doctor clean
+.PHONY: help setup demo test test-fast test-soak bench bench-data bench-model lint format doctor clean
 
 help: ## list the targets (VENV=PATH for another environment, ARGS="..." for the command's options)
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -24,8 +24,11 @@ test-fast: setup ## the inner loop: tests without start-up costs, stops at the f
 test-soak: setup ## long fault and resume tests
 	@exec '$(VENV)/bin/python' -m pytest -m soak $(ARGS)
 
-bench: setup ## speed of the loader and of the whole stack, printed and written as JSON
+bench: setup ## speed of the whole stack against bare PyTorch, printed and written as JSON
 	@exec '$(VENV)/bin/python' -m pipelines.bench $(ARGS)
+
+bench-data: setup ## our loader beside FFCV's, torchvision's, timm's and WebDataset's; writing, memory
+	@exec '$(VENV)/bin/python' -m pipelines.bench.data $(ARGS)
 
 bench-model: setup ## speed and memory of the model by backend and size, and beside timm's and HF's
 	@exec '$(VENV)/bin/python' -m pipelines.bench.model $(ARGS)

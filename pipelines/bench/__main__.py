@@ -1,4 +1,4 @@
-"""`make bench`: run the benchmarks, print a table and write JSON."""
+"""`make bench`: the whole stack against bare PyTorch, printed and written as JSON."""
 
 import argparse
 import json
@@ -12,14 +12,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.bench import loader, stack
+from pipelines.bench import stack
 from pipelines.provenance import git_commit, versions
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.bench", description=__doc__)
     parser.add_argument("--pairs", type=int, default=3, help="turns of every pair")
-    parser.add_argument("--photos", type=Path, help="class folders of photographs for the loader")
     parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="convnextv2-bench-") as folder:
@@ -28,7 +27,6 @@ def main() -> None:
             "time": time.strftime("%Y-%m-%d %H:%M:%S"),
             "commit": git_commit(),
             "versions": versions(),
-            "loader": loader.measure(Path(folder) / "loader", options.photos),
             "stack": stack.compare(Path(folder) / "stack", options.pairs),
         }
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -40,8 +38,6 @@ def main() -> None:
 def show(results: dict[str, Any]) -> None:
     """The figures as a table."""
     table = Table("benchmark", "figure", "value")
-    rate = results["loader"]["images_per_second"]
-    table.add_row(results["loader"]["what"], results["loader"]["images"], f"{rate:,.0f} images/s")
     table.add_row(
         results["stack"]["what"],
         "stack / bare PyTorch",

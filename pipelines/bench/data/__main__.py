@@ -1,0 +1,91 @@
+"""`make bench-data`: our loader beside FFCV's, torchvision's, timm's and WebDataset's.
+
+All read the same JPEGs and take turns. Then what decoding less than everything does to pixels,
+start-up, memory per sample and the speed of writing.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipelines.bench.data.loaders import BARE, CONTENDERS, REFERENCE, ours
+from pipelines.bench.data.memory import FEW, MANY, measure_memory
+from pipelines.bench.data.photographs import Photographs, prepare
+from pipelines.bench.data.pixels import CROPS, measure_pixels
+from pipelines.bench.data.startup import measure_startup
+from pipelines.bench.data.tables import show, summary
+from pipelines.bench.data.turns import take_turns
+from pipelines.bench.data.writing import measure_writing
+from pipelines.provenance import git_commit, versions
+
+DECODES = ("reduced", "exact", "full")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.bench.data", description=__doc__)
+    parser.add_argument("--photos", type=Path, help="folder of photographs (default: made up)")
+    parser.add_argument("--turns", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--seconds", type=float, default=4, help="of a turn, at least (default: 4)")
+    parser.add_argument("--epoch", type=int, default=4096, help="images in an epoch, at least")
+    parser.add_argument("--samples", type=int, default=MANY, help="of the file for memory")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench-data.json"))
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="convnextv2-bench-") as folder:
+        photographs = prepare(Path(folder) / "photographs", options.photos, options.epoch)
+        results = {
+            "machine": {"cores": len(os.sched_getaffinity(0)), "processor": platform.machine()},
+            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "commit": git_commit(),
+            "versions": versions(),
+            "images": f"{photographs.count} {'' if options.photos else 'made-up '}photographs",
+            "turns": options.turns,
+            "seconds": options.seconds,
+            "loaders": measure_loaders(photographs, options.turns, options.seconds),
+            "decode": measure_decode(photographs, options.turns, options.seconds),
+            "writing": measure_writing(photographs, Path(folder) / "writing", options.turns),
+            "startup": measure_startup(photographs.shards, options.turns),
+            "memory": {
+                "samples": options.samples,
+                **measure_memory(Path(folder) / "tiny", options.samples, FEW),
+            },
+        }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(results, indent=1) + "\n")
+    if options.json:
+        print(json.dumps(results, indent=1))
+    else:
+        show(results)
+        Console().print(f"written to {options.output}")
+
+
+def measure_loaders(
+    photographs: Photographs, turns: int, seconds: float
+) -> dict[str, dict[str, float]]:
+    """images/s of every contender, with ratios taken turn by turn."""
+    starts = {name: partial(start, photographs) for name, start in CONTENDERS.items()}
+    rates = take_turns(starts, turns, seconds)
+    return summary(rates, {"of_bare": BARE, "ours_is_faster_by": REFERENCE})
+
+
+def measure_decode(photographs: Photographs, turns: int, seconds: float) -> dict[str, Any]:
+    """images/s of our loader by how much it decodes, and what that does to pixels."""
+    starts = {
+        f"{crop} {decode}": partial(ours, photographs, crop, decode=decode)
+        for crop in CROPS
+        for decode in DECODES
+    }
+    rates = take_turns(starts, turns, seconds)
+    return {"pixels": measure_pixels(photographs), "speed": summary(rates, {})}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""The contenders: each gives random crops (0.2 to 1 of the area, 224 px, flipped half the time).
+
+All but the bare loops give batches of 64 as uint8. Libraries are imported by those that use them:
+each contender runs in a process of its own.
+"""
+
+import io
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pipelines.bench.data import BATCH, CROP, SCALE, WORKERS
+from pipelines.bench.data.photographs import Photographs
+from pipelines.bench.data.turns import Epoch
+
+FINE_TUNING: dict[str, Any] = {"rand_augment": 9.0, "erasing": 0.25, "mixup": 0.8, "cutmix": 1.0}
+
+
+def ours(photographs: Photographs, crop: int = CROP, **augment: Any) -> Epoch:
+    """Our loader; `augment` are fields of the settings' AugmentConfig."""
+    from convnextv2.data.load import BetonLoader
+    from pipelines.config import AugmentConfig
+    from pipelines.views import augmentation, training_view
+
+    settings = AugmentConfig(crop_scale=SCALE, **augment)
+    loader = BetonLoader(
+        photographs.shards,
+        batch_size=BATCH,
+        view=training_view(crop, settings),
+        augment=augmentation(settings),
+        num_workers=WORKERS,
+    )
+    return lambda number: sum(
+        len(batch.labels) for batch in loader.batches(photographs.order(number), number)
+    )
+
+
+def bare_area(photographs: Photographs) -> Epoch:
+    """Decode, crop and resize by FFCV's own C functions: libjpeg-turbo and OpenCV's INTER_AREA."""
+    from ffcv.libffcv import ctypes_imdecode, ctypes_resize
+
+    contents = [np.frombuffer(content, np.uint8) for content in photographs.contents()]
+    sizes = _sizes(photographs)
+    largest = max(height * width for height, width in sizes)
+
+    def view(sample: int, box: tuple[int, int, int, int], pixels: Any, out: Any) -> None:
+        content, (height, width) = contents[sample], sizes[sample]
+        top, left, tall, wide = box
+        ctypes_imdecode(
+            *(content.ctypes.data, content.size, height, width, pixels.ctypes.data),
+            *(height, width, 0, 0, 1, 1, False, False),
+        )
+        ctypes_resize(
+            *(0, pixels.ctypes.data, height, width),
+            *(top, top + tall, left, left + wide, out.ctypes.data, CROP, CROP),
+        )
+
+    def run(share: list[tuple[int, tuple[int, int, int, int]]]) -> int:
+        pixels, out = np.empty(largest * 3, np.uint8), np.empty((CROP, CROP, 3), np.uint8)
+        for sample, box in share:
+            view(sample, box, pixels, out)
+        return len(share)
+
+    return _in_threads(photographs, run)
+
+
+def bare_bicubic(photographs: Photographs) -> Epoch:
+    """Decode, crop and resize by Pillow, which uses libjpeg-turbo."""
+    from PIL import Image
+
+    contents = photographs.contents()
+
+    def run(share: list[tuple[int, tuple[int, int, int, int]]]) -> int:
+        for sample, (top, left, tall, wide) in share:
+            image = Image.open(io.BytesIO(contents[sample]))
+            cut = image.crop((left, top, left + wide, top + tall))
+            cut.resize((CROP, CROP), Image.Resampling.BICUBIC)
+        return len(share)
+
+    return _in_threads(photographs, run)
+
+
+def _sizes(photographs: Photographs) -> list[tuple[int, int]]:
+    from PIL import Image
+
+    images = [Image.open(io.BytesIO(content)) for content in photographs.contents()]
+    return [(image.height, image.width) for image in images]
+
+
+def _in_threads(
+    photographs: Photographs, run: Callable[[list[tuple[int, tuple[int, int, int, int]]]], int]
+) -> Epoch:
+    """`run` the epoch's crops, chosen beforehand, on all workers."""
+    from convnextv2.data.views import RandomView, random_crop
+
+    numbers = RandomView(size=(CROP, CROP), scale=SCALE).parameters[1]
+    sizes = _sizes(photographs)
+    order = photographs.order(0)
+    boxes = [
+        random_crop(numbers, np.uint64(0), np.uint64(copy), sample, *sizes[int(sample)])[:4]
+        for copy, sample in enumerate(order)
+    ]
+    crops = list(zip(map(int, order), boxes, strict=True))
+    threads = ThreadPoolExecutor(WORKERS)
+    return lambda _: sum(threads.map(run, [crops[n::WORKERS] for n in range(WORKERS)]))
+
+
+def ffcv(photographs: Photographs) -> Epoch:
+    """FFCV's own loader on the very same .beton file."""
+    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import RandomHorizontalFlip, ToTensor
+
+    (path,) = photographs.shards.glob("*.beton")
+    crop = RandomResizedCropRGBImageDecoder((CROP, CROP), scale=SCALE)
+    loader = Loader(
+        str(path),
+        batch_size=BATCH,
+        num_workers=WORKERS,
+        os_cache=True,
+        order=OrderOption.RANDOM,
+        drop_last=False,
+        indices=photographs.order(0),
+        pipelines={
+            "image": [crop, RandomHorizontalFlip(), ToTensor()],
+            "label": [IntDecoder(), ToTensor()],
+        },
+    )
+    return lambda _: _count(loader)
+
+
+def torchvision(photographs: Photographs) -> Epoch:
+    """ImageFolder and PyTorch's DataLoader."""
+    from torch.utils.data import DataLoader
+
+    dataset = _image_folder(photographs)
+    dataset.transform = _torchvision_transform()
+    loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
+    return lambda _: _count(loader)
+
+
+def timm(photographs: Photographs) -> Epoch:
+    """Timm's create_loader, without the prefetcher, which belongs to a GPU."""
+    import torch
+    from timm.data import create_loader, create_transform
+
+    dataset = _image_folder(photographs)
+    loader = create_loader(
+        dataset,
+        CROP,
+        BATCH,
+        is_training=True,
+        num_workers=WORKERS,
+        use_prefetcher=False,
+        device=torch.device("cpu"),
+    )
+    # create_loader itself would have it normalised here, as float32: four times the bytes.
+    dataset.transform = create_transform(
+        CROP,
+        is_training=True,
+        scale=SCALE,
+        color_jitter=None,
+        interpolation="bicubic",
+        normalize=False,
+    )
+    return lambda _: _count(loader)
+
+
+def webdataset(photographs: Photographs) -> Epoch:
+    """WebDataset: tars of the same files, its loader on PyTorch's."""
+    import webdataset as wds
+
+    transform = _torchvision_transform()
+    dataset = (
+        wds.WebDataset(photographs.tars * photographs.passes, shardshuffle=100)
+        .shuffle(1000)
+        .decode("pil")
+        .to_tuple("jpg", "cls")
+        .map_tuple(transform, int)
+        .batched(BATCH)
+    )
+    loader = wds.WebLoader(dataset, batch_size=None, num_workers=WORKERS, persistent_workers=True)
+    return lambda _: _count(loader)
+
+
+def _image_folder(photographs: Photographs) -> Any:
+    from torchvision.datasets import ImageFolder
+
+    dataset = ImageFolder(str(photographs.files))
+    dataset.samples = dataset.samples * photographs.passes
+    return dataset
+
+
+def _torchvision_transform() -> Any:
+    from torchvision import transforms
+
+    bicubic = transforms.InterpolationMode.BICUBIC
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(CROP, SCALE, interpolation=bicubic),
+            transforms.RandomHorizontalFlip(),
+            transforms.PILToTensor(),
+        ]
+    )
+
+
+def _count(batches: Iterable[Any]) -> int:
+    return sum(len(labels) for _, labels in batches)
+
+
+BARE, REFERENCE = "bare loop, area", "ours, bicubic"
+CONTENDERS: dict[str, Callable[[Photographs], Epoch]] = {
+    BARE: bare_area,
+    "bare loop, bicubic (Pillow)": bare_bicubic,
+    REFERENCE: ours,
+    "ours, area": partial(ours, interpolation="area"),
+    "ours, bicubic, decode=exact": partial(ours, decode="exact"),
+    "ours, bicubic, decode=full": partial(ours, decode="full"),
+    "ours, bicubic, fine-tuning recipe": partial(ours, **FINE_TUNING),
+    "FFCV's own loader (area)": ffcv,
+    "torchvision ImageFolder + DataLoader": torchvision,
+    "timm create_loader": timm,
+    "WebDataset": webdataset,
+}

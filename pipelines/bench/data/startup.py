@@ -1,0 +1,88 @@
+"""Start-up of a loader in a fresh process: seconds of the import, and on to the first batch."""
+
+import importlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipelines.bench.data import BATCH, CROP, WORKERS
+
+IMPORTS = {"ours": "convnextv2.data.load", "ffcv": "ffcv.loader"}
+
+
+def measure_startup(folder: Path, repeats: int) -> dict[str, dict[str, float]]:
+    """Medians over `repeats` processes after one that may compile; figures are seconds."""
+    figures: dict[str, dict[str, float]] = {}
+    for kind in IMPORTS:
+        runs = [_in_own_process(kind, folder) for _ in range(repeats + 1)][1:]
+        figures[kind] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    return figures
+
+
+def _in_own_process(kind: str, folder: Path) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.bench.data.startup", kind, str(folder)],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"start-up of {kind}: {done.stderr[-2000:]}")
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def first_batch(kind: str, folder: Path) -> dict[str, float]:
+    """Seconds to import the loader, and from constructing it to its first batch."""
+    begin = time.perf_counter()
+    importlib.import_module(IMPORTS[kind])
+    imported = time.perf_counter()
+    if kind == "ours":
+        _ours(folder)
+    else:
+        _ffcv(folder)
+    return {"import": imported - begin, "first_batch": time.perf_counter() - imported}
+
+
+def _ours(folder: Path) -> None:
+    import numpy as np
+
+    from convnextv2.data.load import BetonLoader
+    from convnextv2.data.views import RandomView
+
+    view = RandomView(size=(CROP, CROP))
+    loader = BetonLoader(folder, batch_size=BATCH, view=view, num_workers=WORKERS)
+    batches = loader.batches(np.arange(loader.shards.samples, dtype=np.uint64))
+    next(batches)
+    batches.close()
+
+
+def _ffcv(folder: Path) -> None:
+    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader
+    from ffcv.transforms import RandomHorizontalFlip, ToTensor
+
+    (path,) = folder.glob("*.beton")
+    crop = RandomResizedCropRGBImageDecoder((CROP, CROP))
+    pipelines = {
+        "image": [crop, RandomHorizontalFlip(), ToTensor()],
+        "label": [IntDecoder(), ToTensor()],
+    }
+    loader = Loader(
+        str(path),
+        batch_size=BATCH,
+        num_workers=WORKERS,
+        os_cache=True,
+        drop_last=False,
+        pipelines=pipelines,
+    )
+    batches = iter(loader)
+    next(batches)
+    batches.close()
+    batches.join()
+
+
+if __name__ == "__main__":
+    print(json.dumps(first_batch(sys.argv[1], Path(sys.argv[2]))))

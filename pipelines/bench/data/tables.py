@@ -1,0 +1,103 @@
+"""The figures of `make bench-data`: medians of the turns, and tables of them."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def summary(
+    rates: Mapping[str, Sequence[float]], against: Mapping[str, str]
+) -> dict[str, dict[str, float]]:
+    """Median, lowest and highest rate of each contender, and its median ratios.
+
+    `against` names the ratios, and to whom: they are taken turn by turn. "…_faster_by" is the
+    other way round, how much faster that one is.
+    """
+    rows = {}
+    for name, own in rates.items():
+        row = {"median": statistics.median(own), "lowest": min(own), "highest": max(own)}
+        for ratio, other in against.items():
+            turn_by_turn = [mine / theirs for mine, theirs in zip(own, rates[other], strict=True)]
+            row[ratio] = statistics.median(turn_by_turn)
+            if ratio.endswith("faster_by"):
+                row[ratio] = 1 / row[ratio]
+        rows[name] = row
+    return rows
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print all tables."""
+    console = Console()
+    for table in (_loaders, _decode, _writing, _startup, _memory):
+        console.print(table(results))
+
+
+def _loaders(results: dict[str, Any]) -> Table:
+    table = Table(
+        *("loader", "images/s", "lowest to highest", "of the bare loop", "ours is faster by"),
+        title=f"{results['images']}, 500 px, JPEG q90, random crop to 224 px, 2 workers; "
+        f"{results['turns']} turns",
+    )
+    for name, row in results["loaders"].items():
+        table.add_row(
+            name,
+            f"{row['median']:,.0f}",
+            f"{row['lowest']:,.0f} to {row['highest']:,.0f}",
+            f"{row['of_bare']:.2f}",
+            f"{row['ours_is_faster_by']:.2f} x",
+        )
+    return table
+
+
+def _decode(results: dict[str, Any]) -> Table:
+    table = Table(
+        *("crop", "decode", "images/s", "views affected", "mean difference in them"),
+        *("99% are within", "largest"),
+        title="how much is decoded, against all of it (levels of 255)",
+    )
+    for name, row in results["decode"]["speed"].items():
+        crop, decode = name.split()
+        pixels = results["decode"]["pixels"][crop].get(decode)
+        figures = ["–"] * 4
+        if pixels is not None:
+            figures = [
+                f"{pixels['affected']:.1%}",
+                f"{pixels['mean']:.2f}",
+                f"{pixels['p99']:.0f}",
+                f"{pixels['largest']}",
+            ]
+        table.add_row(f"{crop} px", decode, f"{row['median']:,.0f}", *figures)
+    return table
+
+
+def _writing(results: dict[str, Any]) -> Table:
+    table = Table("writing, one process", "images/s", "bare loop, images/s", "of the bare loop")
+    for name, row in results["writing"].items():
+        table.add_row(
+            name,
+            f"{row['images_per_second']:,.0f}",
+            f"{row['bare_images_per_second']:,.0f}",
+            f"{row['of_bare']:.2f}",
+        )
+    return table
+
+
+def _startup(results: dict[str, Any]) -> Table:
+    table = Table("start-up in a fresh process", "import, s", "to the first batch, s")
+    for name, row in results["startup"].items():
+        table.add_row(name, f"{row['import']:.2f}", f"{row['first_batch']:.2f}")
+    return table
+
+
+def _memory(results: dict[str, Any]) -> Table:
+    figures = dict(results["memory"])
+    table = Table(
+        *("loader", "private bytes", "Pss bytes"),
+        title=f"memory per sample and process, 2 processes on {figures.pop('samples'):,} samples",
+    )
+    for name, row in figures.items():
+        table.add_row(name, f"{row['private']:.1f}", f"{row['pss']:.1f}")
+    return table

@@ -1,0 +1,72 @@
+"""Taking turns: each contender lives in a process of its own and runs when it is told to.
+
+Whoever's turn it is has the machine to itself, and a machine whose speed drifts treats all alike.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+
+Epoch = Callable[[int], int]
+"""Runs epoch n from its first image to its last; returns how many images that were."""
+
+
+def take_turns(
+    contenders: Mapping[str, Callable[[], Epoch]], turns: int, seconds: float
+) -> dict[str, list[float]]:
+    """images/s of every contender in each of `turns` rounds, each of at least `seconds`.
+
+    A turn is made of whole epochs. An epoch before the first turn is not counted: it compiles,
+    starts workers and fills the page cache.
+
+    Raises:
+        RuntimeError: Naming the contender whose process ended early.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes, connections = [], {}
+    try:
+        for name, start in contenders.items():
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, start, seconds), name=name)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            connections[name] = ours
+            _ask(name, ours)
+        rates: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(turns):
+            for name, connection in connections.items():
+                rates[name].append(_ask(name, connection))
+        return rates
+    finally:
+        for connection in connections.values():
+            connection.close()
+        for process in processes:
+            process.join()
+
+
+def _ask(name: str, connection: Connection) -> float:
+    try:
+        connection.send("your turn")
+        rate: float = connection.recv()
+    except (EOFError, OSError) as error:
+        raise RuntimeError(f"{name} ended early; its own message is above") from error
+    return rate
+
+
+def _serve(connection: Connection, start: Callable[[], Epoch], seconds: float) -> None:
+    """Run a turn whenever asked to, until nobody is there to ask."""
+    run = start()
+    number = 0
+    while True:
+        try:
+            connection.recv()
+        except EOFError:
+            return
+        images, begin = 0, time.perf_counter()
+        # The first turn, which is not counted, is one epoch.
+        while images == 0 or (number > 1 and time.perf_counter() - begin < seconds):
+            images += run(number)
+            number += 1
+        connection.send(images / (time.perf_counter() - begin))
