@@ -17,7 +17,6 @@ from PIL import Image
 
 CLASSES, TRAIN, VAL = ("disc", "grating", "ramp"), 32, 8
 SMALL = (
-    "data.write.num_workers=1",
     "model.image_size=16",
     "pretrain.train_images=96",
     "pretrain.epochs=4",

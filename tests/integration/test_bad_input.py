@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import socket
 import subprocess
@@ -75,38 +74,43 @@ def flawed(photos: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_unreadable_images(flawed: Path, tmp_path: Path, capsys: Capture) -> None:
-    beton = tmp_path / "out" / "train.beton"
-    arguments = ["data", "write", str(flawed), str(beton), "--max-unreadable"]
-    assert run(*arguments, "1") == 1
+    shards = tmp_path / "out"
+    arguments = ["data", "write", str(flawed), str(shards), "--num-workers", "1"]
+    assert run(*arguments, "--max-unreadable", "1") == 1
     error = capsys.readouterr().err
-    assert "2 of 96 images cannot be read" in error
+    assert "2 images cannot be read, more than max_unreadable = 1" in error
     assert "disc/0.png" in error
-    assert list(beton.parent.iterdir()) == []
+    assert not list(shards.glob("*.beton"))
 
-    assert run(*arguments, "2", "--json") == 0
-    skipped = json.loads(capsys.readouterr().out)["skipped"]
-    assert sorted(Path(reason.split(":")[0]).name for _, reason in skipped) == ["0.png", "1.png"]
+    assert run(*arguments, "--max-unreadable", "2", "--json") == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert sorted(Path(name).name for name, _ in manifest["skipped"]) == ["0.png", "1.png"]
+    assert sum(shard["samples"] for shard in manifest["shards"]) == 94
 
 
 @pytest.mark.slow
 def test_full_disk_while_writing(photos: Path, tmp_path: Path) -> None:
     """A file size limit fails a write half way, as a full disk does."""
-    beton = tmp_path / "out" / "train.beton"
-    command = [sys.executable, "-m", "pipelines.cli", "data", "write", str(photos), str(beton)]
-    half = 1 << 20
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
-
-    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    shards = tmp_path / "out"
+    command = [sys.executable, "-m", "pipelines.cli", "data", "write", str(photos), str(shards)]
+    script = (
+        "import resource, sys; from pathlib import Path;"
+        "from convnextv2.data.selection import Selection, open_selected;"
+        "from convnextv2.data.writing import WriteSettings, write_collection;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20));"
+        "source, selection = open_selected(Path(sys.argv[1]), Selection());"
+        "write_collection(source, 'photos', Path(sys.argv[2]), selection, WriteSettings())"
+    )
+    limited = [sys.executable, "-c", script, str(photos), str(shards)]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: writing {beton} failed")
-    assert "File too large" in done.stderr
-    assert list(beton.parent.iterdir()) == []
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert str(shards) in done.stderr.splitlines()[-1]
+    assert not [path for path in shards.iterdir() if "beton" in path.name]
     subprocess.run(command, check=True, capture_output=True)
-    assert sorted(path.name for path in beton.parent.iterdir()) == [
-        "train.beton",
-        "train.beton.json",
+    assert sorted(path.name for path in shards.iterdir() if path.name[0] != ".") == [
+        "manifest.json",
+        "train-00000-of-00001.beton",
     ]
 
 

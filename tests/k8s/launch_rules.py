@@ -122,19 +122,9 @@ def workers_fit_the_cluster(documents: list[Document]) -> Iterator[str]:
             yield f"{where}: {config.data.num_workers} decoding threads on fewer CPUs per worker"
 
 
-def writers_fit_the_head(documents: list[Document]) -> Iterator[str]:
-    """The driver writes the .beton files on the head."""
-    for _, config, pod in runnable(documents):
-        if pod.where.endswith(", head"):
-            cpus = quantity(pod.spec["containers"][0]["resources"]["limits"]["cpu"])
-            if config.data.write.num_workers > cpus:
-                yield f"{pod.where}: {config.data.write.num_workers} writers on {cpus:g} CPUs"
-
-
 LAUNCH_RULES: tuple[Rule, ...] = (
     entrypoint_runs,
     paths_are_mounted,
     tracking_server_answers,
     workers_fit_the_cluster,
-    writers_fit_the_head,
 )

@@ -206,12 +206,12 @@ def test_data_write_says_what_it_wrote_and_what_it_skipped(tmp_path: Path, capsy
             Image.fromarray(image).save(folder / f"{number}.png")
     bad = tmp_path / "photos" / "val" / "dog" / "2.png"
     bad.write_text("no picture")
-    beton = tmp_path / "out" / "val.beton"
-    words = ["data", "write", str(tmp_path / "photos"), str(beton), "--split", "val"]
+    shards = tmp_path / "out"
+    words = ["data", "write", str(tmp_path / "photos"), str(shards), "--split", "val"]
 
     assert cli.main([*words, "--max-unreadable", "1", "--max-resolution", "30"]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{beton}: 6 images, ")
+    assert first.startswith(f"{shards}: 5 images of 2 classes in 1 shards, ")
     assert second.startswith(f"  skipped {bad}: ")
 
 

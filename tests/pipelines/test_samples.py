@@ -2,45 +2,25 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from convnextv2.data.collection import RGBImage, UnreadableImage
-from convnextv2.data.write import WriteSettings, write_beton
-from pipelines.config import FinetuneConfig, PretrainConfig
-from pipelines.samples import read_labels, training_samples
+from convnextv2.data.manifest import read_manifest
+from convnextv2.data.shards import open_shards
+from convnextv2.data.writing import WriteSettings
+from pipelines.config import DataConfig, FinetuneConfig, PretrainConfig
+from pipelines.samples import count, training_order, training_samples
+from tests.convnextv2.pictures import Pictures, write
 
 pytestmark = pytest.mark.slow
 
 
-class Stripes:
-    """Thirty images of three classes; number 4 cannot be read."""
-
-    classes = ("a", "b", "c")
-
-    def __len__(self) -> int:
-        return 30
-
-    def name(self, index: int) -> str:
-        return str(index)
-
-    def label(self, index: int) -> int:
-        return index % 3
-
-    def image(self, index: int) -> RGBImage:
-        if index == 4:
-            raise UnreadableImage("4: torn")
-        return np.full((8, 8, 3), index, np.uint8)
-
-    def fingerprint(self) -> list[object]:
-        return []
-
-
 @pytest.fixture(scope="module")
-def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("samples") / "train.beton"
-    write_beton(Stripes(), path, WriteSettings(mode="raw", max_unreadable=1))
-    return path
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty images of three classes, of which one cannot be read: 29 samples."""
+    folder = tmp_path_factory.mktemp("samples") / "train"
+    source = Pictures(((8, 8),) * 30, unreadable=(4,))
+    write(source, folder, WriteSettings(mode="raw", max_unreadable=1))
+    return folder
 
 
 def pretrain(train_images: int | None = None, batch: int = 4) -> PretrainConfig:
@@ -53,30 +33,43 @@ def pretrain(train_images: int | None = None, batch: int = 4) -> PretrainConfig:
     )
 
 
-def test_what_cannot_be_read_is_not_trained_on(beton: Path) -> None:
-    assert training_samples(beton, pretrain(), 0).tolist() == [i for i in range(30) if i != 4]
+def test_what_cannot_be_read_is_not_trained_on(folder: Path) -> None:
+    assert training_samples(folder, pretrain(), 0) == 29
 
 
-def test_a_part_is_chosen_by_the_seed(beton: Path) -> None:
-    first, again = (training_samples(beton, pretrain(10), 0).tolist() for _ in range(2))
-    assert first == again == sorted(set(first))
-    assert len(first) == 10
-    assert training_samples(beton, pretrain(10), 1).tolist() != first
+def test_a_part_is_chosen_by_the_seed(folder: Path) -> None:
+    first, again, other = (training_samples(folder, pretrain(10), seed) for seed in (0, 0, 1))
+    assert not isinstance(first, int)
+    assert not isinstance(again, int)
+    assert not isinstance(other, int)
+    assert first.tolist() == again.tolist() == sorted(set(first.tolist()))
+    assert count(first) == 10
+    assert other.tolist() != first.tolist()
 
 
-def test_few_labels_of_every_class(beton: Path) -> None:
+def test_few_labels_of_every_class(folder: Path) -> None:
     recipe = FinetuneConfig(
         epochs=1, global_batch_size=4, micro_batch_size=4, base_lr=1.0, labels_per_class=3
     )
-    chosen = training_samples(beton, recipe, 0)
-    assert sorted(read_labels(beton)[chosen].tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert 4 not in chosen
+    chosen = training_samples(folder, recipe, 0)
+    assert not isinstance(chosen, int)
+    labels = open_shards(folder, read_manifest(folder)).labels(chosen)
+    assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     with pytest.raises(ValueError, match="more than the 9 images of class 1; 9 would work"):
-        training_samples(beton, recipe.model_copy(update={"labels_per_class": 10}), 0)
+        training_samples(folder, recipe.model_copy(update={"labels_per_class": 10}), 0)
 
 
-def test_more_than_there_is(beton: Path) -> None:
+def test_the_order_is_random_or_by_blocks_as_configured(folder: Path) -> None:
+    full = training_order(folder, pretrain(), DataConfig(), 0)
+    blocks = training_order(folder, pretrain(), DataConfig(order="block-random"), 0)
+    assert full.blocks is None
+    assert blocks.blocks is not None
+    assert blocks.blocks.tolist() == [0, 29]
+    assert full.batches_per_epoch == blocks.batches_per_epoch == 7
+
+
+def test_more_than_there_is(folder: Path) -> None:
     with pytest.raises(ValueError, match="29 would work"):
-        training_samples(beton, pretrain(31), 0)
+        training_samples(folder, pretrain(31), 0)
     with pytest.raises(ValueError, match="at most 29 would work"):
-        training_samples(beton, pretrain(batch=32), 0)
+        training_samples(folder, pretrain(batch=32), 0)
