@@ -1,58 +1,89 @@
-"""Sources: layouts, hold-out, idx files, odd pixel formats, and what is said about bad input."""
+"""Telling layouts apart; class folders, and idx files."""
 
 import gzip
+import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from convnextv2.data.collection import DataError, Split, UnreadableImage
-from convnextv2.data.sources import FASHION_CLASSES, FolderSource, open_source
+from convnextv2.data.collection import DataError, Split
+from convnextv2.data.selection import Selection, open_selected, select
+from convnextv2.data.sources import open_source
+from convnextv2.data.sources.folders import FolderSource
+from convnextv2.data.sources.idx import FASHION_CLASSES
+from tests.convnextv2.archives import everything, jpeg, listed, put, tar
 
-ORIENTATION, DESCRIPTION = 0x0112, 0x010E
 Bytes = npt.NDArray[np.uint8]
 
 
-def picture(height: int = 6, width: int = 8, seed: int = 0) -> Bytes:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def put(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture()).save(root / name, format="png")
+def put_all(root: Path, *names: str) -> Path:
+    for seed, name in enumerate(names):
+        put(root / name, jpeg(seed))
     return root
 
 
 def files_of(root: Path, split: Split) -> list[str]:
-    source = open_source(root, split)
-    return [str(Path(source.name(index)).relative_to(root)) for index in range(len(source))]
+    """Files of a split, hold-out included."""
+    source, selection = open_selected(root, Selection(split))
+    chosen, _ = select(listed(source), source.classes, selection)
+    return [
+        str(Path(stored.name).relative_to(root))
+        for part, members in enumerate(chosen)
+        for stored in source.read(part, members)
+    ]
+
+
+# Class folders
 
 
 def test_class_folders_are_listed_by_name_at_any_depth(tmp_path: Path) -> None:
-    put(tmp_path / "train", "dog/2.png", "dog/far/below/1.JPG", "cat/9.webp", "cat/note.md")
+    names = ("cat/9.webp", "dog/2.JPEG", "dog/far/below/1.JPG")
+    put_all(tmp_path / "train", *names)
+    put_all(tmp_path / "train", "cat/note.md", "dog/._2.JPEG", "dog/.trash/3.jpg", ".git/x.jpg")
+    (tmp_path / "train/eel").mkdir()
 
     source = open_source(tmp_path, "train")
 
-    assert source.classes == ("cat", "dog")
-    assert [source.label(index) for index in range(len(source))] == [0, 1, 1]
-    assert files_of(tmp_path, "train") == [
-        "train/cat/9.webp",
-        "train/dog/2.png",
-        "train/dog/far/below/1.JPG",
+    assert source.classes == ("cat", "dog", "eel")
+    assert source.parts == [f"{tmp_path}/train/{name}" for name in source.classes]
+    assert everything(source) == [
+        ((f"{tmp_path}/train/{name}", jpeg(seed)), label)
+        for seed, (name, label) in enumerate(zip(names, (0, 1, 1), strict=True))
     ]
-    np.testing.assert_array_equal(source.image(0), picture())
+    assert source.members(1)["size"].tolist() == [len(jpeg(1)), len(jpeg(2))]
+    assert pickle.loads(pickle.dumps(source)) == source
+
+
+def test_images_beside_each_other_are_unlabelled(tmp_path: Path) -> None:
+    put_all(tmp_path, "b.png", "a.jpg", "notes.txt")
+    source = open_source(tmp_path, "train")
+    assert source.classes == ()
+    assert not source.has_splits
+    assert [(stored.name, label) for stored, label in everything(source)] == [
+        (f"{tmp_path}/a.jpg", -1),
+        (f"{tmp_path}/b.png", -1),
+    ]
+
+
+def test_names_may_be_no_text_and_folders_may_be_links(tmp_path: Path) -> None:
+    odd = b"\xff\xe9.jpg".decode(errors="surrogateescape")
+    put(tmp_path / "elsewhere" / odd, jpeg())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/cat").symlink_to(tmp_path / "elsewhere")
+    found = everything(open_source(tmp_path / "data", "train"))
+    assert [stored for stored, _ in found] == [(f"{tmp_path}/data/cat/\\xff\\xe9.jpg", jpeg())]
 
 
 @pytest.mark.parametrize("train", ["train", "training"])
 @pytest.mark.parametrize("val", ["val", "validation", "valid", "test"])
 def test_split_folders_are_recognised(tmp_path: Path, train: str, val: str) -> None:
-    put(tmp_path, f"{train}/a/1.png", f"{train}/b/2.png", f"{val}/a/3.png", f"{val}/b/4.png")
+    put_all(tmp_path, f"{train}/a/1.png", f"{train}/b/2.png", f"{val}/a/3.png", f"{val}/b/4.png")
     assert files_of(tmp_path, "train") == [f"{train}/a/1.png", f"{train}/b/2.png"]
     assert files_of(tmp_path, "val") == [f"{val}/a/3.png", f"{val}/b/4.png"]
 
@@ -60,8 +91,7 @@ def test_split_folders_are_recognised(tmp_path: Path, train: str, val: str) -> N
 def put_empty(root: Path, count: int) -> Path:
     """Many files that nobody will decode."""
     for name in (f"{label}/{number}.jpg" for label in "ab" for number in range(count)):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
+        put(root / name, b"")
     return root
 
 
@@ -70,7 +100,8 @@ def test_held_out_images_are_a_tenth_and_in_no_other_split(tmp_path: Path) -> No
     train, val = files_of(root, "train"), files_of(root, "val")
     assert sorted(train + val) == sorted(f"{c}/{n}.jpg" for c in "ab" for n in range(200))
     assert 20 <= len(val) <= 60
-    assert open_source(root, "val").classes == ("a", "b")
+    # The same numbers in two classes are different images.
+    assert {v[2:] for v in val if v[0] == "a"} != {v[2:] for v in val if v[0] == "b"}
 
 
 def test_held_out_images_stay_so_when_others_come_and_wherever_the_folder_is(
@@ -82,134 +113,119 @@ def test_held_out_images_stay_so_when_others_come_and_wherever_the_folder_is(
     assert not set(after) & set(files_of(tmp_path / "here", "train"))
 
 
-def test_the_fingerprint_tells_names_labels_and_sizes(tmp_path: Path) -> None:
-    root = put(tmp_path, "train/a/1.png", "train/b/2.png")
-    before = open_source(root, "train").fingerprint()
-    size = (root / "train/a/1.png").stat().st_size
-    assert before == [["a/1.png", 0, size], ["b/2.png", 1, size]]
-    with (root / "train/b/2.png").open("ab") as file:
-        file.write(b"!")
-    assert open_source(root, "train").fingerprint() == [before[0], ["b/2.png", 1, size + 1]]
+def test_the_hold_out_is_the_same_from_folders_and_from_tars(tmp_path: Path) -> None:
+    files = {c: {f"{n}.jpg": b"%d" % n for n in range(200)} for c in ("cat", "dog")}
+    for name, images in files.items():
+        put(tmp_path / f"tars/{name}.tar", tar({f"./{name}/{n}": c for n, c in images.items()}))
+        for file, content in images.items():
+            put(tmp_path / "folders" / name / file, content)
+    put(tmp_path / "all.tar", tar({f"{name}.tar": tar(files[name]) for name in files}))
+
+    held = []
+    for root in ("folders", "tars", "all.tar"):
+        source, selection = open_selected(tmp_path / root, Selection("val"))
+        chosen, classes = select(listed(source), source.classes, selection)
+        assert classes == ("cat", "dog")
+        held.append(
+            sorted(
+                (label, stored.content)
+                for part, members in enumerate(chosen)
+                for stored, label in zip(
+                    source.read(part, members), members["label"].tolist(), strict=True
+                )
+            )
+        )
+    assert 20 <= len(held[0]) <= 60
+    assert held[1] == held[0]
+    assert held[2] == held[0]
+
+
+def test_a_folder_that_changes_is_noticed(tmp_path: Path) -> None:
+    source = open_source(put_all(tmp_path, "cat/2.jpg", "cat/3.jpg"), "train")
+    members, before = source.members(0), source.fingerprint()
+    put(tmp_path / "cat/1.jpg", b"")
+    assert source.fingerprint() != before
+    with pytest.raises(DataError, match=r"cat/1\.jpg was not there when"):
+        list(source.read(0, members))
+    (tmp_path / "cat/1.jpg").unlink()
+    assert source.fingerprint() == before
+    put(tmp_path / "cat/2.jpg", b"!")
+    assert source.fingerprint() != before
+    (tmp_path / "cat/3.jpg").unlink()
+    with pytest.raises(DataError, match=r"cat has lost images since it was listed"):
+        list(source.read(0, members))
+    (tmp_path / "cat/2.jpg").unlink()
+    (tmp_path / "cat").rmdir()
+    with pytest.raises(DataError, match=r"cat is gone since the source was opened"):
+        source.members(0)
+
+
+# What lies there
+
+TABLE = pa.BufferOutputStream()
+pq.write_table(pa.table({"image": [b"1"]}), TABLE)
+PARQUET = TABLE.getvalue().to_pybytes()
+CLASS_TAR = tar({"1.jpg": b""})
+TAR_OF_TARS = tar({"n01440764.tar": CLASS_TAR})
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("files", "root", "message"),
     [
-        (lambda root: root / "nowhere", r"nowhere does not exist"),
-        (lambda root: put(root, "photo.png") / "photo.png", r"is a file; give the folder"),
-        (lambda root: root, r"is empty"),
-        (lambda root: put(root, "1.png", "2.png"), r"no class folders; expected one folder per"),
-        (lambda root: put(root, "a/note.md").parent / root.name, r"no images under .*\.webp in 1"),
-        (lambda root: put(root, "val/a/1.png"), r"no folder for 'train'; one of .*training"),
-        (lambda root: put(root, "train/1.png"), r"train has no class folders"),
+        ({}, "nowhere", r"nowhere does not exist"),
+        ({}, "", r"is empty"),
+        ({"1.jpg": b""}, "1.jpg", r"1\.jpg is a file; give a \.tar, a \.parquet, or the folder"),
+        ({"x.tar.gz": b""}, "x.tar.gz", r"is compressed and cannot be read in place: make it a"),
+        ({"a/note.md": b""}, "", r"no images under .*; read are .*\.webp in class folders or"),
+        ({"val/a/1.png": b""}, "", r"has a folder val but none for 'train'; one of train"),
+        ({"a/1.jpg": b"", "b.jpg": b""}, "", r"class folders \(a, .*and images beside them \(b"),
+        ({"a/1.jpg": b"", "b.tar": CLASS_TAR}, "", r"holds b\.tar and a/: which of them is meant"),
+        ({"a.parquet": PARQUET, "b.tar": CLASS_TAR}, "", r"holds b\.tar and a\.parquet: which"),
+        ({"n01440764.tar": CLASS_TAR, "n01440764.parquet": b""}, "", r"which of them is meant"),
+        (
+            {"n01440764.tar": CLASS_TAR, "fall11_whole.tar": TAR_OF_TARS}, "",
+            r"holds 2 tars, such as n01440764\.tar and fall11_whole\.tar, that are no one",
+        ),
+        (
+            {"a.tar": TAR_OF_TARS, "b.tar": TAR_OF_TARS}, "",
+            r"holds 2 tars, such as a\.tar and b\.tar, that are no one collection",
+        ),
+        ({"ILSVRC2012_img_val.tar": CLASS_TAR}, "", r"has no ILSVRC2012_img_train\.tar, which is"),
+        ({"a.tar": b"no tar"}, "", r"a\.tar is no tar: byte 0"),
     ],
-)
-def test_an_unusable_folder_is_refused_with_what_would_work(
-    tmp_path: Path, made: Callable[[Path], Path], message: str
+)  # fmt: skip
+def test_what_cannot_be_used_is_refused_with_what_would_work(
+    tmp_path: Path, files: dict[str, bytes], root: str, message: str
 ) -> None:
+    for name, content in files.items():
+        put(tmp_path / name, content)
     with pytest.raises(DataError, match=message):
-        open_source(made(tmp_path), "train")
-
-
-def test_too_few_images_to_hold_any_out_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds 1 images, too few .*make folders train/ and val/"):
-        open_source(put(tmp_path, "a/1.png"), "val")
-
-
-# Decoding: every picture below must come out as (H, W, 3) uint8 with the colours a person sees.
-
-
-def decoded(path: Path) -> Bytes:
-    return FolderSource(path.parent.parent, ("a",), ((f"a/{path.name}", 0),)).image(0)
-
-
-def stored(folder: Path, image: Image.Image, name: str, **options: Any) -> Path:
-    (folder / "a").mkdir()
-    image.save(folder / "a" / name, **options)
-    return folder / "a" / name
-
-
-def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
-    image = Image.new("CMYK", (4, 3), (0, 255, 255, 0))
-    rgb = decoded(stored(tmp_path, image, "x.tif"))
-    assert (rgb.shape, rgb.dtype) == ((3, 4, 3), np.uint8)
-    assert (rgb == (255, 0, 0)).all()
-
-
-def test_palettes_become_their_colours(tmp_path: Path) -> None:
-    image = Image.new("P", (4, 3), 1)
-    image.putpalette([9, 9, 9, 10, 200, 30])
-    assert (decoded(stored(tmp_path, image, "x.png")) == (10, 200, 30)).all()
-
-
-def test_grey_and_transparent_pictures_become_rgb(tmp_path: Path) -> None:
-    grey = decoded(stored(tmp_path, Image.new("L", (4, 3), 77), "x.png"))
-    assert (grey == 77).all()
-    assert grey.shape == (3, 4, 3)
-    image = Image.new("RGBA", (4, 3), (1, 2, 3, 0))
-    image.save(tmp_path / "a" / "y.png")
-    assert (decoded(tmp_path / "a" / "y.png") == (1, 2, 3)).all()
-
-
-@pytest.mark.parametrize("name", ["x.png", "x.tif"])
-def test_16_bit_greys_keep_their_range(tmp_path: Path, name: str) -> None:
-    greys = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
-    rgb = decoded(stored(tmp_path, Image.fromarray(greys), name))
-    assert (rgb.shape, rgb.dtype) == ((16, 16, 3), np.uint8)
-    np.testing.assert_array_equal(rgb[..., 1].ravel(), np.arange(256))
+        open_source(tmp_path / root, "train")
 
 
 @pytest.mark.parametrize(
-    ("orientation", "upright"),
-    [
-        (1, lambda x: x),
-        (2, lambda x: x[:, ::-1]),
-        (3, lambda x: x[::-1, ::-1]),
-        (6, lambda x: np.rot90(x, -1)),
-        (8, lambda x: np.rot90(x, 1)),
-    ],
+    "files",
+    [{"a/1.jpg": b""}, {"a.parquet": PARQUET}, {"a.tar": CLASS_TAR, "b.tar": CLASS_TAR}],
+    ids=["folders", "parquet", "tars"],
 )
-def test_the_cameras_rotation_is_undone(
-    tmp_path: Path, orientation: int, upright: Callable[[Bytes], Bytes]
+def test_a_label_file_is_refused_where_it_means_nothing(
+    tmp_path: Path, files: dict[str, bytes]
 ) -> None:
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    path = stored(tmp_path, Image.fromarray(picture(6, 8)), "x.png", exif=exif)
-    np.testing.assert_array_equal(decoded(path), upright(picture(6, 8)))
+    for name, content in files.items():
+        put(tmp_path / name, content)
+    with pytest.raises(DataError, match=r"a label file \(labels\.txt\) is read for ILSVRC2012_img"):
+        open_source(tmp_path, "train", labels=Path("labels.txt"))
 
 
-def jpeg_with_exif(path: Path) -> bytes:
-    exif = Image.Exif()
-    exif[ORIENTATION], exif[DESCRIPTION] = 6, "a photograph"
-    Image.fromarray(picture(64, 64)).save(path, format="jpeg", exif=exif)
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: b"",
-        lambda data: b"<html>404</html>",
-        lambda data: data[: len(data) // 2],
-        # The description becomes a width that is a text: Pillow raises struct.error.
-        lambda data: data.replace(b"\x01\x0e\x00\x02", b"\x01\x00\x00\x02"),
-    ],
-    ids=["empty", "html", "cut short", "bad exif"],
-)
-def test_an_undecodable_image_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    path = tmp_path / "a" / "x.jpg"
-    path.parent.mkdir()
-    data = jpeg_with_exif(path)
-    path.write_bytes(damage(data))
-    assert path.read_bytes() != data
-    with pytest.raises(UnreadableImage, match=r"a/x\.jpg: ."):
-        decoded(path)
-
-
-def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(UnreadableImage, match=r"x\.png: .*decompression bomb"):
-        decoded(stored(tmp_path, Image.fromarray(picture()), "x.png"))
+def test_unpacked_splits_go_before_the_tars_they_came_from(tmp_path: Path) -> None:
+    put(tmp_path / "ILSVRC2012_img_train.tar", TAR_OF_TARS)
+    put(tmp_path / "ILSVRC2012_img_val.tar", tar({"ILSVRC2012_val_00000001.JPEG": b"1"}))
+    put(tmp_path / "val.txt", "ILSVRC2012_val_00000001.JPEG 0\n")
+    put_all(tmp_path, "train/n01440764/1.jpg")
+    assert isinstance(open_source(tmp_path, "train"), FolderSource)
+    val = open_source(tmp_path, "val")
+    assert val.parts == [f"{tmp_path}/ILSVRC2012_img_val.tar"]
+    assert val.classes == ("n01440764",)
 
 
 # Idx files
@@ -239,14 +255,16 @@ def test_idx_files_are_read_plain_and_packed(
     tmp_path: Path, split: Split, stem: str, end: str
 ) -> None:
     source = open_source(put_idx(tmp_path / "data", idx(IMAGES), stem=stem, end=end), split)
-    assert len(source) == 5
     assert source.classes == ("0", "1", "2")
-    assert [source.label(index) for index in range(5)] == LABELS.tolist()
-    for index in range(5):
-        image = source.image(index)
-        assert (image.shape, image.dtype) == ((4, 6, 3), np.uint8)
-        assert (image == IMAGES[index][:, :, None]).all()
-    assert source.name(3).endswith(f"{stem}-images-idx3-ubyte{end}[3]")
+    assert source.has_splits
+    found = everything(source)
+    assert [label for _, label in found] == LABELS.tolist()
+    for index, (stored, _) in enumerate(found):
+        assert isinstance(stored.content, np.ndarray)
+        assert (stored.content.shape, stored.content.dtype) == ((4, 6, 3), np.uint8)
+        assert (stored.content == IMAGES[index][:, :, None]).all()
+    assert found[3][0].name == f"{tmp_path}/data/{stem}-images-idx3-ubyte{end}:3"
+    assert [s.name[-1] for s in source.read(0, source.members(0)[[1, 4]])] == ["1", "4"]
 
 
 def test_fashion_mnist_has_its_names(tmp_path: Path) -> None:

@@ -110,10 +110,11 @@ def _open_tars(
     if synsets and len(synsets) == len(tars):
         return ClassTars(root, tuple(sorted(stems)), has_splits=has_splits)
     if synsets or (kind == "tars" and len(tars) > 1):
-        other = next(stem for stem in stems if stem not in synsets[:1])
+        others = [stem for stem in stems if not _SYNSET.fullmatch(stem)]
+        first, second = [*synsets[:1], *others][:2]
         raise DataError(
-            f"{root} holds {len(tars):,} tars of different kinds, such as {stems[0]}.tar and "
-            f"{other}.tar: which are meant? Give a folder with one kind, or the file itself"
+            f"{root} holds {len(tars):,} tars, such as {first}.tar and {second}.tar, that are no "
+            "one collection: which are meant? Give a folder with these alone, or the file itself"
         )
     if kind == "tars":
         return open_tar_of_tars(root / tars[0], has_splits)

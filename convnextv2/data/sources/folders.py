@@ -41,10 +41,13 @@ class FolderSource:
         folder = self.root / self.folders[part]
         label = part if self.classes else UNLABELLED
         names = image_names(folder)
-        return list_members(
-            (self._key_name(part, name), place, (folder / name).stat().st_size, label)
-            for place, name in enumerate(names)
-        )
+        try:
+            return list_members(
+                (self._key_name(part, name), place, (folder / name).stat().st_size, label)
+                for place, name in enumerate(names)
+            )
+        except OSError as error:
+            raise DataError(f"{folder} cannot be listed: {error}") from error
 
     def read(self, part: int, members: Members) -> Iterator[Stored]:
         folder = self.root / self.folders[part]

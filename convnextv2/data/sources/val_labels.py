@@ -53,7 +53,7 @@ def read_val_labels(path: Path, names: Sequence[str], synsets: Sequence[str]) ->
         raise DataError(f"label file {path} cannot be read: {error}") from error
     missing = [name for name in names if name not in told]
     if missing:
-        raise DataError(f"{path} has no label for {missing[0]} and {len(missing) - 1} others")
+        raise DataError(f"{path} lacks {len(missing):,} labels, such as that of {missing[0]}")
     return {name: told[name] for name in names}
 
 
