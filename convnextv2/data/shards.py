@@ -10,7 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from ffcv.fields import IntField, RGBImageField
-from ffcv.types import CURRENT_VERSION, FieldDescType, HeaderType, get_metadata_type
+from ffcv.types import (
+    ALLOC_TABLE_TYPE,
+    CURRENT_VERSION,
+    FieldDescType,
+    HeaderType,
+    get_metadata_type,
+)
 from numpy.typing import NDArray
 
 from convnextv2.data.collection import DataError
@@ -131,13 +137,16 @@ def _map(path: Path) -> tuple[NDArray[np.uint8], tuple[int, int, int, int, int]]
     if len(mapped) < records:
         raise DataError(f"{path} is cut short: {len(mapped)} bytes")
     header = mapped[:start].view(HeaderType)[0]
-    if header["version"] != CURRENT_VERSION or header["num_fields"] != 2:
+    known = header["version"] == CURRENT_VERSION and header["num_fields"] == 2
+    if not known or header["page_size"] == 0:
         raise DataError(f"{path} is no .beton file of images and labels")
     fields = mapped[start:records].view(FieldDescType)
     if fields["type_id"].tolist() != FIELD_TYPES:
         raise DataError(f"{path} holds other fields than an RGB image and an integer label")
     samples = int(header["num_samples"])
-    if samples == 0 or records + samples * RECORD.itemsize > len(mapped):
+    # FFCV ends a file with a table of its images, which is empty where its writer failed.
+    end = int(header["alloc_table_ptr"]) + samples * ALLOC_TABLE_TYPE.itemsize
+    if samples == 0 or max(end, records + samples * RECORD.itemsize) > len(mapped):
         raise DataError(f"{path} is cut short: {len(mapped)} bytes for {samples} samples")
     address = mapped.__array_interface__["data"][0]
     return mapped, (samples, address, len(mapped), records, int(header["page_size"]))

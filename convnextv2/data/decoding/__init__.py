@@ -19,7 +19,7 @@ from numba import types
 from convnextv2.compiler import built
 
 FOLDER = Path(__file__).parent
-SOURCES = [FOLDER / name for name in ("decoding.cpp", "jpeg.h", "resample.h")]
+SOURCES = [FOLDER / name for name in ("decoding.cpp", "faults.h", "jpeg.h", "resample.h")]
 
 
 class Problem(IntEnum):
@@ -28,6 +28,7 @@ class Problem(IntEnum):
     NONE = 0
     NOT_THERE = 1
     DAMAGED = 2
+    UNREADABLE = 3
 
 
 # By name, not by address, so that numba can keep what calls them on disk.

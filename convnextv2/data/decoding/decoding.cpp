@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "faults.h"
 #include "jpeg.h"
 #include "resample.h"
 
@@ -31,7 +32,7 @@ enum Mode : int64_t { JPEG = 0, RAW = 1 };
 // How much of a JPEG is decoded: what the crop needs, at a reduced scale where it is large; what it
 // needs; everything.
 enum Decode : int32_t { REDUCED = 0, EXACT = 1, FULL = 2 };
-enum Problem : int32_t { NONE = 0, NOT_THERE = 1, DAMAGED = 2 };
+enum Problem : int32_t { NONE = 0, NOT_THERE = 1, DAMAGED = 2, UNREADABLE = 3 };
 
 struct Place {
   int64_t address, size, mode, height, width, label;
@@ -65,22 +66,26 @@ extern "C" {
 int32_t convnextv2_locate(const Shard* shards, int64_t count, uint64_t sample, Place* place) {
   const Shard* shard = shard_of(shards, count, sample);
   if (shard == nullptr) return NOT_THERE;
-  const uint64_t row = sample - shard->first_sample;
-  const auto* records = reinterpret_cast<const Record*>(shard->address + shard->records);
-  const Record& record = records[row];
-  const uint64_t begin = record.pointer;
-  uint64_t end = (begin / shard->page_size + 1) * shard->page_size;
-  if (row + 1 < shard->samples) {
-    const uint64_t next = records[row + 1].pointer;
-    if (next > begin && next < end) end = next;
-  }
-  const uint64_t pixels = 3ull * record.height * record.width;
-  if (end > shard->bytes || pixels == 0) return DAMAGED;
-  if (record.mode == RAW && pixels > end - begin) return DAMAGED;
-  *place = {static_cast<int64_t>(shard->address + begin),
-            static_cast<int64_t>(record.mode == RAW ? pixels : end - begin),
-            record.mode, record.height, record.width, record.label};
-  return NONE;
+  return unless_fault<UNREADABLE>([&]() -> int32_t {
+    const uint64_t row = sample - shard->first_sample;
+    const auto* records = reinterpret_cast<const Record*>(shard->address + shard->records);
+    const Record& record = records[row];
+    const uint64_t begin = record.pointer;
+    if (begin >= shard->bytes) return DAMAGED;
+    uint64_t end = (begin / shard->page_size + 1) * shard->page_size;
+    if (row + 1 < shard->samples) {
+      const uint64_t next = records[row + 1].pointer;
+      if (next > begin && next < end) end = next;
+    }
+    const uint64_t pixels = 3ull * record.height * record.width;
+    // After the pages comes FFCV's table, 24 bytes a sample: a row may be read a vector too far.
+    if (end + LANES > shard->bytes || pixels == 0 || record.mode > RAW) return DAMAGED;
+    if (record.mode == RAW && pixels > end - begin) return DAMAGED;
+    *place = {static_cast<int64_t>(shard->address + begin),
+              static_cast<int64_t>(record.mode == RAW ? pixels : end - begin),
+              record.mode, record.height, record.width, record.label};
+    return NONE;
+  });
 }
 
 // Ask the kernel to read these samples while others are decoded. A sample that is not there is left
@@ -129,15 +134,19 @@ int32_t convnextv2_view(const Place* place, const Box* box, int32_t filter, int3
   const auto done = [&] { return resampler.done(); };
   const auto* stored = reinterpret_cast<const uint8_t*>(place->address);
   if (place->mode == JPEG) {
-    const bool good = jpeg.rows(stored, place->size, place->height, place->width, shrink,
-                                decode == FULL, first_row, first, last, start, take, done);
-    return good && done() ? NONE : DAMAGED;
+    return unless_fault<UNREADABLE>([&] {
+      const bool good = jpeg.rows(stored, place->size, place->height, place->width, shrink,
+                                  decode == FULL, first_row, first, last, start, take, done);
+      return good && done() ? NONE : DAMAGED;
+    });
   }
   start(first, last - first);
-  for (int32_t y = first_row; !done(); ++y) {
-    take(y, stored + (static_cast<size_t>(y) * place->width + first) * 3);
-  }
-  return NONE;
+  return unless_fault<UNREADABLE>([&] {
+    for (int32_t y = first_row; !done(); ++y) {
+      take(y, stored + (static_cast<size_t>(y) * place->width + first) * 3);
+    }
+    return NONE;
+  });
 }
 
 }  // extern "C"

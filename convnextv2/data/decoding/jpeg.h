@@ -43,6 +43,8 @@ class Jpeg {
       jpeg_abort_decompress(&info_);
       return false;
     }
+    // A fault (faults.h) leaves it in the middle of an image.
+    jpeg_abort_decompress(&info_);
     jpeg_mem_src(&info_, data, size);
     jpeg_read_header(&info_, TRUE);
     if (info_.image_height != static_cast<JDIMENSION>(height) ||
