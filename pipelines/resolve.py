@@ -52,8 +52,7 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
         except ValueError as error:
             problems.append(f"{name}: {error}")
         problems += [
-            f"{name}.{problem}"
-            for problem in _misfit_augment(train, config.cluster.num_workers)
+            f"{name}.{problem}" for problem in _misfit_augment(train, config.cluster.num_workers)
         ]
         if train.warmup_epochs > train.epochs:
             problems.append(

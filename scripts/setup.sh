@@ -71,6 +71,7 @@ missing_packages() {
     command -v git >/dev/null || echo git
     command -v pkg-config >/dev/null || echo pkg-config
     pkg-config --exists libturbojpeg 2>/dev/null || echo libturbojpeg0-dev
+    pkg-config --exists libjpeg 2>/dev/null || echo libjpeg-dev
     pkg-config --exists opencv4 2>/dev/null || echo libopencv-dev
     [[ -e $headers/Python.h ]] || echo "$version-dev"
     "$python" -c 'import ensurepip, venv' 2>/dev/null || echo "$version-venv"

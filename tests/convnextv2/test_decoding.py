@@ -83,8 +83,9 @@ def boxes(height: int, width: int, count: int = 12) -> list[Box]:
     rng = np.random.default_rng(height * 1000 + width)
     made: list[Box] = [(0, 0, height, width)]
     for _ in range(count):
-        top, left = rng.integers(0, height), rng.integers(0, width)
-        made.append((top, left, rng.integers(top, height) + 1, rng.integers(left, width) + 1))
+        top, left = int(rng.integers(0, height)), int(rng.integers(0, width))
+        bottom, right = int(rng.integers(top, height)) + 1, int(rng.integers(left, width)) + 1
+        made.append((top, left, bottom, right))
     return made
 
 

@@ -148,7 +148,7 @@ def test_without_rights_one_line_names_the_packages(box: Box) -> None:
     result = box.set_up()
     assert result.returncode == 1
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    packages = "g++ git pkg-config libturbojpeg0-dev libopencv-dev"
+    packages = "g++ git pkg-config libturbojpeg0-dev libjpeg-dev libopencv-dev"
     assert result.stderr.splitlines() == [
         "set-up  system packages are missing; run: "
         f"sudo apt-get install {packages} {version}-dev {version}-venv"
@@ -164,7 +164,7 @@ def test_with_sudo_the_packages_are_installed(box: Box) -> None:
     result = box.set_up()
     assert (result.returncode, result.stderr.split()[1]) == (0, "1/8")
     assert box.calls("dpkg --configure -a")
-    assert "libturbojpeg0-dev libopencv-dev" in box.calls("apt-get install")[-1]
+    assert "libturbojpeg0-dev libjpeg-dev libopencv-dev" in box.calls("apt-get install")[-1]
 
 
 def test_packages_that_did_not_help_are_named(box: Box) -> None:
