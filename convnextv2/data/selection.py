@@ -24,8 +24,8 @@ _LABELS, _LIMIT = Draw.HOLD_OUT + 1, Draw.HOLD_OUT + 2
 class Selection:
     """What to take of a collection; it is applied in the order of the fields.
 
-    `hold_out` is the share of the training images that makes the split "val"; with none, the splits
-    are the collection's own. `classes` are taken out of more, and numbered anew in the order of
+    `hold_out` is the share of the training images that makes the split "val" (0: all are trained
+    on); without it, the splits are the collection's own. `classes` are taken out of more, and numbered anew in the order of
     their sorted names, as ImageNet-1K numbers its synsets. `labels_per_class` and `limit` take at
     most so many images, of each class and of all.
     """
@@ -37,8 +37,10 @@ class Selection:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.hold_out is not None and not 0 < self.hold_out < 1:
-            raise DataError(f"hold_out is a share between 0 and 1, not {self.hold_out}")
+        if self.hold_out is not None and not 0 <= self.hold_out < 1:
+            raise DataError(f"hold_out is a share from 0 to below 1, not {self.hold_out}")
+        if self.hold_out == 0 and self.split == "val":
+            raise DataError("hold_out = 0 leaves nothing for the split 'val'; give a share")
         for name in ("labels_per_class", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -59,7 +61,8 @@ def open_selected(
     Raises:
         DataError: When the collection cannot be used.
     """
-    source = open_source(root, "train" if selection.hold_out else selection.split, labels)
+    split = selection.split if selection.hold_out is None else "train"
+    source = open_source(root, split, labels)
     if selection.hold_out is None and not source.has_splits:
         return source, replace(selection, hold_out=HOLD_OUT)
     return source, selection
