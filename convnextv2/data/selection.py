@@ -25,9 +25,9 @@ class Selection:
     """What to take of a collection; it is applied in the order of the fields.
 
     `hold_out` is the share of the training images that makes the split "val" (0: all are trained
-    on); without it, the splits are the collection's own. `classes` are taken out of more, and numbered anew in the order of
-    their sorted names, as ImageNet-1K numbers its synsets. `labels_per_class` and `limit` take at
-    most so many images, of each class and of all.
+    on); without it, the splits are the collection's own. `classes` are taken out of more, and
+    numbered anew in the order of their sorted names, as ImageNet-1K numbers its synsets.
+    `labels_per_class` takes that many images of each class, `limit` at most so many of all.
     """
 
     split: Split = "train"
