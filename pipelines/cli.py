@@ -64,9 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data", type=Path, help="the images: any layout of docs/data.md"
-    )
+    parser.add_argument("--data", type=Path, help="the images: any layout of docs/data.md")
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="change a setting (repeatable)"
     )

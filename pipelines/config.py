@@ -182,8 +182,8 @@ class EvaluateConfig(Section):
     """Evaluation on the validation split."""
 
     batch_size: Positive = 100
-    resize: Literal["auto", "crop", "squash"] = "auto"
-    """crop: to image_size / crop, of which the centre is cut out. squash: the whole image, whatever
+    crop_mode: Literal["auto", "center", "squash"] = "auto"
+    """center: resize to image_size / crop and cut out the centre. squash: the whole image, whatever
     its ratio. auto: squash from 384 px on, as the paper's evaluation."""
     crop: Annotated[float, Field(gt=0, le=1)] = 0.875
     """Central share of the image that is looked at."""

@@ -35,8 +35,8 @@ def augmentation(augment: AugmentConfig) -> Augment:
 def evaluation_view(image_size: int, evaluate: EvaluateConfig) -> View:
     """The view of a validation image: centre crop below 384 px, squashed from there (facts 1.7)."""
     size = (image_size, image_size)
-    squash = evaluate.resize == "squash" or (
-        evaluate.resize == "auto" and image_size >= SQUASH_FROM
+    squash = evaluate.crop_mode == "squash" or (
+        evaluate.crop_mode == "auto" and image_size >= SQUASH_FROM
     )
     if squash:
         return SquashView(size=size, interpolation=evaluate.interpolation)

@@ -45,7 +45,8 @@ ALL = list(commands(cli.build_parser()))
 def test_the_commands_are_those_of_the_manual() -> None:
     names = {"demo", "run", "pretrain", "finetune", "evaluate", "report", "data", "doctor"}
     names |= {"reconstruct", "collapse", "export", "weights"}
-    verbs = {("data", "write"), ("weights", "inspect"), ("weights", "convert")}
+    verbs = {("weights", "inspect"), ("weights", "convert")}
+    verbs |= {("data", verb) for verb in ("write", "info", "check", "sample")}
     assert set(ALL) == {*((name,) for name in names), *verbs}
 
 
