@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from posixpath import splitext
 
 import numpy as np
 
@@ -20,8 +21,8 @@ _LARGEST = np.iinfo(MEMBER["size"]).max
 
 def is_image(name: str) -> bool:
     """By its suffix, in either case; hidden files are none (macOS leaves `._x.jpg` in tars)."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    base = name.rpartition("/")[2]
+    return splitext(base)[1].lower() in IMAGE_SUFFIXES and not base.startswith(".")
 
 
 def printable(name: str) -> str:
