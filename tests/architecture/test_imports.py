@@ -133,7 +133,7 @@ HEAVY = ("torch", "numba", "ffcv", "timm", "ray", "deepspeed", "mlflow")
         # A wrong setting is said in the first second; the doctor must run where they are broken.
         ("pipelines.presets, pipelines.cli, pipelines.doctor", HEAVY),
         ("convnextv2.encoder, convnextv2.fcmae, convnextv2.weights", HEAVY[2:]),
-        ("convnextv2.data.load, convnextv2.data.write, convnextv2.tasks.pretrain", HEAVY[3:]),
+        ("convnextv2.data.load, convnextv2.data.writing, convnextv2.tasks.pretrain", HEAVY[3:]),
         ("cluster.launch, cluster.engine, cluster.checkpoint, pipelines.tracking", HEAVY[4:]),
     ],
 )
