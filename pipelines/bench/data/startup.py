@@ -37,7 +37,7 @@ def first_batch(kind: str, folder: Path) -> dict[str, float]:
     """Seconds to import the loader, and from constructing it to its first batch."""
     begin = time.perf_counter()
     if kind == "ours":
-        import convnextv2.data.load
+        import convnextv2.data.load  # noqa: F401
     else:
         import ffcv.loader  # noqa: F401
     imported = time.perf_counter()
