@@ -83,7 +83,7 @@ class BetonLoader:
 
     Raises:
         DataError: When the folder is not complete.
-        ValueError: When mixing is asked for with an odd batch size.
+        ValueError: When mixing is asked for with an odd batch size; when `batches_ahead` is 0.
     """
 
     def __init__(
@@ -101,6 +101,8 @@ class BetonLoader:
         augment = augment or Augment()
         if augment.mixing is not None and batch_size % 2:
             raise ValueError(f"mixing pairs images, batch size {batch_size} is odd")
+        if batches_ahead < 1:
+            raise ValueError(f"{batches_ahead} batches ahead; at least one is prepared in advance")
         self.batch_size, self.seed, self.cache = batch_size, seed, cache
         # numba starts as many threads as there are cores, and refuses to use more.
         self.num_workers = min(num_workers, numba.config.NUMBA_NUM_THREADS)

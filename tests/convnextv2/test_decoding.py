@@ -104,6 +104,21 @@ def test_what_is_not_decoded_changes_no_pixel(kind: str, shape: tuple[int, int])
                 np.testing.assert_array_equal(raw, full)
 
 
+@pytest.mark.parametrize("sampling", ["411", "440"])
+def test_rare_samplings_too(sampling: str) -> None:
+    option = [
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{sampling}"),
+    ]
+    for shape in ((7, 3), (33, 64), (100, 75)):
+        data = cv2.imencode(".jpg", picture(*shape), option)[1].tobytes()
+        for box in boxes(*shape):
+            part, fine = view(data, shape, box, (16, 24))
+            raw, _ = view(decoded(data), shape, box, (16, 24))
+            assert fine is Problem.NONE
+            np.testing.assert_array_equal(part, raw)
+
+
 def test_grey_jpegs_come_as_rgb() -> None:
     grey = picture(40, 60)[:, :, 0]
     file = io.BytesIO()
@@ -164,22 +179,30 @@ def test_mirrored_is_left_for_right(interpolation: Interpolation) -> None:
     np.testing.assert_array_equal(other, plain[:, ::-1])
 
 
-def test_a_reduced_scale_is_used_from_twice_the_size_on_and_shifts_nothing() -> None:
-    rows, columns = np.mgrid[0:400, 0:400]
-    slope = np.stack([rows * 0.6, columns * 0.6, (rows + columns) * 0.3], axis=-1).astype(np.uint8)
-    data = jpeg(slope, subsampling=0)
-    for top, side in ((0, 400), (31, 250), (100, 199)):
-        box = (top, top, top + side, top + side)
-        exact, _ = view(data, (400, 400), box, (100, 100))
-        reduced, _ = view(data, (400, 400), box, (100, 100), how="reduced")
-        difference = reduced.astype(int) - exact
-        if side < 200:
-            assert not difference.any()
-        else:
-            assert difference.any()
-            # A shift by half a pixel would be 0.6 x 2 levels.
-            assert abs(difference[4:-4, 4:-4].mean()) < 0.15
-            assert np.abs(difference).mean() < 1.0
+@pytest.mark.parametrize("sampling", [0, 1, 2], ids=["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("times", [2.0, 2.1, 4.1, 8.7])
+def test_a_reduced_scale_shifts_nothing(times: float, sampling: int) -> None:
+    rows, columns = np.mgrid[0:720, 0:720] * 0.2
+    slope = np.stack([40 + rows, 40 + columns, 80 + (rows + columns) / 2], axis=-1)
+    data = jpeg(slope.astype(np.uint8), subsampling=sampling)
+    size = (round(700 / times),) * 2
+    for top, left in ((0, 0), (3, 11), (17, 8)):
+        box = (top, left, top + 700, left + 700)
+        exact, _ = view(data, (720, 720), box, size)
+        reduced, _ = view(data, (720, 720), box, size, how="reduced")
+        difference = reduced[4:-4, 4:-4].astype(int) - exact[4:-4, 4:-4]
+        assert difference.any()
+        assert np.abs(difference).max() <= 3
+        # A shift by half a pixel of the output would be this much everywhere.
+        assert np.abs(difference.mean(axis=(0, 1))).max() < 0.5 * (0.2 * times / 2)
+
+
+def test_a_reduced_scale_is_used_from_twice_the_size_on() -> None:
+    data = jpeg(picture(400, 400, noise=20))
+    for tall, wide, changes in ((200, 200, True), (199, 200, False), (200, 199, False)):
+        exact, _ = view(data, (400, 400), (31, 7, 31 + tall, 7 + wide), (100, 100))
+        reduced, _ = view(data, (400, 400), (31, 7, 31 + tall, 7 + wide), (100, 100), how="reduced")
+        assert (reduced != exact).any() == changes
 
 
 def test_damage_is_told() -> None:
@@ -187,6 +210,10 @@ def test_damage_is_told() -> None:
     whole: Box = (0, 0, 90, 120)
     for bad in (b"", data[:10], data[: len(data) // 2], b"\0" * 500, data[200:]):
         assert view(bad + bytes(1), (90, 120), whole, (8, 8))[1] is Problem.DAMAGED
+    # Bytes that are no RGB at all.
+    file = io.BytesIO()
+    Image.fromarray(picture(90, 120)).convert("CMYK").save(file, "JPEG")
+    assert view(file.getvalue(), (90, 120), whole, (8, 8))[1] is Problem.DAMAGED
     # Another size than its record says.
     assert view(data, (120, 90), (0, 0, 120, 90), (8, 8))[1] is Problem.DAMAGED
     assert view(data, (90, 120), whole, (8, 8))[1] is Problem.NONE

@@ -1,13 +1,15 @@
 """Mapped shards: numbers that run through the files, and files that are not what they should be."""
 
+import ctypes
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from convnextv2.data.collection import DataError
+from convnextv2.data.decoding import Problem, library
 from convnextv2.data.manifest import read_manifest
-from convnextv2.data.shards import Shards, open_shards
+from convnextv2.data.shards import RECORD, Shards, open_shards
 from convnextv2.data.writing import WriteSettings
 from tests.convnextv2.pictures import Pictures, write
 
@@ -85,6 +87,9 @@ def test_a_shard_can_be_read_from_a_copy(shards: Shards, tmp_path: Path) -> None
         (lambda data: data[:2110], "cut short"),
         (lambda data: b"\xff" + data[1:], "no .beton file of images and labels"),
         (lambda data: data[:24] + b"\x05" + data[25:], "other fields than an RGB image"),
+        (lambda data: data[:4] + bytes(4) + data[8:], "no .beton file of images and labels"),
+        # FFCV's own writer leaves out the last table where it fails.
+        (lambda data: data[: -24 * 5], "cut short: .* bytes for"),
         (lambda data: data + b"x", "its manifest says"),
     ],
 )
@@ -104,3 +109,39 @@ def test_a_file_that_is_not_as_it_was_written_is_refused(
 def test_a_missing_file_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train-00000-of-00003\.beton cannot be read"):
         open_shards(tmp_path, read_manifest(folder))
+
+
+LIES: dict[str, dict[str, int]] = {
+    "before everything": {"data_ptr": 2**64 - 1},
+    "sums that run over": {"data_ptr": 2**64 - (8 << 20)},
+    "behind the end": {"data_ptr": 1 << 40},
+    "more pixels than a page": {"width": 65535, "height": 65535},
+    "no pixels": {"height": 0},
+    "an unknown mode": {"mode": 7},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_record_that_lies_is_damage(folder: Path, tmp_path: Path, lie: str) -> None:
+    path = tmp_path / "lies.beton"
+    path.write_bytes((folder / "train-00001-of-00003.beton").read_bytes())
+    liar = 5
+    records = np.memmap(path, RECORD, "r+", offset=records_at(path), shape=(liar + 1,))
+    for name, value in LIES[lie].items():
+        records[liar]["f0"][name] = value
+    records.flush()
+    shards = Shards([path])
+    place = np.zeros(6, np.int64)
+    found = [
+        library().convnextv2_locate(
+            ctypes.c_void_p(shards.table.ctypes.data), ctypes.c_int64(1), ctypes.c_uint64(sample),
+            ctypes.c_void_p(place.ctypes.data),
+        )
+        for sample in (liar, liar + 1, 2**63)
+    ]  # fmt: skip
+    assert found == [Problem.DAMAGED, Problem.NONE, Problem.NOT_THERE]
+
+
+def records_at(path: Path) -> int:
+    """Where the records of a file begin."""
+    return int(Shards([path]).table["records"][0])
