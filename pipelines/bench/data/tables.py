@@ -1,11 +1,14 @@
-"""The figures of `make bench-data`: medians of the turns, and tables of them."""
+"""The figures of `make bench-data`: medians of the turns, and tables of them as Markdown."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+
+WIDTH = 140
 
 
 def summary(
@@ -29,10 +32,12 @@ def summary(
 
 
 def show(results: dict[str, Any]) -> None:
-    """Print all tables."""
-    console = Console()
-    for table in (_loaders, _decode, _writing, _startup, _memory):
-        console.print(table(results))
+    """Print all tables, wide enough for every row to stay one line."""
+    console = Console(width=WIDTH)
+    for make in (_loaders, _decode, _writing, _startup, _memory):
+        table = make(results)
+        table.box, table.title_justify = box.MARKDOWN, "left"
+        console.print(table, "")
 
 
 def _loaders(results: dict[str, Any]) -> Table:

@@ -7,6 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 
 Epoch = Callable[[int], int]
 """Runs epoch n from its first image to its last; returns how many images that were."""
@@ -24,34 +25,36 @@ def take_turns(
         RuntimeError: Naming the contender whose process ended early.
     """
     context = multiprocessing.get_context("spawn")
-    processes, connections = [], {}
+    running: dict[str, tuple[SpawnProcess, Connection]] = {}
     try:
         for name, start in contenders.items():
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, start, seconds), name=name)
             process.start()
             theirs.close()
-            processes.append(process)
-            connections[name] = ours
-            _ask(name, ours)
+            running[name] = process, ours
+            _ask(process, ours)
         rates: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(turns):
-            for name, connection in connections.items():
-                rates[name].append(_ask(name, connection))
+            for name, (process, connection) in running.items():
+                rates[name].append(_ask(process, connection))
         return rates
     finally:
-        for connection in connections.values():
+        for _, connection in running.values():
             connection.close()
-        for process in processes:
+        for process, _ in running.values():
             process.join()
 
 
-def _ask(name: str, connection: Connection) -> float:
+def _ask(process: SpawnProcess, connection: Connection) -> float:
     try:
         connection.send("your turn")
         rate: float = connection.recv()
     except (EOFError, OSError) as error:
-        raise RuntimeError(f"{name} ended early; its own message is above") from error
+        process.join()
+        raise RuntimeError(
+            f"{process.name} ended early (exit code {process.exitcode}); its message is above"
+        ) from error
     return rate
 
 
