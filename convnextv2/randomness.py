@@ -15,6 +15,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_ONE = np.uint64(1)
 _UNIT = 1.0 / (1 << 53)
 
 UInt64Array = NDArray[np.uint64]
@@ -42,15 +43,28 @@ def mix(x: UInt64Array) -> UInt64Array:
 
 
 @register_jitable
+def random_bits(
+    seed: UInt64Array, epoch: UInt64Array, sample: UInt64Array, draw: UInt64Array
+) -> UInt64Array:
+    """64 random bits; the arguments broadcast."""
+    x = mix(seed + _GOLDEN)
+    x = mix(x ^ (epoch + _GOLDEN))
+    x = mix(x ^ (sample + _GOLDEN))
+    return mix(x ^ (draw + _GOLDEN))
+
+
+@register_jitable
+def stream_bits(key: UInt64Array, number: UInt64Array) -> UInt64Array:
+    """Output `number` of SplitMix64 started from `key`: cheap bits where one draw needs many."""
+    return mix(key + (number + _ONE) * _GOLDEN)
+
+
+@register_jitable
 def uniform(
     seed: UInt64Array, epoch: UInt64Array, sample: UInt64Array, draw: UInt64Array
 ) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1) with 53 random bits; the arguments broadcast."""
-    x = mix(seed + _GOLDEN)
-    x = mix(x ^ (epoch + _GOLDEN))
-    x = mix(x ^ (sample + _GOLDEN))
-    x = mix(x ^ (draw + _GOLDEN))
-    return (x >> _S11) * _UNIT
+    return (random_bits(seed, epoch, sample, draw) >> _S11) * _UNIT
 
 
 @register_jitable
@@ -59,4 +73,23 @@ def normal(
 ) -> NDArray[np.float64]:
     """Standard normal numbers, each of the draws `draw` and `draw + 1` (Box and Muller, 1958)."""
     radius = np.sqrt(-2.0 * np.log(1.0 - uniform(seed, epoch, sample, draw)))
-    return radius * np.cos(2.0 * np.pi * uniform(seed, epoch, sample, draw + np.uint64(1)))
+    return radius * np.cos(2.0 * np.pi * uniform(seed, epoch, sample, draw + _ONE))
+
+
+@register_jitable
+def symmetric_beta(
+    seed: UInt64Array,
+    epoch: UInt64Array,
+    sample: UInt64Array,
+    draw: UInt64Array,
+    alpha: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Beta(alpha, alpha) numbers for any alpha > 0, each of the draws `draw` and `draw + 1`.
+
+    Exact and without rejection: with T Student's t of 2 alpha degrees of freedom, by Bailey's polar
+    method (1994), 1/2 + T / (2 sqrt(2 alpha + T^2)) is that beta (Devroye, 1996).
+    """
+    radius = (1.0 - uniform(seed, epoch, sample, draw)) ** (1.0 / alpha)
+    cosine = np.cos(2.0 * np.pi * uniform(seed, epoch, sample, draw + _ONE))
+    square = (1.0 - radius) * cosine * cosine
+    return 0.5 + np.copysign(0.5 * np.sqrt(square / (radius + square)), cosine)

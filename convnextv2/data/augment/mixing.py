@@ -13,15 +13,25 @@ import numpy as np
 from numba import njit, prange
 
 from convnextv2.data.augment.operation import Clock, InPlaceWithCoefficients
-from convnextv2.randomness import Draw, uniform
+from convnextv2.randomness import Draw, symmetric_beta, uniform
 
 FIRST = int(Draw.MIXING)
-BETA = FIRST + 8
+SHARE = FIRST + 8
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """Alphas in (0, 1], 0 for none; with both, cutmix is chosen with `switch_probability`."""
+    """Alphas of the coefficients' Beta(alpha, alpha), 0 for a kind that is not wanted.
+
+    Attributes:
+        mixup: Alpha of mixup.
+        cutmix: Alpha of cutmix.
+        probability: That an image is mixed at all.
+        switch_probability: Of cutmix where both are wanted.
+
+    Raises:
+        ValueError: When one is out of range, or nothing is wanted.
+    """
 
     mixup: float = 0.8
     cutmix: float = 1.0
@@ -29,9 +39,13 @@ class Mixing:
     switch_probability: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("mixup", "cutmix"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} alpha {getattr(self, name)}; expected 0 to 1")
+        if min(self.mixup, self.cutmix) < 0 or self.mixup == self.cutmix == 0:
+            raise ValueError(
+                f"mixup alpha {self.mixup}, cutmix alpha {self.cutmix}; expected 0 or more, and"
+                " not both 0: leave mixing out instead"
+            )
+        if not (0 <= self.probability <= 1 and 0 <= self.switch_probability <= 1):
+            raise ValueError(f"{self}: probabilities are 0 to 1")
 
     def operation(self, clock: Clock) -> InPlaceWithCoefficients:
         """The FFCV operation; it hands on (images, coefficients)."""
@@ -45,11 +59,16 @@ def mix_pairs(images: Any, indices: Any, clock: Any, coefficients: Any, numbers:
     """Mix rows 2q and 2q + 1 in place; `coefficients` (B,) get the share of the own image."""
     height, width = images.shape[1:3]
     for pair in prange(len(indices) // 2):
-        one, other = 2 * pair, 2 * pair + 1
-        share_1, box_1 = choose(clock, np.uint64(indices[one]), height, width, numbers)
-        share_2, box_2 = choose(clock, np.uint64(indices[other]), height, width, numbers)
-        blend_pair(images[one], images[other], share_1, box_1, share_2, box_2)
-        coefficients[one], coefficients[other] = share_1, share_2
+        one, other = images[2 * pair], images[2 * pair + 1]
+        before = one.copy()
+        for row, own, partner in ((2 * pair, one, other), (2 * pair + 1, other, before)):
+            share, box = choose(clock, np.uint64(indices[row]), height, width, numbers)
+            top, left, bottom, right = box
+            if top < bottom and left < right:
+                own[top:bottom, left:right] = partner[top:bottom, left:right]
+            elif share < 1.0:
+                blend(own.reshape(-1), partner.reshape(-1), np.float32(share))
+            coefficients[row] = share
 
 
 @njit(cache=True, nogil=True)
@@ -62,47 +81,21 @@ def choose(
     if uniform(seed, epoch, sample, np.uint64(FIRST)) >= probability:
         return 1.0, (0, 0, 0, 0)
     if uniform(seed, epoch, sample, np.uint64(FIRST + 1)) >= switch:
-        return symmetric_beta(seed, epoch, sample, mixup), (0, 0, 0, 0)
-    side = np.sqrt(1.0 - symmetric_beta(seed, epoch, sample, cutmix))
-    half_h, half_w = int(height * side) // 2, int(width * side) // 2
+        return symmetric_beta(seed, epoch, sample, np.uint64(SHARE), mixup), (0, 0, 0, 0)
+    side = np.sqrt(1.0 - symmetric_beta(seed, epoch, sample, np.uint64(SHARE), cutmix))
+    tall, wide = int(height * side), int(width * side)
     y = int(uniform(seed, epoch, sample, np.uint64(FIRST + 2)) * height)
     x = int(uniform(seed, epoch, sample, np.uint64(FIRST + 3)) * width)
-    top, bottom = max(0, y - half_h), min(height, y + half_h)
-    left, right = max(0, x - half_w), min(width, x + half_w)
+    top, bottom = max(0, y - tall // 2), min(height, y + (tall + 1) // 2)
+    left, right = max(0, x - wide // 2), min(width, x + (wide + 1) // 2)
     share = 1.0 - (bottom - top) * (right - left) / (height * width)
     return share, (top, left, bottom, right)
 
 
 @njit(cache=True, nogil=True)
-def blend_pair(one: Any, other: Any, share_1: Any, box_1: Any, share_2: Any, box_2: Any) -> None:
-    """Both images of a pair at once, so that neither has to be copied."""
-    for y in range(one.shape[0]):
-        for x in range(one.shape[1]):
-            for c in range(3):
-                a, b = one[y, x, c], other[y, x, c]
-                one[y, x, c] = mixed(a, b, share_1, box_1, y, x)
-                other[y, x, c] = mixed(b, a, share_2, box_2, y, x)
-
-
-@njit(cache=True, nogil=True)
-def mixed(own: Any, partner: Any, share: Any, box: Any, y: Any, x: Any) -> Any:
-    """A pixel's value."""
-    top, left, bottom, right = box
-    if bottom > top and right > left:
-        return partner if top <= y < bottom and left <= x < right else own
-    if share == 1.0:
-        return own
-    weight = np.float32(share)
-    return np.uint8(np.rint(weight * own + (np.float32(1.0) - weight) * partner))
-
-
-@njit(cache=True, nogil=True)
-def symmetric_beta(seed: Any, epoch: Any, sample: Any, alpha: Any) -> float:
-    """Beta(alpha, alpha) for alpha in (0, 1] (Jöhnk, 1964): exact, by rejection."""
-    draw = BETA
-    while True:
-        u = uniform(seed, epoch, sample, np.uint64(draw)) ** (1.0 / alpha)
-        v = uniform(seed, epoch, sample, np.uint64(draw + 1)) ** (1.0 / alpha)
-        draw += 2
-        if 0.0 < u + v <= 1.0:
-            return u / (u + v)
+def blend(own: Any, partner: Any, share: Any) -> None:
+    """Weighted mean of bytes, rounded, into `own`."""
+    rest = np.float32(1.0) - share
+    for k in range(len(own)):
+        mean = share * np.float32(own[k]) + rest * np.float32(partner[k])
+        own[k] = np.uint8(np.int32(np.rint(mean)))

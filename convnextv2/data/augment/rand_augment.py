@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from convnextv2.data.augment import pixels
+from convnextv2.data.augment import geometry, pixels
 from convnextv2.data.augment.operation import Clock, InPlace
 from convnextv2.randomness import Draw, normal, uniform
 
 FIRST = int(Draw.RAND_AUGMENT)
 DRAWS = 8
+LAYERS = (int(Draw.ERASING) - FIRST) // DRAWS
 PROBABILITY = 0.5
 LARGEST = 10.0
 
@@ -48,11 +49,21 @@ OPS = len(Op)
 
 @dataclass(frozen=True)
 class RandAugment:
-    """Magnitude 0 to 10, its standard deviation, and the number of operations."""
+    """Magnitude 0 to 10, its standard deviation, and the number of operations.
+
+    Raises:
+        ValueError: When one is out of range.
+    """
 
     magnitude: float = 9.0
     std: float = 0.5
     layers: int = 2
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.magnitude <= LARGEST and self.std >= 0):
+            raise ValueError(f"{self}: magnitude is 0 to {LARGEST:g}, std 0 or more")
+        if not 1 <= self.layers <= LAYERS:
+            raise ValueError(f"{self.layers} layers of RandAugment; expected 1 to {LAYERS}")
 
     def operation(self, clock: Clock) -> InPlace:
         """The FFCV operation."""
@@ -84,14 +95,15 @@ def apply(image: Any, op: Any, level: Any, negative: Any) -> None:
     sign = -1.0 if negative else 1.0
     enhance = max(0.1, 1.0 + sign * level * 0.9)
     height, width = image.shape[:2]
+    columns = image.transpose(1, 0, 2)
     if op == AUTO_CONTRAST:
         pixels.autocontrast(image)
     elif op == EQUALIZE:
         pixels.equalize(image)
     elif op == INVERT:
-        pixels.invert(image)
+        pixels.solarize(image, 0)
     elif op == ROTATE:
-        rotate(image, sign * level * 30.0)
+        geometry.rotate(image, sign * level * 30.0)
     elif op == POSTERIZE:
         pixels.posterize(image, 4 - int(level * 4))
     elif op == SOLARIZE:
@@ -107,19 +119,10 @@ def apply(image: Any, op: Any, level: Any, negative: Any) -> None:
     elif op == SHARPNESS:
         pixels.sharpness(image, enhance)
     elif op == SHEAR_X:
-        pixels.affine(image, 1.0, sign * level * 0.3, 0.0, 0.0, 1.0, 0.0)
+        geometry.slide_rows(image, sign * level * 0.3, 0.0)
     elif op == SHEAR_Y:
-        pixels.affine(image, 1.0, 0.0, 0.0, sign * level * 0.3, 1.0, 0.0)
+        geometry.slide_rows(columns, sign * level * 0.3, 0.0)
     elif op == TRANSLATE_X:
-        pixels.affine(image, 1.0, 0.0, sign * level * 0.45 * width, 0.0, 1.0, 0.0)
+        geometry.slide_rows(image, 0.0, sign * level * 0.45 * width)
     elif op == TRANSLATE_Y:
-        pixels.affine(image, 1.0, 0.0, 0.0, 0.0, 1.0, sign * level * 0.45 * height)
-
-
-@njit(cache=True, nogil=True)
-def rotate(image: Any, degrees: Any) -> None:
-    """Turn counter-clockwise about the centre."""
-    angle = -np.radians(degrees)
-    cos, sin = np.cos(angle), np.sin(angle)
-    x, y = image.shape[1] / 2.0, image.shape[0] / 2.0
-    pixels.affine(image, cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y)
+        geometry.slide_rows(columns, 0.0, sign * level * 0.45 * height)
