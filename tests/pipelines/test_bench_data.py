@@ -124,7 +124,7 @@ def test_the_command_writes_every_figure(
     chosen = {name: CONTENDERS[name] for name in (bench.BARE, bench.REFERENCE)}
     monkeypatch.setattr(bench, "CONTENDERS", chosen)
     monkeypatch.setattr(bench, "DECODES", ("reduced",))
-    monkeypatch.setattr(startup, "IMPORTS", {"ours": startup.IMPORTS["ours"]})
+    monkeypatch.setattr(startup, "KINDS", ("ours",))
     monkeypatch.setattr(writing, "AT_LEAST", COUNT)
     output = tmp_path / "figures" / "bench-data.json"
     words = ["--photos", given, "--turns", 1, "--seconds", 0, "--epoch", EPOCH]
