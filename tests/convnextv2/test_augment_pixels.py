@@ -33,7 +33,7 @@ def picture(seed: int = 0, height: int = 60, width: int = 72) -> Bytes:
 
 
 def timms(op: Op, image: Bytes, level: float) -> Bytes:
-    """Timm's operation at magnitude 10 x level, its random sign being the test's."""
+    """The operation of timm at magnitude 10 x level, its random sign being the test's."""
     if op == Op.POSTERIZE and level == 1:
         # Zero bits: Pillow 12 refuses what timm may ask for, earlier ones made it black.
         return np.zeros_like(image)
@@ -73,7 +73,7 @@ def test_a_flat_colour_stays_what_it_is_with_pillow(
 
 
 def torchvisions(image: Bytes, settings: ColorJitter, sample: int) -> Bytes:
-    """Torchvision's four functions on the numbers drawn for a sample."""
+    """The four functions of torchvision on the numbers drawn for a sample."""
     first = int(Draw.COLOR_JITTER)
     order = [0, 1, 2, 3]
     for last in (3, 2, 1):

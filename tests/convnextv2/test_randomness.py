@@ -1,11 +1,14 @@
 """Counter-based random numbers: exact values, and that they behave like random ones."""
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 from numba import njit
+from scipy import stats
 
-from convnextv2.randomness import Draw, mix, uniform
+from convnextv2.randomness import Draw, mix, normal, stream_bits, symmetric_beta, uniform
 from tests.convnextv2 import splitmix
 
 LARGEST = 2**64 - 1
@@ -35,18 +38,25 @@ def drawn(seed: int, epoch: int, samples: range, draw: int) -> npt.NDArray[np.fl
     return uniform(seed * one, epoch * one, np.array(samples, np.uint64), np.uint64(draw) * one)
 
 
+# The published sequence of SplitMix64 for the seed 1234567.
+PUBLISHED = [
+    6457827717110365317,
+    3203168211198807973,
+    9817491932198370423,
+    4593380528125082431,
+    16408922859458223821,
+]
+
+
 def test_the_mixer_is_splitmix64s() -> None:
-    # The published sequence of SplitMix64 for the seed 1234567.
     steps = [(1234567 + k * splitmix.GOLDEN) & LARGEST for k in range(1, 6)]
-    expected = [
-        6457827717110365317,
-        3203168211198807973,
-        9817491932198370423,
-        4593380528125082431,
-        16408922859458223821,
-    ]
-    assert mix(np.array(steps, np.uint64)).tolist() == expected
-    assert [splitmix.mix(step) for step in steps] == expected
+    assert mix(np.array(steps, np.uint64)).tolist() == PUBLISHED
+    assert [splitmix.mix(step) for step in steps] == PUBLISHED
+
+
+def test_a_stream_is_splitmix64s_at_any_place() -> None:
+    key = np.array([1234567], np.uint64)
+    assert stream_bits(key, np.arange(5, dtype=np.uint64)).tolist() == PUBLISHED
 
 
 def test_numpy_numba_and_plain_python_draw_the_same_numbers() -> None:
@@ -95,6 +105,52 @@ def test_no_two_counters_may_be_swapped() -> None:
     assert len(set(uniform(*counters.T))) == 4
 
 
+@njit
+def compiled_normal_and_beta(
+    samples: npt.NDArray[np.uint64], alpha: float, out: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    zero = np.uint64(0)
+    for row in range(len(samples)):
+        out[row, 0] = normal(zero, zero, samples[row], np.uint64(7))
+        out[row, 1] = symmetric_beta(zero, zero, samples[row], np.uint64(7), alpha)
+    return out
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 3.0])
+def test_normal_and_beta_numbers_are_distributed_as_their_names_say(alpha: float) -> None:
+    samples, zero = np.arange(20_000, dtype=np.uint64), np.zeros(1, np.uint64)
+    draw = np.array([7], np.uint64)
+    normals = normal(zero, zero, samples, draw)
+    betas = symmetric_beta(zero, zero, samples, draw, np.array(alpha))
+    assert stats.kstest(normals, stats.norm.cdf).pvalue > 1e-3
+    assert stats.kstest(betas, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+    one_by_one = compiled_normal_and_beta(samples, alpha, np.empty((20_000, 2)))
+    np.testing.assert_allclose(one_by_one, np.stack([normals, betas], axis=1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 1e3])
+def test_extreme_betas_are_numbers_between_0_and_1(alpha: float) -> None:
+    samples, zero = np.arange(20_000, dtype=np.uint64), np.zeros(1, np.uint64)
+    betas = symmetric_beta(zero, zero, samples, np.array([7], np.uint64), np.array(alpha))
+    assert betas.min() >= 0
+    assert betas.max() <= 1
+    assert betas.mean() == pytest.approx(0.5, abs=0.02)
+    assert betas.std() == pytest.approx(0.5 / np.sqrt(2 * alpha + 1), rel=0.02)
+
+
 def test_operations_own_ranges_of_draws_that_do_not_meet() -> None:
-    # Ten attempts of four draws for a crop, one for a flip, one per file name for the hold-out.
-    assert Draw.CROP + 10 * 4 <= Draw.FLIP < Draw.HOLD_OUT < Draw.MASK
+    # Draws a sample takes: ten attempts of four for a crop, one for a flip, one per file name for
+    # the hold-out, order and factors of jitter, eight layers of eight, a rectangle like a crop.
+    used = {
+        Draw.CROP: 10 * 4,
+        Draw.FLIP: 1,
+        Draw.HOLD_OUT: 1,
+        Draw.COLOR_JITTER: 12,
+        Draw.RAND_AUGMENT: 8 * 8,
+        Draw.ERASING: 4 + 10 * 4 + 1,
+        Draw.MIXING: 10,
+        Draw.MASK: 1,
+    }
+    assert list(used) == sorted(Draw)
+    for operation, following in pairwise(used):
+        assert operation + used[operation] <= following

@@ -57,18 +57,23 @@ class Mixing:
 @njit(cache=True, nogil=True, parallel=True)
 def mix_pairs(images: Any, indices: Any, clock: Any, coefficients: Any, numbers: Any) -> None:
     """Mix rows 2q and 2q + 1 in place; `coefficients` (B,) get the share of the own image."""
-    height, width = images.shape[1:3]
     for pair in prange(len(indices) // 2):
-        one, other = images[2 * pair], images[2 * pair + 1]
-        before = one.copy()
-        for row, own, partner in ((2 * pair, one, other), (2 * pair + 1, other, before)):
-            share, box = choose(clock, np.uint64(indices[row]), height, width, numbers)
-            top, left, bottom, right = box
-            if top < bottom and left < right:
-                own[top:bottom, left:right] = partner[top:bottom, left:right]
-            elif share < 1.0:
-                blend(own.reshape(-1), partner.reshape(-1), np.float32(share))
-            coefficients[row] = share
+        one, other = 2 * pair, 2 * pair + 1
+        before = images[one].copy()
+        coefficients[one] = mix_in(images[one], images[other], clock, indices[one], numbers)
+        coefficients[other] = mix_in(images[other], before, clock, indices[other], numbers)
+
+
+@njit(cache=True, nogil=True)
+def mix_in(own: Any, partner: Any, clock: Any, index: Any, numbers: Any) -> float:
+    """Change `own` (H, W, 3) in place; its share of the result."""
+    share, box = choose(clock, np.uint64(index), own.shape[0], own.shape[1], numbers)
+    top, left, bottom, right = box
+    if top < bottom and left < right:
+        own[top:bottom, left:right] = partner[top:bottom, left:right]
+    elif share < 1.0:
+        blend(own.reshape(-1), partner.reshape(-1), np.float32(share))
+    return share
 
 
 @njit(cache=True, nogil=True)
