@@ -1,7 +1,11 @@
 """The permutation without a list: a bijection for every length, that looks like a shuffled list."""
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from convnextv2.data.permutation import permute
 
@@ -29,15 +33,56 @@ def test_seed_epoch_and_their_order_matter() -> None:
     assert len(drawn) == 5
 
 
-def test_of_four_things_all_orders_are_as_frequent() -> None:
-    """Chi-square over the 24 orders: 23 degrees of freedom, 99.99% below 58."""
-    draws = 4800
-    counts: dict[tuple[int, ...], int] = {}
-    for epoch in range(draws):
-        order = tuple(whole(4, 1, epoch))
-        counts[order] = counts.get(order, 0) + 1
-    assert len(counts) == 24
-    assert sum((n - draws / 24) ** 2 for n in counts.values()) / (draws / 24) < 58
+Drawn = NDArray[np.int64]
+
+
+def ours(length: int, draws: int) -> Drawn:
+    """Permutations (draws, length) over 10 seeds and many epochs."""
+    positions = np.arange(length, dtype=np.uint64)
+    rows = [permute(positions, length, draw % 10, draw // 10) for draw in range(draws)]
+    return np.array(rows, np.int64)
+
+
+def shuffled(length: int, draws: int) -> Drawn:
+    """The same by NumPy: what the measures below must find nothing in either."""
+    return np.random.default_rng(0).permuted(np.tile(np.arange(length), (draws, 1)), axis=1)
+
+
+def excess(counts: NDArray[np.int64], freedom: int) -> float:
+    """Chi-square against equal counts, in standard deviations from what chance has."""
+    expected = counts.sum() / counts.size
+    chi_square = ((counts - expected) ** 2).sum() / expected
+    return float((chi_square - freedom) / np.sqrt(2 * freedom))
+
+
+@pytest.mark.parametrize("draw", [ours, shuffled])
+@pytest.mark.parametrize(("length", "draws"), [(4, 2400), (7, 12000)])
+def test_of_a_few_things_all_orders_are_as_frequent(
+    draw: Callable[[int, int], Drawn], length: int, draws: int
+) -> None:
+    codes = draw(length, draws) @ length ** np.arange(length)
+    counts = np.unique(codes, return_counts=True)[1]
+    orders = math.factorial(length)
+    counts = np.append(counts, np.zeros(orders - len(counts), np.int64))
+    assert abs(excess(counts, orders - 1)) < 4
+
+
+@pytest.mark.parametrize("draw", [ours, shuffled])
+@pytest.mark.parametrize("length", [9, 16, 33, 100])
+def test_where_things_land_and_their_neighbours_is_chance(
+    draw: Callable[[int, int], Drawn], length: int
+) -> None:
+    """Over seeds and epochs; and what one epoch does tells nothing about the next."""
+    drawn = draw(length, 3000)
+    landed = np.stack([np.bincount(column, minlength=length) for column in drawn.T])
+    # Rows and columns of the table have given sums.
+    assert abs(excess(landed, (length - 1) ** 2)) < 5
+    steps = np.bincount((np.diff(drawn) % length).ravel(), minlength=length)[1:]
+    assert abs(excess(steps, length - 2)) < 5
+    # A place holds the same in two draws once per epoch on average, with deviation 1.
+    for apart in (1, 10):
+        same = (drawn[apart:] == drawn[:-apart]).sum(axis=1)
+        assert abs(same.mean() - 1) < 5 / np.sqrt(len(same))
 
 
 def test_neighbours_do_not_stay_neighbours() -> None:
