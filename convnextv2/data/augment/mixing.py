@@ -70,7 +70,10 @@ def mix_in(own: Any, partner: Any, clock: Any, index: Any, numbers: Any) -> floa
     share, box = choose(clock, np.uint64(index), own.shape[0], own.shape[1], numbers)
     top, left, bottom, right = box
     if top < bottom and left < right:
-        own[top:bottom, left:right] = partner[top:bottom, left:right]
+        for y in range(top, bottom):
+            for x in range(left, right):
+                for c in range(3):
+                    own[y, x, c] = partner[y, x, c]
     elif share < 1.0:
         blend(own.reshape(-1), partner.reshape(-1), np.float32(share))
     return share
