@@ -1,20 +1,33 @@
 """The node-local cache: copied once, checked, gone on with, evicted, and never in the way."""
 
+import errno
 import hashlib
+import io
+import logging
 import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from convnextv2.data import local_cache
 from convnextv2.data.collection import DataError
 from convnextv2.data.local_cache import LocalCache
-from convnextv2.data.manifest import Manifest, Shard, write_manifest
+from convnextv2.data.manifest import Manifest, Shard, read_manifest, write_manifest
 
 SIZE = 300_000
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(autouse=True)
+def _ask_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_cache, "POLL_SECONDS", 0.02)
 
 
 def make_folder(folder: Path, shards: int = 3, first: int = 0) -> Path:
@@ -40,6 +53,34 @@ def wait(cache: LocalCache, arrived: int) -> None:
         time.sleep(0.01)
 
 
+def watch(seen: Callable[[bytes], object]) -> SimpleNamespace:
+    """A hashlib that shows what is hashed: every byte that is copied or read again."""
+
+    class Digest:
+        def __init__(self) -> None:
+            self.digest = hashlib.sha256()
+
+        def update(self, chunk: bytes) -> None:
+            seen(chunk)
+            self.digest.update(chunk)
+
+        def hexdigest(self) -> str:
+            return self.digest.hexdigest()
+
+    return SimpleNamespace(sha256=Digest)
+
+
+def finish(cache: LocalCache) -> None:
+    cache._thread.join(30)
+    assert not cache._thread.is_alive()
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
 def test_shards_are_read_from_the_copy_once_it_has_arrived(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "far")
     cache = LocalCache(folder, tmp_path / "near")
@@ -60,83 +101,93 @@ def test_what_is_there_is_not_copied_again(tmp_path: Path, monkeypatch: pytest.M
     wait(first, 3)
     first.close()
 
-    def copy(*_: object, **__: object) -> bool:
-        raise AssertionError("copied again")
-
-    monkeypatch.setattr(LocalCache, "_copy", copy)
-    again = LocalCache(folder, tmp_path / "near").start()
-    wait(again, 3)
+    copied: list[bytes] = []
+    monkeypatch.setattr(local_cache, "hashlib", watch(copied.append))
+    again = LocalCache(folder, tmp_path / "near")
+    assert again.arrived == 3
+    again.start()
+    finish(again)
     assert again.error is None
+    assert copied == []
     again.close()
 
 
-def copy_slowly(folder: Path, near: Path, copied: "multiprocessing.Queue[str]") -> None:
-    """A process of its own: says what it copied, and takes its time."""
-    whole = LocalCache._copy
+def copy_and_count(folder: Path, near: Path, counts: "multiprocessing.Queue[int]") -> None:
+    """A process of its own that takes its time, and says how many bytes went through it."""
+    total = 0
 
-    def copy(self: LocalCache, shard: Shard, *, last: bool) -> bool:
-        time.sleep(0.2)
-        done = whole(self, shard, last=last)
-        copied.put(shard.name)
-        return done
+    def count(chunk: bytes) -> None:
+        nonlocal total
+        total += len(chunk)
+        time.sleep(0.05)
 
-    LocalCache._copy = copy  # type: ignore[method-assign]
-    local_cache.POLL_SECONDS = 0.05
+    local_cache.hashlib = watch(count)  # type: ignore[assignment]
+    local_cache.CHUNK = SIZE // 3
     cache = LocalCache(folder, near).start()
     wait(cache, 3)
+    assert cache.error is None
+    finish(cache)
     cache.close()
+    counts.put(total)
 
 
-def test_of_two_processes_one_copies(tmp_path: Path) -> None:
+def test_of_two_processes_one_copies_and_both_read(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "far")
-    context = multiprocessing.get_context("fork")
-    copied: multiprocessing.Queue[str] = context.Queue()
+    counts: multiprocessing.Queue[int] = FORK.Queue()
     pair = [
-        context.Process(target=copy_slowly, args=(folder, tmp_path / "near", copied))
+        FORK.Process(target=copy_and_count, args=(folder, tmp_path / "near", counts))
         for _ in range(2)
     ]
     for process in pair:
         process.start()
+    copied = sum(counts.get(timeout=60) for _ in pair)
     for process in pair:
         process.join(60)
         assert process.exitcode == 0
-    names = []
-    while not copied.empty():
-        names.append(copied.get())
-    assert sorted(names) == ["0.beton", "1.beton", "2.beton"]
+    assert copied == 3 * SIZE
 
 
-def copy_and_die(folder: Path, near: Path) -> None:
-    """Killed in the middle of the second shard."""
-    local_cache.CHUNK = SIZE // 4
+def copy_and_die(folder: Path, near: Path, begun: Event, die: Event) -> None:
+    """Killed in the middle of the second shard, when told."""
     chunks = 0
 
-    class Stop:
-        def is_set(self) -> bool:
-            nonlocal chunks
-            chunks += 1
-            if chunks > 8:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return False
+    def kill(chunk: bytes) -> None:
+        nonlocal chunks
+        chunks += 1
+        if chunks == 4 + 3:
+            begun.set()
+            die.wait(60)
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    cache = LocalCache(folder, near)
-    cache._stop = Stop()  # type: ignore[assignment]
-    cache._copy_missing()
+    local_cache.hashlib = watch(kill)  # type: ignore[assignment]
+    local_cache.CHUNK = SIZE // 4
+    finish(LocalCache(folder, near).start())
 
 
-def test_another_process_goes_on_where_one_was_killed(tmp_path: Path) -> None:
+def test_another_process_takes_over_and_goes_on_where_one_was_killed(tmp_path: Path) -> None:
     folder, near = make_folder(tmp_path / "far"), tmp_path / "near"
-    process = multiprocessing.get_context("fork").Process(target=copy_and_die, args=(folder, near))
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
-    assert len(list(near.glob("*.beton"))) == 1
+    begun, die = FORK.Event(), FORK.Event()
+    writer = FORK.Process(target=copy_and_die, args=(folder, near, begun, die))
+    writer.start()
+    assert begun.wait(60)
     (torn,) = near.glob(".*.partial")
-    assert 0 <= torn.stat().st_size < SIZE
+    original = (folder / "1.beton").read_bytes()
+    # What is there already is not fetched once more: it could not be.
+    there = SIZE // 2
+    assert there <= torn.stat().st_size < SIZE
+    (folder / "1.beton").write_bytes(bytes(there) + original[there:])
 
     cache = LocalCache(folder, near).start()
+    wait(cache, 1)
+    time.sleep(0.1)
+    assert cache.arrived == 1
+    assert cache._thread.is_alive()
+    die.set()
+    writer.join(60)
+    assert writer.exitcode == -signal.SIGKILL
     wait(cache, 3)
-    assert cache.path(1).read_bytes() == (folder / "1.beton").read_bytes()
+    assert cache.error is None
+    assert cache.path(1).read_bytes() == original
     assert not list(near.glob(".*.partial"))
     cache.close()
 
@@ -152,18 +203,62 @@ def test_a_torn_copy_with_wrong_bytes_is_made_again(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_an_original_that_is_not_what_the_manifest_says_is_never_copied(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "far")
-    data = bytearray((folder / "1.beton").read_bytes())
-    data[1000] ^= 1
-    (folder / "1.beton").write_bytes(data)
-    cache = LocalCache(folder, tmp_path / "near").start()
-    cache._thread.join(30)
-    assert isinstance(cache.error, DataError)
-    assert "not what its manifest says" in str(cache.error)
-    assert cache.arrived == 1
-    assert cache.path(1) == folder / "1.beton"
-    cache.close()
+def test_a_wrong_original_is_never_copied_and_read_twice_by_one_process_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, near = make_folder(tmp_path / "far"), tmp_path / "near"
+    flip(folder / "1.beton", 1000)
+    copied: list[bytes] = []
+    monkeypatch.setattr(local_cache, "hashlib", watch(copied.append))
+    first = LocalCache(folder, near).start()
+    finish(first)
+    later = LocalCache(folder, near).start()
+    finish(later)
+    for cache in (first, later):
+        assert isinstance(cache.error, DataError)
+        assert f"{folder / '1.beton'} is not what its manifest says" in str(cache.error)
+        # The shards around it have arrived.
+        assert cache.arrived == 2
+        assert cache.path(0).parent == cache.path(2).parent == near
+        assert cache.path(1) == folder / "1.beton"
+        cache.close()
+    assert sum(map(len, copied)) == 4 * SIZE
+    assert len(caplog.records) == 2
+    # Repaired, even with its old date, it is copied.
+    date = (folder / "1.beton").stat().st_mtime_ns
+    flip(folder / "1.beton", 1000)
+    os.utime(folder / "1.beton", ns=(date, date))
+    repaired = LocalCache(folder, near).start()
+    wait(repaired, 3)
+    assert repaired.error is None
+    repaired.close()
+
+
+def test_an_entry_that_was_cut_is_not_used_and_made_again(tmp_path: Path) -> None:
+    folder, near = make_folder(tmp_path / "far", shards=1), tmp_path / "near"
+    first = LocalCache(folder, near).start()
+    wait(first, 1)
+    entry = first.path(0)
+    first.close()
+    os.truncate(entry, 100)
+    again = LocalCache(folder, near)
+    assert again.path(0) == folder / "0.beton"
+    again.start()
+    wait(again, 1)
+    assert again.path(0).read_bytes() == (folder / "0.beton").read_bytes()
+    again.close()
+
+
+def test_data_sets_share_shards_and_a_changed_one_is_another(tmp_path: Path) -> None:
+    near = tmp_path / "near"
+    old = LocalCache(make_folder(tmp_path / "old", 3, first=1), near).start()
+    wait(old, 3)
+    # Two shards are the same; the third has the same name as one of the others, and other bytes.
+    new = LocalCache(make_folder(tmp_path / "new", 3, first=2), near)
+    assert new.arrived == 2
+    assert new.path(0) == old.path(1)
+    assert new.path(2) == tmp_path / "new" / "2.beton"
+    old.close()
 
 
 def test_what_was_used_longest_ago_makes_way_and_what_is_in_use_does_not(tmp_path: Path) -> None:
@@ -185,44 +280,138 @@ def test_what_was_used_longest_ago_makes_way_and_what_is_in_use_does_not(tmp_pat
     new.close()
 
 
-def test_without_room_the_rest_is_read_from_the_original(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "far")
+def test_a_closing_run_counts_as_use(tmp_path: Path) -> None:
+    cache = LocalCache(make_folder(tmp_path / "far", 1), tmp_path / "near").start()
+    wait(cache, 1)
+    entry = cache.path(0)
+    os.utime(entry, (1000, 1000))
+    cache.close()
+    assert entry.stat().st_mtime > 1000
+
+
+def test_copies_of_another_user_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(tmp_path / "far", 1)
+    first = LocalCache(folder, tmp_path / "near").start()
+    wait(first, 1)
+    first.close()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    other = LocalCache(folder, tmp_path / "near")
+    assert other.arrived == 1
+    other.close()
+
+
+def test_without_room_the_rest_is_read_from_the_original_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_folder(tmp_path / "far", 4)
     cache = LocalCache(folder, tmp_path / "near", 2 * SIZE + 10).start()
-    cache._thread.join(30)
-    assert "no room for 2.beton" in str(cache.error)
+    finish(cache)
+    assert "has no room for 2.beton" in str(cache.error)
     assert cache.arrived == 2
-    assert cache.path(2) == folder / "2.beton"
+    assert [cache.path(number).parent == folder for number in range(4)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
     cache.close()
 
 
-def test_a_full_disk_stops_the_copy_and_not_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nothing_is_evicted_for_a_shard_that_will_not_fit(tmp_path: Path) -> None:
+    near = tmp_path / "near"
+    old = LocalCache(make_folder(tmp_path / "old", 2, first=10), near).start()
+    wait(old, 2)
+    old.close()
+    new = LocalCache(make_folder(tmp_path / "new", 1, first=20), near, SIZE - 1).start()
+    finish(new)
+    assert "no room" in str(new.error)
+    assert len(list(near.glob("*.beton"))) == 2
+    new.close()
+
+
+class FullDisk(io.FileIO):
+    """A file on a disk that has room for `left` bytes."""
+
+    left = 0
+
+    def write(self, data: Any, /) -> int:
+        if FullDisk.left == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = super().write(memoryview(data)[: FullDisk.left])
+        FullDisk.left -= written
+        return written
+
+
+def test_a_disk_that_fills_up_is_left_alone_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    struck = []
+    whole = Path.open
 
-    def refuse(descriptor: int) -> None:
-        struck.append(descriptor)
-        raise OSError(28, "No space left on device")
+    def open_there(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        if mode == "a+b":
+            return io.BufferedRandom(FullDisk(path, mode))
+        return whole(path, mode, *rest, **named)
 
-    folder = make_folder(tmp_path / "far")
-    cache = LocalCache(folder, tmp_path / "near")
-    monkeypatch.setattr(os, "fsync", refuse)
-    cache.start()
-    cache._thread.join(30)
-    assert struck
+    folder, near = make_folder(tmp_path / "far"), tmp_path / "near"
+    monkeypatch.setattr(FullDisk, "left", SIZE + SIZE // 2)
+    monkeypatch.setattr(local_cache, "CHUNK", SIZE // 10)
+    monkeypatch.setattr(Path, "open", open_there)
+    cache = LocalCache(folder, near).start()
+    finish(cache)
+    assert "has no room for 1.beton" in str(cache.error)
     assert "No space left" in str(cache.error)
-    assert cache.path(0) == folder / "0.beton"
+    assert len(caplog.records) == 1
+    assert cache.path(0).read_bytes() == (folder / "0.beton").read_bytes()
+    assert cache.path(1) == folder / "1.beton"
+    # Half a shard does not keep the disk full.
+    assert sorted(path.name for path in near.iterdir()) == sorted([".lock", cache.path(0).name])
     cache.close()
 
 
-def test_closing_stops_a_copy_between_two_chunks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_cache_that_cannot_be_made_is_the_users_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"cache .*file/near cannot be used"):
+        LocalCache(make_folder(tmp_path / "far", 1), tmp_path / "file" / "near")
+
+
+@pytest.fixture(params=["copying", "reading again what is there"])
+def begun(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path, int]:
+    """A shard, a cache, and what is there of it."""
+    folder, near = make_folder(tmp_path / "far", shards=1), tmp_path / "near"
+    near.mkdir()
+    (shard,) = read_manifest(folder).shards
+    there = SIZE * 9 // 10 if request.param != "copying" else 0
+    (near / f".{shard.sha256}.partial").write_bytes((folder / shard.name).read_bytes()[:there])
+    return folder, near, there
+
+
+def test_closing_stops_between_two_chunks_and_leaves_what_was_copied(
+    begun: tuple[Path, Path, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = make_folder(tmp_path / "far", shards=1)
-    monkeypatch.setattr(local_cache, "CHUNK", 1000)
-    cache = LocalCache(folder, tmp_path / "near")
-    cache._stop.set()
-    cache.start()
+    folder, near, there = begun
+    chunks: list[bytes] = []
+
+    def stop_after_two(chunk: bytes) -> None:
+        chunks.append(chunk)
+        if len(chunks) == 2:
+            cache._stop.set()
+
+    monkeypatch.setattr(local_cache, "CHUNK", SIZE // 10)
+    monkeypatch.setattr(local_cache, "hashlib", watch(stop_after_two))
+    cache = LocalCache(folder, near).start()
+    finish(cache)
     cache.close()
-    assert not cache._thread.is_alive()
-    assert not list((tmp_path / "near").glob("*.beton"))
+    assert len(chunks) == 2
+    assert cache.error is None
+    (partial,) = near.glob(".*.partial")
+    assert partial.stat().st_size == max(there, SIZE // 10 * 2)
+    monkeypatch.setattr(local_cache, "hashlib", hashlib)
+    again = LocalCache(folder, near).start()
+    wait(again, 1)
+    assert again.path(0).read_bytes() == (folder / "0.beton").read_bytes()
+    again.close()
