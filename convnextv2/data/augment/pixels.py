@@ -209,9 +209,10 @@ def to_hsv(red: Any, green: Any, blue: Any) -> tuple[int, int, int]:
         sixths = np.float32(2.0 + to_r - to_b)
     else:
         sixths = np.float32(4.0 + to_g - to_r)
-    turn = np.float32(np.fmod(np.float64(sixths) / 6.0 + 1.0, 1.0))
+    turn = np.float64(sixths) / 6.0 + 1.0
+    turn = np.float64(np.float32(turn - 1.0 if turn >= 1.0 else turn))
     share = span / np.float32(high)
-    return int(np.float64(turn) * 255.0), int(np.float64(share) * 255.0), high
+    return int(turn * 255.0), int(np.float64(share) * 255.0), high
 
 
 @njit(cache=True, nogil=True)
