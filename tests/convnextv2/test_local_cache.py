@@ -280,6 +280,28 @@ def test_what_was_used_longest_ago_makes_way_and_what_is_in_use_does_not(tmp_pat
     new.close()
 
 
+def test_no_more_is_evicted_than_needed_and_the_oldest_first(tmp_path: Path) -> None:
+    near = tmp_path / "near"
+    old = LocalCache(make_folder(tmp_path / "old", 3, first=10), near).start()
+    wait(old, 3)
+    entries = [old.path(number) for number in range(3)]
+    old.close()
+    # Neither copied nor named in this order.
+    for entry, age in zip(entries, (50, 90, 70), strict=True):
+        os.utime(entry, (time.time() - age, time.time() - age))
+    (near / ".of-a-killed-run.partial").write_bytes(bytes(10))
+    left = []
+    for count in (1, 2):
+        folder = make_folder(tmp_path / f"new{count}", count, first=20)
+        new = LocalCache(folder, near, 3 * SIZE).start()
+        wait(new, count)
+        assert new.error is None
+        left.append([entry.exists() for entry in entries])
+        new.close()
+    assert left == [[True, False, True], [True, False, False]]
+    assert not list(near.glob(".*.partial"))
+
+
 def test_a_closing_run_counts_as_use(tmp_path: Path) -> None:
     cache = LocalCache(make_folder(tmp_path / "far", 1), tmp_path / "near").start()
     wait(cache, 1)
