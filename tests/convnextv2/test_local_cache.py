@@ -425,7 +425,8 @@ def test_closing_stops_between_two_chunks_and_leaves_what_was_copied(
 
     monkeypatch.setattr(local_cache, "CHUNK", SIZE // 10)
     monkeypatch.setattr(local_cache, "hashlib", watch(stop_after_two))
-    cache = LocalCache(folder, near).start()
+    cache = LocalCache(folder, near)
+    cache.start()
     finish(cache)
     cache.close()
     assert len(chunks) == 2
