@@ -3,6 +3,7 @@
 from torch import nn
 
 from convnextv2 import weights
+from convnextv2.data.collection import DataError
 from convnextv2.data.manifest import read_manifest
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks.classify import ClassifyTask
@@ -22,6 +23,11 @@ def finetune_stage(config: PipelineConfig, session: Session, *, from_scratch: bo
 
     def run(place: Place) -> Outputs:
         shards = place.inputs["write"] / "train"
+        if not read_manifest(shards).classes:
+            raise DataError(
+                f"{shards} has no labels, which fine-tuning needs; convnextv2 pretrain works, or "
+                "give --data with classes"
+            )
         initial = None
         if not from_scratch:
             initial = (place.inputs["pretrain"] / pretrain.WEIGHTS).resolve()

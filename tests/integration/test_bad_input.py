@@ -44,14 +44,13 @@ def test_settings(settings: list[str], words: list[str], tmp_path: Path, capsys:
 
 
 def test_data_folders(tmp_path: Path, capsys: Capture) -> None:
-    empty, flat = tmp_path / "empty", tmp_path / "flat"
+    empty, bare = tmp_path / "empty", tmp_path / "bare"
     empty.mkdir()
-    flat.mkdir()
-    (flat / "a.jpg").write_bytes(b"")
+    (bare / "cat").mkdir(parents=True)
     for folder, words in (
         (tmp_path / "absent", "does not exist"),
         (empty, "is empty"),
-        (flat, "no class folders"),
+        (bare, "no images under"),
     ):
         run_dir = tmp_path / "run"
         assert run("demo", "--data", str(folder), "--run-dir", str(run_dir)) == 1
