@@ -23,7 +23,7 @@ def permute(positions: Positions, length: int, *key: int) -> Positions:
     About 75 ns each. Six rounds are beyond what statistics can tell from a shuffled list: where
     items land, and where two or three of them land together. Of eight numbers or fewer all orders
     come equally often only from ten rounds on. What is left is of no account for training: of
-    some lengths (12, 32) all permutations are even ones, as Feistel networks make them.
+    some lengths (12) all permutations are even ones, as Feistel networks make them.
     """
     bits = max(1, (length - 1).bit_length())
     low_bits = bits // 2
