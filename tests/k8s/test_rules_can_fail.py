@@ -141,9 +141,6 @@ BREAKS: dict[str, list[tuple[str, str, str, Any]]] = {
         ("56 GPUs", JOB, f"{GROUP} replicas", 7),
         ("CPUs for 32 workers", JOB, f"{BOX} resources limits cpu", "48"),
     ],
-    "writers_fit_the_head": [
-        ("16 writers on 8 CPUs", JOB, f"{HEAD_BOX} resources limits cpu", "8"),
-    ],
 }
 
 
