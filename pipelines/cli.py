@@ -68,6 +68,7 @@ def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="change a setting (repeatable)"
     )
+    parser.add_argument("--cache", type=Path, help="node-local folder that shards are copied to")
     parser.add_argument("--run-dir", type=Path, help="where everything goes (default: runs/NAME)")
     parser.add_argument("--rerun", metavar="STAGE", help="redo this stage and those behind it")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
@@ -110,7 +111,8 @@ def _act_pipeline(options: argparse.Namespace) -> int:
 
     # In quotes, for a folder may be called 2024 or "no".
     source = [f"data.source={json.dumps(str(options.data))}"] if options.data else []
-    overrides = [*options.set, *source]
+    cache = [f"data.cache={json.dumps(str(options.cache))}"] if options.cache else []
+    overrides = [*options.set, *source, *cache]
     config = load_preset(options.preset, overrides)
 
     from rich.console import Console
