@@ -57,13 +57,17 @@ def all_gone(seconds: float = 30.0) -> bool:
 
 
 def keep_pages(context: dict[str, Any]) -> None:
-    """Leave the page faults of touching 50 MB for the first and for the third time."""
+    """Leave the most page faults of touching 50 MB, and those of the twentieth time.
+
+    glibc before 2.38 cuts a few bytes off an aligned block, and until its cache holds seven of
+    those cuttings a freed block is that much too short for the next tensor of the same size.
+    """
     faults = []
-    for _ in range(3):
+    for _ in range(20):
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
         torch.empty(50_000_000, dtype=torch.uint8).fill_(1)
         faults.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
-    (context["job"] / f"faults-{group.rank()}").write_text(f"{faults[0]} {faults[2]}")
+    (context["job"] / f"faults-{group.rank()}").write_text(f"{max(faults)} {faults[-1]}")
 
 
 def meet(context: dict[str, Any]) -> None:
@@ -122,9 +126,9 @@ def test_every_worker_runs_in_one_group(cluster: Cluster, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_cpu_workers_keep_the_memory_of_freed_tensors(cluster: Cluster, tmp_path: Path) -> None:
     cluster.run(keep_pages, tmp_path, name="keep", storage=tmp_path / "ray")
-    first, third = map(int, (tmp_path / "faults-0").read_text().split())
-    assert first > 0
-    assert third < 10  # 12,000 small pages, or 24 huge ones, if it came from the kernel again
+    most, last = map(int, (tmp_path / "faults-0").read_text().split())
+    assert most > 0
+    assert last < 10  # 12,000 small pages, or 24 huge ones, if it came from the kernel again
 
 
 @pytest.mark.slow
