@@ -125,10 +125,11 @@ def test_options_reach_the_pipeline(asked: list[object], capsys: Capture) -> Non
     # Folders whose names YAML would take for a number, a comment or a truth value.
     for folder in ("2024", "my #1: photos", "no", "1e5"):
         words = ["run", "imagenet1k", "--data", folder, "--run-dir", "out", "--rerun", "finetune"]
+        words += ["--cache", folder]
         assert cli.main([*words, "--set", "seed=3", "--json"]) == 0
         request = asked[-1]
         assert isinstance(request, Request)
-        assert request.config.data.source == Path(folder)
+        assert (request.config.data.source, request.config.data.cache) == (Path(folder),) * 2
         assert (request.config.name, request.config.seed) == ("imagenet1k", 3)
         assert (request.run_dir, request.rerun) == (Path("out"), "finetune")
         assert not request.fetch_fashion_mnist
