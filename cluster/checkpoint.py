@@ -7,8 +7,7 @@
 
 A save is written under the partial name by all workers, every file is fsynced and hashed, the
 manifest is written last, and the directory renamed. `latest_good` trusts nothing but manifests
-that verify, newest first; what does not verify is reported and passed over, never deleted. A
-checkpoint may be read on any machine; which number of workers may load it is the engine's matter.
+that verify, newest first; what does not verify is reported and passed over, never deleted.
 """
 
 import hashlib
@@ -18,16 +17,20 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from cluster import group
+from cluster.state_files import Entry
 
 MANIFEST = "MANIFEST.json"
-SCHEMA = 1
+SCHEMA = 2
 _NAME = re.compile(r"step-(\d{8})$")
-_OWNER = re.compile(r"(?:pp_rank_|^rank-)(\d+)")
+
+Write = Callable[[Path], dict[str, Entry]]
 
 
 class CheckpointError(RuntimeError):
@@ -41,6 +44,7 @@ class Checkpoint:
     path: Path
     step: int
     notes: dict[str, Any]
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,36 +56,49 @@ class Search:
 
 
 def publish(
-    root: Path, step: int, write: Callable[[Path], None], notes: dict[str, Any]
+    root: Path,
+    step: int,
+    write: Write,
+    notes: dict[str, Any],
+    workers: dist.ProcessGroup | None = None,
 ) -> Checkpoint:
     """Save collectively: every worker calls `write(directory)`; returns the checkpoint.
+
+    `write` returns what it wrote by file name, fsynced and hashed. `workers` is the group to agree
+    in, the default one without.
 
     Raises:
         CheckpointError: On every worker, when any of them failed; no checkpoint then exists.
     """
     final = root / f"step-{step:08d}"
     partial = root / f".{final.name}.partial"
-    _together("prepare", lambda: _prepare(root, partial))
+
+    def together(what: str, act: Callable[[], Any], *, everywhere: bool = False) -> Any:
+        return _together(what, act, workers, everywhere=everywhere)
+
+    together("prepare", lambda: _prepare(root, partial))
     try:
-        _together("write", lambda: write(partial), everywhere=True)
-        files = _together("hash", lambda: _sync_and_hash(partial), everywhere=True)
-        entries = {name: entry for part in files for name, entry in part.items()}
-        _together("commit", lambda: _commit(partial, final, step, entries, notes))
+        files = together("write", lambda: write(partial), everywhere=True)
+        entries = {name: asdict(entry) for part in files for name, entry in part.items()}
+        together("commit", lambda: _commit(partial, final, step, entries, notes))
     except CheckpointError as error:
-        # Said because PyTorch's own words for a full disk are "unexpected pos".
+        # Said because the system's own words for a full disk can be "input/output error".
         free = shutil.disk_usage(root).free
         if group.rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"{error}; {free / 1e6:,.0f} MB were free in {root}") from error
-    return Checkpoint(final, step, notes)
+    return Checkpoint(final, step, notes, sum(entry["bytes"] for entry in entries.values()))
+
+
+def steps(root: Path) -> list[Path]:
+    """Directories of checkpoints that were published, good or not, oldest first."""
+    return sorted(path for path in root.glob("step-*") if _NAME.search(path.name))
 
 
 def latest_good(root: Path) -> Search:
     """Find the newest checkpoint whose manifest verifies. Reads every byte of it."""
     rejected: list[tuple[Path, str]] = []
-    for path in sorted(root.glob("step-*"), reverse=True):
-        if not _NAME.search(path.name):
-            continue
+    for path in reversed(steps(root)):
         try:
             return Search(verify(path), rejected)
         except CheckpointError as error:
@@ -89,8 +106,12 @@ def latest_good(root: Path) -> Search:
     return Search(None, rejected)
 
 
-def verify(path: Path) -> Checkpoint:
-    """Check every file against the manifest; raises CheckpointError naming the first that fails."""
+def verify(path: Path, *, contents: bool = True) -> Checkpoint:
+    """Check every file against the manifest; without `contents` the sizes only.
+
+    Raises:
+        CheckpointError: Naming the first file that is not as the manifest says.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         seal = manifest.pop("seal")
@@ -98,28 +119,20 @@ def verify(path: Path) -> Checkpoint:
         raise CheckpointError(f"no readable {MANIFEST}: {error}") from error
     if seal != _seal(manifest):
         raise CheckpointError(f"{MANIFEST} has changed since it was written")
+    if manifest["schema"] != SCHEMA:
+        raise CheckpointError(f"its layout is {manifest['schema']}, this version reads {SCHEMA}")
     for name, entry in manifest["files"].items():
         try:
-            size, digest = _hash(path / name)
+            size = (path / name).stat().st_size
+            digest = _hash(path / name) if contents and size == entry["bytes"] else None
         except OSError as error:
             raise CheckpointError(f"{name} cannot be read: {error}") from error
         if size != entry["bytes"]:
             raise CheckpointError(f"{name} has {size} bytes instead of {entry['bytes']}")
-        if digest != entry["sha256"]:
+        if digest is not None and digest != entry["sha256"]:
             raise CheckpointError(f"{name} has changed since it was written (sha256 differs)")
-    return Checkpoint(path, manifest["step"], manifest["notes"])
-
-
-def prune(root: Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints; called on rank 0 after a good save."""
-    if keep_last < 1:
-        raise ValueError(f"keep_last is {keep_last}; at least 1 checkpoint must stay")
-    complete = [p for p in sorted(root.glob("step-*")) if _NAME.search(p.name)]
-    for path in complete[:-keep_last]:
-        # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
-        doomed = root / f".{path.name}.partial"
-        os.replace(path, doomed)
-        shutil.rmtree(doomed)
+    total = sum(entry["bytes"] for entry in manifest["files"].values())
+    return Checkpoint(path, manifest["step"], manifest["notes"], total)
 
 
 def sweep(root: Path) -> None:
@@ -128,7 +141,21 @@ def sweep(root: Path) -> None:
         shutil.rmtree(left_over)
 
 
-def _together(what: str, act: Callable[[], Any], *, everywhere: bool = False) -> Any:
+def remove(path: Path) -> None:
+    """Remove a published checkpoint."""
+    # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
+    doomed = path.with_name(f".{path.name}.partial")
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def _together(
+    what: str,
+    act: Callable[[], Any],
+    workers: dist.ProcessGroup | None,
+    *,
+    everywhere: bool,
+) -> Any:
     """Run `act` on rank 0 (or everywhere) and agree on the outcome before anyone goes on."""
     outcome, problem = None, None
     if everywhere or group.rank() == 0:
@@ -136,7 +163,7 @@ def _together(what: str, act: Callable[[], Any], *, everywhere: bool = False) ->
             outcome = act()
         except Exception as error:
             problem = f"rank {group.rank()}: {type(error).__name__}: {error}"
-    answers = group.gather((outcome, problem))
+    answers = group.gather((outcome, problem), workers)
     problems = [problem for _, problem in answers if problem]
     if problems:
         raise CheckpointError(f"checkpoint not saved ({what} failed): " + "; ".join(problems))
@@ -149,24 +176,6 @@ def _prepare(root: Path, partial: Path) -> None:
     partial.mkdir()
 
 
-def _sync_and_hash(partial: Path) -> dict[str, dict[str, Any]]:
-    mine = {}
-    for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-        if _owner(path.name) != group.rank():
-            continue
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        size, digest = _hash(path)
-        mine[str(path.relative_to(partial))] = {"bytes": size, "sha256": digest}
-    return mine
-
-
-def _owner(name: str) -> int:
-    """The worker that hashes a file: the one that wrote it, whose pages are still in memory."""
-    match = _OWNER.search(name)
-    return int(match.group(1)) % group.world_size() if match else 0
-
-
 def _commit(
     partial: Path, final: Path, step: int, entries: dict[str, Any], notes: dict[str, Any]
 ) -> None:
@@ -176,21 +185,22 @@ def _commit(
         file.flush()
         os.fsync(file.fileno())
     for folder in sorted({path.parent for path in partial.rglob("*")} | {partial}):
-        _sync_folder(folder)
-    for path in final.parent.glob("step-*"):
-        if _NAME.search(path.name) and path.name >= final.name:
+        sync_folder(folder)
+    for path in steps(final.parent):
+        if path.name >= final.name:
             # From this step on there is only what failed to verify: it is evidence, and must not
             # count as the newest.
             os.replace(path, path.with_name(f"{path.name}.rejected-{time.time_ns():x}"))
     os.replace(partial, final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
 
 
 def _seal(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -198,7 +208,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _hash(path: Path) -> tuple[int, str]:
+def _hash(path: Path) -> str:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return path.stat().st_size, digest
+        return hashlib.file_digest(file, "sha256").hexdigest()

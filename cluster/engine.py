@@ -1,64 +1,60 @@
 """The training engine: what a loop needs from sharded training, and DeepSpeed behind it."""
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cluster import group
 from cluster.checkpoint import CheckpointError
+from cluster.partitions import PARTITIONS, Partition
+from cluster.state_files import StateFiles
+from cluster.states import AVERAGE, MOMENTS, WEIGHT, Average, Piece
 from cluster.topology import Topology
+from cluster.zero import Precision, ZeroSettings, deepspeed_config
 
-Precision = Literal["fp32", "bf16"]
-TAG = "deepspeed"
+
+class NonFinite(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is NaN or infinite."""
 
 
 class Engine(Protocol):
     """Trains a module whose forward takes a batch and returns `.loss` and `.metrics`."""
 
     device: torch.device
+    pieces: list[Piece]
+    updates: int
+    skipped_steps: int
 
     def train_step(self, batches: Iterable[Any], learning_rate: float) -> dict[str, Tensor]:
         """One optimizer step over the micro batches; mean metrics of this worker, detached."""
 
-    def save(self, directory: Path) -> None:
-        """Write this worker's state below `directory` (all workers call)."""
+    def restore(self, directory: Path, notes: dict[str, Any]) -> None:
+        """Take pieces and counters of a checkpoint over (all workers call; any number saved)."""
 
-    def load(self, directory: Path) -> None:
-        """Restore what `save` wrote (all workers call, as many as saved)."""
+    def averaged(self) -> Any:
+        """A context inside which the weights are their moving average."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """Sharding and precision: ZeRO stage 0-3, fp32 or bf16 (with fp32 masters), clipping."""
+    """Sharding, precision (bf16 keeps fp32 masters), clipping, averaging.
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    `ema_decay` None keeps no moving average. After `max_skipped_steps` steps in a row whose loss
+    or gradient is not finite training stops.
+    """
+
+    zero: ZeroSettings = ZeroSettings()
     precision: Precision = "fp32"
     grad_clip: float = 0.0
-
-
-def deepspeed_config(settings: EngineSettings, topology: Topology) -> dict[str, Any]:
-    """The DeepSpeed configuration for the settings; the only place that spells its keys."""
-    return {
-        "train_batch_size": topology.global_batch_size,
-        "train_micro_batch_size_per_gpu": topology.micro_batch_size,
-        "gradient_accumulation_steps": topology.accumulation,
-        "gradient_clipping": settings.grad_clip,
-        "zero_optimization": {
-            "stage": settings.zero_stage,
-            # Stage 1 keeps whole gradients anyway; copying each into a buffer costs 4% of a step.
-            "contiguous_gradients": settings.zero_stage > 1,
-        },
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": settings.precision == "bf16"},
-        "steps_per_print": 1 << 62,
-        "wall_clock_breakdown": False,
-    }
+    ema_decay: float | None = None
+    max_skipped_steps: int = 10
 
 
 class DeepSpeedEngine:
@@ -68,9 +64,15 @@ class DeepSpeedEngine:
         module: The task; its forward takes one micro batch.
         groups: Optimizer groups with `lr_scale` each (see `train_step`).
         betas: AdamW betas.
-        settings: Sharding and precision.
+        settings: Sharding, precision and the rest.
         topology: Batch arithmetic; its world size must be the group's.
         device: Where this worker computes.
+        identify: Sample indices of a micro batch, for messages.
+
+    Attributes:
+        pieces: What this worker keeps of the parameters and of their optimizer state.
+        updates: Optimizer steps done.
+        skipped_steps: Steps left out because the loss or gradient of a worker was not finite.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class DeepSpeedEngine:
         settings: EngineSettings,
         topology: Topology,
         device: torch.device,
+        identify: Callable[[Any], list[int]] = lambda batch: [],
     ) -> None:
         if device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
@@ -90,82 +93,134 @@ class DeepSpeedEngine:
         # On CPUs DeepSpeed would compile an operation on every node for a collective that only
         # inference uses, and a killed worker would leave its 69 MB buffer in /dev/shm.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.device = device
-        optimizer = torch.optim.AdamW(list(groups), lr=0.0, betas=betas)
+        self.device, self._module, self._identify = device, module, identify
+        self._settings = settings
+        adamw: type[torch.optim.Optimizer] = torch.optim.AdamW
+        if settings.zero.offload_optimizer != "none":
+            adamw = deepspeed.ops.adam.DeepSpeedCPUAdam
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module.to(device),
-            optimizer=optimizer,
-            config=deepspeed_config(settings, topology),
+            optimizer=adamw(list(groups), lr=0.0, betas=betas),
+            config=deepspeed_config(
+                settings.zero, settings.precision, settings.grad_clip, topology
+            ),
         )
+        self._partition: Partition = PARTITIONS[type(self._optimizer).__name__](
+            module, self._optimizer
+        )
+        self.pieces = self._partition.pieces()
+        self.updates = self.skipped_steps = self._skipped_in_a_row = 0
+        self._average = None
+        if settings.ema_decay is not None:
+            self._average = Average(self.pieces, settings.ema_decay)
 
     def train_step(self, batches: Iterable[Any], learning_rate: float) -> dict[str, Tensor]:
         for settings in self._optimizer.param_groups:
             settings["lr"] = learning_rate * settings["lr_scale"]
         totals: dict[str, Tensor] = {}
+        indices: list[int] = []
         count = 0
         for batch in batches:
+            if count:
+                self._engine.step()  # Not a boundary yet: DeepSpeed only counts.
             out = self._engine(batch)
             self._engine.backward(out.loss)
-            self._engine.step()
+            indices += self._identify(batch)
             count += 1
             for name, value in {"loss": out.loss.detach(), **out.metrics}.items():
                 totals[name] = totals[name] + value if name in totals else value
-        return {name: total / count for name, total in totals.items()}
+        metrics = {name: total / count for name, total in totals.items()}
+        metrics["grad_norm"] = self._step(metrics["loss"], indices)
+        return metrics
 
-    def save(self, directory: Path) -> None:
-        writes = (self._engine.checkpoint_engine, "save"), (self._engine, "_copy_recovery_script")
-        with _failures_held_back(*writes):
-            self._engine.save_checkpoint(str(directory), tag=TAG, save_latest=False)
+    def _step(self, loss: Tensor, indices: list[int]) -> Tensor:
+        """Step if loss and gradients are finite on all workers, else on none; the gradient norm.
 
-    def load(self, directory: Path) -> None:
-        path = None
-        if (directory / TAG).is_dir():
-            path, _ = self._engine.load_checkpoint(str(directory), tag=TAG)
-        if path is None:
-            # DeepSpeed only warns, and training would silently start from scratch.
-            raise CheckpointError(f"DeepSpeed found nothing to load in {directory / TAG}")
+        One scalar goes round: what is not finite on one worker makes the sum so on all of them.
+        """
+        squares = self._partition.squared_gradient_norm()
+        total = squares + 0 * loss.float()
+        if group.world_size() > 1:
+            torch.distributed.all_reduce(total)
+        finite = math.isfinite(total.item())
+        if not finite:
+            self._partition.skip_next_step()
+        self._engine.step()
+        if finite:
+            self.updates += 1
+            self._skipped_in_a_row = 0
+            if self._average is not None:
+                self._average.update()
+        else:
+            self.skipped_steps += 1
+            self._skipped_in_a_row += 1
+            if self._skipped_in_a_row >= self._settings.max_skipped_steps:
+                mine_is_finite = math.isfinite(float(squares + 0 * loss.float()))
+                raise NonFinite(self._describe(loss, indices, mine_is_finite))
+        return total.sqrt()
+
+    def _describe(self, loss: Tensor, indices: list[int], finite: bool) -> str:
+        report = (group.rank(), loss.item(), finite, indices)
+        words = [
+            f"worker {rank}: loss {value:g}"
+            + ("" if fine else f", samples {', '.join(map(str, samples))}")
+            for rank, value, fine, samples in group.gather(report)
+        ]
+        return (
+            f"{self._skipped_in_a_row} steps in a row had a loss or gradient that is not finite; "
+            "in the last one " + "; ".join(words) + ". A lower learning rate, grad_clip or fp32 "
+            "may help; if it is always the same samples, look at them (convnextv2 data sample)"
+        )
+
+    def restore(self, directory: Path, notes: dict[str, Any]) -> None:
+        """Take pieces and counters of a checkpoint over, whatever had cut them up.
+
+        Raises:
+            CheckpointError: When it does not hold all that this engine keeps.
+        """
+        try:
+            files = StateFiles(directory)
+            self._take(files)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
+        self.updates, self.skipped_steps = notes["updates"], notes["skipped_steps"]
+        if self._average is not None:
+            self._average.updates = self.updates
+        self._partition.refresh(self.updates)
+
+    @torch.no_grad()
+    def _take(self, files: StateFiles) -> None:
+        unknown = set(files) ^ {name for name, _ in self._module.named_parameters()}
+        if unknown:
+            raise ValueError(f"{files.directory} is of another model: {sorted(unknown)[0]}")
+        for piece in self.pieces:
+            if files.shapes[piece.name] != piece.shape:
+                raise ValueError(
+                    f"{files.directory}: {piece.name} has shape {files.shapes[piece.name]}, the "
+                    f"model's is {piece.shape}"
+                )
+            for kind, tensor in piece.tensors.items():
+                tensor.copy_(files.read(kind, piece.name, piece.start, piece.numel))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        if self._average is None:
+            raise ValueError("no moving average is kept; set ema_decay")
+        self._average.swap()
+        self._partition.refresh(None)
+        try:
+            yield
+        finally:
+            self._average.swap()
+            self._partition.refresh(None)
 
 
-@contextmanager
-def _failures_held_back(*methods: tuple[Any, str]) -> Iterator[None]:
-    """Let the methods fail without raising; the first failure is raised at the end.
-
-    DeepSpeed's workers meet at barriers while they save: one that raises (its disk is full) would
-    leave the others waiting there until the process group times out.
-    """
-    failures: list[Exception] = []
-
-    def patient(method: Callable[..., Any]) -> Callable[..., Any]:
-        def attempt(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return method(*args, **kwargs)
-            except Exception as error:
-                failures.append(error)
-
-        return attempt
-
-    for owner, name in methods:
-        setattr(owner, name, patient(getattr(owner, name)))
-    try:
-        yield
-    finally:
-        for owner, name in methods:
-            delattr(owner, name)
-    if failures:
-        raise failures[0]
-
-
-def fp32_weights(directory: Path) -> dict[str, Tensor]:
-    """Full fp32 weights of the module from what `DeepSpeedEngine.save` wrote; needs no group."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    if any((directory / TAG).glob("*_optim_states.pt")):
-        state = get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=TAG)
-    else:
-        # ZeRO-0 keeps whole weights in one file, written by ourselves just before.
-        path = directory / TAG / "mp_rank_00_model_states.pt"
-        state = torch.load(path, map_location="cpu", weights_only=False)["module"]
-    return {name: value.detach().clone().float() for name, value in state.items()}
+def weights_of(directory: Path, kind: str = WEIGHT) -> dict[str, Tensor]:
+    """Full fp32 weights (or their "average") of a checkpoint; needs no group and no engine."""
+    files = StateFiles(directory)
+    return {
+        name: files.whole(kind if kind in files.kinds[name] else WEIGHT, name) for name in files
+    }
 
 
 def worker_device() -> torch.device:

@@ -1,0 +1,108 @@
+"""The state of training by parameter name, however ZeRO has cut it up.
+
+A worker keeps, of every parameter it is in charge of, one run of elements of the flattened
+parameter: a `Piece`. Pieces are what is averaged, saved, restored and exported; nothing else needs
+to know about stages, groups or paddings.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+WEIGHT, AVERAGE = "weight", "average"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements `start` to `start + numel` of a flattened parameter, as a worker keeps them.
+
+    Attributes:
+        name: Of the parameter in the module.
+        shape: Of the whole parameter.
+        start: First element.
+        tensors: (numel,) each, fp32, views of what is trained on: "weight", "exp_avg" and
+            "exp_avg_sq" (not of parameters that are not trained), "average" where one is kept.
+        replicated: Every worker keeps the same.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    tensors: dict[str, Tensor]
+    replicated: bool = False
+
+    @property
+    def numel(self) -> int:
+        return self.tensors[WEIGHT].numel()
+
+    def share(self, rank: int, world_size: int) -> "Piece":
+        """The part this worker saves: all of it, or its share of what all workers keep."""
+        if not self.replicated:
+            return self
+        begin, end = (self.numel * number // world_size for number in (rank, rank + 1))
+        tensors = {kind: tensor[begin:end] for kind, tensor in self.tensors.items()}
+        return replace(self, start=self.start + begin, tensors=tensors, replicated=False)
+
+
+class Average:
+    """Exponential moving average of the weights, kept where the optimizer keeps its state.
+
+    Update t (from 1) uses min(`decay`, (t - 1) / t): the plain mean of all weights so far until
+    that is as long as the average's memory, so the initial weights leave no bias.
+    """
+
+    def __init__(self, pieces: Iterable[Piece], decay: float) -> None:
+        """Add the tensor "average" to the pieces, equal to their weights."""
+        self.decay, self.updates = decay, 0
+        trained = [piece for piece in pieces if MOMENTS[0] in piece.tensors]
+        self._weights = [piece.tensors[WEIGHT] for piece in trained]
+        self._averages = [weight.detach().clone() for weight in self._weights]
+        for piece, average in zip(trained, self._averages, strict=True):
+            piece.tensors[AVERAGE] = average
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the weights after an optimizer step in."""
+        self.updates += 1
+        share = 1 - min(self.decay, (self.updates - 1) / self.updates)
+        if self._averages:
+            torch._foreach_lerp_(self._averages, self._weights, share)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange weights and average; a second time puts them back, bit for bit."""
+        for weight, average in zip(self._weights, self._averages, strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+
+class HostCopy:
+    """Pieces copied to the host's memory, which is allocated once and used for every save."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """Copy; what comes back is good until the next call."""
+        copies = [
+            replace(piece, tensors={
+                kind: self._buffer(f"{kind}:{piece.name}", tensor).copy_(tensor, non_blocking=True)
+                for kind, tensor in piece.tensors.items()
+            })
+            for piece in pieces
+        ]  # fmt: skip
+        if any(tensor.is_cuda for piece in pieces for tensor in piece.tensors.values()):
+            torch.cuda.current_stream().synchronize()
+        return copies
+
+    def _buffer(self, key: str, tensor: Tensor) -> Tensor:
+        buffer = self._buffers.get(key)
+        if buffer is None:
+            # Page-locked, a copy from the GPU runs at the bus's speed and asynchronously.
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[key] = buffer
+        return buffer
