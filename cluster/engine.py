@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from cluster import group
 from cluster.checkpoint import CheckpointError
 from cluster.partitions import PARTITIONS, Partition
 from cluster.state_files import StateFiles
-from cluster.states import AVERAGE, MOMENTS, WEIGHT, Average, Piece
+from cluster.states import WEIGHT, Average, Piece
 from cluster.topology import Topology
 from cluster.zero import Precision, ZeroSettings, deepspeed_config
 
@@ -50,7 +50,7 @@ class EngineSettings:
     or gradient is not finite training stops.
     """
 
-    zero: ZeroSettings = ZeroSettings()
+    zero: ZeroSettings = field(default_factory=ZeroSettings)
     precision: Precision = "fp32"
     grad_clip: float = 0.0
     ema_decay: float | None = None
@@ -95,7 +95,7 @@ class DeepSpeedEngine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.device, self._module, self._identify = device, module, identify
         self._settings = settings
-        adamw: type[torch.optim.Optimizer] = torch.optim.AdamW
+        adamw: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
         if settings.zero.offload_optimizer != "none":
             adamw = deepspeed.ops.adam.DeepSpeedCPUAdam
         self._engine, self._optimizer, _, _ = deepspeed.initialize(

@@ -24,6 +24,15 @@ def gather(item: T, workers: dist.ProcessGroup | None = None) -> list[T]:
     return items  # type: ignore[return-value]
 
 
+def new_group() -> dist.ProcessGroup | None:
+    """Another group of the same workers, on the CPU, for messages from another thread."""
+    if not dist.is_initialized():
+        return None
+    workers = dist.new_group(backend="gloo")
+    assert isinstance(workers, dist.ProcessGroup)
+    return workers
+
+
 def from_first(item: T) -> T:
     """Rank 0's item on every worker."""
     if not dist.is_initialized():

@@ -27,7 +27,8 @@ class Partition(Protocol):
 
     def refresh(self, updates: int | None) -> None:
         """Have the module compute with the pieces as they are now; the optimizer has done
-        `updates` steps (None: as many as before). All workers call."""
+        `updates` steps (None: as many as before). All workers call.
+        """
 
 
 class _Base:
@@ -171,7 +172,8 @@ class Scattered(_Base):
 
     def pieces(self) -> list[Piece]:
         optimizer, pieces = self._optimizer, []
-        for name, parameter in self._module.named_parameters():
+        parameters: Iterable[tuple[str, Any]] = self._module.named_parameters()
+        for name, parameter in parameters:
             part = parameter.ds_tensor.ds_numel
             start = group.rank() * part
             # The last parts are filled up to equal length.
@@ -210,7 +212,7 @@ class Scattered(_Base):
 def _squares(gradients: list[Tensor]) -> Tensor:
     if not gradients:
         return torch.zeros(())
-    norms: list[Tensor] = torch._foreach_norm(gradients, 2, torch.float32)  # type: ignore[call-overload]
+    norms = torch._foreach_norm(gradients, 2, torch.float32)
     return torch.stack(norms).square().sum()
 
 

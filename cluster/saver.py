@@ -10,12 +10,9 @@ messages never mix with the training's.
 import logging
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
 
 from cluster import group
 from cluster.checkpoint import Checkpoint, publish
@@ -48,7 +45,7 @@ class Saver:
     def __init__(self, root: Path, policy: KeepPolicy, *, asynchronous: bool = True) -> None:
         self.root, self.policy, self.asynchronous = root, policy, asynchronous
         self._copy = HostCopy()
-        self._workers = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._workers = group.new_group()
         self._thread: threading.Thread | None = None
         self._saved: Saved | None = None
         self._error: BaseException | None = None

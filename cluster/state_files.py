@@ -63,8 +63,10 @@ def write_pieces(path: Path, pieces: Sequence[Piece]) -> Entry:
     text += b" " * (-len(text) % 8)
     with path.open("wb", buffering=0) as file:
         digest = hashlib.sha256()
-        for part in (len(text).to_bytes(8, "little"), text, *map(_bytes, tensors.values())):
+        for part in (len(text).to_bytes(8, "little"), text):
             _write(file.fileno(), memoryview(part), digest)
+        for tensor in tensors.values():
+            _write(file.fileno(), _bytes(tensor), digest)
         os.fsync(file.fileno())
     return Entry(8 + len(text) + offset, digest.hexdigest())
 
@@ -72,7 +74,7 @@ def write_pieces(path: Path, pieces: Sequence[Piece]) -> Entry:
 def _bytes(tensor: Tensor) -> memoryview:
     if tensor.dtype != torch.float32:
         raise TypeError(f"states are saved in fp32, not {tensor.dtype}")
-    return memoryview(tensor.detach().numpy()).cast("B") if tensor.numel() else memoryview(b"")
+    return tensor.detach().numpy().data.cast("B") if tensor.numel() else memoryview(b"")
 
 
 def _write(descriptor: int, content: memoryview, digest: Any) -> None:
@@ -108,7 +110,7 @@ class StateFiles:
                 pieces = json.loads(self._files[number].metadata()["pieces"])
             except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path} cannot be read: {error}") from error
-            for key in self._files[number].keys():
+            for key in self._files[number].keys():  # noqa: SIM118
                 kind, _, name = key.partition(":")
                 self.kinds[name].add(kind)
             for name, (start, shape) in pieces.items():
