@@ -122,7 +122,8 @@ def _act_pipeline(options: argparse.Namespace) -> int:
     until: Sequence[str] = ()
     if options.command in STAGE_COMMANDS:
         until = [options.command]
-        if options.command in ("finetune", "evaluate") and config.finetune.control:
+        control = config.finetune is not None and config.finetune.control
+        if options.command in ("finetune", "evaluate") and control:
             until = [options.command, f"{options.command}-scratch"]
     request = Request(
         config=config,

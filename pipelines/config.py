@@ -6,10 +6,12 @@ would. Nothing heavy is imported here.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
+from cluster.zero import ZeroSettings
+from convnextv2.recipe.duration import Duration, Unit, epochs, steps
 from convnextv2.sizes import size_of
 
 
@@ -18,7 +20,20 @@ def _known_size(name: str) -> str:
     return name
 
 
+def _read(bare: Unit) -> Any:
+    return PlainValidator(lambda value: Duration.parse(value, bare))
+
+
+def _some(duration: Duration) -> Duration:
+    if not duration.amount:
+        raise ValueError("more than nothing is needed")
+    return duration
+
+
 Size = Annotated[str, AfterValidator(_known_size)]
+Warmup = Annotated[Duration, _read("epochs"), PlainSerializer(str)]
+Length = Annotated[Duration, _read("epochs"), AfterValidator(_some), PlainSerializer(str)]
+Interval = Annotated[Duration, _read("steps"), AfterValidator(_some), PlainSerializer(str)]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -122,7 +137,8 @@ class AugmentConfig(Section):
 class TrainConfig(Section):
     """What pretraining and fine-tuning have in common."""
 
-    epochs: Positive
+    duration: Length
+    """Like 800 epochs, 5000 steps or 12800000 images; a bare number means epochs."""
     global_batch_size: Positive
     """Images per optimizer step, over all workers."""
     micro_batch_size: Positive
@@ -130,20 +146,36 @@ class TrainConfig(Section):
     base_lr: Annotated[float, Field(gt=0)]
     """Per 256 images of global batch (linear scaling)."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    warmup: Warmup = epochs(0)
+    """Linear rise of the rate from 0; 5% is of the whole duration, a bare number means epochs."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     betas: tuple[Share, Share] = (0.9, 0.999)
     grad_clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest gradient norm; 0 leaves gradients alone."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep a moving average of the weights, too; it is evaluated beside them."""
+    max_skipped_steps: Annotated[int, Field(ge=0)] = 10
+    """Steps in a row that may be left out because their loss or gradient is not finite."""
+    compile: bool = False
+    """Put the encoder through torch.compile: minutes at the start, faster steps."""
     augment: AugmentConfig = AugmentConfig()
     train_images: Positive | None = None
     """Use only so many images of the training set, chosen by the seed."""
     activation_checkpointing: tuple[Annotated[int, Field(ge=0, le=3)], ...] = ()
     """Stages (0 to 3) whose blocks are computed a second time in the backward pass: less memory,
     more time, the same result. All of them: [0, 1, 2, 3]."""
-    checkpoint_every: Positive = 500
-    """Steps between checkpoints; the end of training always has one."""
+    checkpoint_every: Interval = steps(500)
+    """Like 500 steps, 1 epoch or 5%; a bare number means steps. The end always has one."""
+    asynchronous_checkpoints: bool = True
+    """Write checkpoints behind training, which waits for a copy in memory only."""
     keep_checkpoints: Positive = 2
+    """So many of the last are kept,"""
+    keep_every: Interval | None = None
+    """and one of every so long,"""
+    keep_best: str | None = None
+    """and the one with the best loss, accuracy, val_top1 or val_top1_ema."""
+    evaluate_every: Interval | None = None
+    """Fine-tuning: look at the validation split in between, weights and average."""
 
 
 class PretrainConfig(TrainConfig):
@@ -172,10 +204,34 @@ class FinetuneConfig(TrainConfig):
     """Train a second model from scratch with the same recipe, as the control."""
     label_smoothing: Share = 0.1
     drop_path: Share = 0.0
+    train: Literal["all", "head"] = "all"
+    """head leaves the encoder as it was pretrained: a linear probe."""
+    image_size: Positive | None = None
+    """Side in pixels, here and in evaluation; as in pretraining by default."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The rate of a layer is multiplied by this once for every layer between it and the head."""
+    layer_decay_groups: Literal["single", "group"] = "single"
+    """What counts as a layer: single, every block; group, three blocks of the third stage and each
+    other stage (depths 3, 3, 27, 3 only; the paper's Base and Large)."""
     head_init_scale: Annotated[float, Field(gt=0)] = 1.0
     """0.001 in the paper; from scratch that costs accuracy, so a control needs 1."""
     decay_exempt: Literal["all-but-1d", "all-but-1d-and-grn"] = "all-but-1d-and-grn"
+
+
+class IntermediateConfig(FinetuneConfig):
+    """Fine-tuning on another, larger collection (ImageNet-22K) before `finetune`."""
+
+    data: DataConfig = DataConfig()
+    """That collection."""
+
+
+class KnnConfig(Section):
+    """k nearest neighbours of the pretrained encoder's features: no training at all."""
+
+    neighbours: Positive = 20
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    """A neighbour counts exp(cosine / temperature)."""
+    batch_size: Positive = 100
 
 
 class EvaluateConfig(Section):
@@ -196,7 +252,7 @@ class ClusterConfig(Section):
     num_workers: Positive = 1
     cpus_per_worker: Positive = 1
     use_gpu: bool = False
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero: ZeroSettings = ZeroSettings()
     dtype: Literal["fp32", "bf16"] = "fp32"
     """bf16 keeps fp32 masters."""
     max_failures: Annotated[int, Field(ge=0)] = 3
@@ -218,7 +274,7 @@ class TrackingConfig(Section):
 
 
 class PipelineConfig(Section):
-    """One pipeline: write, pretrain, fine-tune, evaluate, report."""
+    """One pipeline: write, pretrain, intermediate, fine-tune, evaluate, probe, report."""
 
     name: str
     seed: Annotated[int, Field(ge=0)] = 0
@@ -226,8 +282,12 @@ class PipelineConfig(Section):
     """Steps between points on the curves."""
     data: DataConfig = DataConfig()
     model: ModelConfig
-    pretrain: PretrainConfig
-    finetune: FinetuneConfig
+    pretrain: PretrainConfig | None
+    """None: training starts from random weights."""
+    intermediate: IntermediateConfig | None = None
+    finetune: FinetuneConfig | None = None
+    linear_probe: FinetuneConfig | None = None
+    knn: KnnConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -2,14 +2,13 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from cluster.topology import Topology
-from convnextv2.sizes import DECODER_UNITS, nearest_multiples
-from pipelines.config import ModelConfig, PipelineConfig, PretrainConfig, Section, TrainConfig
+from pipelines.config import PipelineConfig
+from pipelines.conflicts import find_conflicts
 
 
 class ConfigError(ValueError):
@@ -39,91 +38,6 @@ def resolve(preset: PipelineConfig, overrides: Sequence[str]) -> PipelineConfig:
     if problems:
         raise ConfigError(problems)
     return config
-
-
-def find_conflicts(config: PipelineConfig) -> list[str]:
-    """Arithmetic between fields that does not work out, with values that would."""
-    problems = _misfits(config.model) + _misfit_decoder(config.pretrain)
-    if config.pretrain.augment.mixup or config.pretrain.augment.cutmix:
-        problems.append("pretrain.augment: FCMAE reconstructs images; set mixup and cutmix to 0")
-    for name, train in (("pretrain", config.pretrain), ("finetune", config.finetune)):
-        try:
-            Topology(train.global_batch_size, train.micro_batch_size, config.cluster.num_workers)
-        except ValueError as error:
-            problems.append(f"{name}: {error}")
-        problems += [
-            f"{name}.{problem}" for problem in _misfit_augment(train, config.cluster.num_workers)
-        ]
-        if train.warmup_epochs > train.epochs:
-            problems.append(
-                f"{name}.warmup_epochs: {train.warmup_epochs:g} is longer than the {train.epochs} "
-                f"epochs of training"
-            )
-    return problems
-
-
-def _misfit_augment(train: TrainConfig, num_workers: int) -> list[str]:
-    augment = train.augment
-    problems = [
-        f"augment.{name}: expected 0 < low <= high, got {low}, {high}"
-        for name, (low, high) in (
-            ("crop_scale", augment.crop_scale),
-            ("crop_ratio", augment.crop_ratio),
-        )
-        if not 0 < low <= high
-    ]
-    if augment.color_jitter and augment.rand_augment:
-        problems.append(
-            "augment.color_jitter: RandAugment changes colours already; set color_jitter or "
-            "rand_augment to 0"
-        )
-    if augment.mixup or augment.cutmix:
-        if train.micro_batch_size % 2:
-            problems.append(
-                f"micro_batch_size: mixup and cutmix pair images, {train.micro_batch_size} is odd; "
-                f"{train.micro_batch_size + 1} would pair up"
-            )
-        if train.global_batch_size % (2 * num_workers):
-            close = nearest_multiples(train.global_batch_size, 2 * num_workers)
-            problems.append(
-                f"global_batch_size: mixup and cutmix pair images, {train.global_batch_size} "
-                f"leaves {num_workers} workers no whole pairs; {close} would work"
-            )
-    return problems
-
-
-def _misfits(model: ModelConfig) -> list[str]:
-    """What is wrong with the geometry; a patch that would work fits the image, too."""
-    stride, patch, image = 8 * model.stem_stride, model.patch_size, model.image_size
-    if patch % stride:
-        wrong = (
-            f"model.patch_size: {patch} is no multiple of the total stride {stride} "
-            "(8 x stem_stride)"
-        )
-        fitting = [size for size in range(stride, image + 1, stride) if image % size == 0]
-        if fitting:
-            close = sorted(sorted(fitting, key=lambda size: abs(size - patch))[:2])
-            return [f"{wrong}; {' or '.join(map(str, close))} would work"]
-        below = max(stride, patch // stride * stride)
-        return [
-            f"{wrong}; {below} would work with model.image_size {nearest_multiples(image, below)}"
-        ]
-    if image % patch:
-        return [
-            f"model.image_size: {image} is no multiple of model.patch_size {patch}; "
-            f"{nearest_multiples(image, patch)} would work"
-        ]
-    return []
-
-
-def _misfit_decoder(pretrain: PretrainConfig) -> list[str]:
-    unit, dim = DECODER_UNITS[pretrain.decoder], pretrain.decoder_dim
-    if dim % unit == 0:
-        return []
-    return [
-        f"pretrain.decoder_dim: {dim} is no multiple of {unit}, as decoder {pretrain.decoder!r} "
-        f"needs; {nearest_multiples(dim, unit)} would work"
-    ]
 
 
 def _with_value(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
@@ -165,17 +79,25 @@ def _validate(merged: dict[str, Any], base: dict[str, Any]) -> tuple[PipelineCon
 
 
 def _known_prefix(path: list[str]) -> list[str]:
-    """The part of an error's path that names fields (not tuple positions or union branches)."""
-    model: Any = PipelineConfig
+    """The part of an error's path that names fields (not positions inside a tuple)."""
+    model: type[BaseModel] | None = PipelineConfig
     known = []
     for part in path:
-        if not (isinstance(model, type) and issubclass(model, Section)):
+        if model is None:
             break
         known.append(part)
-        if part not in model.model_fields:
-            break
-        model = model.model_fields[part].annotation
+        model = _section(model, part)
     return known
+
+
+def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The section below `model` that the field `name` holds, if it holds one."""
+    if name not in model.model_fields:
+        return None
+    annotation = model.model_fields[name].annotation
+    kinds = (annotation, *get_args(annotation))
+    sections = (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return next(sections, None)
 
 
 def _restore(tree: dict[str, Any], base: dict[str, Any], path: list[str]) -> dict[str, Any]:
@@ -191,9 +113,9 @@ def _restore(tree: dict[str, Any], base: dict[str, Any], path: list[str]) -> dic
 def _describe(item: Any, path: list[str]) -> str:
     dotted = ".".join(_known_prefix(path))
     if item["type"] == "extra_forbidden":
-        model: Any = PipelineConfig
+        model: type[BaseModel] = PipelineConfig
         for part in path[:-1]:
-            model = model.model_fields[part].annotation
+            model = _section(model, part) or model
         prefix = ".".join(path[:-1])
         names = [f"{prefix}.{name}" if prefix else name for name in model.model_fields]
         return f"unknown key {dotted!r}{nearest(dotted, names)}"

@@ -27,6 +27,7 @@ from cluster.topology import Topology
 from convnextv2.data.load import Batch, BetonLoader
 from convnextv2.data.local_cache import LocalCache
 from convnextv2.data.order import GlobalOrder
+from convnextv2.recipe.duration import Duration
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from convnextv2.recipe.schedule import WarmupCosine, scaled_lr
 from pipelines.config import DataConfig, FinetuneConfig, PipelineConfig, PretrainConfig
@@ -63,7 +64,14 @@ class TrainJob:
 
     @property
     def total_steps(self) -> int:
-        return self.recipe.epochs * self.order().batches_per_epoch
+        return self.steps(self.recipe.duration, self.order())
+
+    def steps(self, duration: Duration, order: GlobalOrder, total: int | None = None) -> int:
+        return duration.steps(
+            batches_per_epoch=order.batches_per_epoch,
+            global_batch_size=self.recipe.global_batch_size,
+            total_steps=total,
+        )
 
 
 def train(context: dict[str, Any]) -> None:
@@ -82,7 +90,7 @@ def train(context: dict[str, Any]) -> None:
             if step % job.config.log_every == 0 or step == run.total_steps:
                 with clock.phase("log"):
                     run.log(step, metrics)
-            if step % job.recipe.checkpoint_every == 0 or step == run.total_steps:
+            if step % run.checkpoint_every == 0 or step == run.total_steps:
                 with clock.phase("checkpoint"):
                     run.save(step)
         run.spool.write("end", step, seconds=clock.seconds)
@@ -99,6 +107,7 @@ class Run:
     loader: BetonLoader
     order: GlobalOrder
     schedule: WarmupCosine
+    checkpoint_every: int
     spool: Spool
     fault: Fault | None
 
@@ -120,7 +129,7 @@ class Run:
             parameter_groups(task, rule, task.depths),  # type: ignore[arg-type]
             betas=recipe.betas,
             settings=EngineSettings(
-                zero_stage=config.cluster.zero_stage,
+                zero=config.cluster.zero,
                 precision=config.cluster.dtype,
                 grad_clip=recipe.grad_clip,
             ),
@@ -136,14 +145,17 @@ class Run:
             num_workers=config.data.num_workers,
             cache=local_cache(job.shards, config.data),
         )
+        total = job.steps(recipe.duration, order)
         schedule = WarmupCosine(
             peak=scaled_lr(recipe.base_lr, recipe.global_batch_size),
             floor=recipe.min_lr,
-            total_steps=recipe.epochs * order.batches_per_epoch,
-            warmup_steps=round(recipe.warmup_epochs * order.batches_per_epoch),
+            total_steps=total,
+            warmup_steps=job.steps(recipe.warmup, order, total),
         )
         spool = Spool(job.directory, active=group.rank() == 0)
-        return cls(job, clock, topology, engine, loader, order, schedule, spool, Fault.planned())
+        every = job.steps(recipe.checkpoint_every, order, total)
+        fault = Fault.planned()
+        return cls(job, clock, topology, engine, loader, order, schedule, every, spool, fault)
 
     @property
     def total_steps(self) -> int:
@@ -224,7 +236,7 @@ def checkpoint_notes(job: TrainJob, topology: Topology) -> dict[str, Any]:
     """What must be the same to go on from a checkpoint, and what is good to know about it."""
     return {
         "world_size": topology.world_size,
-        "zero_stage": job.config.cluster.zero_stage,
+        "zero_stage": job.config.cluster.zero.stage,
         "dtype": job.config.cluster.dtype,
         "config": job.config.model_dump(mode="json"),
     }

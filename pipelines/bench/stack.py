@@ -33,14 +33,15 @@ SETTINGS = (
     f"pretrain.global_batch_size={BATCH}",
     f"pretrain.micro_batch_size={BATCH}",
     f"pretrain.train_images={IMAGES}",
-    f"pretrain.epochs={EPOCHS}",
-    "pretrain.checkpoint_every=50",
+    f"pretrain.duration={EPOCHS} epochs",
+    "pretrain.checkpoint_every=50 steps",
 )
 
 
 def compare(folder: Path, pairs: int) -> dict[str, Any]:
     """images/s of both and their ratio, pair by pair."""
     config = load_preset("demo", SETTINGS)
+    assert config.pretrain is not None
     turns = []
     for turn in range(pairs):
         # Bare before and after: the machine's speed drifts during a run of the stack.
@@ -49,7 +50,7 @@ def compare(folder: Path, pairs: int) -> dict[str, Any]:
     ratios = sorted(stack / bare for stack, bare in turns)
     return {
         "what": f"FCMAE {config.model.size}, {config.model.image_size} px, batch {BATCH}, "
-        f"{THREADS} threads, checkpoint every {config.pretrain.checkpoint_every} steps",
+        f"{THREADS} threads, checkpoint every {config.pretrain.checkpoint_every}",
         "stack_images_per_second": sorted(stack for stack, _ in turns)[pairs // 2],
         "bare_images_per_second": sorted(bare for _, bare in turns)[pairs // 2],
         "ratio": ratios[pairs // 2],
@@ -79,6 +80,7 @@ def bare_rate(config: PipelineConfig, steps: int = 40) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     model = build_fcmae(config)
+    assert config.pretrain is not None
     rule = GroupRule(weight_decay=config.pretrain.weight_decay)
     groups = parameter_groups(model, rule, model.encoder.depths)
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=config.pretrain.betas)

@@ -3,6 +3,7 @@
 Command: `make demo`. Expected result and cost: README.md, section "The demo".
 """
 
+from convnextv2.recipe.duration import epochs, steps
 from pipelines.config import (
     AugmentConfig,
     ClusterConfig,
@@ -24,26 +25,26 @@ def demo() -> PipelineConfig:
         data=DataConfig(write=WriteConfig(mode="raw")),
         model=ModelConfig(size="pocket", image_size=32, patch_size=8, stem_stride=1),
         pretrain=PretrainConfig(
-            epochs=8,
+            duration=epochs(8),
             train_images=20_000,
             global_batch_size=128,
             micro_batch_size=64,
             base_lr=4e-3,
-            warmup_epochs=1,
+            warmup=epochs(1),
             decoder_dim=128,
             augment=augment,
-            checkpoint_every=100,
+            checkpoint_every=steps(100),
         ),
         finetune=FinetuneConfig(
-            epochs=27,
+            duration=epochs(27),
             labels_per_class=100,
             control=True,
             global_batch_size=64,
             micro_batch_size=32,
             base_lr=6e-3,
-            warmup_epochs=2,
+            warmup=epochs(2),
             augment=augment,
-            checkpoint_every=100,
+            checkpoint_every=steps(100),
         ),
         evaluate=EvaluateConfig(crop=1.0),
         cluster=ClusterConfig(num_workers=2),

@@ -7,6 +7,7 @@ not part of this version, so expect less.
 Pretraining constants: Table 8. Fine-tuning constants: Table 9, column Atto.
 """
 
+from convnextv2.recipe.duration import epochs, steps
 from pipelines.config import (
     AugmentConfig,
     DataConfig,
@@ -29,18 +30,18 @@ def imagenet1k() -> PipelineConfig:
         ),
         model=ModelConfig(size="atto", image_size=224, patch_size=32),
         pretrain=PretrainConfig(
-            epochs=1600,
+            duration=epochs(1600),
             global_batch_size=4096,
             micro_batch_size=64,
             base_lr=1.5e-4,
-            warmup_epochs=40,
+            warmup=epochs(40),
             weight_decay=0.05,
             betas=(0.9, 0.95),
             augment=AugmentConfig(crop_scale=(0.2, 1.0)),
-            checkpoint_every=1000,
+            checkpoint_every=steps(1000),
         ),
         finetune=FinetuneConfig(
-            epochs=600,
+            duration=epochs(600),
             global_batch_size=1024,
             micro_batch_size=16,
             base_lr=2e-4,
@@ -51,6 +52,6 @@ def imagenet1k() -> PipelineConfig:
             drop_path=0.1,
             head_init_scale=0.001,
             augment=AugmentConfig(crop_scale=(0.08, 1.0), rand_augment=9.0, erasing=0.25),
-            checkpoint_every=1000,
+            checkpoint_every=steps(1000),
         ),
     )

@@ -21,6 +21,7 @@ def build_stages(
     Raises:
         DataError: When `source` holds nothing usable.
     """
+    assert config.finetune is not None
     trained = ["finetune"] + ([SCRATCH] if config.finetune.control else [])
     return [
         write_stage(config, source, session),

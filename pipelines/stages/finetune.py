@@ -7,7 +7,7 @@ from convnextv2.data.collection import DataError
 from convnextv2.data.manifest import read_manifest
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks.classify import ClassifyTask
-from pipelines.config import PipelineConfig
+from pipelines.config import FinetuneConfig, PipelineConfig
 from pipelines.graph import Outputs, Place, Stage
 from pipelines.session import Session
 from pipelines.stages import pretrain
@@ -20,6 +20,8 @@ SCRATCH = "finetune-scratch"
 
 def finetune_stage(config: PipelineConfig, session: Session, *, from_scratch: bool) -> Stage:
     """Train a classifier; the two variants differ in nothing but the initial encoder."""
+    recipe = config.finetune
+    assert recipe is not None
 
     def run(place: Place) -> Outputs:
         shards = place.inputs["write"] / "train"
@@ -33,7 +35,7 @@ def finetune_stage(config: PipelineConfig, session: Session, *, from_scratch: bo
             initial = (place.inputs["pretrain"] / pretrain.WEIGHTS).resolve()
         job = TrainJob(
             config=config,
-            recipe=config.finetune,
+            recipe=recipe,
             build_task=build_task,
             directory=place.directory.resolve(),
             log=(session.logs / place.stage.name).resolve(),
@@ -51,7 +53,7 @@ def finetune_stage(config: PipelineConfig, session: Session, *, from_scratch: bo
             "data": config.data.model_dump(include=ORDER),
             "dtype": config.cluster.dtype,
             "model": config.model.model_dump(),
-            "finetune": config.finetune.model_dump(exclude=NOT_IN_KEY),
+            "finetune": recipe.model_dump(exclude=NOT_IN_KEY),
         },
         after=("write",) if from_scratch else ("write", "pretrain"),
         code=(*CODE, "convnextv2.tasks.classify", "convnextv2.weights"),
@@ -60,13 +62,15 @@ def finetune_stage(config: PipelineConfig, session: Session, *, from_scratch: bo
 
 def build_classifier(config: PipelineConfig, num_classes: int) -> ConvNeXtV2:
     """The classifier a configuration describes."""
+    recipe = config.finetune
+    assert recipe is not None
     return ConvNeXtV2.from_size(
         config.model.size,
         num_classes=num_classes,
         stem_stride=config.model.stem_stride,
-        drop_path=config.finetune.drop_path,
-        head_init_scale=config.finetune.head_init_scale,
-        checkpoint_stages=config.finetune.activation_checkpointing,
+        drop_path=recipe.drop_path,
+        head_init_scale=recipe.head_init_scale,
+        checkpoint_stages=recipe.activation_checkpointing,
     )
 
 
@@ -75,4 +79,5 @@ def build_task(job: TrainJob) -> nn.Module:
     if job.initial_weights is not None:
         encoder = weights.encoder_of(weights.read(job.initial_weights))
         weights.load(model, encoder, may_miss=("norm.", "head."))
-    return ClassifyTask(model, label_smoothing=job.config.finetune.label_smoothing)
+    assert isinstance(job.recipe, FinetuneConfig)
+    return ClassifyTask(model, label_smoothing=job.recipe.label_smoothing)

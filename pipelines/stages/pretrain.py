@@ -16,12 +16,14 @@ WEIGHTS = "fcmae.safetensors"
 
 def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
     """FCMAE pretraining; its output is the whole autoencoder."""
+    recipe = config.pretrain
+    assert recipe is not None
 
     def run(place: Place) -> Outputs:
         shards = place.inputs["write"] / "train"
         job = TrainJob(
             config=config,
-            recipe=config.pretrain,
+            recipe=recipe,
             build_task=build_task,
             directory=place.directory.resolve(),
             log=(session.logs / place.stage.name).resolve(),
@@ -38,7 +40,7 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
             "data": config.data.model_dump(include=ORDER),
             "dtype": config.cluster.dtype,
             "model": config.model.model_dump(),
-            "pretrain": config.pretrain.model_dump(exclude=NOT_IN_KEY),
+            "pretrain": recipe.model_dump(exclude=NOT_IN_KEY),
         },
         after=("write",),
         code=(
@@ -55,6 +57,7 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
 def build_fcmae(config: PipelineConfig) -> FCMAE:
     """The autoencoder a configuration describes."""
     recipe, model = config.pretrain, config.model
+    assert recipe is not None
     return FCMAE.from_size(
         model.size,
         stem_stride=model.stem_stride,

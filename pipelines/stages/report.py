@@ -78,6 +78,8 @@ def gather(
         if name.startswith("evaluate")
     }
     train = place.inputs["write"] / "train"
+    assert config.pretrain is not None
+    assert config.finetune is not None
     return ReportInput(
         title=config.name,
         command=shlex.join(command),
@@ -98,7 +100,7 @@ def gather(
         commit=git_commit(),
         facts={
             "workers": config.cluster.num_workers,
-            "ZeRO stage": config.cluster.zero_stage,
+            "ZeRO stage": config.cluster.zero.stage,
             "precision": config.cluster.dtype,
             "sparse backend": config.pretrain.backend,
             "unlabelled images": count(training_samples(train, config.pretrain, config.seed)),

@@ -17,7 +17,13 @@ NOT_IN_KEY = {
     "micro_batch_size",
     "activation_checkpointing",
     "checkpoint_every",
+    "asynchronous_checkpoints",
     "keep_checkpoints",
+    "keep_every",
+    "keep_best",
+    "evaluate_every",
+    "max_skipped_steps",
+    "compile",
     "backend",
     "control",
 }
@@ -71,10 +77,10 @@ def check_resumable(job: TrainJob, last: Checkpoint) -> None:
     cluster = job.config.cluster
     now = {
         "world_size": cluster.num_workers,
-        "zero_stage": cluster.zero_stage,
+        "zero_stage": cluster.zero.stage,
         "dtype": cluster.dtype,
     }
-    names = {"world_size": "num_workers", "zero_stage": "zero_stage", "dtype": "dtype"}
+    names = {"world_size": "num_workers", "zero_stage": "zero.stage", "dtype": "dtype"}
     changed = [
         f"cluster.{names[key]} was {last.notes[key]}, is {value}"
         for key, value in now.items()

@@ -25,7 +25,7 @@ def run(*words: str) -> int:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["pretrain.epoch=3"], ["unknown key 'pretrain.epoch'", "did you mean 'pretrain.epochs'"]),
+        (["pretrain.durtion=3"], ["unknown key 'pretrain.durtion'", "did you mean 'pretrain.duration'"]),
         (["model.image_size=30"], ["no multiple of model.patch_size 8", "24 or 32 would work"]),
         (["model.patch_size=12"], ["no multiple of the total stride 8", "8 or 16 would work"]),
         (

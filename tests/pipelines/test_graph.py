@@ -177,8 +177,8 @@ def settings_of(*overrides: str) -> dict[str, Any]:
     "overrides",
     [
         ("cluster.num_workers=4", "pretrain.micro_batch_size=32", "finetune.micro_batch_size=8"),
-        ("cluster.zero_stage=2", "cluster.max_failures=9"),
-        ("pretrain.checkpoint_every=7", "finetune.keep_checkpoints=5"),
+        ("cluster.zero.stage=2", "cluster.max_failures=9"),
+        ("pretrain.checkpoint_every=7 steps", "finetune.keep_checkpoints=5"),
         ("pretrain.activation_checkpointing=[0, 2]", "finetune.activation_checkpointing=[3]"),
         ("pretrain.backend=masked-dense", "tracking.uri=http://mlflow:5000", "log_every=3"),
     ],

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from convnextv2.recipe.duration import epochs
 from convnextv2.recipe.schedule import scaled_lr
 from convnextv2.sizes import DECODER_UNITS, SIZES, TABLE_1
 from pipelines.config import PretrainConfig
@@ -18,7 +19,11 @@ from pipelines.presets import PRESETS, ConfigError, load_preset
 
 GOLDEN = Path(__file__).parent / "golden"
 BACKENDS = get_args(PretrainConfig.model_fields["backend"].annotation)
-SECTIONS = "name, seed, log_every, data, model, pretrain, finetune, evaluate, cluster, tracking"
+SECTIONS = (
+    "name, seed, log_every, data, model, pretrain, intermediate, finetune, linear_probe, knn, "
+    "evaluate, cluster, tracking"
+)
+DURATION = "expected a duration, like 8 epochs, 5000 steps, 1000000 images or 5%"
 
 
 def problems(*overrides: str, preset: str = "demo") -> list[str]:
@@ -32,14 +37,17 @@ def problems(*overrides: str, preset: str = "demo") -> list[str]:
 # Override and the whole message. Each is wrong in its own field, so they can also be given at once.
 WRONG = {
     "seed": "--set seed: expected key=value, for example seed=1",
-    "pretrain.epoch=3": "unknown key 'pretrain.epoch'; did you mean 'pretrain.epochs'?",
-    "pretrian.epochs=3": "unknown key 'pretrian'; did you mean 'pretrain'?",
+    "pretrain.durations=3": "unknown key 'pretrain.durations'; did you mean 'pretrain.duration'?",
+    "pretrian.duration=3": "unknown key 'pretrian'; did you mean 'pretrain'?",
     "evaluate.crop_size.x=1": "unknown key 'evaluate.crop_size'; did you mean 'evaluate.crop'?",
     "zzz.y=1": f"unknown key 'zzz'; there are {SECTIONS}",
     "=1": f"unknown key ''; there are {SECTIONS}",
-    "pretrain.epochs=many": "pretrain.epochs: input should be a valid integer, unable to parse "
-    "string as an integer, got 'many'",
-    "finetune.epochs=0": "finetune.epochs: input should be greater than 0, got 0",
+    "pretrain.duration=many": f"pretrain.duration: {DURATION}, got 'many'",
+    "pretrain.warmup=120%": "pretrain.warmup: 120% is more than the whole training; at most 100% "
+    "would work, got '120%'",
+    "finetune.duration=0": "finetune.duration: more than nothing is needed, got 0",
+    "finetune.checkpoint_every=1.5": "finetune.checkpoint_every: steps are whole numbers, 1.5 is "
+    "not, got 1.5",
     "pretrain.mask_ratio=1": "pretrain.mask_ratio: input should be less than 1, got 1",
     "finetune.base_lr=.inf": "finetune.base_lr: input should be a finite number, got inf",
     "pretrain.backend=gathr": "pretrain.backend: input should be "
@@ -60,8 +68,7 @@ WRONG = {
     "0 < low <= high, got 0.9, 0.5",
     "finetune.augment.crop_ratio=[0, 2]": "finetune.augment.crop_ratio: expected "
     "0 < low <= high, got 0.0, 2.0",
-    "finetune.warmup_epochs=999": "finetune.warmup_epochs: 999 is longer than the {epochs} epochs "
-    "of training",
+    "finetune.warmup=999": "finetune.warmup: 999 epochs is longer than the {duration} of training",
     "model.patch_size=12": "model.patch_size: 12 is no multiple of the total stride 8 "
     "(8 x stem_stride); 8 or 16 would work",
     "finetune.micro_batch_size=12": "finetune: global_batch_size 64 does not divide into 2 workers "
@@ -70,7 +77,9 @@ WRONG = {
 
 
 def expected(override: str) -> str:
-    return WRONG[override].replace("{epochs}", str(load_preset("demo").finetune.epochs))
+    demo = load_preset("demo")
+    assert demo.finetune is not None
+    return WRONG[override].replace("{duration}", str(demo.finetune.duration))
 
 
 @pytest.mark.parametrize("override", WRONG)
@@ -177,6 +186,7 @@ def test_a_width_the_decoder_cannot_have_is_refused(decoder: str, unit: int, wou
 def test_every_row_of_table_1_can_be_set(row: str) -> None:
     overrides = [f"pretrain.{field}={value}" for field, value in TABLE_1[row].items()]
     recipe = load_preset("demo", overrides).pretrain
+    assert recipe is not None
     assert {field: getattr(recipe, field) for field in TABLE_1[row]} == TABLE_1[row]
 
 
@@ -206,7 +216,12 @@ def test_imagenet1k_is_the_papers() -> None:
     )
 
     recipe = config.pretrain
-    assert (recipe.global_batch_size, recipe.epochs, recipe.warmup_epochs) == (4096, 1600, 40)
+    assert recipe is not None
+    assert (recipe.global_batch_size, recipe.duration, recipe.warmup) == (
+        4096,
+        epochs(1600),
+        epochs(40),
+    )
     assert scaled_lr(recipe.base_lr, recipe.global_batch_size) == pytest.approx(2.4e-3)
     assert (recipe.betas, recipe.weight_decay, recipe.min_lr) == ((0.9, 0.95), 0.05, 0.0)
     assert (recipe.grad_clip, recipe.decay_exempt) == (0.0, "all-but-1d")
@@ -215,7 +230,8 @@ def test_imagenet1k_is_the_papers() -> None:
     assert recipe.norm_pix_loss
 
     tuned = config.finetune
-    assert (tuned.global_batch_size, tuned.epochs, tuned.warmup_epochs) == (1024, 600, 0)
+    assert tuned is not None
+    assert (tuned.global_batch_size, tuned.duration, tuned.warmup) == (1024, epochs(600), epochs(0))
     assert scaled_lr(tuned.base_lr, tuned.global_batch_size) == pytest.approx(8e-4)
     assert (tuned.betas, tuned.weight_decay, tuned.min_lr) == ((0.9, 0.999), 0.3, 1e-6)
     assert (tuned.layer_decay, tuned.label_smoothing, tuned.drop_path) == (0.9, 0.2, 0.1)

@@ -7,6 +7,7 @@ import pytest
 from convnextv2.data.manifest import read_manifest
 from convnextv2.data.shards import open_shards
 from convnextv2.data.writing import WriteSettings
+from convnextv2.recipe.duration import epochs
 from pipelines.config import DataConfig, FinetuneConfig, PretrainConfig
 from pipelines.samples import count, training_order, training_samples
 from tests.convnextv2.pictures import Pictures, write
@@ -25,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pretrain(train_images: int | None = None, batch: int = 4) -> PretrainConfig:
     return PretrainConfig(
-        epochs=1,
+        duration=epochs(1),
         global_batch_size=batch,
         micro_batch_size=batch,
         base_lr=1.0,
@@ -49,7 +50,7 @@ def test_a_part_is_chosen_by_the_seed(folder: Path) -> None:
 
 def test_few_labels_of_every_class(folder: Path) -> None:
     recipe = FinetuneConfig(
-        epochs=1, global_batch_size=4, micro_batch_size=4, base_lr=1.0, labels_per_class=3
+        duration=epochs(1), global_batch_size=4, micro_batch_size=4, base_lr=1.0, labels_per_class=3
     )
     chosen = training_samples(folder, recipe, 0)
     assert not isinstance(chosen, int)
