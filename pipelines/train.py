@@ -123,6 +123,7 @@ class Run:
             weight_decay=recipe.weight_decay,
             exempt=recipe.decay_exempt,
             layer_decay=recipe.layer_decay if isinstance(recipe, FinetuneConfig) else 1.0,
+            grouping=recipe.layer_decay_groups if isinstance(recipe, FinetuneConfig) else "single",
         )
         engine = DeepSpeedEngine(
             task,

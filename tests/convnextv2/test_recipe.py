@@ -9,7 +9,8 @@ from torch import nn
 
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
-from convnextv2.recipe.optimizer import GroupRule, is_exempt, layer_of, parameter_groups
+from convnextv2.recipe.layer_decay import layer_of
+from convnextv2.recipe.optimizer import GroupRule, is_exempt, parameter_groups
 from convnextv2.recipe.schedule import WarmupCosine, scaled_lr
 from convnextv2.tasks.classify import ClassifyTask
 from convnextv2.tasks.pretrain import PretrainTask
@@ -18,34 +19,6 @@ ATTO = (2, 2, 6, 2)
 
 PRETRAINING = GroupRule(weight_decay=0.05)
 FINE_TUNING = GroupRule(weight_decay=0.3, exempt="all-but-1d-and-grn", layer_decay=0.9)
-
-# Layer number of every part of Atto, "single" rule: one layer per block, the stem with the first
-# block, a downsampling with the first block of its stage, norm and head last.
-ATTO_LAYERS = {
-    "downsample_layers.0": 1,
-    "stages.0.0": 1,
-    "stages.0.1": 2,
-    "downsample_layers.1": 3,
-    "stages.1.0": 3,
-    "stages.1.1": 4,
-    "downsample_layers.2": 5,
-    "stages.2.0": 5,
-    "stages.2.1": 6,
-    "stages.2.2": 7,
-    "stages.2.3": 8,
-    "stages.2.4": 9,
-    "stages.2.5": 10,
-    "downsample_layers.3": 11,
-    "stages.3.0": 11,
-    "stages.3.1": 12,
-    "norm": 13,
-    "head": 13,
-}
-
-
-def atto_layer(name: str) -> int:
-    (layer,) = [n for part, n in ATTO_LAYERS.items() if name.startswith(f"{part}.")]
-    return layer
 
 
 @pytest.fixture(scope="module")
@@ -68,24 +41,6 @@ def names_with(model: nn.Module, rule: GroupRule, weight_decay: float) -> set[st
         for parameter in group["params"]
     }
     return {name for name, parameter in model.named_parameters() if id(parameter) in chosen}
-
-
-def test_layer_numbers_of_atto(classifier: ConvNeXtV2) -> None:
-    for name, _ in classifier.named_parameters():
-        assert layer_of(name, ATTO) == atto_layer(name), name
-        assert layer_of(f"module.model.{name}", ATTO) == atto_layer(name), name
-
-
-def test_layer_decay_scales_by_the_distance_from_the_head(classifier: ConvNeXtV2) -> None:
-    scales = {
-        id(parameter): group["lr_scale"]
-        for group in parameter_groups(classifier, FINE_TUNING, ATTO)
-        for parameter in group["params"]
-    }
-    for name, parameter in classifier.named_parameters():
-        assert scales[id(parameter)] == pytest.approx(0.9 ** (13 - atto_layer(name))), name
-    assert max(scales.values()) == 1.0
-    assert min(scales.values()) == pytest.approx(0.9**12)
 
 
 def test_without_layer_decay_every_scale_is_one(fcmae: FCMAE) -> None:
@@ -148,6 +103,20 @@ def test_frozen_parameters_are_in_no_group() -> None:
     groups = parameter_groups(model, FINE_TUNING, model.depths)
     grouped = {id(parameter) for group in groups for parameter in group["params"]}
     assert grouped == {id(p) for p in model.parameters() if p.requires_grad}
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter of the model is trainable"):
+        parameter_groups(model, FINE_TUNING, model.depths)
+
+
+def test_a_linear_probe_has_the_heads_two_groups() -> None:
+    model = ConvNeXtV2.from_size("pocket", num_classes=2).requires_grad_(False)
+    model.head.requires_grad_(True)
+    rule = GroupRule(weight_decay=0.1)
+    groups = parameter_groups(model, rule, model.depths)
+    assert [(g["weight_decay"], g["lr_scale"], g["params"]) for g in groups] == [
+        (0.1, 1.0, [model.head.weight]),
+        (0.0, 1.0, [model.head.bias]),
+    ]
 
 
 def test_the_tasks_say_the_depths_the_groups_need() -> None:
