@@ -6,12 +6,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupCosine:
-    """Linear warm-up from 0 over `warmup_steps`, then half a cosine from `peak` to `floor`."""
+    """Linear warm-up from 0 over `warmup_steps`, then half a cosine from `peak` to `floor`.
+
+    Raises:
+        ValueError: When the warm-up is longer than training.
+    """
 
     peak: float
     total_steps: int
     warmup_steps: int = 0
     floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps > self.total_steps:
+            raise ValueError(
+                f"the warm-up of {self.warmup_steps} steps is longer than the {self.total_steps} "
+                "of training"
+            )
 
     def at(self, step: int) -> float:
         """Learning rate of the update that starts from `step` updates done."""

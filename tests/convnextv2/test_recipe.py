@@ -110,6 +110,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
 
 def test_a_linear_probe_has_the_heads_two_groups() -> None:
     model = ConvNeXtV2.from_size("pocket", num_classes=2).requires_grad_(False)
+    assert model.head is not None
     model.head.requires_grad_(True)
     rule = GroupRule(weight_decay=0.1)
     groups = parameter_groups(model, rule, model.depths)
@@ -160,6 +161,11 @@ def test_the_schedule_stays_at_its_floor_and_survives_a_warm_up_to_the_end() -> 
     assert WarmupCosine(peak=1.0, total_steps=10, floor=0.1).at(25) == pytest.approx(0.1)
     ramp = WarmupCosine(peak=1.0, total_steps=10, warmup_steps=10)
     assert [ramp.at(step) for step in (5, 9, 10)] == pytest.approx([0.5, 0.9, 1.0])
+
+
+def test_a_warm_up_longer_than_training_is_refused() -> None:
+    with pytest.raises(ValueError, match="warm-up of 11 steps is longer than the 10 of training"):
+        WarmupCosine(peak=1.0, total_steps=10, warmup_steps=11)
 
 
 def test_the_rate_is_per_256_images() -> None:
