@@ -1,19 +1,26 @@
 """The checkpoint contract: a step is on disk whole, or it is not there.
 
     checkpoints/
-      step-00000400/          complete: MANIFEST.json lists every file with size and sha256
+      step-00000400/             complete: MANIFEST.json lists every file with size and sha256
       step-00000200/
-      .step-00000600.partial/ being written, or left by a kill; swept by the next save
+      .step-00000600.1f…partial/ being written, or left by a kill; swept by the next save
+      step-00000500.rejected-…/  was the newest and did not verify; kept as evidence
 
-A save is written under the partial name by all workers, every file is fsynced and hashed, the
+A save is written under a name of its own by all workers, every file is fsynced and hashed, the
 manifest is written last, and the directory renamed. `latest_good` trusts nothing but manifests
 that verify, newest first; what does not verify is reported and passed over, never deleted.
+
+Two runs that save into one folder, say because a worker of a lost attempt is still alive, make
+each other's saves fail, but never a mixture: no name is used twice, and nothing that is good is
+replaced.
 """
 
 import hashlib
 import json
+import logging
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -23,12 +30,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from cluster import group
-from cluster.state_files import Entry
+from cluster import durable, group
+from cluster.durable import Entry
 
 MANIFEST = "MANIFEST.json"
 SCHEMA = 2
-_NAME = re.compile(r"step-(\d{8})$")
+_NAME = re.compile(r"step-(\d{8,})")
+
+log = logging.getLogger(__name__)
 
 Write = Callable[[Path], dict[str, Entry]]
 
@@ -64,35 +73,44 @@ def publish(
 ) -> Checkpoint:
     """Save collectively: every worker calls `write(directory)`; returns the checkpoint.
 
-    `write` returns what it wrote by file name, fsynced and hashed. `workers` is the group to agree
-    in, the default one without.
+    Args:
+        root: Folder of the run's checkpoints, on storage that all workers share.
+        step: Of which there must be no good checkpoint yet, nor of a later one.
+        write: Returns what it wrote by file name, fsynced and hashed.
+        notes: JSON values; those of rank 0 are kept.
+        workers: The group to agree in, the default one without.
 
     Raises:
-        CheckpointError: On every worker, when any of them failed; no checkpoint then exists.
+        CheckpointError: On every worker, when any of them failed or was lost. No checkpoint of
+            this step exists then, unless a worker was lost after the last byte was written.
     """
     final = root / f"step-{step:08d}"
-    partial = root / f".{final.name}.partial"
 
     def together(what: str, act: Callable[[], Any], *, everywhere: bool = False) -> Any:
         return _together(what, act, workers, everywhere=everywhere)
 
-    together("prepare", lambda: _prepare(root, partial))
+    partial: Path = root / together("prepare", lambda: _prepare(root, final.name))
     try:
         files = together("write", lambda: write(partial), everywhere=True)
-        entries = {name: asdict(entry) for part in files for name, entry in part.items()}
-        together("commit", lambda: _commit(partial, final, step, entries, notes))
+        together("commit", lambda: _commit(partial, final, step, files, notes))
     except CheckpointError as error:
         # Said because the system's own words for a full disk can be "input/output error".
-        free = shutil.disk_usage(root).free
+        room = _room(root)
         if group.rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"{error}; {free / 1e6:,.0f} MB were free in {root}") from error
-    return Checkpoint(final, step, notes, sum(entry["bytes"] for entry in entries.values()))
+        raise CheckpointError(f"{error}; {room}") from error
+    size = sum(entry.bytes for part in files for entry in part.values())
+    return Checkpoint(final, step, notes, size)
 
 
 def steps(root: Path) -> list[Path]:
     """Directories of checkpoints that were published, good or not, oldest first."""
-    return sorted(path for path in root.glob("step-*") if _NAME.search(path.name))
+    return sorted((path for path in root.glob("step-*") if _NAME.fullmatch(path.name)), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint's directory."""
+    return int(path.name.removeprefix("step-"))
 
 
 def latest_good(root: Path) -> Search:
@@ -121,32 +139,32 @@ def verify(path: Path, *, contents: bool = True) -> Checkpoint:
         raise CheckpointError(f"{MANIFEST} has changed since it was written")
     if manifest["schema"] != SCHEMA:
         raise CheckpointError(f"its layout is {manifest['schema']}, this version reads {SCHEMA}")
-    for name, entry in manifest["files"].items():
-        try:
-            size = (path / name).stat().st_size
-            digest = _hash(path / name) if contents and size == entry["bytes"] else None
-        except OSError as error:
-            raise CheckpointError(f"{name} cannot be read: {error}") from error
-        if size != entry["bytes"]:
-            raise CheckpointError(f"{name} has {size} bytes instead of {entry['bytes']}")
-        if digest is not None and digest != entry["sha256"]:
-            raise CheckpointError(f"{name} has changed since it was written (sha256 differs)")
-    total = sum(entry["bytes"] for entry in manifest["files"].values())
-    return Checkpoint(path, manifest["step"], manifest["notes"], total)
+    entries = {name: Entry(**entry) for name, entry in manifest["files"].items()}
+    _check(path, entries, contents=contents)
+    size = sum(entry.bytes for entry in entries.values())
+    return Checkpoint(path, manifest["step"], manifest["notes"], size)
 
 
 def sweep(root: Path) -> None:
     """Remove what an interrupted save left; nobody may be saving there."""
     for left_over in root.glob(".step-*.partial"):
-        shutil.rmtree(left_over)
+        remove(left_over)
 
 
 def remove(path: Path) -> None:
-    """Remove a published checkpoint."""
-    # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
-    doomed = path.with_name(f".{path.name}.partial")
-    os.replace(path, doomed)
+    """Remove a checkpoint, or what an interrupted save left of one."""
+    # Under another name first: a kill in the middle leaves nothing that looks like a checkpoint,
+    # and a lost worker that still writes there meets an error.
+    doomed = path.with_name(_unused_name("step-removed"))
+    try:
+        os.replace(path, doomed)
+    except FileNotFoundError:
+        return  # Somebody else removes it.
     shutil.rmtree(doomed)
+
+
+def _unused_name(name: str) -> str:
+    return f".{name}.{secrets.token_hex(8)}.partial"
 
 
 def _together(
@@ -163,51 +181,87 @@ def _together(
             outcome = act()
         except Exception as error:
             problem = f"rank {group.rank()}: {type(error).__name__}: {error}"
-    answers = group.gather((outcome, problem), workers)
+    try:
+        answers = group.gather((outcome, problem), workers)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"checkpoint not saved ({what}): a worker was lost: {problem or error}"
+        ) from error
     problems = [problem for _, problem in answers if problem]
     if problems:
         raise CheckpointError(f"checkpoint not saved ({what} failed): " + "; ".join(problems))
     return [outcome for outcome, _ in answers] if everywhere else answers[0][0]
 
 
-def _prepare(root: Path, partial: Path) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    sweep(root)
+def _prepare(root: Path, name: str) -> str:
+    """Make the folder to write into; returns its name."""
+    durable.make_folder(root)
+    try:
+        sweep(root)
+    except OSError as error:
+        log.warning("what an interrupted save left in %s stays: %s", root, error)
+    partial = root / _unused_name(name)
     partial.mkdir()
+    return partial.name
 
 
 def _commit(
-    partial: Path, final: Path, step: int, entries: dict[str, Any], notes: dict[str, Any]
+    partial: Path, final: Path, step: int, files: list[dict[str, Entry]], notes: dict[str, Any]
 ) -> None:
-    manifest = {"schema": SCHEMA, "step": step, "files": entries, "notes": notes}
-    with (partial / MANIFEST).open("w") as file:
-        json.dump({**manifest, "seal": _seal(manifest)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    entries = {name: entry for part in files for name, entry in part.items()}
+    if len(entries) < sum(map(len, files)):
+        raise CheckpointError("two workers wrote a file of the same name")
+    # Rank 0 must see what the others wrote: not so when each has the folder on its own disk.
+    _check(partial, entries, contents=False)
+    listed = {name: asdict(entry) for name, entry in entries.items()}
+    # As it will be read: tuples become lists, for one.
+    manifest = json.loads(
+        json.dumps({"schema": SCHEMA, "step": step, "files": listed, "notes": notes})
+    )
+    sealed = {**manifest, "seal": _seal(manifest)}
+    durable.write(partial / MANIFEST, [json.dumps(sealed, indent=1).encode()])
     for folder in sorted({path.parent for path in partial.rglob("*")} | {partial}):
-        sync_folder(folder)
+        durable.sync_folder(folder)
     for path in steps(final.parent):
-        if path.name >= final.name:
-            # From this step on there is only what failed to verify: it is evidence, and must not
-            # count as the newest.
-            os.replace(path, path.with_name(f"{path.name}.rejected-{time.time_ns():x}"))
+        if step_of(path) >= step:
+            _set_aside(path)
     os.replace(partial, final)
-    sync_folder(final.parent)
+    durable.sync_folder(final.parent)
+
+
+def _set_aside(path: Path) -> None:
+    """What did not verify, so training began before it, is evidence and must not be the newest."""
+    try:
+        verify(path)
+    except CheckpointError:
+        os.replace(path, path.with_name(f"{path.name}.rejected-{time.time_ns():x}"))
+    else:
+        raise CheckpointError(
+            f"{path} is there already, and good. Another run saves there, or this one did not go "
+            "on from it: move it away if it is not wanted"
+        )
+
+
+def _check(directory: Path, entries: dict[str, Entry], *, contents: bool) -> None:
+    for name, entry in entries.items():
+        path = directory / name
+        try:
+            size = path.stat().st_size
+            digest = durable.sha256(path) if contents and size == entry.bytes else entry.sha256
+        except OSError as error:
+            raise CheckpointError(f"{name} cannot be read: {error}") from error
+        if size != entry.bytes:
+            raise CheckpointError(f"{name} has {size} bytes instead of {entry.bytes}")
+        if digest != entry.sha256:
+            raise CheckpointError(f"{name} has changed since it was written (sha256 differs)")
 
 
 def _seal(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _room(root: Path) -> str:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return f"{shutil.disk_usage(root).free / 1e6:,.0f} MB were free in {root}"
+    except OSError as error:
+        return f"{root} cannot be looked at: {error}"

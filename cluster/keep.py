@@ -1,5 +1,6 @@
 """Which checkpoints stay."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,30 +37,37 @@ class KeepPolicy:
         kept = {checkpoint.path for checkpoint in checkpoints[-self.last :]}
         if self.every is not None:
             kept |= {each.path for each in checkpoints if each.step % self.every == 0}
-        if self.best is not None:
-            sign = -1 if self.smaller_is_better else 1
-            scored = [
-                (sign * each.notes["metrics"][self.best], each.step, each.path)
-                for each in checkpoints
-                if self.best in each.notes.get("metrics", {})
-            ]
-            kept |= {max(scored)[2]} if scored else set()
-        return kept
+        scored = [(self._score(each), each.step, each.path) for each in checkpoints]
+        score, _, best = max(scored, default=(-math.inf, 0, None))
+        return kept | {best} if best is not None and score > -math.inf else kept
+
+    def _score(self, checkpoint: Checkpoint) -> float:
+        """Higher is better; the worst without the metric, or when it is no number."""
+        value = (checkpoint.notes.get("metrics") or {}).get(self.best)
+        if not isinstance(value, int | float) or math.isnan(value):
+            return -math.inf
+        return -value if self.smaller_is_better else value
 
 
 def prune(root: Path, policy: KeepPolicy) -> None:
     """Remove what the policy does not keep; called on rank 0 after a good save.
 
     Only checkpoints that are good stand for others and are removed: of those that are not (cut
-    short, say), none is counted and none is touched.
+    short, say), none is counted and none is touched. Good by size is enough, but not for the
+    newest: before anything is removed, every byte of it is read.
     """
-    good = []
-    for path in steps(root):
-        try:
-            good.append(verify(path, contents=False))
-        except CheckpointError:
-            continue  # latest_good reports it when it is looked for; it is not ours to remove.
-    kept = policy.chosen(good)
-    for checkpoint in good:
-        if checkpoint.path not in kept:
-            remove(checkpoint.path)
+    good = [found for path in steps(root) if (found := _good(path, contents=False))]
+    while doomed := [each for each in good if each.path not in policy.chosen(good)]:
+        if _good(good[-1].path, contents=True):
+            for checkpoint in doomed:
+                remove(checkpoint.path)
+            return
+        good.pop()
+
+
+def _good(path: Path, *, contents: bool) -> Checkpoint | None:
+    """The checkpoint; None if it is not good, which `latest_good` reports when it looks for one."""
+    try:
+        return verify(path, contents=contents)
+    except CheckpointError:
+        return None

@@ -10,15 +10,17 @@ messages never mix with the training's.
 import logging
 import threading
 import time
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster import group
 from cluster.checkpoint import Checkpoint, publish
+from cluster.durable import Entry
 from cluster.keep import KeepPolicy, prune
-from cluster.state_files import Entry, file_name, write_pieces
-from cluster.states import HostCopy, Piece
+from cluster.state_files import file_name, write_pieces
+from cluster.states import HostCopy, Piece, on_host
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +61,13 @@ class Saver:
         """
         before = self.wait()
         shares = [piece.share(group.rank(), group.world_size()) for piece in pieces]
-        copies = self._copy.take(shares)
+        if self.asynchronous or not on_host(shares):
+            shares = self._copy.take(shares)
         self._thread = threading.Thread(
-            target=self._publish, args=(step, copies, notes), name="checkpoint", daemon=True
+            target=self._publish,
+            args=(step, shares, deepcopy(notes)),
+            name="checkpoint",
+            daemon=True,
         )
         self._thread.start()
         return before if self.asynchronous else self.wait()
@@ -97,5 +103,6 @@ class Saver:
         if group.rank() == 0:
             try:
                 prune(self.root, self.policy)
-            except OSError as error:
+            except Exception as error:
+                # The step is saved: training goes on, and the next save prunes again.
                 log.warning("old checkpoints in %s stay: %s", self.root, error)

@@ -8,12 +8,9 @@ it. So every checkpoint is a universal one: nothing is converted when the number
 ZeRO stage or the precision changes.
 """
 
-import hashlib
 import json
-import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cluster.durable import Entry, write
 from cluster.states import WEIGHT, Piece
-
-CHUNK = 16 << 20
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What the manifest says of a file."""
-
-    bytes: int
-    sha256: str
 
 
 def file_name(rank: int) -> str:
@@ -43,45 +31,42 @@ def write_pieces(path: Path, pieces: Sequence[Piece]) -> Entry:
 
     safetensors' own writer holds Python's lock while it writes, which would stop the training
     that this runs beside.
+
+    Raises:
+        ValueError: When a tensor is not fp32, or two pieces are of one parameter.
     """
     tensors = {
         f"{kind}:{piece.name}": tensor.view(-1)
         for piece in pieces
         for kind, tensor in piece.tensors.items()
     }
-    header: dict[str, Any] = {
-        "__metadata__": {
-            "pieces": json.dumps({piece.name: [piece.start, piece.shape] for piece in pieces})
-        }
-    }
+    places = {piece.name: [piece.start, piece.shape] for piece in pieces}
+    if len(places) < len(pieces):
+        raise ValueError("a worker saves one piece of a parameter, these are several of one")
+    for key, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"states are saved in fp32; {key} is {tensor.dtype}")
+    sizes = {key: (tensor.numel(),) for key, tensor in tensors.items()}
+    contents = (as_bytes(tensor) for tensor in tensors.values())
+    return write(path, [header(sizes, {"pieces": json.dumps(places)}), *contents])
+
+
+def header(shapes: Mapping[str, Sequence[int]], metadata: dict[str, str] | None = None) -> bytes:
+    """The beginning of a safetensors file of fp32 tensors, which follow in the same order."""
+    described: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     offset = 0
-    for name, tensor in tensors.items():
-        end = offset + tensor.numel() * 4
-        header[name] = {"dtype": "F32", "shape": [tensor.numel()], "data_offsets": [offset, end]}
+    for name, shape in shapes.items():
+        end = offset + 4 * torch.Size(shape).numel()
+        described[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(header).encode()
+    text = json.dumps(described).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb", buffering=0) as file:
-        digest = hashlib.sha256()
-        for part in (len(text).to_bytes(8, "little"), text):
-            _write(file.fileno(), memoryview(part), digest)
-        for tensor in tensors.values():
-            _write(file.fileno(), _bytes(tensor), digest)
-        os.fsync(file.fileno())
-    return Entry(8 + len(text) + offset, digest.hexdigest())
+    return len(text).to_bytes(8, "little") + text
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    if tensor.dtype != torch.float32:
-        raise TypeError(f"states are saved in fp32, not {tensor.dtype}")
-    return tensor.detach().numpy().data.cast("B") if tensor.numel() else memoryview(b"")
-
-
-def _write(descriptor: int, content: memoryview, digest: Any) -> None:
-    while content:
-        written = os.write(descriptor, content[:CHUNK])
-        digest.update(content[:written])
-        content = content[written:]
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the host."""
+    return tensor.detach().view(-1).numpy().data.cast("B") if tensor.numel() else memoryview(b"")
 
 
 class StateFiles:
@@ -95,30 +80,47 @@ class StateFiles:
         kinds: What is there of a parameter: "weight", and perhaps moments and an average.
 
     Raises:
-        ValueError: When a file cannot be read.
+        ValueError: When a file cannot be read, or is not as `write_pieces` makes them.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._files: list[Any] = []
         self.kinds: dict[str, set[str]] = defaultdict(set)
+        self._files: list[Any] = []
+        # (first, last + 1, file) of the pieces of a parameter, in order.
         self._runs: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
-        for number, path in enumerate(sorted(directory.glob("rank-*.safetensors"))):
+        for path in sorted(directory.glob("rank-*.safetensors")):
             try:
-                self._files.append(safe_open(path, framework="pt"))
-                pieces = json.loads(self._files[number].metadata()["pieces"])
+                self._open(path)
             except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path} cannot be read: {error}") from error
-            for key in self._files[number].keys():  # noqa: SIM118
-                kind, _, name = key.partition(":")
-                self.kinds[name].add(kind)
-            for name, (start, shape) in pieces.items():
-                self.shapes[name] = tuple(shape)
-                numel = self._slice(number, WEIGHT, name).get_shape()[0]
-                self._runs[name].append((start, start + numel, number))
         for runs in self._runs.values():
             runs.sort()
+
+    def _open(self, path: Path) -> None:
+        file = safe_open(path, framework="pt")
+        sizes: dict[str, dict[str, int]] = defaultdict(dict)
+        for key in file.keys():  # noqa: SIM118
+            kind, _, name = key.partition(":")
+            part = file.get_slice(key)
+            if part.get_dtype() != "F32":
+                raise ValueError(f"{key} is {part.get_dtype()}, states are F32")
+            (sizes[name][kind],) = part.get_shape()
+        pieces = json.loads(file.metadata()["pieces"])
+        if pieces.keys() != sizes.keys():
+            raise ValueError(f"pieces are said of {sorted(pieces.keys() ^ sizes.keys())[0]} alone")
+        for name, (start, shape) in pieces.items():
+            if WEIGHT not in sizes[name]:
+                raise ValueError(f"of {name} there is {', '.join(sizes[name])}, but no {WEIGHT}")
+            numel = sizes[name][WEIGHT]
+            if set(sizes[name].values()) != {numel}:
+                raise ValueError(f"the tensors of {name} differ in length: {sizes[name]}")
+            if self.shapes.setdefault(name, tuple(shape)) != tuple(shape):
+                raise ValueError(f"{name} is {shape}, in another file {self.shapes[name]}")
+            self.kinds[name] |= sizes[name].keys()
+            self._runs[name].append((start, start + numel, len(self._files)))
+        self._files.append(file)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -129,25 +131,32 @@ class StateFiles:
         Raises:
             ValueError: When they are not all there.
         """
-        found, at = torch.empty(numel), start
-        for begin, end, number in self._runs.get(name, []):
-            if begin <= at < end and at < start + numel:
-                upto = min(end, start + numel)
-                part = self._slice(number, kind, name)[at - begin : upto - begin]
-                found[at - start : upto - start] = part
+        found, at, end = torch.empty(numel), start, start + numel
+        for first, last, number in self._runs.get(name, []):
+            if first <= at < min(last, end):
+                upto = min(last, end)
+                found[at - start : upto - start] = self._part(number, kind, name)[
+                    at - first : upto - first
+                ]
                 at = upto
-        if at < start + numel:
+        if at < end:
             raise ValueError(
-                f"{self.directory} holds no {kind} of {name} from element {at} to {start + numel}"
+                f"{self.directory} holds no {kind} of {name} from element {at} to {end}"
             )
         return found
 
     def whole(self, kind: str, name: str) -> Tensor:
-        """A parameter's tensor of that kind in its own shape."""
+        """A parameter's tensor of that kind in its own shape.
+
+        Raises:
+            ValueError: When it is not all there.
+        """
+        if name not in self.shapes:
+            raise ValueError(f"{self.directory} holds no {name}")
         shape = self.shapes[name]
         return self.read(kind, name, 0, torch.Size(shape).numel()).view(shape)
 
-    def _slice(self, number: int, kind: str, name: str) -> Any:
+    def _part(self, number: int, kind: str, name: str) -> Any:
         try:
             return self._files[number].get_slice(f"{kind}:{name}")
         except SafetensorError as error:

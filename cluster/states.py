@@ -80,6 +80,11 @@ class Average:
             average.copy_(kept)
 
 
+def on_host(pieces: Iterable[Piece]) -> bool:
+    """Whether all of it is in the host's memory."""
+    return not any(tensor.is_cuda for piece in pieces for tensor in piece.tensors.values())
+
+
 class HostCopy:
     """Pieces copied to the host's memory, which is allocated once and used for every save."""
 
@@ -95,13 +100,13 @@ class HostCopy:
             })
             for piece in pieces
         ]  # fmt: skip
-        if any(tensor.is_cuda for piece in pieces for tensor in piece.tensors.values()):
+        if not on_host(pieces):
             torch.cuda.current_stream().synchronize()
         return copies
 
     def _buffer(self, key: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(key)
-        if buffer is None:
+        if buffer is None or buffer.shape != tensor.shape:
             # Page-locked, a copy from the GPU runs at the bus's speed and asynchronously.
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._buffers[key] = buffer

@@ -1,0 +1,59 @@
+"""Files and folders that are still there after a power cut."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+CHUNK = 16 << 20
+# What file systems answer that have no such operation on a folder; their promise is their own.
+_NO_SUCH_OPERATION = {errno.EINVAL, errno.ENOTSUP}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def write(path: Path, parts: Iterable[bytes | memoryview]) -> Entry:
+    """Write and fsync a file, hashing on the way; other threads run meanwhile."""
+    digest, total = hashlib.sha256(), 0
+    with path.open("wb", buffering=0) as file:
+        for part in parts:
+            content = memoryview(part)
+            while content:
+                written = os.write(file.fileno(), content[:CHUNK])
+                digest.update(content[:written])
+                content, total = content[written:], total + written
+        os.fsync(file.fileno())
+    return Entry(total, digest.hexdigest())
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_OPERATION:
+            raise
+    finally:
+        os.close(descriptor)
