@@ -1,10 +1,11 @@
-"""A checkpoint is whole or not there: damage, kills and full disks at every moment of a save."""
+"""A checkpoint is whole or not there: damage, full disks, other writers (kills: test_kills.py)."""
 
+import errno
+import hashlib
 import json
-import multiprocessing
+import logging
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,26 +13,36 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from cluster import checkpoint
+from cluster import checkpoint, durable
 from cluster.checkpoint import (
     MANIFEST,
     Checkpoint,
     CheckpointError,
+    Write,
     latest_good,
-    prune,
     publish,
+    steps,
     sweep,
     verify,
 )
+from cluster.durable import Entry
 from tests.cluster.workers import run_group
 
 NOTES = {"world_size": 1, "betas": (0.9, 0.95), "nested": {"lr": 1e-3, "b": None, "a": "ü"}}
+Files = dict[str, Entry]
 
 
-def write(directory: Path) -> None:
-    (directory / "weights.pt").write_bytes(bytes(range(256)) * 20)
+def put(path: Path, content: bytes) -> Entry:
+    path.write_bytes(content)
+    return Entry(len(content), hashlib.sha256(content).hexdigest())
+
+
+def write(directory: Path) -> Files:
     (directory / "deep").mkdir()
-    (directory / "deep" / "zero_pp_rank_0_states.pt").write_bytes(b"moments")
+    return {
+        "weights.bin": put(directory / "weights.bin", bytes(range(256)) * 20),
+        "deep/moments.bin": put(directory / "deep" / "moments.bin", b"moments"),
+    }
 
 
 def names(root: Path) -> list[str]:
@@ -54,7 +65,7 @@ def test_what_was_published_is_found_with_its_notes(root: Path) -> None:
     assert search.found is not None
     assert (search.found.path, search.found.step) == (root / "step-00000200", 200)
     assert search.found.notes == json.loads(json.dumps(NOTES))
-    assert (search.found.path / "deep" / "zero_pp_rank_0_states.pt").read_bytes() == b"moments"
+    assert (search.found.path / "deep" / "moments.bin").read_bytes() == b"moments"
 
 
 def test_a_folder_without_checkpoints_has_none(tmp_path: Path) -> None:
@@ -65,17 +76,17 @@ def test_a_folder_without_checkpoints_has_none(tmp_path: Path) -> None:
 
 
 def flip_a_byte(step: Path) -> None:
-    content = bytearray((step / "weights.pt").read_bytes())
+    content = bytearray((step / "weights.bin").read_bytes())
     content[2000] ^= 1
-    (step / "weights.pt").write_bytes(content)
+    (step / "weights.bin").write_bytes(content)
 
 
 def cut_short(step: Path) -> None:
-    os.truncate(step / "weights.pt", 4096)
+    os.truncate(step / "weights.bin", 4096)
 
 
 def lose_a_file(step: Path) -> None:
-    (step / "deep" / "zero_pp_rank_0_states.pt").unlink()
+    (step / "deep" / "moments.bin").unlink()
 
 
 def lose_the_manifest(step: Path) -> None:
@@ -91,9 +102,9 @@ def replace_the_manifest(step: Path) -> None:
 
 
 DAMAGES: list[tuple[Callable[[Path], None], str]] = [
-    (flip_a_byte, "weights.pt has changed"),
-    (cut_short, "weights.pt has 4096 bytes instead of 5120"),
-    (lose_a_file, "deep/zero_pp_rank_0_states.pt cannot be read"),
+    (flip_a_byte, "weights.bin has changed"),
+    (cut_short, "weights.bin has 4096 bytes instead of 5120"),
+    (lose_a_file, "deep/moments.bin cannot be read"),
     (lose_the_manifest, f"no readable {MANIFEST}"),
     (cut_the_manifest_short, f"no readable {MANIFEST}"),
     (replace_the_manifest, f"no readable {MANIFEST}"),
@@ -137,15 +148,81 @@ def test_no_flipped_byte_of_the_manifest_passes_unseen(root: Path) -> None:
     assert [found for found in unseen if found[1] != whole] == []
 
 
-def test_prune_keeps_the_newest(root: Path) -> None:
-    publish(root, 300, write, NOTES)
-    prune(root, 2)
-    assert names(root) == ["step-00000200", "step-00000300"]
-    prune(root, 5)
-    assert names(root) == ["step-00000200", "step-00000300"]
-    with pytest.raises(ValueError, match="keep_last is 0; at least 1"):
-        prune(root, 0)
-    assert names(root) == ["step-00000200", "step-00000300"]
+def test_steps_are_ordered_as_numbers(root: Path) -> None:
+    publish(root, 123_456_789, write, NOTES)
+    publish(root, 1_123_456_789, write, NOTES)
+    assert [path.name for path in steps(root)][-2:] == ["step-123456789", "step-1123456789"]
+    search = latest_good(root)
+    assert search.found is not None
+    assert search.found.step == 1_123_456_789
+
+
+@pytest.mark.parametrize(
+    ("notes", "read"),
+    [
+        ({"loss": float("inf"), "pair": (1, 2)}, {"loss": float("inf"), "pair": [1, 2]}),
+        ({1: "number", "1": "text"}, {"1": "text"}),
+        ({}, {}),
+    ],
+)
+def test_notes_verify_whatever_is_in_them(
+    notes: dict[str, Any], read: dict[str, Any], tmp_path: Path
+) -> None:
+    assert verify(publish(tmp_path, 1, write, notes).path).notes == read
+
+
+def test_notes_that_are_no_json_are_an_error(root: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"commit failed.*PosixPath is not JSON serializable"):
+        publish(root, 300, write, {"shards": root})
+    assert names(root) == ["step-00000100", "step-00000200"]
+
+
+def test_everything_is_synced_before_the_name_that_promises_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the order matters to a power cut: content, names, then the one name that counts."""
+    seen: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def see_fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        seen.append("here" if path == tmp_path else "step" if "partial" in path.name else path.name)
+        fsync(descriptor)
+
+    def see_replace(source: Path, target: Path) -> None:
+        seen.append(f"-> {target.name}")
+        replace(source, target)
+
+    def write_and_sync(directory: Path) -> Files:
+        return {
+            name: durable.write(directory / name, [b"one", memoryview(b"two")]) for name in "ab"
+        }
+
+    monkeypatch.setattr(os, "fsync", see_fsync)
+    monkeypatch.setattr(os, "replace", see_replace)
+    saved = publish(tmp_path / "new" / "checkpoints", 1, write_and_sync, {})
+    folders = ["here", "new"]
+    assert seen == [*folders, "a", "b", MANIFEST, "step", "-> step-00000001", "checkpoints"]
+    monkeypatch.undo()
+    assert verify(saved.path).bytes == 12
+    assert (saved.path / "a").read_bytes() == b"onetwo"
+
+
+@pytest.mark.parametrize("answer", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_that_cannot_sync_folders_will_do_but_no_broken_one(
+    answer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    if answer == errno.EIO:
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            publish(tmp_path / "checkpoints", 1, write, {})
+    else:
+        durable.sync_folder(tmp_path)
+        with pytest.raises(OSError, match=os.strerror(answer)):
+            durable.write(tmp_path / "file", [b"a file must be synced everywhere"])
 
 
 def test_sweeping_takes_what_was_half_written_and_nothing_else(root: Path) -> None:
@@ -156,35 +233,81 @@ def test_sweeping_takes_what_was_half_written_and_nothing_else(root: Path) -> No
     sweep(root / "nowhere")
 
 
+def test_left_overs_that_cannot_be_removed_do_not_stop_a_save(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(path: Path) -> None:
+        raise PermissionError(f"{path.name} is not yours")
+
+    (root / ".step-00000300.partial").mkdir()
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    with caplog.at_level(logging.WARNING):
+        publish(root, 300, write, NOTES)
+    assert "is not yours" in caplog.text
+    assert verify(root / "step-00000300").step == 300
+
+
 def test_rewriting_a_rejected_step_keeps_the_evidence(root: Path) -> None:
-    flip_a_byte(root / "step-00000200")
-    evidence = (root / "step-00000200" / "weights.pt").read_bytes()
-    publish(root, 200, write, NOTES)
-    assert latest_good(root) == checkpoint.Search(verify(root / "step-00000200"), [])
-    (aside,) = root.glob("step-00000200.rejected-*")
-    assert (aside / "weights.pt").read_bytes() == evidence
-    prune(root, 1)
-    assert names(root) == ["step-00000200", aside.name]
-
-
-def test_pruning_to_one_never_takes_a_damaged_later_step_for_the_newest(root: Path) -> None:
     publish(root, 300, write, NOTES)
-    cut_short(root / "step-00000200")
-    flip_a_byte(root / "step-00000300")
+    flip_a_byte(root / "step-00000200")
+    cut_short(root / "step-00000300")
+    evidence = (root / "step-00000200" / "weights.bin").read_bytes()
     publish(root, 150, write, NOTES)  # Training went on from step 100.
-    prune(root, 1)
+    assert latest_good(root) == checkpoint.Search(verify(root / "step-00000150"), [])
+    assert [path.name for path in steps(root)] == ["step-00000100", "step-00000150"]
+    aside, other = sorted(root.glob("*.rejected-*"))
+    assert (aside / "weights.bin").read_bytes() == evidence
+    assert other.name.startswith("step-00000300.rejected-")
+
+
+@pytest.mark.parametrize("step", [150, 200])
+def test_what_is_good_is_not_replaced(root: Path, step: int) -> None:
+    before = latest_good(root)
+    with pytest.raises(CheckpointError, match=r"step-00000200 is there already, and good"):
+        publish(root, step, write, NOTES)
+    assert names(root) == ["step-00000100", "step-00000200"]
+    assert latest_good(root) == before
+
+
+def around(other: Callable[[], Checkpoint], moment: str) -> Write:
+    """A writer in whose middle another run saves into the same folder."""
+
+    def write_meanwhile(directory: Path) -> Files:
+        if moment == "before":
+            other()
+        with (directory / "more.bin").open("wb", buffering=0) as file:
+            if moment == "inside":
+                other()
+            file.write(b"more")
+        files = write(directory)
+        if moment == "after":
+            other()
+        return {**files, "more.bin": Entry(4, hashlib.sha256(b"more").hexdigest())}
+
+    return write_meanwhile
+
+
+@pytest.mark.parametrize("moment", ["before", "inside", "after"])
+@pytest.mark.parametrize("step", [200, 300, 400])
+def test_of_two_runs_in_one_folder_one_fails_and_nothing_is_mixed(
+    root: Path, moment: str, step: int
+) -> None:
+    shutil.rmtree(root / "step-00000200")
+
+    def other() -> Checkpoint:
+        return publish(root, step, write, {"of": "the other"})
+
+    with pytest.raises(CheckpointError, match="No such file or directory"):
+        publish(root, 300, around(other, moment), {"of": "this"})
     search = latest_good(root)
+    assert search.rejected == []
     assert search.found is not None
-    assert search.found.step == 150
-    assert sorted(name.partition("-rejected")[0][:13] for name in names(root)) == [
-        "step-00000150",
-        "step-00000200",
-        "step-00000300",
-    ]
+    assert (search.found.step, search.found.notes) == (step, {"of": "the other"})
+    assert names(root) == ["step-00000100", f"step-{step:08d}"]
 
 
 def test_a_failing_write_is_told_and_leaves_nothing(root: Path) -> None:
-    def fail(directory: Path) -> None:
+    def fail(directory: Path) -> Files:
         write(directory)
         raise ValueError("no such tensor")
 
@@ -193,19 +316,36 @@ def test_a_failing_write_is_told_and_leaves_nothing(root: Path) -> None:
     assert names(root) == ["step-00000100", "step-00000200"]
 
 
-def fill_the_disk_with(name: str) -> Callable[[Path], None]:
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (Entry(3, ""), r"rank-00001\.bin cannot be read"),  # On another machine's own disk.
+        (Entry(5121, ""), r"weights\.bin has 5120 bytes instead of 5121"),
+    ],
+)
+def test_files_that_rank_0_does_not_see_whole_are_an_error(
+    entry: Entry, words: str, root: Path
+) -> None:
+    name = "rank-00001.bin" if entry.bytes == 3 else "weights.bin"
+    with pytest.raises(CheckpointError, match=words):
+        publish(root, 300, lambda directory: {**write(directory), name: entry}, NOTES)
+    assert names(root) == ["step-00000100", "step-00000200"]
+
+
+def fill_the_disk_with(name: str) -> Write:
     """A writer whose file `name` meets a full disk: the kernel's own, /dev/full."""
 
-    def write_until_full(directory: Path) -> None:
-        write(directory)
+    def write_until_full(directory: Path) -> Files:
+        files = write(directory)
         (directory / name).symlink_to("/dev/full")
         if name != MANIFEST:
-            (directory / name).write_bytes(b"more than fits")
+            durable.write(directory / name, [b"more than fits"])
+        return files
 
     return write_until_full
 
 
-@pytest.mark.parametrize("name", ["rank-0.pt", MANIFEST])
+@pytest.mark.parametrize("name", ["more.bin", MANIFEST])
 def test_a_full_disk_is_told_and_the_last_good_one_stays(root: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=r"No space left on device; [\d,]+ MB were free"):
         publish(root, 300, fill_the_disk_with(name), NOTES)
@@ -215,85 +355,37 @@ def test_a_full_disk_is_told_and_the_last_good_one_stays(root: Path, name: str) 
     assert search.found.step == 200
 
 
-def die(*_: Any, **__: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def save_and_die(root: Path, moment: str) -> None:
-    """Save step 300 in this process and be killed at the moment."""
-
-    def write_half(directory: Path) -> None:
-        write(directory)
-        with (directory / "weights.pt").open("r+b") as file:
-            file.truncate(100)
-            die()
-
-    if moment == "manifest":
-        checkpoint._commit = die
-    if moment == "rename":
-        os.replace = die
-    if moment == "renamed":
-        checkpoint._sync_folder = lambda folder: die() if folder == root else None
-    publish(root, 300, write_half if moment == "write" else write, NOTES)
-    if moment == "prune":
-        shutil.rmtree = die  # type: ignore[assignment]
-        prune(root, 1)
-
-
-@pytest.mark.parametrize(
-    ("moment", "last_good"),
-    [("write", 200), ("manifest", 200), ("rename", 200), ("renamed", 300), ("prune", 300)],
-)
-def test_a_kill_at_any_moment_leaves_a_good_one(root: Path, moment: str, last_good: int) -> None:
-    clean = multiprocessing.get_context("forkserver")
-    clean.set_forkserver_preload([__name__])
-    saver = clean.Process(target=save_and_die, args=(root, moment))
-    saver.start()
-    saver.join()
-    assert saver.exitcode == -signal.SIGKILL
-
-    search = latest_good(root)
-    assert search.rejected == []
-    assert search.found is not None
-    assert search.found.step == last_good
-    assert (len(list(root.glob(".step-*.partial"))) == 1) is (moment != "renamed")
-
-    publish(root, 400, write, NOTES)
-    assert list(root.glob(".*")) == [], "the next save sweeps what a kill left"
-    search = latest_good(root)
-    assert search.found is not None
-    assert search.found.step == 400
-
-
 def save_on_two(root: Path) -> None:
     """Saves of a group of two; whatever one of them meets, both must hear it."""
     rank = dist.get_rank()
 
-    def write_mine(directory: Path) -> None:
-        (directory / f"bf16_zero_pp_rank_{rank}_optim_states.pt").write_bytes(bytes([rank]) * 99)
-        if rank == 0:
-            (directory / "weights.pt").write_bytes(b"all")
+    def write_mine(directory: Path) -> Files:
+        name = f"rank-{rank}.bin"
+        return {name: put(directory / name, bytes([rank]) * 99)}
 
-    def fail_on(failing: int) -> Callable[[Path], None]:
-        def write_or_fail(directory: Path) -> None:
-            write_mine(directory)
-            if rank == failing:
-                fill_the_disk_with("more.pt")(directory)
-
-        return write_or_fail
+    def fail_on(failing: int) -> Write:
+        return fill_the_disk_with("more.bin") if rank == failing else write_mine
 
     saved = publish(root, 100, write_mine, {"world_size": 2})
     assert saved == verify(root / "step-00000100")
     assert set(json.loads((saved.path / MANIFEST).read_text())["files"]) == {
-        "bf16_zero_pp_rank_0_optim_states.pt",
-        "bf16_zero_pp_rank_1_optim_states.pt",
-        "weights.pt",
+        "rank-0.bin",
+        "rank-1.bin",
     }
+
+    def nothing_is_left() -> bool:
+        dist.barrier()
+        left = names(root)
+        dist.barrier()  # Only then may somebody begin the next save.
+        return left == ["step-00000100"]
+
     for failing in (0, 1):
         with pytest.raises(CheckpointError, match=f"rank {failing}: OSError.*No space left"):
             publish(root, 200, fail_on(failing), {})
-        dist.barrier()
-        assert names(root) == ["step-00000100"]
+        assert nothing_is_left()
+    with pytest.raises(CheckpointError, match="two workers wrote a file of the same name"):
+        publish(root, 200, lambda directory: {"all.bin": put(directory / "all.bin", b"all")}, {})
+    assert nothing_is_left()
     publish(root, 300, write_mine, {})
     assert latest_good(root) == checkpoint.Search(verify(root / "step-00000300"), [])
 
