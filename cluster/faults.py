@@ -4,19 +4,20 @@ A plan is one environment variable, for example
 
     CONVNEXTV2_FAULT="sigkill rank=1 step=30 marker=/tmp/fired"
 
-The worker of that rank kills itself before that step and leaves the marker file; while the file
-is there the fault does not fire again. Tests assert that it fired.
+The worker of that rank kills itself before that step (or raises, or hangs for good) and leaves the
+marker file; while the file is there the fault does not fire again. Tests assert that it fired.
 """
 
 import os
 import re
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 VARIABLE = "CONVNEXTV2_FAULT"
-_PLAN = re.compile(r"(sigkill|raise) rank=(\d+) step=(\d+) marker=(.+)")
+_PLAN = re.compile(r"(sigkill|raise|hang) rank=(\d+) step=(\d+) marker=(.+)")
 
 
 class InjectedFault(RuntimeError):
@@ -41,7 +42,7 @@ class Fault:
         plan = _PLAN.fullmatch(text)
         if plan is None:
             raise ValueError(
-                f"{VARIABLE}={text!r}: expected '<sigkill|raise> rank=R step=S marker=FILE'"
+                f"{VARIABLE}={text!r}: expected '<sigkill|raise|hang> rank=R step=S marker=FILE'"
             )
         kind, rank, step, marker = plan.groups()
         return cls(kind, int(rank), int(step), Path(marker))
@@ -53,4 +54,6 @@ class Fault:
         self.marker.write_text(f"{self.kind} rank {rank} step {step}\n")
         if self.kind == "sigkill":
             os.kill(os.getpid(), signal.SIGKILL)
+        while self.kind == "hang":
+            time.sleep(1)
         raise InjectedFault(f"planned fault on rank {rank} before step {step}")

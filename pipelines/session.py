@@ -99,6 +99,19 @@ class Session:
             raise
         self.tracker.end(run, "FINISHED")
 
+    def provenance_of(self, run: str) -> dict[str, Any]:
+        """What a checkpoint of an attempt says about where it comes from."""
+        names = {"pipeline": self.config.name, "attempt": run}
+        return {
+            **provenance(),
+            "mlflow.uri": self.tracking_uri,
+            # The server's ids, where it has answered by now.
+            "mlflow.runs": {
+                what: {"name": name, "id": self.tracker.run_id(name)}
+                for what, name in names.items()
+            },
+        }
+
     def run_workers(
         self, work: Callable[[dict[str, Any]], None], job: Any, place: Place, run: str
     ) -> None:
@@ -117,6 +130,11 @@ class Session:
                         self.screen.note(f"training goes on from step {line['step']}")
                 elif line["kind"] == "point":
                     self.screen.progress(line["step"] / total, speed.words(line))
+                elif line["kind"] == "skipped":
+                    self.screen.note(
+                        f"step {line['step']} was left out: loss or gradient not finite on some "
+                        f"worker ({line['skipped_steps']} so far)"
+                    )
                 elif line["kind"] == "rejected":
                     self.screen.note(f"passed over {line['path']}: {line['reason']}")
             self.tracker.points(run, [line for line in lines if line["kind"] == "point"])

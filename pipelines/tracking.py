@@ -53,6 +53,10 @@ class Tracker:
         """Open a run under a name of ours; opening one that exists makes it active again."""
         self._put(op="start", run=run, parent=parent, params=flatten(params), tags=tags)
 
+    def run_id(self, run: str) -> str | None:
+        """The server's id of a run; None while it has not answered."""
+        return self._run_ids.get(run)
+
     def points(self, run: str, lines: list[Line]) -> None:
         """Log the numbers of spool lines at their steps."""
         metrics = [

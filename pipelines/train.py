@@ -1,77 +1,36 @@
 """The training loop, as every worker runs it.
 
-    resume -> { batches, step, log, checkpoint } -> end
+    resume -> { batches, step, log, evaluate, checkpoint } -> end
 
 Everything random is a function of (seed, step) or (seed, epoch, sample), so the position is one
 integer, the step, and a run that was killed and resumed on the same workers is bitwise the run
-that was not.
+that was not. On other workers it sees the same global batches.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from cluster import group
-from cluster.checkpoint import latest_good, prune, publish
-from cluster.engine import DeepSpeedEngine, EngineSettings, mean_over_workers, worker_device
+from cluster.checkpoint import latest_good
+from cluster.engine import DeepSpeedEngine, mean_over_workers
 from cluster.faults import Fault
 from cluster.goodput import Stopwatch
+from cluster.saver import Saved, Saver
 from cluster.topology import Topology
 from convnextv2.data.load import Batch, BetonLoader
-from convnextv2.data.local_cache import LocalCache
 from convnextv2.data.order import GlobalOrder
-from convnextv2.recipe.duration import Duration
-from convnextv2.recipe.optimizer import GroupRule, parameter_groups
-from convnextv2.recipe.schedule import WarmupCosine, scaled_lr
-from pipelines.config import DataConfig, FinetuneConfig, PipelineConfig, PretrainConfig
+from pipelines.assemble import build_engine, build_loader, seed_step
+from pipelines.job import Plan, TrainJob
 from pipelines.logs import worker_log
 from pipelines.metrics import Spool
-from pipelines.samples import training_order
-from pipelines.views import augmentation, training_view
 
 CHECKPOINTS = "checkpoints"
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss is NaN or infinite on some worker; all workers stop together."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainJob:
-    """What a worker needs to know; plain data that travels to any node.
-
-    `build_task` makes the module to train; `directory` is the stage's own on shared storage.
-    """
-
-    config: PipelineConfig
-    recipe: PretrainConfig | FinetuneConfig
-    build_task: Callable[["TrainJob"], nn.Module]
-    directory: Path
-    log: Path
-    shards: Path
-    num_classes: int
-    initial_weights: Path | None = None
-
-    def order(self) -> GlobalOrder:
-        return training_order(self.shards, self.recipe, self.config.data, self.config.seed)
-
-    @property
-    def total_steps(self) -> int:
-        return self.steps(self.recipe.duration, self.order())
-
-    def steps(self, duration: Duration, order: GlobalOrder, total: int | None = None) -> int:
-        return duration.steps(
-            batches_per_epoch=order.batches_per_epoch,
-            global_batch_size=self.recipe.global_batch_size,
-            total_steps=total,
-        )
 
 
 def train(context: dict[str, Any]) -> None:
@@ -85,82 +44,55 @@ def train(context: dict[str, Any]) -> None:
         for batches in run.global_batches(step):
             run.fault_before(step)
             with clock.phase("step"):
-                metrics = run.engine.train_step(batches, run.schedule.at(step))
+                metrics = run.engine.train_step(batches, run.plan.schedule.at(step))
             step += 1
-            if step % job.config.log_every == 0 or step == run.total_steps:
+            last = step == run.plan.total_steps
+            if step % job.config.log_every == 0 or last:
                 with clock.phase("log"):
                     run.log(step, metrics)
-            if step % run.checkpoint_every == 0 or step == run.total_steps:
+            if step % run.plan.checkpoint_every == 0 or last:
                 with clock.phase("checkpoint"):
                     run.save(step)
-        run.spool.write("end", step, seconds=clock.seconds)
+        run.finish(step)
 
 
 @dataclass
 class Run:
-    """The parts of a training run on one worker."""
+    """The parts of a training run on one worker; `noted` are the latest metrics."""
 
     job: TrainJob
     clock: Stopwatch
     topology: Topology
+    order: GlobalOrder
+    plan: Plan
     engine: DeepSpeedEngine
     loader: BetonLoader
-    order: GlobalOrder
-    schedule: WarmupCosine
-    checkpoint_every: int
+    saver: Saver
     spool: Spool
     fault: Fault | None
+    noted: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def assemble(cls, job: TrainJob, clock: Stopwatch) -> "Run":
         """Build every part from the job's configuration."""
-        recipe, config = job.recipe, job.config
+        recipe = job.recipe
         topology = Topology(recipe.global_batch_size, recipe.micro_batch_size, group.world_size())
         order = job.order()
-        seed_step(config.seed, 0, 0)  # The same initial weights on every worker.
-        task = job.build_task(job)
-        rule = GroupRule(
-            weight_decay=recipe.weight_decay,
-            exempt=recipe.decay_exempt,
-            layer_decay=recipe.layer_decay if isinstance(recipe, FinetuneConfig) else 1.0,
-            grouping=recipe.layer_decay_groups if isinstance(recipe, FinetuneConfig) else "single",
-        )
-        engine = DeepSpeedEngine(
-            task,
-            parameter_groups(task, rule, task.depths),  # type: ignore[arg-type]
-            betas=recipe.betas,
-            settings=EngineSettings(
-                zero=config.cluster.zero,
-                precision=config.cluster.dtype,
-                grad_clip=recipe.grad_clip,
+        plan = Plan.of(job, order)
+        return cls(
+            job,
+            clock,
+            topology,
+            order,
+            plan,
+            build_engine(job, topology),
+            build_loader(job),
+            Saver(
+                job.directory / CHECKPOINTS, plan.keep, asynchronous=recipe.asynchronous_checkpoints
             ),
-            topology=topology,
-            device=worker_device(),
+            Spool(job.directory, active=group.rank() == 0),
+            Fault.planned(),
         )
-        loader = BetonLoader(
-            job.shards,
-            batch_size=topology.micro_batch_size,
-            view=training_view(config.model.image_size, recipe.augment),
-            augment=augmentation(recipe.augment),
-            seed=config.seed,
-            num_workers=config.data.num_workers,
-            cache=local_cache(job.shards, config.data),
-        )
-        total = job.steps(recipe.duration, order)
-        schedule = WarmupCosine(
-            peak=scaled_lr(recipe.base_lr, recipe.global_batch_size),
-            floor=recipe.min_lr,
-            total_steps=total,
-            warmup_steps=job.steps(recipe.warmup, order, total),
-        )
-        spool = Spool(job.directory, active=group.rank() == 0)
-        every = job.steps(recipe.checkpoint_every, order, total)
-        fault = Fault.planned()
-        return cls(job, clock, topology, engine, loader, order, schedule, every, spool, fault)
-
-    @property
-    def total_steps(self) -> int:
-        return self.schedule.total_steps
 
     def resume(self) -> int:
         """Load the last good checkpoint, if there is one; returns the step to go on from."""
@@ -171,78 +103,96 @@ class Run:
             self.spool.write("rejected", 0, path=str(path), reason=reason)
         step = 0
         if search.found is not None:
-            self.engine.load(search.found.path)
+            self.engine.restore(search.found.path, search.found.notes)
+            self.noted = search.found.notes["metrics"]
             step = search.found.step
-        self.spool.write("start", step, workers=group.world_size(), total=self.total_steps)
+        self.spool.write("start", step, workers=group.world_size(), total=self.plan.total_steps)
         return step
 
     def global_batches(self, step: int) -> Iterator[Iterator[Batch]]:
         """This worker's micro batches of every global batch from `step` to the end."""
-        while step < self.total_steps:
+        while step < self.plan.total_steps:
             epoch, start = divmod(step, self.order.batches_per_epoch)
             share = self.order.share(
                 epoch, rank=group.rank(), world_size=group.world_size(), start=start
             )
             with closing(self._timed(self.loader.batches(share, epoch))) as stream:
-                for _ in range(start, self.order.batches_per_epoch):
+                left = self.plan.total_steps - step
+                for _ in range(min(left, self.order.batches_per_epoch - start)):
                     seed_step(self.job.config.seed, step, group.rank())
                     yield itertools.islice(stream, self.topology.accumulation)
                     step += 1
 
     def _timed(self, batches: Generator[Batch]) -> Generator[Batch]:
         """Move batches to the device; waiting for data is booked as such."""
-        while True:
-            with self.clock.phase("data"):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch.to(self.engine.device)
+        with closing(batches):
+            while True:
+                with self.clock.phase("data"):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch.to(self.engine.device)
 
     def log(self, step: int, metrics: dict[str, torch.Tensor]) -> None:
-        """Average over workers and note a point; all workers see a loss that is not finite."""
+        """Average over workers and note a point; of a step that was left out, only that."""
         values = mean_over_workers(metrics)
-        if not math.isfinite(values["loss"]):
-            raise NonFiniteLoss(f"loss is {values['loss']} at step {step}")
+        if not math.isfinite(values["loss"] + values["grad_norm"]):
+            self.spool.write("skipped", step, skipped_steps=self.engine.skipped_steps)
+            return
+        self.noted |= values
         self.spool.write(
             "point",
             step,
             images=step * self.order.global_batch_size,
             epoch=step / self.order.batches_per_epoch,
-            lr=self.schedule.at(step - 1),
+            lr=self.plan.schedule.at(step - 1),
+            skipped_steps=self.engine.skipped_steps,
             **values,
         )
 
     def save(self, step: int) -> None:
-        """Publish a checkpoint and let old ones go."""
-        root = self.job.directory / CHECKPOINTS
-        publish(root, step, self.engine.save, checkpoint_notes(self.job, self.topology))
-        if group.rank() == 0:
-            prune(root, self.job.recipe.keep_checkpoints)
-        self.spool.write("checkpoint", step, seconds=self.clock.seconds)
+        """Begin a checkpoint; it is written while training goes on."""
+        self._told(self.saver.save(step, self.engine.pieces, self._notes(step)))
+
+    def finish(self, step: int) -> None:
+        """Wait for the last checkpoint, and close the books."""
+        with self.clock.phase("checkpoint"):
+            self._told(self.saver.wait())
+        if self.loader.cache is not None:
+            self.loader.cache.close()
+        self.spool.write("end", step, seconds=self.clock.seconds)
+
+    def _told(self, saved: Saved | None) -> None:
+        """Note a checkpoint that is there now: how long it took beside the training."""
+        if saved is not None:
+            self.spool.write(
+                "checkpoint",
+                saved.checkpoint.step,
+                bytes=saved.checkpoint.bytes,
+                written_seconds=saved.seconds,
+                seconds=self.clock.seconds,
+            )
+
+    def _notes(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says besides the pieces. The schedule and every random number are
+        functions of the step, so there is no other state.
+        """
+        config = self.job.config
+        return {
+            "samples": step * self.order.global_batch_size,
+            "epoch": step / self.order.batches_per_epoch,
+            "total_steps": self.plan.total_steps,
+            "seed": config.seed,
+            "updates": self.engine.updates,
+            "skipped_steps": self.engine.skipped_steps,
+            "metrics": self.noted,
+            "world_size": group.world_size(),
+            "zero_stage": config.cluster.zero.stage,
+            "dtype": config.cluster.dtype,
+            "config": config.model_dump(mode="json"),
+            "provenance": self.job.provenance,
+        }
 
     def fault_before(self, step: int) -> None:
         if self.fault is not None:
             self.fault.strike(group.rank(), step)
-
-
-def local_cache(shards: Path, data: DataConfig) -> LocalCache | None:
-    """The node's cache of the shards, copying, if one is configured."""
-    if data.cache is None:
-        return None
-    room = None if data.cache_gb is None else round(data.cache_gb * 1e9)
-    return LocalCache(shards, data.cache, room).start()
-
-
-def checkpoint_notes(job: TrainJob, topology: Topology) -> dict[str, Any]:
-    """What must be the same to go on from a checkpoint, and what is good to know about it."""
-    return {
-        "world_size": topology.world_size,
-        "zero_stage": job.config.cluster.zero.stage,
-        "dtype": job.config.cluster.dtype,
-        "config": job.config.model_dump(mode="json"),
-    }
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed PyTorch (drop path) as a function of (seed, step, rank): no state to checkpoint."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)

@@ -1,16 +1,16 @@
 """What the training stages share: launching, resuming, and handing over the weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from cluster.checkpoint import Checkpoint, CheckpointError, latest_good
-from cluster.engine import fp32_weights
-from pipelines.files import atomically
+from cluster.states import AVERAGE, WEIGHT
 from pipelines.graph import Outputs, Place, hash_files
+from pipelines.handoff import export
+from pipelines.job import TrainJob
 from pipelines.metrics import SPOOL
 from pipelines.session import Session
-from pipelines.train import CHECKPOINTS, TrainJob, train
+from pipelines.train import CHECKPOINTS, train
 
 # Settings that say how a result is computed, not what it is; they are in no stage's key.
 NOT_IN_KEY = {
@@ -31,6 +31,9 @@ NOT_IN_KEY = {
 ORDER = {"order", "window_blocks"}
 CODE = (
     "cluster.engine",
+    "cluster.partitions",
+    "cluster.states",
+    "cluster.zero",
     "convnextv2.data.augment",
     "convnextv2.data.decoding",
     "convnextv2.data.load",
@@ -42,67 +45,44 @@ CODE = (
     "convnextv2.randomness",
     "convnextv2.recipe",
     "convnextv2.sizes",
+    "pipelines.assemble",
+    "pipelines.job",
     "pipelines.samples",
     "pipelines.train",
     "pipelines.views",
 )
-PREFIX = "model."
+
+
+def averaged_name(weights: str) -> str:
+    """The file with the moving average, beside the one with the weights."""
+    path = Path(weights)
+    return f"{path.stem}-ema{path.suffix}"
 
 
 def run_training(place: Place, session: Session, job: TrainJob, weights: str) -> Outputs:
-    """Train (or go on), then write the model's fp32 weights to the file `weights`."""
+    """Train (or go on), then write the model's fp32 weights to the file `weights`.
+
+    With `ema_decay` their moving average is written beside it.
+    """
     last = _last_good(job)
     with session.attempt(place) as run:
         if last is None or last.step != job.total_steps:
-            if last is not None:
-                check_resumable(job, last)
-            session.run_workers(train, job, place, run)
+            session.run_workers(
+                train, replace(job, provenance=session.provenance_of(run)), place, run
+            )
             last = _last_good(job)
         if last is None or last.step != job.total_steps:
             raise CheckpointError(
                 f"no good checkpoint of step {job.total_steps} in {job.directory}"
             )
-        _export(last.path, place.directory / weights)
+        written = {weights: WEIGHT}
+        if job.recipe.ema_decay is not None:
+            written[averaged_name(weights)] = AVERAGE
+        for name, kind in written.items():
+            export(last.path, place.directory / name, kind)
         session.tracker.artifact(run, place.directory / SPOOL)
-    return hash_files(place.directory, weights)
-
-
-def check_resumable(job: TrainJob, last: Checkpoint) -> None:
-    """Refuse to go on from a checkpoint of other workers before any worker starts.
-
-    Raises:
-        CheckpointError: When `last` was written by another number of workers, ZeRO stage or
-            precision.
-    """
-    cluster = job.config.cluster
-    now = {
-        "world_size": cluster.num_workers,
-        "zero_stage": cluster.zero.stage,
-        "dtype": cluster.dtype,
-    }
-    names = {"world_size": "num_workers", "zero_stage": "zero.stage", "dtype": "dtype"}
-    changed = [
-        f"cluster.{names[key]} was {last.notes[key]}, is {value}"
-        for key, value in now.items()
-        if last.notes[key] != value
-    ]
-    if changed:
-        raise CheckpointError(
-            f"half-done training in {job.directory} cannot go on: {'; '.join(changed)}. Set it "
-            f"back, or start the stage over with --rerun {job.directory.parent.name}"
-        )
+    return hash_files(place.directory, *written)
 
 
 def _last_good(job: TrainJob) -> Checkpoint | None:
     return latest_good(job.directory / CHECKPOINTS).found
-
-
-def _export(checkpoint: Path, target: Path) -> None:
-    """Write the model's own weights (without the task around it) as safetensors, atomically."""
-    state = {
-        name.removeprefix(PREFIX): value.contiguous()
-        for name, value in fp32_weights(checkpoint).items()
-        if name.startswith(PREFIX)
-    }
-    with atomically(target) as partial:
-        save_file(state, partial)

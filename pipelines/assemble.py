@@ -1,0 +1,70 @@
+"""From a job's configuration to the parts a training run is made of."""
+
+import torch
+
+from cluster.engine import DeepSpeedEngine, EngineSettings, worker_device
+from cluster.topology import Topology
+from convnextv2.data.load import BetonLoader
+from convnextv2.data.local_cache import LocalCache
+from convnextv2.recipe.optimizer import GroupRule, parameter_groups
+from pipelines.config import FinetuneConfig
+from pipelines.job import TrainJob
+from pipelines.views import augmentation, training_view
+
+
+def build_engine(job: TrainJob, topology: Topology) -> DeepSpeedEngine:
+    """The task with its optimizer, shared among the workers."""
+    recipe, config = job.recipe, job.config
+    seed_step(config.seed, 0, 0)  # The same initial weights on every worker.
+    task = job.build_task(job)
+    finetuning = isinstance(recipe, FinetuneConfig)
+    rule = GroupRule(
+        weight_decay=recipe.weight_decay,
+        exempt=recipe.decay_exempt,
+        layer_decay=recipe.layer_decay if finetuning else 1.0,
+        grouping=recipe.layer_decay_groups if finetuning else "single",
+    )
+    return DeepSpeedEngine(
+        task,
+        parameter_groups(task, rule, task.depths),  # type: ignore[arg-type]
+        betas=recipe.betas,
+        settings=EngineSettings(
+            zero=config.cluster.zero,
+            precision=config.cluster.dtype,
+            grad_clip=recipe.grad_clip,
+            ema_decay=recipe.ema_decay,
+            max_skipped_steps=recipe.max_skipped_steps,
+        ),
+        topology=topology,
+        device=worker_device(),
+        identify=lambda batch: batch.indices.tolist(),
+    )
+
+
+def build_loader(job: TrainJob) -> BetonLoader:
+    """The training images in the recipe's views, from the node's cache if there is one."""
+    recipe, data = job.recipe, job.config.data
+    cache = None
+    if data.cache is not None:
+        room = None if data.cache_gb is None else round(data.cache_gb * 1e9)
+        cache = LocalCache(job.shards, data.cache, room).start()
+    return BetonLoader(
+        job.shards,
+        batch_size=recipe.micro_batch_size,
+        view=training_view(image_size(job), recipe.augment),
+        augment=augmentation(recipe.augment),
+        seed=job.config.seed,
+        num_workers=data.num_workers,
+        cache=cache,
+    )
+
+
+def image_size(job: TrainJob) -> int:
+    """Side in pixels that the recipe trains at."""
+    own = job.recipe.image_size if isinstance(job.recipe, FinetuneConfig) else None
+    return own or job.config.model.image_size
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed PyTorch (drop path) as a function of (seed, step, rank): no state to checkpoint."""
+    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
