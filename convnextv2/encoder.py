@@ -1,7 +1,7 @@
 """ConvNeXt V2 encoder and classifier; module names are those of the published checkpoints."""
 
-from collections.abc import Collection, Iterator
-from typing import Self
+from collections.abc import Collection
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -92,9 +92,10 @@ class ConvNeXtV2(nn.Module):
             checkpoint_stages=checkpoint_stages,
         )
 
-    def stage_features(self, images: Tensor, sites: Sites = DENSE) -> Iterator[Tensor]:
-        """Yield the output of each stage in the layout of `sites`, dense: (B, h, w, C_stage)."""
+    def stage_features(self, images: Tensor, sites: Sites = DENSE) -> list[Tensor]:
+        """Return the output of each stage in the layout of `sites`, dense: (B, h, w, C_stage)."""
         x = sites.enter(images)
+        outputs = []
         layers = zip(self.downsample_layers, self.stages, strict=True)
         for stage, (downsample, blocks) in enumerate(layers):
             for layer in downsample.children():
@@ -104,12 +105,20 @@ class ConvNeXtV2(nn.Module):
                     x = checkpoint(block, x, sites, use_reentrant=False)
                 else:
                     x = block(x, sites)
-            yield x
+            outputs.append(x)
+        return outputs
 
     def features(self, images: Tensor, sites: Sites = DENSE) -> Tensor:
         """Return the last stage's output in the layout of `sites`."""
-        *_, last = self.stage_features(images, sites)
-        return last
+        return self.stage_features(images, sites)[-1]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the four stages, on the full grid and on visible sites alike (torch.compile).
+
+        In place, and parameters keep their names: checkpoints are the same with and without.
+        """
+        compiled = torch.compile(self.stage_features, *args, **kwargs)
+        self.stage_features = compiled  # type: ignore[method-assign]
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, num_classes), or without head to (B, C4, H/stride, W/stride)."""
