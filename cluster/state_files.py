@@ -107,7 +107,7 @@ class StateFiles:
             if part.get_dtype() != "F32":
                 raise ValueError(f"{key} is {part.get_dtype()}, states are F32")
             (sizes[name][kind],) = part.get_shape()
-        pieces = json.loads(file.metadata()["pieces"])
+        pieces = dict(json.loads(file.metadata()["pieces"]))
         if pieces.keys() != sizes.keys():
             raise ValueError(f"pieces are said of {sorted(pieces.keys() ^ sizes.keys())[0]} alone")
         for name, (start, shape) in pieces.items():
