@@ -15,7 +15,7 @@ from cluster import group
 from cluster.checkpoint import CheckpointError
 from cluster.partitions import PARTITIONS, Partition
 from cluster.state_files import StateFiles
-from cluster.states import WEIGHT, Average, Piece
+from cluster.states import Average, Piece
 from cluster.topology import Topology
 from cluster.zero import Precision, ZeroSettings, deepspeed_config
 
@@ -213,14 +213,6 @@ class DeepSpeedEngine:
         finally:
             self._average.swap()
             self._partition.refresh(None)
-
-
-def weights_of(directory: Path, kind: str = WEIGHT) -> dict[str, Tensor]:
-    """Full fp32 weights (or their "average") of a checkpoint; needs no group and no engine."""
-    files = StateFiles(directory)
-    return {
-        name: files.whole(kind if kind in files.kinds[name] else WEIGHT, name) for name in files
-    }
 
 
 def worker_device() -> torch.device:

@@ -1,5 +1,7 @@
 """From a job's configuration to the parts a training run is made of."""
 
+from dataclasses import replace
+
 import torch
 
 from cluster.engine import DeepSpeedEngine, EngineSettings, worker_device
@@ -17,13 +19,9 @@ def build_engine(job: TrainJob, topology: Topology) -> DeepSpeedEngine:
     recipe, config = job.recipe, job.config
     seed_step(config.seed, 0, 0)  # The same initial weights on every worker.
     task = job.build_task(job)
-    finetuning = isinstance(recipe, FinetuneConfig)
-    rule = GroupRule(
-        weight_decay=recipe.weight_decay,
-        exempt=recipe.decay_exempt,
-        layer_decay=recipe.layer_decay if finetuning else 1.0,
-        grouping=recipe.layer_decay_groups if finetuning else "single",
-    )
+    rule = GroupRule(weight_decay=recipe.weight_decay, exempt=recipe.decay_exempt)
+    if isinstance(recipe, FinetuneConfig):
+        rule = replace(rule, layer_decay=recipe.layer_decay, grouping=recipe.layer_decay_groups)
     return DeepSpeedEngine(
         task,
         parameter_groups(task, rule, task.depths),  # type: ignore[arg-type]

@@ -85,6 +85,11 @@ def _file_in(folder: Path) -> Path:
             "Give the .safetensors file that the stage writes from it when it is done: "
             "fcmae.safetensors of pretraining, model.safetensors of fine-tuning"
         )
+    if (folder / "rank-00000.safetensors").exists():
+        raise WeightsError(
+            f"{folder} is a checkpoint in training, in pieces; write its weights to one file with "
+            f"convnextv2 checkpoint export {folder} --output model.safetensors"
+        )
     only = list(folder.glob("*.safetensors"))
     if len(only) == 1:
         return only[0]

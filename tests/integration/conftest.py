@@ -92,6 +92,15 @@ class Job:
             time.sleep(0.05)
         pytest.fail(f"step {step} was not reached: {self.logs()}")
 
+    def wait_for(self, path: Path) -> None:
+        """Return when a file or folder is there."""
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if path.exists():
+                return
+            time.sleep(0.05)
+        pytest.fail(f"{path} did not come: {self.logs()}")
+
     def interrupt(self) -> None:
         """Ctrl-C: a terminal sends it to the whole process group."""
         os.killpg(self.process.pid, signal.SIGINT)

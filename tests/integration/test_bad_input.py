@@ -25,7 +25,10 @@ def run(*words: str) -> int:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["pretrain.durtion=3"], ["unknown key 'pretrain.durtion'", "did you mean 'pretrain.duration'"]),
+        (
+            ["pretrain.durtion=3"],
+            ["unknown key 'pretrain.durtion'", "did you mean 'pretrain.duration'"],
+        ),
         (["model.image_size=30"], ["no multiple of model.patch_size 8", "24 or 32 would work"]),
         (["model.patch_size=12"], ["no multiple of the total stride 8", "8 or 16 would work"]),
         (

@@ -83,8 +83,10 @@ def test_a_killed_worker_does_not_stop_the_run_nor_change_its_result(
     fault = f"sigkill rank=1 step=15 marker={marker}"
     start("pretrain", killed, fault=fault).finish()
     assert marker.read_text() == "sigkill rank 1 step 15\n"
-    starts = [line for line in spool(killed, "pretrain") if line["kind"] == "start"]
-    assert [(line["step"], line["workers"]) for line in starts] == [(0, 2), (12, 2)]
+    first, second = (line for line in spool(killed, "pretrain") if line["kind"] == "start")
+    assert (first["step"], first["workers"], second["workers"]) == (0, 2, 2)
+    # The checkpoint of step 12 may have been on its way to disk.
+    assert second["step"] in (6, 12)
 
     start("pretrain", straight).finish()
     weights = [output(run, "pretrain", "fcmae.safetensors") for run in (straight, killed)]

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from cluster.engine import DeepSpeedEngine, EngineSettings
 from cluster.topology import Topology
+from cluster.zero import ZeroSettings
 from convnextv2.data.load import Batch
 from convnextv2.fcmae import FCMAE
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
@@ -34,7 +35,7 @@ def losses(stage: int) -> list[float]:
         task,
         parameter_groups(task, GroupRule(weight_decay=0.05), task.depths),
         betas=(0.9, 0.95),
-        settings=EngineSettings(zero_stage=stage),  # type: ignore[arg-type]
+        settings=EngineSettings(zero=ZeroSettings(stage=stage)),  # type: ignore[arg-type]
         topology=Topology(8, 4, 1),
         device=torch.device("cpu"),
     )

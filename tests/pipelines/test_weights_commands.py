@@ -157,9 +157,10 @@ def test_errors_are_one_line_and_nothing_is_written(
 
 
 def save_as_a_run_does(folder: Path) -> None:
-    """One worker of a run saves a pretraining under ZeRO-0, 1 and 3."""
+    """One worker saves a pretraining in DeepSpeed's own files, under ZeRO-0, 1 and 3."""
     from cluster.engine import DeepSpeedEngine, EngineSettings
     from cluster.topology import Topology
+    from cluster.zero import ZeroSettings
     from convnextv2.fcmae import FCMAE
     from convnextv2.tasks.pretrain import PretrainTask
 
@@ -172,11 +173,11 @@ def save_as_a_run_does(folder: Path) -> None:
             task,
             [{"params": list(task.parameters()), "lr_scale": 1.0, "weight_decay": 0.0}],
             betas=(0.9, 0.95),
-            settings=EngineSettings(zero_stage=stage),
+            settings=EngineSettings(zero=ZeroSettings(stage=stage)),
             topology=Topology(2, micro_batch_size=2, world_size=1),
             device=torch.device("cpu"),
         )
-        engine.save(folder / f"zero-{stage}")
+        engine._engine.save_checkpoint(str(folder / f"zero-{stage}"), tag="deepspeed")
 
 
 @pytest.mark.slow
@@ -187,3 +188,7 @@ def test_a_checkpoint_of_a_run_is_read(tmp_path: Path, capsys: Capture) -> None:
         assert_same(read(tmp_path / f"zero-{stage}"), expected)
     assert cli.main(["weights", "inspect", str(tmp_path / "zero-3")]) == 1
     assert "is a ZeRO-3 checkpoint: its weights are in pieces" in capsys.readouterr().err
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "rank-00000.safetensors").touch()
+    assert cli.main(["weights", "inspect", str(tmp_path / "ours")]) == 1
+    assert "convnextv2 checkpoint export" in capsys.readouterr().err
