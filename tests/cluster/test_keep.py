@@ -98,10 +98,10 @@ def test_what_has_no_number_is_not_the_best(odd: Any, tmp_path: Path) -> None:
     assert kept(tmp_path) == [1, 4]
 
 
-@pytest.mark.parametrize("settings", [{"last": 0}, {"last": -1}, {"every": 0}])
-def test_a_policy_that_keeps_nothing_is_refused(settings: dict[str, int]) -> None:
+@pytest.mark.parametrize(("last", "every"), [(0, None), (-1, None), (2, 0)])
+def test_a_policy_that_keeps_nothing_is_refused(last: int, every: int | None) -> None:
     with pytest.raises(ValueError, match="at least 1 checkpoint must stay"):
-        KeepPolicy(**settings)
+        KeepPolicy(last=last, every=every)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
