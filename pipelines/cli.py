@@ -12,6 +12,7 @@ from typing import NoReturn
 from pipelines.commands import command
 from pipelines.commands.analysis import add_analysis_commands
 from pipelines.commands.data import add_data_commands
+from pipelines.commands.presets import add_presets_command
 from pipelines.commands.weights import add_weights_commands
 
 DESCRIPTION = "Pretrain (FCMAE), fine-tune and evaluate ConvNeXt V2."
@@ -40,16 +41,17 @@ def build_parser() -> argparse.ArgumentParser:
         "run a preset's whole pipeline",
         "convnextv2 run imagenet1k --data /data/imagenet --set cluster.num_workers=8",
     )
-    run.add_argument("preset", help="name of the preset: demo, imagenet1k")
+    run.add_argument("preset", help="its name; convnextv2 presets lists them")
     _add_pipeline_options(run)
     run.set_defaults(act=_act_pipeline)
 
     for name, help_text in STAGE_COMMANDS.items():
         stage = command(commands, name, help_text, f"convnextv2 {name} --preset demo --set seed=1")
-        stage.add_argument("--preset", default="demo", help="name of the preset (default: demo)")
+        stage.add_argument("--preset", default="demo", help="its name (default: demo)")
         _add_pipeline_options(stage)
         stage.set_defaults(act=_act_pipeline)
 
+    add_presets_command(commands)
     add_data_commands(commands)
     add_analysis_commands(commands)
     add_weights_commands(commands)

@@ -118,12 +118,13 @@ def _describe(item: Any, path: list[str]) -> str:
             model = _section(model, part) or model
         prefix = ".".join(path[:-1])
         names = [f"{prefix}.{name}" if prefix else name for name in model.model_fields]
-        return f"unknown key {dotted!r}{nearest(dotted, names)}"
+        there_are = f"there are {', '.join(names)}"
+        return f"unknown key {dotted!r}; {nearest(dotted, names, otherwise=there_are)}"
     words = item["msg"].removeprefix("Value error, ")
     return f"{dotted}: {words[0].lower()}{words[1:]}, got {item['input']!r}"
 
 
-def nearest(name: str, names: list[str]) -> str:
-    """Words that name the closest of `names`, or all of them."""
+def nearest(name: str, names: list[str], otherwise: str) -> str:
+    """Words that name the closest of `names`, or else `otherwise`."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"
+    return f"did you mean {close[0]!r}?" if close else otherwise

@@ -1,15 +1,33 @@
-"""Presets: one function per recipe, returning a full configuration."""
+"""Presets: recipes as data. `convnextv2 presets` lists them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pipelines.config import PipelineConfig
-from pipelines.presets.demo import demo
-from pipelines.presets.imagenet1k import imagenet1k
+from pipelines.presets import demo, frozen, imagenet1k, imagenet22k, supervised
+from pipelines.presets.recipe import Preset
 from pipelines.resolve import ConfigError, nearest, resolve
 
-PRESETS: dict[str, Callable[[], PipelineConfig]] = {"demo": demo, "imagenet1k": imagenet1k}
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for family in (demo, imagenet1k, imagenet22k, supervised, frozen)
+    for preset in family.PRESETS
+}
+ALIASES = {"imagenet1k": "imagenet1k-atto"}
 
-__all__ = ["PRESETS", "ConfigError", "load_preset"]
+__all__ = ["ALIASES", "PRESETS", "ConfigError", "Preset", "find_preset", "load_preset"]
+
+
+def find_preset(name: str) -> Preset:
+    """The preset called `name`.
+
+    Raises:
+        ConfigError: With the nearest name, when there is none.
+    """
+    name = ALIASES.get(name, name)
+    if name not in PRESETS:
+        close = nearest(name, [*PRESETS, *ALIASES], otherwise="convnextv2 presets lists them all")
+        raise ConfigError([f"unknown preset {name!r}; {close}"])
+    return PRESETS[name]
 
 
 def load_preset(name: str, overrides: Sequence[str] = ()) -> PipelineConfig:
@@ -18,6 +36,4 @@ def load_preset(name: str, overrides: Sequence[str] = ()) -> PipelineConfig:
     Raises:
         ConfigError: Naming every problem of the overrides and of the arithmetic at once.
     """
-    if name not in PRESETS:
-        raise ConfigError([f"unknown preset {name!r}{nearest(name, list(PRESETS))}"])
-    return resolve(PRESETS[name](), overrides)
+    return resolve(find_preset(name).build(), overrides)

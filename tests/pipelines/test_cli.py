@@ -44,7 +44,7 @@ ALL = list(commands(cli.build_parser()))
 
 def test_the_commands_are_those_of_the_manual() -> None:
     names = {"demo", "run", "pretrain", "finetune", "evaluate", "report", "data", "doctor"}
-    names |= {"reconstruct", "collapse", "export", "weights"}
+    names |= {"reconstruct", "collapse", "export", "weights", "presets"}
     verbs = {("weights", "inspect"), ("weights", "convert")}
     verbs |= {("data", verb) for verb in ("write", "info", "check", "sample")}
     assert set(ALL) == {*((name,) for name in names), *verbs}
@@ -130,7 +130,7 @@ def test_options_reach_the_pipeline(asked: list[object], capsys: Capture) -> Non
         request = asked[-1]
         assert isinstance(request, Request)
         assert (request.config.data.source, request.config.data.cache) == (Path(folder),) * 2
-        assert (request.config.name, request.config.seed) == ("imagenet1k", 3)
+        assert (request.config.name, request.config.seed) == ("imagenet1k-atto", 3)
         assert (request.run_dir, request.rerun) == (Path("out"), "finetune")
         assert not request.fetch_fashion_mnist
         assert request.command == ["convnextv2", *words, "--set", "seed=3", "--json"]

@@ -1,0 +1,73 @@
+"""Command `presets`: the recipes there are, and every value of one."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from pipelines.commands import command
+
+if TYPE_CHECKING:
+    from pipelines.presets import Preset
+
+
+def add_presets_command(commands: Any) -> None:
+    """Add `presets` to the subparsers `commands`."""
+    presets = command(
+        commands,
+        "presets",
+        "list the presets, or show all settings of one and where they are from",
+        "convnextv2 presets imagenet1k-base",
+    )
+    presets.add_argument("name", nargs="?", help="show this one")
+    presets.add_argument("--json", action="store_true", help="print JSON")
+    presets.set_defaults(act=_act_presets)
+
+
+def _act_presets(options: argparse.Namespace) -> int:
+    from pipelines.presets import PRESETS, find_preset, load_preset
+
+    if options.name is None:
+        every = list(PRESETS.values())
+        print(json.dumps(list(map(_facts, every)), indent=1) if options.json else _table(every))
+        return 0
+    preset, config = find_preset(options.name), load_preset(options.name).model_dump(mode="json")
+    if options.json:
+        print(json.dumps({**_facts(preset), "about": preset.about, "config": config}, indent=1))
+    else:
+        print(_page(preset, config))
+    return 0
+
+
+def _facts(preset: "Preset") -> dict[str, str]:
+    names = ("name", "what", "published", "cost", "command")
+    return {name: getattr(preset, name) for name in names}
+
+
+def _table(presets: list["Preset"]) -> str:
+    from pipelines.presets import ALIASES
+
+    rows = [("NAME", "WHAT", "PUBLISHED TOP-1", "COST HERE")]
+    rows += [(one.name, one.what, one.published, one.cost) for one in presets]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    aliases = (f"{alias} is short for {name}" for alias, name in ALIASES.items())
+    return "\n".join([*lines, "", *aliases])
+
+
+def _page(preset: "Preset", config: dict[str, Any]) -> str:
+    import yaml
+
+    return "\n".join(
+        [
+            f"{preset.name}: {preset.what}",
+            f"  published  {preset.published}",
+            f"  cost here  {preset.cost}",
+            f"  command    {preset.command}",
+            "",
+            preset.about,
+            yaml.safe_dump(config, sort_keys=False),
+        ]
+    )

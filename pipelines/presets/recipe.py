@@ -1,0 +1,150 @@
+"""What the presets for ImageNet are made of: a row of a table of the paper becomes a section."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from convnextv2.recipe.duration import Duration, epochs, steps
+from convnextv2.recipe.layer_decay import Grouping
+from convnextv2.sizes import size_of
+from pipelines.config import (
+    AugmentConfig,
+    DataConfig,
+    FinetuneConfig,
+    ModelConfig,
+    PipelineConfig,
+    PretrainConfig,
+    WriteConfig,
+)
+
+ON_GPUS = "--set cluster.num_workers=8 --set cluster.use_gpu=true --set cluster.dtype=bf16"
+PAPER = ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge")
+VISIBLE = 19 / 49  # Patches that masking leaves of 7 x 7 at the ratio 0.6.
+Kind = TypeVar("Kind", bound=FinetuneConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A recipe with what is known about it.
+
+    Attributes:
+        name: As on the command line.
+        what: In a few words.
+        published: The result to expect.
+        about: Where the constants are from, and where paper and code disagree.
+        command: That runs it.
+        cost: Of a run that was done.
+        build: Makes the configuration.
+    """
+
+    name: str
+    what: str
+    published: str
+    about: str
+    command: str
+    build: Callable[[], PipelineConfig]
+    cost: str = "not run yet"
+
+
+class Row(NamedTuple):
+    """A column of one of the paper's fine-tuning tables."""
+
+    base_lr: float
+    weight_decay: float
+    layer_decay: float
+    grouping: Grouping
+    epochs: int
+    warmup: int
+    smoothing: float
+    mixup: float
+    cutmix: float
+    drop_path: float
+
+
+def imagenet(name: str, size: str, *, largest: int = 224, **sections: Any) -> PipelineConfig:
+    """A pipeline on ImageNet-1K; `largest` is the largest side in pixels that is looked at."""
+    return PipelineConfig(
+        name=name,
+        log_every=50,
+        data=imagenet_data(max_resolution=512 if largest <= 224 else None),
+        model=ModelConfig(size=size, image_size=224, patch_size=32),
+        **sections,
+    )
+
+
+def imagenet_data(*, max_resolution: int | None, **more: Any) -> DataConfig:
+    """JPEGs; of 22 thousand classes a few files are always broken."""
+    write = WriteConfig(mode="jpg", max_resolution=max_resolution, max_unreadable=100)
+    return DataConfig(num_workers=10, write=write, **more)
+
+
+def pretraining(size: str, duration: Duration) -> PretrainConfig:
+    """Table 8 of the paper and the arguments of its code; all sizes share them."""
+    return PretrainConfig(
+        duration=duration,
+        global_batch_size=4096,
+        micro_batch_size=micro_batch_size(size, 224, 4096, visible=VISIBLE),
+        base_lr=1.5e-4,
+        min_lr=0.0,
+        warmup=epochs(40),
+        weight_decay=0.05,
+        betas=(0.9, 0.95),
+        augment=AugmentConfig(crop_scale=(0.2, 1.0), flip=0.5),
+        decay_exempt="all-but-1d",
+        checkpoint_every=steps(1000),
+    )
+
+
+def fine_tuning(
+    kind: type[Kind],
+    size: str,
+    row: Row,
+    *,
+    batch: int,
+    ema_decay: float | None,
+    image_size: int = 224,
+    head_init_scale: float = 0.001,
+    **more: Any,
+) -> Kind:
+    """A column of a table, and what all those tables and the code's arguments share."""
+    return kind(
+        duration=epochs(row.epochs),
+        warmup=epochs(row.warmup),
+        global_batch_size=batch,
+        micro_batch_size=micro_batch_size(size, image_size, batch),
+        base_lr=row.base_lr,
+        min_lr=1e-6,
+        weight_decay=row.weight_decay,
+        layer_decay=row.layer_decay,
+        layer_decay_groups=row.grouping,
+        label_smoothing=row.smoothing,
+        drop_path=row.drop_path,
+        head_init_scale=head_init_scale,
+        ema_decay=ema_decay,
+        image_size=None if image_size == 224 else image_size,
+        augment=AugmentConfig(
+            crop_scale=(0.08, 1.0),
+            rand_augment=9.0,
+            rand_augment_std=0.5,
+            erasing=0.25,
+            mixup=row.mixup,
+            cutmix=row.cutmix,
+        ),
+        checkpoint_every=steps(1000),
+        evaluate_every=Duration(5, "%"),
+        **more,
+    )
+
+
+def micro_batch_size(size: str, image_size: int, batch: int, *, visible: float = 1.0) -> int:
+    """Images at a time for GPUs of 80 GB, by estimate: no GPU has run it yet.
+
+    The backward pass keeps about 16 C values a site and block. In bf16 they may take 30 GB, so
+    that fp32 fits, too. Never more than the share of one of eight GPUs.
+    """
+    shape = size_of(size)
+    sites = [(image_size // (4 << stage)) ** 2 * visible for stage in range(4)]
+    layers = zip(sites, shape.dims, shape.depths, strict=True)
+    per_image = 2 * 16 * sum(places * dim * depth for places, dim, depth in layers)
+    fitting = (number for number in (512, 256, 128, 64, 32, 16, 8) if number * per_image <= 30e9)
+    return min(next(fitting), batch // 8)
