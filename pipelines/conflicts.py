@@ -45,10 +45,11 @@ def _stages(config: PipelineConfig) -> Iterator[str]:
         for name in ("linear_probe", "knn"):
             if getattr(config, name) is not None:
                 yield f"{name}: looks at a pretrained encoder, and pretrain is not set"
-        if config.finetune is None:
-            yield "finetune: neither pretrain nor finetune is set; there is nothing to train"
-        elif config.finetune.control and config.intermediate is None:
-            yield "finetune.control: without pretrain, fine-tuning is from scratch itself"
+        if config.intermediate is None:
+            if config.finetune is None:
+                yield "finetune: neither pretrain nor finetune is set; there is nothing to train"
+            elif config.finetune.control:
+                yield "finetune.control: without pretrain, fine-tuning is from scratch itself"
     for name in ("intermediate", "linear_probe"):
         train = getattr(config, name)
         if train is not None and train.control:

@@ -1,0 +1,211 @@
+"""Settings that are right each for itself, and what is said when they do not go together."""
+
+import pytest
+
+from pipelines.presets import ConfigError, load_preset
+
+STAGE_3_NVME = ("cluster.zero.stage=3", "cluster.zero.offload_optimizer=nvme",
+                "cluster.zero.nvme_path=/nvme")  # fmt: skip
+
+
+def problems(preset: str, *overrides: str) -> list[str]:
+    try:
+        load_preset(preset, overrides)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+# Preset, overrides that contradict each other, what is said, and an override that mends it.
+CONFLICTS = {
+    "zero": (
+        "demo",
+        ["cluster.zero.offload_param=cpu"],
+        "cluster.zero.offload_param: means something in stage 3 only, this is stage 1",
+        "cluster.zero.stage=3",
+    ),
+    "zero and workers": (
+        "demo",
+        ["cluster.zero.stage=3", "cluster.zero.hpz_partition_size=3"],
+        "cluster.zero.hpz_partition_size: 3 does not divide 2 workers",
+        "cluster.zero.hpz_partition_size=2",
+    ),
+    "zero and processor": (
+        "demo",
+        ["cluster.zero.stage=3", "cluster.zero.quantized_weights=true"],
+        "cluster.zero.quantized_weights: its kernels are for GPUs; set use_gpu, or leave it out",
+        "cluster.use_gpu=true",
+    ),
+    "average on nvme": (
+        "demo",
+        [*STAGE_3_NVME, "finetune.ema_decay=0.99"],
+        "finetune.ema_decay: averaging needs the fp32 weights at hand, and "
+        "cluster.zero.offload_optimizer has them on nvme; cpu or none would work",
+        "finetune.ema_decay=null",
+    ),
+    "warm-up in images": (
+        "demo",
+        ["pretrain.duration=100 steps", "pretrain.warmup=12928 images"],
+        "pretrain.warmup: 12928 images is longer than the 100 steps of training",
+        "pretrain.warmup=12800 images",
+    ),
+    "length in images": (
+        "demo",
+        ["finetune.duration=6400 images", "finetune.warmup=101 steps"],
+        "finetune.warmup: 101 steps is longer than the 6400 images of training",
+        "finetune.warmup=100 steps",
+    ),
+    "percent of itself": (
+        "demo",
+        ["pretrain.duration=5%"],
+        "pretrain.duration: 5% of what? Epochs, steps or images would work",
+        "pretrain.duration=5 epochs",
+    ),
+    "best of what pretraining has not": (
+        "demo",
+        ["pretrain.keep_best=accuracy"],
+        "pretrain.keep_best: 'accuracy' is not measured in this training; loss would work",
+        "pretrain.keep_best=loss",
+    ),
+    "best of what is unknown": (
+        "demo",
+        ["finetune.keep_best=top1"],
+        "finetune.keep_best: 'top1' is not measured in this training; loss or accuracy would work",
+        "finetune.keep_best=accuracy",
+    ),
+    "best of what is not evaluated": (
+        "demo",
+        ["finetune.keep_best=val_top1"],
+        "finetune.keep_best: 'val_top1' is not measured in this training; loss or accuracy would "
+        "work, or set evaluate_every",
+        "finetune.evaluate_every=1 epoch",
+    ),
+    "best average without one": (
+        "demo",
+        ["finetune.keep_best=val_top1_ema", "finetune.evaluate_every=5%"],
+        "finetune.keep_best: 'val_top1_ema' is not measured in this training; loss or accuracy or "
+        "val_top1 would work, or set ema_decay",
+        "finetune.ema_decay=0.999",
+    ),
+    "evaluation without labels": (
+        "demo",
+        ["pretrain.evaluate_every=1 epoch"],
+        "pretrain.evaluate_every: pretraining has no labels to be evaluated by; leave it out",
+        "pretrain.evaluate_every=null",
+    ),
+    "mixed reconstructions": (
+        "demo",
+        ["pretrain.augment.mixup=0.8"],
+        "pretrain.augment: FCMAE reconstructs images; set mixup and cutmix to 0",
+        "pretrain.augment.mixup=0",
+    ),
+    "groups of other depths": (
+        "imagenet1k-tiny",
+        ["finetune.layer_decay_groups=group"],
+        "finetune.layer_decay_groups: group is defined for depths 3, 3, 27, 3, and tiny has "
+        "3, 3, 9, 3; single would work",
+        "model.size=base",
+    ),
+    "side": (
+        "imagenet1k-tiny",
+        ["finetune.image_size=250"],
+        "finetune.image_size: 250 is no multiple of the total stride 32 (8 x model.stem_stride); "
+        "224 or 256 would work",
+        "finetune.image_size=256",
+    ),
+    "decay of a frozen encoder": (
+        "linear-probe-atto",
+        ["linear_probe.layer_decay=0.9"],
+        "linear_probe.layer_decay: only the head is trained, without the layers it is for; set 1",
+        "linear_probe.train=all",
+    ),
+    "drop path of a frozen encoder": (
+        "demo",
+        ["finetune.train=head", "finetune.drop_path=0.1"],
+        "finetune.drop_path: only the head is trained, without the layers it is for; set 0",
+        "finetune.drop_path=0",
+    ),
+    "intermediate step": (
+        "imagenet22k-nano",
+        ["intermediate.micro_batch_size=3", "cluster.num_workers=4"],
+        "intermediate.micro_batch_size: mixup and cutmix pair images, 3 is odd; 4 would pair up",
+        "intermediate.micro_batch_size=4",
+    ),
+    "probe of nothing": (
+        "linear-probe-atto",
+        ["pretrain=null", "finetune={duration: 1, global_batch_size: 8, micro_batch_size: 8, "
+         "base_lr: 1}"],
+        "linear_probe: looks at a pretrained encoder, and pretrain is not set",
+        "linear_probe=null",
+    ),
+    "neighbours of nothing": (
+        "supervised-atto",
+        ["knn={}"],
+        "knn: looks at a pretrained encoder, and pretrain is not set",
+        "knn=null",
+    ),
+    "two controls": (
+        "imagenet22k-nano",
+        ["intermediate.control=true"],
+        "intermediate.control: only finetune has a control",
+        "intermediate.control=false",
+    ),
+    "control of scratch": (
+        "supervised-atto",
+        ["finetune.control=true"],
+        "finetune.control: without pretrain, fine-tuning is from scratch itself",
+        "finetune.control=false",
+    ),
+    "nothing": (
+        "demo",
+        ["pretrain=null", "finetune=null"],
+        "finetune: neither pretrain nor finetune is set; there is nothing to train",
+        "finetune={duration: 1, global_batch_size: 8, micro_batch_size: 4, base_lr: 1}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONFLICTS)
+def test_a_conflict_is_told_and_mended(case: str) -> None:
+    preset, overrides, words, mending = CONFLICTS[case]
+    found = problems(preset, *overrides)
+    assert words in found
+    left = problems(preset, *overrides, mending)
+    assert set(left) < set(found)
+    assert words not in left
+
+
+def test_a_warm_up_in_other_units_is_left_to_the_training() -> None:
+    assert problems("demo", "pretrain.duration=10 epochs", "pretrain.warmup=9999999 steps") == []
+
+
+def test_conflicts_of_all_sections_are_told_at_once() -> None:
+    groups = [f"{name}.layer_decay_groups=group" for name in ("intermediate", "finetune")]
+    found = problems("imagenet22k-tiny", *groups, "pretrain.keep_best=acc", "cluster.zero.stage=0",
+                     "cluster.zero.offload_optimizer=cpu", "cluster.num_worker=2")  # fmt: skip
+    assert [words.split(": ")[0] for words in found] == [
+        "unknown key 'cluster.num_worker'; did you mean 'cluster.num_workers'?",
+        "cluster.zero.offload_optimizer",
+        "pretrain.keep_best",
+        "intermediate.layer_decay_groups",
+        "finetune.layer_decay_groups",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("knn.k=3", "unknown key 'knn.k'; there are knn.neighbours, knn.temperature, "
+         "knn.batch_size"),
+        ("intermediate.data.sorce=/x", "unknown key 'intermediate.data.sorce'; did you mean "
+         "'intermediate.data.source'?"),
+        ("cluster.zero.stag=2", "unknown key 'cluster.zero.stag'; did you mean "
+         "'cluster.zero.stage'?"),
+        ("cluster.zero.stage=4", "cluster.zero.stage: input should be 0, 1, 2 or 3, got 4"),
+        ("intermediate.data.write.mode=png", "intermediate.data.write.mode: input should be "
+         "'raw', 'jpg', 'smart' or 'proportion', got 'png'"),
+    ],
+)  # fmt: skip
+def test_errors_below_optional_sections_name_the_field(override: str, words: str) -> None:
+    preset = "knn-atto" if override.startswith("knn") else "imagenet22k-nano"
+    assert problems(preset, override) == [words]
