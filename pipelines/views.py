@@ -2,9 +2,21 @@
 
 from convnextv2.data.augment import Augment, ColorJitter, Mixing, RandAugment, RandomErasing
 from convnextv2.data.views import CenterView, RandomView, SquashView, View
-from pipelines.config import AugmentConfig, EvaluateConfig
+from pipelines.config import (
+    AugmentConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    ModelConfig,
+    TrainConfig,
+)
 
 SQUASH_FROM = 384
+
+
+def image_size_of(recipe: TrainConfig | None, model: ModelConfig) -> int:
+    """Side in pixels that a recipe trains at, and is evaluated at."""
+    own = recipe.image_size if isinstance(recipe, FinetuneConfig) else None
+    return own or model.image_size
 
 
 def training_view(image_size: int, augment: AugmentConfig) -> RandomView:

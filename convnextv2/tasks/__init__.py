@@ -10,10 +10,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class TaskOutput(NamedTuple):
-    """loss: scalar to minimise; metrics: detached scalars to report."""
+    """loss: scalar to minimise; metrics: detached scalars to report.
+
+    scores: (B, classes) in fp32, detached, of tasks that classify.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
+    scores: Tensor | None = None
 
 
 class Normalize(nn.Module):

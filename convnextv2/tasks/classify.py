@@ -1,6 +1,7 @@
-"""Classification: fine-tuning and its evaluation."""
+"""Classification: fine-tuning, linear probing, and their evaluation."""
 
 from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +13,34 @@ from convnextv2.tasks import Normalize, TaskOutput
 
 
 class ClassifyTask(nn.Module):
-    """Cross entropy with label smoothing; of mixed images, that of both labels by their shares."""
+    """Cross entropy with label smoothing; of mixed images, that of both labels by their shares.
 
-    def __init__(self, model: ConvNeXtV2, *, label_smoothing: float = 0.0) -> None:
+    Trained "all", or only the "head": then encoder and final norm stay as they are, behave as in
+    evaluation, and no gradient is computed for them (a linear probe).
+    """
+
+    def __init__(
+        self,
+        model: ConvNeXtV2,
+        *,
+        label_smoothing: float = 0.0,
+        trained: Literal["all", "head"] = "all",
+    ) -> None:
         super().__init__()
-        self.model, self.label_smoothing = model, label_smoothing
+        self.model, self.label_smoothing, self.trained = model, label_smoothing, trained
         self.depths = model.depths
         self.normalize = Normalize()
+        if trained == "head":
+            assert model.head is not None
+            model.requires_grad_(False)
+            model.head.requires_grad_(True)
+            self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.trained == "head":
+            self.model.eval()
+        return self
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores (B, classes) in fp32."""
@@ -29,7 +51,8 @@ class ClassifyTask(nn.Module):
     def forward(self, batch: Batch) -> TaskOutput:
         logits = self.logits(batch)
         correct = (logits.argmax(dim=1) == batch.labels).float().mean()
-        return TaskOutput(self._loss(logits, batch), {"accuracy": correct.detach()})
+        loss = self._loss(logits, batch)
+        return TaskOutput(loss, {"accuracy": correct.detach()}, logits.detach())
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
         if batch.coefficients is None or batch.partner_labels is None:

@@ -1,0 +1,96 @@
+"""The one evaluation loop: every image of the validation split once, on all workers."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from cluster import group
+from convnextv2.data.load import Batch, BetonLoader
+from convnextv2.data.shards import Indices
+from convnextv2.tasks import TaskOutput
+from pipelines.config import EvaluateConfig
+from pipelines.job import TrainJob
+from pipelines.views import evaluation_view, image_size_of
+
+Forward = Callable[[Batch], TaskOutput]
+
+
+@dataclass
+class Validation:
+    """The validation split, ready to be looked at again and again."""
+
+    loader: BetonLoader
+
+    @classmethod
+    def of(cls, job: TrainJob) -> "Validation":
+        """The split beside the images that `job` trains on, at the size it trains at."""
+        size = image_size_of(job.recipe, job.config.model)
+        settings, threads = job.config.evaluate, job.config.data.num_workers
+        return cls.opened(job.shards.with_name("val"), size, settings, threads)
+
+    @classmethod
+    def opened(
+        cls, shards: Path, image_size: int, settings: EvaluateConfig, num_workers: int
+    ) -> "Validation":
+        """Open a folder of shards; raises DataError when it is not complete."""
+        return cls(
+            BetonLoader(
+                shards,
+                batch_size=settings.batch_size,
+                view=evaluation_view(image_size, settings),
+                num_workers=num_workers,
+            )
+        )
+
+    def run(self, forward: Forward, device: torch.device) -> dict[str, float]:
+        """Shares of hits and the mean cross entropy over the whole split, the same everywhere.
+
+        `forward` is the task as all workers call it, in evaluation mode: its output has scores.
+        """
+        # Images, top-1 and top-5 hits, loss.
+        totals = torch.zeros(4, dtype=torch.float64, device=device)
+        for scores, labels in self.scored(forward, device):
+            top = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
+            totals[0] += len(labels)
+            totals[1] += (scores.argmax(dim=1) == labels).sum()
+            totals[2] += top.sum()
+            totals[3] += F.cross_entropy(scores, labels, reduction="sum")
+        if group.world_size() > 1:
+            dist.all_reduce(totals)
+        top1, top5, loss = (totals[1:] / totals[0]).tolist()
+        return {"val_top1": top1, "val_top5": top5, "val_loss": loss}
+
+    def scored(self, forward: Forward, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Scores (B, classes) and labels (B) of this worker's share, batch by batch.
+
+        Every worker calls `forward` equally often, for in ZeRO stage 3 that is something they do
+        together: whoever has fewer batches looks at an image once more, and keeps it to itself.
+        """
+        size = self.loader.batch_size
+        mine = share_of(self.loader.shards.samples)
+        longest = -(-self.loader.shards.samples // group.world_size())
+        own = -(-len(mine) // size)
+        spare = [np.zeros(1, np.uint64)] * (-(-longest // size) - own)
+        with closing(self.loader.batches([mine, *spare])) as batches:
+            for number, batch in enumerate(batches):
+                batch = batch.to(device)
+                with torch.no_grad():
+                    scores = forward(batch).scores
+                assert scores is not None, "only tasks that classify can be evaluated"
+                if number < own:
+                    yield scores, batch.labels
+
+
+def share_of(samples: int) -> Indices:
+    """Numbers of the samples that are this worker's: every worker gets a stretch of them."""
+    begin, end = (
+        samples * number // group.world_size() for number in (group.rank(), group.rank() + 1)
+    )
+    return np.arange(begin, end, dtype=np.uint64)
