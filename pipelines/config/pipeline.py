@@ -1,0 +1,85 @@
+"""A whole pipeline: the model, the recipes, evaluation, workers and tracking."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cluster.zero import ZeroSettings
+from pipelines.config.data import DataConfig
+from pipelines.config.section import Positive, Section, Size
+from pipelines.config.training import (
+    FinetuneConfig,
+    IntermediateConfig,
+    KnnConfig,
+    PretrainConfig,
+)
+
+
+class ModelConfig(Section):
+    """Geometry of the network."""
+
+    size: Size
+    image_size: Positive = 224
+    """Side in pixels; a multiple of patch_size."""
+    patch_size: Positive = 32
+    """Side of a masked patch in pixels; a multiple of 8 x stem_stride."""
+    stem_stride: Literal[1, 2, 4] = 4
+
+
+class EvaluateConfig(Section):
+    """Evaluation on the validation split."""
+
+    batch_size: Positive = 100
+    crop_mode: Literal["auto", "center", "squash"] = "auto"
+    """center: resize to image_size / crop and cut out the centre. squash: the whole image, whatever
+    its ratio. auto: squash from 384 px on, as the paper's evaluation."""
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.875
+    """Central share of the image that is looked at."""
+    interpolation: Literal["bicubic", "area"] = "bicubic"
+
+
+class ClusterConfig(Section):
+    """Workers. Nothing here changes what is computed, so no stage is redone for it."""
+
+    num_workers: Positive = 1
+    cpus_per_worker: Positive = 1
+    use_gpu: bool = False
+    zero: ZeroSettings = ZeroSettings()
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """bf16 keeps fp32 masters."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Restarts of a worker group before a stage fails."""
+    address: str | None = None
+    """A running Ray cluster; else RAY_ADDRESS, else one is started here."""
+    dashboard_port: Positive | None = None
+    """Port of Ray's dashboard when the cluster is started here; none by default."""
+    start_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """How long to wait until the cluster has room for the workers."""
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking server; a sqlite file in the run folder by default."""
+    experiment: str = "convnextv2"
+
+
+class PipelineConfig(Section):
+    """One pipeline: write, pretrain, intermediate, fine-tune, evaluate, probe, report."""
+
+    name: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    log_every: Positive = 10
+    """Steps between points on the curves."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig
+    pretrain: PretrainConfig | None
+    """None: training starts from random weights."""
+    intermediate: IntermediateConfig | None = None
+    finetune: FinetuneConfig | None = None
+    linear_probe: FinetuneConfig | None = None
+    knn: KnnConfig | None = None
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()

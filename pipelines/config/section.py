@@ -1,0 +1,43 @@
+"""What every section of the configuration is made of."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
+
+from convnextv2.recipe.duration import Duration, Unit
+from convnextv2.sizes import size_of
+
+
+def _known_size(name: str) -> str:
+    size_of(name)
+    return name
+
+
+def _read(bare: Unit) -> Any:
+    return PlainValidator(lambda value: Duration.parse(value, bare))
+
+
+def _some(duration: Duration) -> Duration:
+    if not duration.amount:
+        raise ValueError("more than nothing is needed")
+    return duration
+
+
+Size = Annotated[str, AfterValidator(_known_size)]
+Warmup = Annotated[Duration, _read("epochs"), PlainSerializer(str)]
+Length = Annotated[Duration, _read("epochs"), AfterValidator(_some), PlainSerializer(str)]
+Interval = Annotated[Duration, _read("steps"), AfterValidator(_some), PlainSerializer(str)]
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Frozen, strict about unknown keys; the text under a field is its documentation."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+    )
