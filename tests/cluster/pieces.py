@@ -1,6 +1,6 @@
 """Parameters cut into pieces in many ways, for tests of what is done with pieces."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,15 +23,15 @@ KINDS = (WEIGHT, *MOMENTS, AVERAGE)
 States = dict[str, dict[str, Tensor]]
 
 
-def make_states(seed: int = 0) -> States:
+def make_states(seed: int = 0, names: Iterable[str] = SHAPES) -> States:
     """Flattened tensors of every kind, by name."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: {
-            kind: torch.randn(torch.Size(shape).numel(), generator=generator)
+            kind: torch.randn(torch.Size(SHAPES[name]).numel(), generator=generator)
             for kind in (KINDS if name != "frozen" else KINDS[:1])
         }
-        for name, shape in SHAPES.items()
+        for name in names
     }
 
 
@@ -84,7 +84,7 @@ def write_all(directory: Path, workers: Sequence[Sequence[Piece]]) -> StateFiles
 def holds(directory: Path, states: States) -> bool:
     """Whether the files in a folder hold just these states, bit for bit."""
     files = StateFiles(directory)
-    return files.shapes == SHAPES and all(
+    return files.shapes == {name: SHAPES[name] for name in states} and all(
         files.kinds[name] == tensors.keys()
         and all(
             torch.equal(files.whole(kind, name), tensor.view(SHAPES[name]))

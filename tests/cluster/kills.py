@@ -1,0 +1,96 @@
+"""A process that is killed at a chosen call of those that change the file system.
+
+Calls are heard by Python's audit events (opening, making, renaming and removing, in whatever
+library) and by stand-ins for `os.write` and `os.fsync`, which have no such events.
+"""
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EVENTS = {
+    "os.mkdir": "mkdir",
+    "os.rename": "rename",
+    "os.remove": "unlink",
+    "os.rmdir": "rmdir",
+    "os.truncate": "truncate",
+    "os.link": "link",
+    "os.symlink": "symlink",
+}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Before call number `call` (from 1) below `root`; `inside` it, if it is a write.
+
+    Every call is noted in `log` before it happens: the last line is where the process died.
+    """
+
+    root: Path
+    log: Path
+    call: int
+    inside: bool = False
+
+    def arm(self) -> None:
+        """From now on, in this process."""
+        sys.addaudithook(_Watch(self).hear)
+
+
+def calls_in(log: Path) -> list[tuple[str, str]]:
+    """(kind, path) of the calls in a log."""
+    return [
+        (kind, path)
+        for kind, _, path in (n.partition(" ") for n in log.read_text().split("\n")[:-1])
+    ]
+
+
+class _Watch:
+    def __init__(self, kill: Kill) -> None:
+        self.kill, self.count, self.busy = kill, 0, False
+        self.log = os.open(kill.log, os.O_CREAT | os.O_WRONLY | os.O_EXCL)
+        self.write, self.fsync = os.write, os.fsync
+        os.write, os.fsync = self._write, self._fsync  # type: ignore[assignment]
+
+    def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            if flags & WRITING and not isinstance(path, int):
+                self._meet("open", path)
+        elif event in EVENTS:
+            # Of a renaming the new name; of what is relative to an open folder the name alone.
+            self._meet(EVENTS[event], arguments[event in ("os.rename", "os.link", "os.symlink")])
+
+    def _write(self, descriptor: int, content: Any) -> int:
+        if self._meet("write", _path_of(descriptor)):
+            self.write(descriptor, memoryview(content)[: len(content) // 2])
+            self._die()
+        return self.write(descriptor, content)
+
+    def _fsync(self, descriptor: int) -> None:
+        self._meet("fsync", _path_of(descriptor))
+        self.fsync(descriptor)
+
+    def _meet(self, kind: str, path: Any) -> bool:
+        """Note a call; whether to die inside it."""
+        place = Path(os.fsdecode(path))
+        if place.is_absolute() and not place.is_relative_to(self.kill.root):
+            return False
+        self.count += 1
+        self.write(self.log, f"{kind} {place}\n".encode())
+        if self.count != self.kill.call:
+            return False
+        if self.kill.inside and kind == "write":
+            return True
+        self._die()
+        return False
+
+    def _die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _path_of(descriptor: int) -> str:
+    return os.readlink(f"/proc/self/fd/{descriptor}")
