@@ -6,6 +6,8 @@ from typing import Any
 
 from pipelines.commands import command
 
+RECIPES = ("pretrain", "intermediate", "finetune", "linear_probe")
+
 
 def add_sample_command(verbs: Any) -> None:
     """Add the verb `sample`."""
@@ -18,7 +20,7 @@ def add_sample_command(verbs: Any) -> None:
     sample.add_argument("folder", type=Path, help="a folder of shards")
     sample.add_argument("--output", type=Path, default=Path("sheet.png"))
     sample.add_argument("--preset", default="imagenet1k", help="whose augmentation is shown")
-    sample.add_argument("--stage", choices=("pretrain", "finetune"), default="finetune")
+    sample.add_argument("--stage", choices=RECIPES, default="finetune")
     sample.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="change a setting (repeatable)"
     )
@@ -33,10 +35,17 @@ def _act_sample(options: argparse.Namespace) -> int:
     from convnextv2.data.manifest import read_manifest
     from convnextv2.data.order import GlobalOrder
     from pipelines.presets import load_preset
-    from pipelines.views import augmentation, training_view
+    from pipelines.views import augmentation, image_size_of, training_view
 
     config = load_preset(options.preset, options.set)
-    augment = getattr(config, options.stage).augment
+    recipe = getattr(config, options.stage)
+    if recipe is None:
+        stages = [stage for stage in RECIPES if getattr(config, stage) is not None]
+        raise ValueError(
+            f"preset {options.preset} has no {options.stage}; --stage {' or '.join(stages)} would "
+            "work"
+        )
+    augment = recipe.augment
     manifest = read_manifest(options.folder)
     count = min(options.count, manifest.samples)
     # Mixing takes pairs.
@@ -46,7 +55,7 @@ def _act_sample(options: argparse.Namespace) -> int:
     loader = BetonLoader(
         options.folder,
         batch_size=count,
-        view=training_view(config.model.image_size, augment),
+        view=training_view(image_size_of(recipe, config.model), augment),
         augment=augmentation(augment),
         seed=config.seed,
         num_workers=config.data.num_workers,

@@ -58,6 +58,22 @@ def test_mixing_takes_pairs(shards: Path, tmp_path: Path, capsys: pytest.Capture
     assert (np.ptp(image_of(path)[MARGIN : MARGIN + SIDE, MARGIN : MARGIN + SIDE]) > 0).all()
 
 
+def test_a_stage_has_its_own_image_size(shards: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    preset = ("--preset", "imagenet22k-nano", "--stage", "finetune", "--count", 1)
+    larger = ("--set", "finetune.image_size=64")
+    assert run("data", "sample", shards, "--output", path, *preset, *SMALL, *larger) == 0
+    assert image_of(path).shape[0] == 64 + CAPTION + 2 * MARGIN
+
+
+def test_a_stage_the_preset_has_not_is_refused(shards: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("data", "sample", shards, "--preset", "linear-probe-atto") == 1
+    assert (
+        "preset linear-probe-atto has no finetune; --stage pretrain or linear_probe would work"
+        in capsys.readouterr().err
+    )
+
+
 def test_a_folder_that_holds_no_shards_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
