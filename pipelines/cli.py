@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from pipelines.commands import command
 from pipelines.commands.analysis import add_analysis_commands
+from pipelines.commands.checkpoint import add_checkpoint_commands
 from pipelines.commands.data import add_data_commands
 from pipelines.commands.presets import add_presets_command
 from pipelines.commands.weights import add_weights_commands
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_presets_command(commands)
     add_data_commands(commands)
     add_analysis_commands(commands)
+    add_checkpoint_commands(commands)
     add_weights_commands(commands)
 
     doctor = command(

@@ -1,30 +1,63 @@
-"""From a checkpoint to the file that the next stage, and anybody else, starts from."""
+"""From a checkpoint to the file that the next stage, and anybody else, starts from.
 
+One safetensors file with the model's own weights in fp32, made from a checkpoint of any number of
+workers and any ZeRO stage, a few megabytes at a time, without an engine, a group or a GPU. The
+same weights make the same file, byte for byte.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
+import torch
 
-from cluster.state_files import StateFiles
-from cluster.states import WEIGHT
+from cluster import durable
+from cluster.state_files import StateFiles, as_bytes, header
+from cluster.states import AVERAGE, WEIGHT
 from pipelines.files import atomically
 
-PREFIX = "model."
+PREFIX = "model."  # Of the model's parameters in the task around it.
+ELEMENTS = 4 << 20  # Read at a time.
 
 
-def export(checkpoint: Path, target: Path, kind: str = WEIGHT) -> None:
-    """Write a checkpoint's fp32 weights, or their "average", as one safetensors file.
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written."""
 
-    Only the model's own, without the task around it; needs no GPU, no group and no engine.
-    Parameters that are not trained have no average: theirs are the weights.
+    file: Path
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+def export(checkpoint: Path, target: Path, kind: str = WEIGHT) -> Exported:
+    """Write a checkpoint's fp32 weights, or their "average", as one file, whole or not at all.
+
+    Parameters that are not trained have no average: theirs are the weights. That the checkpoint is
+    good is not looked at here.
 
     Raises:
         ValueError: When the checkpoint does not hold them all.
     """
     files = StateFiles(checkpoint)
-    state = {
-        name.removeprefix(PREFIX): files.whole(kind if kind in files.kinds[name] else WEIGHT, name)
-        for name in files
-        if name.startswith(PREFIX)
-    }
+    names = sorted(name for name in files if name.startswith(PREFIX))
+    if not names:
+        raise ValueError(f"{checkpoint} holds no weights of a model")
+    if not any(kind in files.kinds[name] for name in names):
+        why = ": it is of a training without ema_decay" if kind == AVERAGE else ""
+        raise ValueError(f"{checkpoint} holds no {kind} of the weights{why}")
+    shapes = {name.removeprefix(PREFIX): files.shapes[name] for name in names}
+    contents = itertools.chain([header(shapes)], _contents(files, names, kind))
     with atomically(target) as partial:
-        save_file(state, partial)
+        written = durable.write(partial, contents)
+    parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
+    return Exported(target, len(shapes), parameters, written.bytes)
+
+
+def _contents(files: StateFiles, names: list[str], kind: str) -> Iterator[memoryview]:
+    for name in names:
+        there = kind if kind in files.kinds[name] else WEIGHT
+        numel = torch.Size(files.shapes[name]).numel()
+        for start in range(0, numel, ELEMENTS):
+            yield as_bytes(files.read(there, name, start, min(ELEMENTS, numel - start)))

@@ -1,0 +1,226 @@
+"""Commands on the checkpoints of a run: `checkpoint list`, `verify`, `export`."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.commands import command
+
+# Where the checkpoints lie, seen from a checkpoints folder, a stage folder and a run folder.
+PLACES = ("step-*", "checkpoints/step-*", "stages/*/*/checkpoints/step-*")
+COLUMNS = ("stage", "step", "size", "when", "workers", "ZeRO", "precision", "metrics", "good")
+DIR_HELP = "a run folder, a stage folder, a folder of checkpoints, or one checkpoint"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `list` says of a checkpoint; None where the checkpoint does not say.
+
+    `problem` is empty when all its files are there in their sizes.
+    """
+
+    path: str
+    stage: str | None
+    step: int
+    bytes: int
+    when: str
+    workers: int | None
+    zero_stage: int | None
+    dtype: str | None
+    metrics: dict[str, float]
+    problem: str
+
+    def row(self) -> tuple[str, ...]:
+        def text(value: Any) -> str:
+            return "-" if value is None else str(value)
+
+        return (
+            text(self.stage),
+            f"{self.step:,}",
+            f"{self.bytes / 1e6:,.1f} MB",
+            self.when.replace("T", " ")[:16],
+            text(self.workers),
+            text(self.zero_stage),
+            text(self.dtype),
+            ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items()) or "-",
+            "NO" if self.problem else "by size",
+        )
+
+
+def add_checkpoint_commands(commands: Any) -> None:
+    """Add `checkpoint` and its verbs."""
+    checkpoint = command(
+        commands,
+        "checkpoint",
+        "list the checkpoints of a run, check them, and take the weights out",
+        "convnextv2 checkpoint list runs/demo",
+    )
+    verbs = checkpoint.add_subparsers(dest="verb", required=True, metavar="VERB")
+    listing = command(
+        verbs,
+        "list",
+        "which checkpoints there are, and what they are of",
+        "convnextv2 checkpoint list runs/demo",
+    )
+    listing.add_argument("folder", type=Path, metavar="DIR", help=DIR_HELP)
+    listing.add_argument("--json", action="store_true", help="print as JSON")
+    listing.set_defaults(act=_act_list)
+
+    verify = command(
+        verbs,
+        "verify",
+        "compare checkpoints with their manifests, to the last byte; exit code 1 if one differs",
+        "convnextv2 checkpoint verify runs/demo",
+    )
+    verify.add_argument("folder", type=Path, metavar="DIR", help=DIR_HELP)
+    verify.add_argument("--json", action="store_true", help="print as JSON")
+    verify.set_defaults(act=_act_verify)
+
+    export = command(
+        verbs,
+        "export",
+        "write the model's weights as one fp32 safetensors file; needs no GPU",
+        "convnextv2 checkpoint export runs/demo/stages/pretrain/*/checkpoints/step-00000400 "
+        "--output fcmae.safetensors",
+    )
+    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a step-... folder")
+    export.add_argument("--output", type=Path, required=True, metavar="FILE")
+    export.add_argument(
+        "--average", action="store_true", help="the moving average (EMA) of the weights instead"
+    )
+    export.add_argument("--json", action="store_true", help="print what was written as JSON")
+    export.set_defaults(act=_act_export)
+
+
+def _act_list(options: argparse.Namespace) -> int:
+    found = [_look_at(path) for path in _checkpoints(options.folder)]
+    aside = [str(path) for path in _matching(options.folder) if ".rejected-" in path.name]
+    if options.json:
+        content = {
+            "folder": str(options.folder),
+            "checkpoints": [asdict(each) for each in found],
+            "set_aside": aside,
+        }
+        print(json.dumps(content, indent=1))
+        return 0
+    if found:
+        print(_aligned([COLUMNS, *(each.row() for each in found)]))
+    else:
+        print(f"no checkpoints in {options.folder}")
+    for each in found:
+        if each.problem:
+            print(f"not good: {each.path}: {each.problem}")
+    for path in aside:
+        print(f"did not verify, and training began before it: {path}")
+    return 0
+
+
+def _act_verify(options: argparse.Namespace) -> int:
+    from cluster.checkpoint import CheckpointError, verify
+
+    paths = _checkpoints(options.folder)
+    if not paths:
+        raise ValueError(f"no checkpoints in {options.folder}; give {DIR_HELP}")
+    problems: dict[Path, str] = {}
+    for path in paths:
+        try:
+            words = f"good, {verify(path).bytes / 1e6:,.1f} MB"
+        except CheckpointError as error:
+            problems[path] = str(error)
+            words = f"NOT GOOD: {error}"
+        if not options.json:
+            print(f"{path}: {words}", flush=True)
+    if options.json:
+        content = [
+            {"path": str(path), "good": path not in problems, "problem": problems.get(path, "")}
+            for path in paths
+        ]
+        print(json.dumps({"folder": str(options.folder), "checkpoints": content}, indent=1))
+    return 1 if problems else 0
+
+
+def _act_export(options: argparse.Namespace) -> int:
+    from cluster.checkpoint import CheckpointError, verify
+    from cluster.states import AVERAGE, WEIGHT
+    from pipelines.handoff import export
+
+    path: Path = options.checkpoint
+    if _checkpoints(path) != [path]:
+        raise ValueError(
+            f"{path} is no checkpoint; `convnextv2 checkpoint list {path}` shows those in it"
+        )
+    try:
+        verified = verify(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not good, nothing is exported: {error}") from error
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    kind = AVERAGE if options.average else WEIGHT
+    exported = export(path, options.output, kind)
+    if options.json:
+        content = {"checkpoint": str(path), "step": verified.step, "kind": kind, **asdict(exported)}
+        print(json.dumps(content | {"file": str(exported.file)}, indent=1))
+    else:
+        print(
+            f"{exported.file}: {kind} of step {verified.step:,}, {exported.parameters:,} "
+            f"parameters in {exported.tensors} tensors, {exported.bytes / 1e6:,.1f} MB"
+        )
+    return 0
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that were published in a folder of any kind, good or not, in order."""
+    from cluster.checkpoint import MANIFEST, step_of, steps
+
+    if (folder / MANIFEST).exists() or folder in steps(folder.parent):
+        return [folder]
+    parents = sorted({path.parent for path in _matching(folder)})
+    return [path for parent in parents for path in sorted(steps(parent), key=step_of)]
+
+
+def _matching(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    return sorted(path for pattern in PLACES for path in folder.glob(pattern))
+
+
+def _look_at(path: Path) -> Found:
+    from cluster.checkpoint import MANIFEST, Checkpoint, CheckpointError, step_of, verify
+
+    problem = ""
+    try:
+        checkpoint = verify(path, contents=False)
+    except CheckpointError as error:
+        problem = str(error)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        checkpoint = Checkpoint(path, step_of(path), {}, size)
+    notes = checkpoint.notes
+    manifest = path / MANIFEST
+    written = (manifest if manifest.exists() else path).stat().st_mtime
+    return Found(
+        path=str(path),
+        stage=_stage_of(path),
+        step=checkpoint.step,
+        bytes=checkpoint.bytes,
+        when=datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds"),
+        workers=notes.get("world_size"),
+        zero_stage=notes.get("zero_stage"),
+        dtype=notes.get("dtype"),
+        metrics=notes.get("metrics") or {},
+        problem=problem,
+    )
+
+
+def _stage_of(path: Path) -> str | None:
+    """The name in stages/NAME/KEY/checkpoints/step-..., if it lies in a run."""
+    parts = path.resolve().parts
+    return parts[-4] if len(parts) > 5 and parts[-5] == "stages" else None
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
