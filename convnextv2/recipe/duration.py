@@ -36,8 +36,7 @@ class Duration:
         """
         if isinstance(value, Duration):
             return value
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        match = TEXT.fullmatch(str(value).strip()) if number or isinstance(value, str) else None
+        match = TEXT.fullmatch(str(value).strip())
         units: dict[str, Unit] = {unit: unit for unit in get_args(Unit)} | {"": bare}
         units |= {unit.removesuffix("s"): unit for unit in units.values()}
         if match is None or match["unit"] not in units:
