@@ -62,7 +62,11 @@ class Row(NamedTuple):
 
 
 def imagenet(name: str, size: str, *, largest: int = 224, **sections: Any) -> PipelineConfig:
-    """A pipeline on ImageNet-1K; `largest` is the largest side in pixels that is looked at."""
+    """A pipeline on ImageNet-1K; `largest` is the largest side in pixels that is looked at.
+
+    For 224 px images are stored with a longest side of at most 512 px, which saves disks (a choice
+    of ours); for more they are stored as they are.
+    """
     return PipelineConfig(
         name=name,
         log_every=50,
@@ -73,7 +77,7 @@ def imagenet(name: str, size: str, *, largest: int = 224, **sections: Any) -> Pi
 
 
 def imagenet_data(*, max_resolution: int | None, **more: Any) -> DataConfig:
-    """JPEGs; of 22 thousand classes a few files are always broken."""
+    """JPEGs; a few files of such collections are always broken."""
     write = WriteConfig(mode="jpg", max_resolution=max_resolution, max_unreadable=100)
     return DataConfig(num_workers=10, write=write, **more)
 
