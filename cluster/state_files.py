@@ -93,7 +93,14 @@ class StateFiles:
         for path in sorted(directory.glob("rank-*.safetensors")):
             try:
                 self._open(path)
-            except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            except (
+                OSError,
+                RuntimeError,
+                SafetensorError,
+                LookupError,
+                TypeError,
+                ValueError,
+            ) as error:
                 raise ValueError(f"{path} cannot be read: {error}") from error
         for runs in self._runs.values():
             runs.sort()

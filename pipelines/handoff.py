@@ -5,7 +5,6 @@ workers and any ZeRO stage, a few megabytes at a time, without an engine, a grou
 same weights make the same file, byte for byte.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,16 +47,20 @@ def export(checkpoint: Path, target: Path, kind: str = WEIGHT) -> Exported:
         why = ": it is of a training without ema_decay" if kind == AVERAGE else ""
         raise ValueError(f"{checkpoint} holds no {kind} of the weights{why}")
     shapes = {name.removeprefix(PREFIX): files.shapes[name] for name in names}
-    contents = itertools.chain([header(shapes)], _contents(files, names, kind))
     with atomically(target) as partial:
-        written = durable.write(partial, contents)
+        written = durable.write(partial, _parts(files, shapes, kind))
     parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
     return Exported(target, len(shapes), parameters, written.bytes)
 
 
-def _contents(files: StateFiles, names: list[str], kind: str) -> Iterator[memoryview]:
-    for name in names:
+def _parts(
+    files: StateFiles, shapes: dict[str, tuple[int, ...]], kind: str
+) -> Iterator[bytes | memoryview]:
+    """The file from its beginning to its end."""
+    yield header(shapes)
+    for own_name, shape in shapes.items():
+        name = PREFIX + own_name
         there = kind if kind in files.kinds[name] else WEIGHT
-        numel = torch.Size(files.shapes[name]).numel()
+        numel = torch.Size(shape).numel()
         for start in range(0, numel, ELEMENTS):
             yield as_bytes(files.read(there, name, start, min(ELEMENTS, numel - start)))

@@ -31,22 +31,19 @@ class Found:
     workers: int | None
     zero_stage: int | None
     dtype: str | None
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
     problem: str
 
     def row(self) -> tuple[str, ...]:
-        def text(value: Any) -> str:
-            return "-" if value is None else str(value)
-
         return (
-            text(self.stage),
+            _short(self.stage),
             f"{self.step:,}",
             f"{self.bytes / 1e6:,.1f} MB",
             self.when.replace("T", " ")[:16],
-            text(self.workers),
-            text(self.zero_stage),
-            text(self.dtype),
-            ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items()) or "-",
+            _short(self.workers),
+            _short(self.zero_stage),
+            _short(self.dtype),
+            ", ".join(f"{name} {_short(value)}" for name, value in self.metrics.items()) or "-",
             "NO" if self.problem else "by size",
         )
 
@@ -218,6 +215,12 @@ def _stage_of(path: Path) -> str | None:
     """The name in stages/NAME/KEY/checkpoints/step-..., if it lies in a run."""
     parts = path.resolve().parts
     return parts[-4] if len(parts) > 5 and parts[-5] == "stages" else None
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
