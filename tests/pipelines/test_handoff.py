@@ -91,7 +91,7 @@ def test_what_cannot_be_finished_leaves_what_was_there(tmp_path: Path) -> None:
     assert (tmp_path / "out.safetensors").read_text() == "as it was"
 
 
-# Twelve parameters of 8 MB, in room for three of them besides the mapped file, whose pages are the
+# Twelve parameters of 8 MB, in room for six of them besides the mapped file, whose pages are the
 # kernel's; what is read at a time is half of one.
 LITTLE_MEMORY = """
 import resource, sys
@@ -103,7 +103,7 @@ handoff.ELEMENTS = 1 << 20
 torch.set_num_threads(1)
 step, out, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-room = (int(status["VmData"].split()[0]) << 10) + (24 << 20)
+room = (int(status["VmData"].split()[0]) << 10) + (48 << 20)
 room += sum(file.stat().st_size for file in step.iterdir())
 resource.setrlimit(resource.RLIMIT_DATA, (room, room))
 if how == "export":
