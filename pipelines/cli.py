@@ -15,13 +15,23 @@ from pipelines.commands.checkpoint import add_checkpoint_commands
 from pipelines.commands.data import add_data_commands
 from pipelines.commands.presets import add_presets_command
 from pipelines.commands.weights import add_weights_commands
+from pipelines.outline import stages_of_command
 
 DESCRIPTION = "Pretrain (FCMAE), fine-tune and evaluate ConvNeXt V2."
 STAGE_COMMANDS = {
     "pretrain": "pretrain with FCMAE (and write the data first, if need be)",
+    "knn": "classify by nearest neighbours of the pretrained encoder's features",
+    "linear-probe": "train a linear classifier of those features and evaluate it",
+    "intermediate": "fine-tune the pretrained encoder on another, larger collection",
     "finetune": "fine-tune the pretrained encoder (and the control, if the preset has one)",
     "evaluate": "evaluate what was fine-tuned on the validation split",
     "report": "everything, up to the report page",
+}
+EXAMPLES = {
+    "knn": "--preset knn-atto --data /data/imagenet",
+    "linear-probe": "--preset linear-probe-atto --data /data/imagenet",
+    "intermediate": "--preset imagenet22k-nano --data /data/imagenet "
+    "--set intermediate.data.source=/data/imagenet22k",
 }
 
 
@@ -47,7 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.set_defaults(act=_act_pipeline)
 
     for name, help_text in STAGE_COMMANDS.items():
-        stage = command(commands, name, help_text, f"convnextv2 {name} --preset demo --set seed=1")
+        example = EXAMPLES.get(name, "--preset demo --set seed=1")
+        stage = command(commands, name, help_text, f"convnextv2 {name} {example}")
         stage.add_argument("--preset", default="demo", help="its name (default: demo)")
         _add_pipeline_options(stage)
         stage.set_defaults(act=_act_pipeline)
@@ -125,10 +136,7 @@ def _act_pipeline(options: argparse.Namespace) -> int:
 
     until: Sequence[str] = ()
     if options.command in STAGE_COMMANDS:
-        until = [options.command]
-        control = config.finetune is not None and config.finetune.control
-        if options.command in ("finetune", "evaluate") and control:
-            until = [options.command, f"{options.command}-scratch"]
+        until = stages_of_command(options.command, config)
     request = Request(
         config=config,
         run_dir=options.run_dir or DEFAULT_ROOT / config.name,

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class Stage:
         settings: The part of the configuration that decides the result; JSON values.
         after: Names of the stages whose outputs it reads.
         code: Modules and packages whose source decides the result.
+        check: Looks at the outputs, whenever they were made, before another stage reads them;
+            raises when that cannot go well.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Stage:
     settings: dict[str, Any]
     after: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
+    check: Callable[["Place"], None] = lambda place: None
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,22 @@ class Visit:
 
 @dataclass
 class Pipeline:
-    """Runs stages in order below `root`."""
+    """Runs stages in order below `root`.
+
+    Args:
+        root: The run's folder.
+        stages: In the order they run.
+        on_start: Called before a stage does anything, with its status and the reason.
+        on_done: Called after it.
+        outline: What each stage reads, of all there are, where `stages` are not all.
+        visits: What became of the stages so far.
+    """
 
     root: Path
     stages: Sequence[Stage]
     on_start: Callable[[Place, str, str], None] = lambda place, status, reason: None
     on_done: Callable[[Visit], None] = lambda visit: None
+    outline: Mapping[str, tuple[str, ...]] | None = None
     visits: list[Visit] = field(default_factory=list)
 
     def run(self, *, until: Sequence[str] = ()) -> list[Visit]:
@@ -100,6 +113,7 @@ class Pipeline:
                 continue
             place = self._place(stage, digests, places)
             visit = self._visit(place)
+            stage.check(place)
             self.visits.append(visit)
             complete = place.complete
             assert complete is not None
@@ -110,19 +124,15 @@ class Pipeline:
 
     def needed_for(self, name: str) -> list[str]:
         """`name` and everything before it that it needs, in order."""
-        by_name = {stage.name: stage for stage in self.stages}
-        if name not in by_name:
-            raise ValueError(f"unknown stage {name!r}; there are {', '.join(by_name)}")
-        needed, todo = set(), [name]
-        while todo:
-            current = todo.pop()
-            needed.add(current)
-            todo += by_name[current].after
-        return [stage.name for stage in self.stages if stage.name in needed]
+        return needed_for(name, self._after)
 
     def behind(self, name: str) -> list[str]:
         """`name` and every stage that reads it, directly or not."""
-        return [stage.name for stage in self.stages if name in self.needed_for(stage.name)]
+        return [stage for stage in self._after if name in self.needed_for(stage)]
+
+    @property
+    def _after(self) -> Mapping[str, tuple[str, ...]]:
+        return self.outline or {stage.name: stage.after for stage in self.stages}
 
     def invalidate(self, name: str) -> list[str]:
         """Put finished work of `name` and the stages behind it aside, to be done again."""
@@ -165,6 +175,22 @@ class Pipeline:
         for old in place.directory.parent.glob(".superseded-*"):
             shutil.rmtree(old)
         return Visit(place, status, reason, seconds)
+
+
+def needed_for(name: str, after: Mapping[str, Sequence[str]]) -> list[str]:
+    """`name` and all it needs, in order; `after` has what every stage reads.
+
+    Raises:
+        ValueError: When there is no such stage.
+    """
+    if name not in after:
+        raise ValueError(f"unknown stage {name!r}; there are {', '.join(after)}")
+    needed, todo = set(), [name]
+    while todo:
+        current = todo.pop()
+        needed.add(current)
+        todo += after[current]
+    return [stage for stage in after if stage in needed]
 
 
 def why_new(place: Place) -> str:

@@ -4,6 +4,7 @@
 page (a content policy forbids loading anything), and every text is escaped by the template.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -20,16 +21,43 @@ from convnextv2.analysis.reconstruct import Reconstruction
 from pipelines.figures import LIGHT, chart, pictures
 from pipelines.metrics import Line, curve, restarts, seconds_by_phase
 from pipelines.pages import environment
-from pipelines.scores import Evaluation, class_table, confused_pairs, confusion_table, margin
+from pipelines.scores import (
+    MODELS,
+    PRETRAINED,
+    SCRATCH,
+    Evaluation,
+    class_table,
+    confused_pairs,
+    confusion_table,
+    margin,
+    results,
+)
+from pipelines.verdict import points_text, verdict
 
-PRETRAINED, SCRATCH = "pretrained", "scratch"
 STAGE_TITLES = {
     "write": "Writing data",
     "pretrain": "Pretraining",
+    "knn": "Nearest neighbours",
+    "linear-probe": "Linear probe",
+    "write-intermediate": "Writing intermediate data",
+    "intermediate": "Intermediate fine-tuning",
     "finetune": "Fine-tuning",
     "finetune-scratch": "Fine-tuning from scratch",
     "evaluate": "Evaluation",
     "evaluate-scratch": "Evaluation from scratch",
+    "evaluate-linear-probe": "Evaluation of the linear probe",
+}
+CURVES = {
+    "Pretraining": ("pretrain",),
+    "Intermediate fine-tuning": ("intermediate",),
+    "Fine-tuning": ("finetune", "finetune-scratch"),
+    "Linear probe": ("linear-probe",),
+}
+"""Stages that are drawn together."""
+VALUES = {
+    "loss": "loss",
+    "accuracy": "accuracy on training batches",
+    "val_top1": "accuracy on the validation split",
 }
 PHASES = ("step", "data", "log", "checkpoint", "start-up")
 MOST_SAMPLES = 8
@@ -54,14 +82,17 @@ class ReportInput:
         command: The command line that made it.
         config: The resolved configuration as JSON values.
         stages: Stages in the order they ran.
-        spools: Lines of "pretrain", "finetune" and, with a control, "finetune-scratch".
-        evaluations: Of the model "pretrained" and, with a control, of "scratch".
-        labelled_images: Images the classifiers were fine-tuned on.
-        reconstruction: Samples to show; the first eight are.
+        spools: Lines of the stages that train, by name.
+        evaluations: Of the models "pretrained", "scratch" (the control, or all there is without
+            pretraining) and "probe" (linear).
+        labelled_images: Images the classifiers were trained on.
+        reconstruction: Samples to show; the first eight are. None without FCMAE.
         versions: Library name to version.
         commit: Of the code that ran.
         facts: What else to show at the top, such as workers, ZeRO stage, backend.
         mlflow_hint: How to open MLflow.
+        neighbours: What knn.json holds, if that was asked for.
+        pretraining: What "pretrained" means.
     """
 
     title: str
@@ -71,11 +102,13 @@ class ReportInput:
     spools: Mapping[str, list[Line]]
     evaluations: Mapping[str, Evaluation]
     labelled_images: int
-    reconstruction: Reconstruction
+    reconstruction: Reconstruction | None
     versions: Mapping[str, str]
     commit: str
     facts: Mapping[str, object]
     mlflow_hint: str
+    neighbours: Mapping[str, Any] | None = None
+    pretraining: str = "FCMAE pretraining"
 
 
 def render_report(data: ReportInput) -> str:
@@ -87,55 +120,41 @@ def render_report(data: ReportInput) -> str:
         "duration": duration,
         "numbers_marked": _numbers_marked,
     }
-    pretrained, scratch = data.evaluations[PRETRAINED], data.evaluations.get(SCRATCH)
-    few = len(pretrained.classes) <= MOST_CLASSES
+    model = next((name for name in MODELS if name in data.evaluations), None)
+    main = data.evaluations[model] if model else None
+    control = data.evaluations.get(SCRATCH) if model == PRETRAINED else None
+    few = main is not None and len(main.classes) <= MOST_CLASSES
     last = [lines[-1]["time"] for lines in data.spools.values() if lines]
     template = page.get_template("report.html.j2")
     return template.render(
         data=data,
         light=LIGHT,
-        verdict=verdict(data.evaluations, data.labelled_images),
+        verdict=verdict(
+            data.evaluations, data.neighbours, data.labelled_images, pretraining=data.pretraining
+        ),
         day=f"{datetime.fromtimestamp(max(last), UTC):%-d %B %Y}" if last else "",
-        pretrained=pretrained,
-        scratch=scratch,
-        margin=margin(pretrained, scratch) if scratch else None,
-        charts=_charts(data.spools),
-        samples=_samples(data.reconstruction),
-        norm_pix_loss=data.config.get("pretrain", {}).get("norm_pix_loss", False),
-        classes=class_table(pretrained, scratch, most=MOST_CLASSES),
+        results=results(data.evaluations, data.neighbours),
+        models=MODELS,
+        model=model,
+        main=main,
+        scratch=control,
+        margin=margin(main, control) if main and control else None,
+        charts=_charts(data),
+        samples=_samples(data.reconstruction) if data.reconstruction else None,
+        norm_pix_loss=(data.config.get("pretrain") or {}).get("norm_pix_loss", False),
+        classes=class_table(main, control, most=MOST_CLASSES) if main else [],
         confusions=[
             (name, confusion_table(evaluation)) for name, evaluation in data.evaluations.items()
         ]
         if few
         else [],
-        pairs=[] if few else confused_pairs(pretrained, scratch, most=MOST_CLASSES),
+        pairs=confused_pairs(main, control, most=MOST_CLASSES) if main and not few else [],
         stage_titles=STAGE_TITLES,
         training=[_training_time(name, lines) for name, lines in data.spools.items()],
         phases=(*PHASES, OTHER),
         events=events(data.spools),
         config=yaml.safe_dump(data.config, sort_keys=False, allow_unicode=True),
     )
-
-
-def verdict(evaluations: Mapping[str, Evaluation], labelled_images: int) -> str:
-    """What the run showed, in one sentence, whichever way it went."""
-    labels = f"{labelled_images:,} labels"
-    pretrained, scratch = evaluations[PRETRAINED], evaluations.get(SCRATCH)
-    if scratch is None:
-        return (
-            f"Fine-tuned on {labels} after FCMAE pretraining, the model reaches "
-            f"{pretrained.top1:.1%} top-1; there is no control from scratch to compare with."
-        )
-    gain = pretrained.top1 - scratch.top1
-    change = (
-        f"{'lifts' if gain > 0 else 'lowers'} top-1 at {labels} from {scratch.top1:.1%} to "
-        f"{pretrained.top1:.1%} ({points_text(gain)} points)"
-    )
-    if round(100 * gain, 1) == 0:
-        change = f"leaves top-1 at {labels} at {pretrained.top1:.1%}, as without it"
-    elif abs(gain) < margin(pretrained, scratch):
-        change += f", a difference that {pretrained.images:,} test images cannot tell from chance"
-    return f"FCMAE pretraining {change}."
 
 
 def events(spools: Mapping[str, list[Line]]) -> list[str]:
@@ -161,11 +180,6 @@ def events(spools: Mapping[str, list[Line]]) -> list[str]:
     return sentences
 
 
-def points_text(share: float | None) -> str:
-    """A difference of shares in signed percentage points."""
-    return "–" if share is None else f"{100 * share:+.1f}".replace("-", "−")
-
-
 def duration(seconds: float) -> str:
     """Seconds in the two units a person would say."""
     if seconds < 9.95:
@@ -185,31 +199,24 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _charts(spools: Mapping[str, list[Line]]) -> list[tuple[str, Markup]]:
+def _charts(data: ReportInput) -> list[tuple[str, Markup]]:
     """Titles and pictures of the curves there is data for."""
+    spools = data.spools
+    scratch = {"finetune-scratch"} if PRETRAINED in data.evaluations else {"finetune"}
     curves = {stage: curve(lines) for stage, lines in spools.items()}
     taken_over = {
         stage: [start["step"] for start in restarts(lines)] for stage, lines in spools.items()
     }
-    pretraining = {PRETRAINED: curves.get("pretrain", [])}
-    tuning = {
-        PRETRAINED: curves.get("finetune", []),
-        SCRATCH: curves.get("finetune-scratch", []),
-    }
-    tuning_restarts = taken_over.get("finetune", []) + taken_over.get("finetune-scratch", [])
-    wanted = (
-        ("Pretraining loss", "loss", pretraining, taken_over.get("pretrain", [])),
-        ("Fine-tuning loss", "loss", tuning, tuning_restarts),
-        ("Fine-tuning accuracy on training batches", "accuracy", tuning, tuning_restarts),
-    )
     charts = []
-    for title, value, series, marks in wanted:
+    for (kind, stages), (value, words) in itertools.product(CURVES.items(), VALUES.items()):
         drawn = {
-            name: [point for point in points if value in point] for name, points in series.items()
+            SCRATCH if stage in scratch else PRETRAINED: points
+            for stage in stages
+            if (points := [point for point in curves.get(stage, []) if value in point])
         }
-        drawn = {name: points for name, points in drawn.items() if points}
         if drawn:
-            share = value == "accuracy"
+            title, share = f"{kind} {words}", value != "loss"
+            marks = [step for stage in stages for step in taken_over.get(stage, [])]
             picture = chart(
                 title, value, drawn, restarts=marks, learning_rate=not share, percent=share
             )
@@ -229,7 +236,7 @@ def _training_time(stage: str, lines: list[Line]) -> dict[str, Any]:
     spent = seconds_by_phase(lines)
     total = math.fsum(spent.values())
     seconds = {phase: spent.pop(phase, 0.0) for phase in PHASES}
-    points = curve(lines)
+    points = [point for point in curve(lines) if "images" in point]
     images = points[-1]["images"] if points else 0
     return {
         "title": STAGE_TITLES.get(stage, stage),

@@ -13,8 +13,9 @@ from rich.table import Table
 from convnextv2.data.collection import DataError
 from pipelines import fashion_mnist
 from pipelines.config import PipelineConfig
-from pipelines.graph import Pipeline, Visit
+from pipelines.graph import Pipeline, Visit, needed_for
 from pipelines.logs import redirected
+from pipelines.outline import EVALUATIONS, SCRATCH, outline
 from pipelines.progress import Screen
 from pipelines.session import Session
 from pipelines.tracking import open_hint
@@ -63,12 +64,20 @@ class Outcome:
         """(model, result) for every evaluated model, without the large tables."""
         found = []
         for visit in self.visits:
-            name = visit.place.stage.name
-            if name.startswith("evaluate"):
-                result = json.loads((visit.place.directory / "evaluation.json").read_text())
-                kept = {key: result[key] for key in ("top1", "top5", "images")}
-                found.append((name.replace("evaluate", "finetune"), kept))
+            name, directory = visit.place.stage.name, visit.place.directory
+            if name in EVALUATIONS:
+                result = json.loads((directory / "evaluation.json").read_text())
+                kept = _numbers(result)
+                if "ema" in result:
+                    kept["ema"] = _numbers(result["ema"])
+                found.append((EVALUATIONS[name], kept))
+            elif name == "knn":
+                found.append((name, _numbers(json.loads((directory / "knn.json").read_text()))))
         return found
+
+
+def _numbers(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: result[key] for key in ("top1", "top5", "images")}
 
 
 def run_pipeline(request: Request) -> Outcome:
@@ -93,11 +102,14 @@ def _run(request: Request, session: Session, screen: Screen, log: Path) -> Outco
         if not request.fetch_fashion_mnist:
             raise DataError("no data: give --data DIR (or --set data.source=DIR)")
         source = fashion_mnist.fetch(request.run_dir / "data" / "fashion-mnist", screen.note)
+    stages = outline(request.config)
+    wanted = {name for each in request.until or stages for name in needed_for(each, stages)}
     pipeline = Pipeline(
         request.run_dir,
-        build_stages(request.config, source, session, request.command),
+        build_stages(request.config, source, session, request.command, wanted),
         on_start=screen.stage_starts,
         on_done=screen.stage_ends,
+        outline=stages,
     )
     screen.note(f"details: {log}", style="dim")
     if request.rerun is not None:
@@ -110,16 +122,13 @@ def _run(request: Request, session: Session, screen: Screen, log: Path) -> Outco
 def closing_table(outcome: Outcome) -> Table:
     """What came out and where it is."""
     table = Table(show_header=False, box=None, padding=(0, 2))
-    for name, result in outcome.evaluations():
-        how = "from scratch (control)" if name.endswith("scratch") else "from FCMAE pretraining"
-        table.add_row(
-            how,
-            f"[bold]{result['top1']:.2%}[/bold] top-1, {result['top5']:.2%} top-5 "
-            f"on {result['images']:,} images",
-        )
     results = dict(outcome.evaluations())
-    if len(results) == 2:
-        gain = results["finetune"]["top1"] - results["finetune-scratch"]["top1"]
+    for name, result in results.items():
+        table.add_row(_how(name, outcome), _in_words(result))
+        if "ema" in result:
+            table.add_row("  average of its weights (EMA)", _in_words(result["ema"]))
+    if SCRATCH in results:
+        gain = results["finetune"]["top1"] - results[SCRATCH]["top1"]
         table.add_row("gain", f"[bold]{100 * gain:+.2f} points[/bold]")
     for visit in outcome.visits:
         if visit.place.stage.name == "report":
@@ -128,3 +137,22 @@ def closing_table(outcome: Outcome) -> Table:
     table.add_row("log", str(outcome.log))
     table.add_row("MLflow", open_hint(outcome.mlflow))
     return table
+
+
+def _how(name: str, outcome: Outcome) -> str:
+    """How the model of a result came about."""
+    if name == SCRATCH:
+        return "from scratch (control)"
+    if name == "finetune":
+        stages = {visit.place.stage.name for visit in outcome.visits}
+        if "intermediate" in stages:
+            return "from the intermediate step"
+        return "from FCMAE pretraining" if "pretrain" in stages else "from scratch"
+    return {"linear-probe": "linear probe", "knn": "nearest neighbours"}[name]
+
+
+def _in_words(result: dict[str, Any]) -> str:
+    return (
+        f"[bold]{result['top1']:.2%}[/bold] top-1, {result['top5']:.2%} top-5 "
+        f"on {result['images']:,} images"
+    )

@@ -1,8 +1,13 @@
 """Evaluations as tables: the gain and its margin, classes, confusions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+PRETRAINED, SCRATCH, PROBE = "pretrained", "scratch", "probe"
+MODELS = {PRETRAINED: "pretrained", SCRATCH: "from scratch", PROBE: "linear probe"}
+"""Whose evaluations there may be, as a reader knows them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,7 +15,8 @@ class Evaluation:
     """What evaluation.json holds.
 
     Shares are from 0 to 1; `per_class` is recall, None (or NaN) where the set holds none of a
-    class; `confusion` has true classes as rows and predicted ones as columns.
+    class; `confusion` has true classes as rows and predicted ones as columns. `ema` is the same
+    of the moving average of the weights, where one was kept.
     """
 
     images: int
@@ -20,6 +26,13 @@ class Evaluation:
     per_class: Sequence[float | None]
     confusion: Sequence[Sequence[int]]
     seconds: float
+    ema: "Evaluation | None" = None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Evaluation":
+        """From the parsed file."""
+        ema = content.get("ema")
+        return cls(**{**content, "ema": None if ema is None else cls.of(ema)})
 
     def recall(self, label: int) -> float | None:
         value = self.per_class[label]
@@ -54,6 +67,35 @@ class Pair:
     images: int
     share: float
     scratch: int | None
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """A line of the table of results; `model` is what its colour stands for."""
+
+    name: str
+    model: str
+    top1: float
+    top5: float
+    images: int
+
+
+def results(
+    evaluations: Mapping[str, Evaluation], neighbours: Mapping[str, Any] | None
+) -> list[ResultRow]:
+    """The table of results: every model, and the moving average of its weights if there is one."""
+    rows = []
+    for model, name in MODELS.items():
+        found = evaluations.get(model)
+        if found is not None:
+            rows.append(ResultRow(name, model, found.top1, found.top5, found.images))
+        if found is not None and found.ema is not None:
+            ema = found.ema
+            rows.append(ResultRow(f"{name}, EMA", model, ema.top1, ema.top5, ema.images))
+    if neighbours is not None:
+        values = [neighbours[key] for key in ("top1", "top5", "images")]
+        rows.append(ResultRow("nearest neighbours", PROBE, *values))
+    return rows
 
 
 def margin(first: Evaluation, second: Evaluation) -> float:

@@ -1,4 +1,4 @@
-"""Stages `evaluate` and `evaluate-scratch`: every validation image once, on all workers."""
+"""Stages `evaluate`, `evaluate-scratch`, `evaluate-linear-probe`: every validation image once."""
 
 import math
 import time
@@ -7,49 +7,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from cluster import group
 from cluster.engine import worker_device
 from convnextv2 import weights
-from convnextv2.data.load import BetonLoader
 from convnextv2.data.manifest import read_manifest
 from convnextv2.tasks.classify import ClassifyTask, Confusion
-from pipelines.config import PipelineConfig
+from pipelines.config import FinetuneConfig, PipelineConfig
 from pipelines.files import write_json
 from pipelines.graph import Outputs, Place, Stage, hash_files
 from pipelines.logs import worker_log
 from pipelines.metrics import Spool
+from pipelines.outline import EVALUATIONS, outline
 from pipelines.session import Session
 from pipelines.stages import finetune
-from pipelines.stages.finetune import build_classifier
-from pipelines.views import evaluation_view
+from pipelines.stages.finetune import build_classifier, recipe_of
+from pipelines.stages.training import averaged_name
+from pipelines.validation import Validation, share_of
+from pipelines.views import image_size_of
 
 RESULT = "evaluation.json"
+CODE = (
+    "convnextv2.data.decoding",
+    "convnextv2.data.views",
+    "convnextv2.encoder",
+    "convnextv2.kernels",
+    "convnextv2.layers",
+    "pipelines.validation",
+    "pipelines.views",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
-    """Plain data for the workers."""
+    """Plain data for the workers; `files` are the weights, and their average where one is kept."""
 
     config: PipelineConfig
+    recipe: FinetuneConfig
     directory: Path
     log: Path
     shards: Path
-    weights: Path
+    files: tuple[Path, ...]
 
 
-def evaluate_stage(config: PipelineConfig, session: Session, *, of: str) -> Stage:
-    """Evaluate the classifier of the fine-tuning stage `of` on the validation split."""
+def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage:
+    """The stage `name`: evaluates a classifier on the validation split."""
+    of = EVALUATIONS[name]
+    recipe = recipe_of(config, of)
 
     def run(place: Place) -> Outputs:
+        trained = [finetune.WEIGHTS]
+        if recipe.ema_decay is not None:
+            trained.append(averaged_name(finetune.WEIGHTS))
         job = EvaluateJob(
             config=config,
+            recipe=recipe,
             directory=place.directory.resolve(),
             log=(session.logs / place.stage.name).resolve(),
             shards=(place.inputs["write"] / "val").resolve(),
-            weights=(place.inputs[of] / finetune.WEIGHTS).resolve(),
+            files=tuple((place.inputs[of] / file).resolve() for file in trained),
         )
         with session.attempt(place) as run:
             session.run_workers(evaluate, job, place, run)
@@ -57,61 +72,69 @@ def evaluate_stage(config: PipelineConfig, session: Session, *, of: str) -> Stag
         return hash_files(place.directory, RESULT)
 
     return Stage(
-        name=of.replace("finetune", "evaluate"),
+        name=name,
         run=run,
         settings={
-            "model": config.model.model_dump(),
+            "model": config.model.model_dump(include={"size", "stem_stride"}),
+            "image_size": image_size_of(recipe, config.model),
             "evaluate": config.evaluate.model_dump(exclude={"batch_size"}),
         },
-        after=("write", of),
-        code=(
-            "convnextv2.data.decoding",
-            "convnextv2.data.views",
-            "convnextv2.encoder",
-            "convnextv2.kernels",
-            "convnextv2.layers",
-            "convnextv2.tasks.classify",
-            "pipelines.stages.evaluate",
-            "pipelines.views",
-        ),
+        after=outline(config)[name],
+        code=(*CODE, "convnextv2.tasks.classify", "pipelines.stages.evaluate"),
     )
 
 
-@torch.no_grad()
 def evaluate(context: dict[str, Any]) -> None:
-    """Score this worker's share of the images; rank 0 writes the merged result."""
+    """Score this worker's share of the images; rank 0 writes the merged result.
+
+    The result is that of the weights; their average's, if there is one, is under "ema" in it.
+    """
     job: EvaluateJob = context["job"]
     with worker_log(job.log, group.rank()):
-        begin = time.perf_counter()
-        manifest = read_manifest(job.shards)
-        mine = np.arange(group.rank(), manifest.samples, group.world_size(), dtype=np.uint64)
-        task = _load_task(job, len(manifest.classes))
-        settings = job.config.evaluate
-        loader = BetonLoader(
+        classes = read_manifest(job.shards).classes
+        validation = Validation.opened(
             job.shards,
-            batch_size=settings.batch_size,
-            view=evaluation_view(job.config.model.image_size, settings),
-            num_workers=job.config.data.num_workers,
+            image_size_of(job.recipe, job.config.model),
+            job.config.evaluate,
+            job.config.data.num_workers,
         )
+        share = len(share_of(validation.loader.shards.samples))
         spool = Spool(job.directory, active=group.rank() == 0)
-        spool.write("start", 0, total=len(mine), workers=group.world_size())
-        confusion, seen = Confusion.empty(len(manifest.classes)), 0
-        for batch in loader.batches(mine):
-            confusion.update(task.logits(batch.to(worker_device())).cpu(), batch.labels)
-            seen += len(batch.labels)
-            spool.write("point", seen, images=seen * group.world_size())
-        parts = group.gather(confusion)
+        spool.write("start", 0, total=share * len(job.files), workers=group.world_size())
+        results = []
+        for number, file in enumerate(job.files):
+            begin = time.perf_counter()
+            confusion = _count(job, file, len(classes), validation, spool, number * share)
+            results.append(describe(confusion, classes, time.perf_counter() - begin))
         if group.rank() == 0:
-            for part in parts[1:]:
-                confusion.merge(part)
-            result = describe(confusion, manifest.classes, time.perf_counter() - begin)
+            result = results[0]
+            last = {key: result[key] for key in ("top1", "top5")}
+            if len(results) == 2:
+                result["ema"] = results[1]
+                last |= {f"{key}_ema": result["ema"][key] for key in ("top1", "top5")}
             write_json(job.directory / RESULT, result)
-            spool.write("point", seen, top1=confusion.top1, top5=confusion.top5)
+            spool.write("point", share * len(job.files), **last)
 
 
-def _load_task(job: EvaluateJob, num_classes: int) -> ClassifyTask:
-    model = build_classifier(job.config, num_classes)
-    weights.load(model, weights.read(job.weights))
+def _count(
+    job: EvaluateJob, file: Path, classes: int, validation: Validation, spool: Spool, seen: int
+) -> Confusion:
+    """What the weights of a file make of all images: the same counts on every worker."""
+    task, device = _load_task(job, file, classes), worker_device()
+    confusion = Confusion.empty(classes)
+    for scores, labels in validation.scored(task, device):
+        confusion.update(scores.cpu(), labels.cpu())
+        seen += len(labels)
+        spool.write("point", seen, images=seen * group.world_size())
+    first, *others = group.gather(confusion)
+    for part in others:
+        first.merge(part)
+    return first
+
+
+def _load_task(job: EvaluateJob, file: Path, num_classes: int) -> ClassifyTask:
+    model = build_classifier(job.config.model, job.recipe, num_classes)
+    weights.load(model, weights.read(file))
     return ClassifyTask(model).eval().to(worker_device())
 
 

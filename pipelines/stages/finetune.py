@@ -1,73 +1,108 @@
-"""Stages `finetune` and `finetune-scratch`: supervised training, pretrained and as the control."""
+"""Stages that train a classifier: `intermediate`, `finetune`, `finetune-scratch`, `linear-probe`.
+
+They differ in their recipe, in their images, and in what training starts from.
+"""
+
+from pathlib import Path
 
 from torch import nn
 
 from convnextv2 import weights
-from convnextv2.data.collection import DataError
 from convnextv2.data.manifest import read_manifest
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks.classify import ClassifyTask
-from pipelines.config import FinetuneConfig, PipelineConfig
+from pipelines.config import DataConfig, FinetuneConfig, ModelConfig, PipelineConfig
 from pipelines.graph import Outputs, Place, Stage
+from pipelines.job import TrainJob
+from pipelines.outline import SCRATCH, outline
 from pipelines.session import Session
 from pipelines.stages import pretrain
-from pipelines.stages.training import CODE, NOT_IN_KEY, ORDER, run_training
-from pipelines.train import TrainJob
+from pipelines.stages.training import CODE, NOT_IN_KEY, ORDER, averaged_name, run_training
+from pipelines.views import image_size_of
 
 WEIGHTS = "model.safetensors"
-SCRATCH = "finetune-scratch"
+SECTIONS = {
+    "intermediate": "intermediate",
+    "finetune": "finetune",
+    SCRATCH: "finetune",
+    "linear-probe": "linear_probe",
+}
+"""Section of the configuration with the recipe of a stage."""
 
 
-def finetune_stage(config: PipelineConfig, session: Session, *, from_scratch: bool) -> Stage:
-    """Train a classifier; the two variants differ in nothing but the initial encoder."""
-    recipe = config.finetune
-    assert recipe is not None
+def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage:
+    """The stage `name`; its outputs are the weights and, with `ema_decay`, their average."""
+    recipe, data = recipe_of(config, name), data_of(config, name)
 
     def run(place: Place) -> Outputs:
-        shards = place.inputs["write"] / "train"
-        if not read_manifest(shards).classes:
-            raise DataError(
-                f"{shards} has no labels, which fine-tuning needs; convnextv2 pretrain works, or "
-                "give --data with classes"
-            )
-        initial = None
-        if not from_scratch:
-            initial = (place.inputs["pretrain"] / pretrain.WEIGHTS).resolve()
+        (shards,) = (
+            directory / "train"
+            for stage, directory in place.inputs.items()
+            if stage.startswith("write")
+        )
         job = TrainJob(
-            config=config,
+            config=config.model_copy(update={"data": data}),
             recipe=recipe,
             build_task=build_task,
             directory=place.directory.resolve(),
             log=(session.logs / place.stage.name).resolve(),
             shards=shards.resolve(),
             num_classes=len(read_manifest(shards).classes),
-            initial_weights=initial,
+            initial_weights=initial_weights(config, place),
         )
         return run_training(place, session, job, WEIGHTS)
 
     return Stage(
-        name=SCRATCH if from_scratch else "finetune",
+        name=name,
         run=run,
         settings={
             "seed": config.seed,
-            "data": config.data.model_dump(include=ORDER),
+            "data": data.model_dump(include=ORDER),
             "dtype": config.cluster.dtype,
-            "model": config.model.model_dump(),
-            "finetune": recipe.model_dump(exclude=NOT_IN_KEY),
+            "model": config.model.model_dump(include={"size", "stem_stride"}),
+            "image_size": image_size_of(recipe, config.model),
+            SECTIONS[name]: recipe.model_dump(exclude={*NOT_IN_KEY, "data", "image_size"}),
         },
-        after=("write",) if from_scratch else ("write", "pretrain"),
+        after=outline(config)[name],
         code=(*CODE, "convnextv2.tasks.classify", "convnextv2.weights"),
     )
 
 
-def build_classifier(config: PipelineConfig, num_classes: int) -> ConvNeXtV2:
-    """The classifier a configuration describes."""
-    recipe = config.finetune
-    assert recipe is not None
+def recipe_of(config: PipelineConfig, name: str) -> FinetuneConfig:
+    """The recipe of the stage `name`, which the configuration has."""
+    recipe = getattr(config, SECTIONS[name])
+    assert isinstance(recipe, FinetuneConfig)
+    return recipe
+
+
+def data_of(config: PipelineConfig, name: str) -> DataConfig:
+    """The images of the stage `name`."""
+    if name != "intermediate":
+        return config.data
+    assert config.intermediate is not None
+    return config.intermediate.data
+
+
+def initial_weights(config: PipelineConfig, place: Place) -> Path | None:
+    """The file that training starts from; of the step before, the average if it kept one.
+
+    The paper's 22K step keeps none; who has it keep one, wants it used.
+    """
+    if "pretrain" in place.inputs:
+        return (place.inputs["pretrain"] / pretrain.WEIGHTS).resolve()
+    if "intermediate" not in place.inputs:
+        return None
+    averaged = recipe_of(config, "intermediate").ema_decay is not None
+    name = averaged_name(WEIGHTS) if averaged else WEIGHTS
+    return (place.inputs["intermediate"] / name).resolve()
+
+
+def build_classifier(model: ModelConfig, recipe: FinetuneConfig, num_classes: int) -> ConvNeXtV2:
+    """The classifier a recipe trains."""
     return ConvNeXtV2.from_size(
-        config.model.size,
+        model.size,
         num_classes=num_classes,
-        stem_stride=config.model.stem_stride,
+        stem_stride=model.stem_stride,
         drop_path=recipe.drop_path,
         head_init_scale=recipe.head_init_scale,
         checkpoint_stages=recipe.activation_checkpointing,
@@ -75,9 +110,14 @@ def build_classifier(config: PipelineConfig, num_classes: int) -> ConvNeXtV2:
 
 
 def build_task(job: TrainJob) -> nn.Module:
-    model = build_classifier(job.config, job.num_classes)
+    """The classifier on what was trained before: the head is new, the final norm where it is."""
+    recipe = job.recipe
+    assert isinstance(recipe, FinetuneConfig)
+    model = build_classifier(job.config.model, recipe, job.num_classes)
     if job.initial_weights is not None:
-        encoder = weights.encoder_of(weights.read(job.initial_weights))
-        weights.load(model, encoder, may_miss=("norm.", "head."))
-    assert isinstance(job.recipe, FinetuneConfig)
-    return ClassifyTask(model, label_smoothing=job.recipe.label_smoothing)
+        trained = weights.encoder_of(weights.read(job.initial_weights))
+        kept = {name: value for name, value in trained.items() if not name.startswith("head.")}
+        weights.load(model, kept, may_miss=("norm.", "head."))
+    if recipe.compile:
+        model.compile()
+    return ClassifyTask(model, label_smoothing=recipe.label_smoothing, trained=recipe.train)

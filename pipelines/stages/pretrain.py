@@ -7,9 +7,10 @@ from convnextv2.fcmae import FCMAE
 from convnextv2.tasks.pretrain import PretrainTask
 from pipelines.config import PipelineConfig
 from pipelines.graph import Outputs, Place, Stage
+from pipelines.job import TrainJob
+from pipelines.outline import outline
 from pipelines.session import Session
 from pipelines.stages.training import CODE, NOT_IN_KEY, ORDER, run_training
-from pipelines.train import TrainJob
 
 WEIGHTS = "fcmae.safetensors"
 
@@ -42,7 +43,7 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
             "model": config.model.model_dump(),
             "pretrain": recipe.model_dump(exclude=NOT_IN_KEY),
         },
-        after=("write",),
+        after=outline(config)["pretrain"],
         code=(
             *CODE,
             "convnextv2.decoders",
@@ -75,4 +76,7 @@ def build_fcmae(config: PipelineConfig) -> FCMAE:
 
 
 def build_task(job: TrainJob) -> nn.Module:
-    return PretrainTask(build_fcmae(job.config), seed=job.config.seed)
+    model = build_fcmae(job.config)
+    if job.recipe.compile:
+        model.encoder.compile()
+    return PretrainTask(model, seed=job.config.seed)

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +18,15 @@ from pipelines.config import PipelineConfig
 from pipelines.files import atomically
 from pipelines.graph import COMPLETE, Outputs, Place, Stage, hash_files
 from pipelines.metrics import read_spool
+from pipelines.outline import EVALUATIONS, SCRATCH, outline
 from pipelines.provenance import git_commit, versions
-from pipelines.report import PRETRAINED, SCRATCH, ReportInput, StageRow, render_report
+from pipelines.report import ReportInput, StageRow, render_report
 from pipelines.samples import count, training_samples
-from pipelines.scores import Evaluation
+from pipelines.scores import PRETRAINED, PROBE, Evaluation
+from pipelines.scores import SCRATCH as FROM_SCRATCH
 from pipelines.session import Session
-from pipelines.stages import evaluate, pretrain
+from pipelines.stages import evaluate, knn, pretrain
+from pipelines.stages.finetune import SECTIONS
 from pipelines.stages.pretrain import build_fcmae
 from pipelines.tracking import open_hint
 from pipelines.views import evaluation_view
@@ -33,10 +37,8 @@ TEMPLATE_FILES = ("report.html.j2", "report.css.j2")
 SAMPLES = 8
 
 
-def report_stage(
-    config: PipelineConfig, session: Session, command: Sequence[str], trained: Sequence[str]
-) -> Stage:
-    """The page over everything that ran; `trained` are the fine-tuning stages."""
+def report_stage(config: PipelineConfig, session: Session, command: Sequence[str]) -> Stage:
+    """The page over everything that ran."""
 
     def run(place: Place) -> Outputs:
         with session.attempt(place) as run:
@@ -48,12 +50,11 @@ def report_stage(
             session.tracker.artifact(config.name, place.directory / PAGE)
         return hash_files(place.directory, PAGE)
 
-    evaluated = [name.replace("finetune", "evaluate") for name in trained]
     return Stage(
         name="report",
         run=run,
         settings={"title": config.name, "template": hash_files(TEMPLATES, *TEMPLATE_FILES)},
-        after=("write", "pretrain", *trained, *evaluated),
+        after=outline(config)["report"],
         code=(
             "convnextv2.analysis",
             "pipelines.figures",
@@ -62,6 +63,7 @@ def report_stage(
             "pipelines.report",
             "pipelines.scores",
             "pipelines.stages.report",
+            "pipelines.verdict",
         ),
     )
 
@@ -70,43 +72,69 @@ def gather(
     place: Place, config: PipelineConfig, command: Sequence[str], tracking_uri: str
 ) -> ReportInput:
     """Read the outputs of the stages before."""
-    evaluations = {
-        SCRATCH if name.endswith("scratch") else PRETRAINED: Evaluation(
-            **json.loads((directory / evaluate.RESULT).read_text())
-        )
-        for name, directory in place.inputs.items()
-        if name.startswith("evaluate")
-    }
-    train = place.inputs["write"] / "train"
-    assert config.pretrain is not None
-    assert config.finetune is not None
+    inputs = place.inputs
     return ReportInput(
         title=config.name,
         command=shlex.join(command),
         config=config.model_dump(mode="json"),
         stages=[
             StageRow(name=name, seconds=_seconds(directory), status="run")
-            for name, directory in place.inputs.items()
+            for name, directory in inputs.items()
         ],
         spools={
             name: read_spool(directory)
-            for name, directory in place.inputs.items()
-            if name.startswith(("pretrain", "finetune"))
+            for name, directory in inputs.items()
+            if name == "pretrain" or name in SECTIONS
         },
-        evaluations=evaluations,
-        labelled_images=count(training_samples(train, config.finetune, config.seed)),
-        reconstruction=pictures(place, config),
+        evaluations={
+            _model(config, EVALUATIONS[name]): Evaluation.of(_read(directory / evaluate.RESULT))
+            for name, directory in inputs.items()
+            if name in EVALUATIONS
+        },
+        labelled_images=_labelled_images(place, config),
+        reconstruction=pictures(place, config) if "pretrain" in inputs else None,
         versions=versions(),
         commit=git_commit(),
-        facts={
-            "workers": config.cluster.num_workers,
-            "ZeRO stage": config.cluster.zero.stage,
-            "precision": config.cluster.dtype,
-            "sparse backend": config.pretrain.backend,
-            "unlabelled images": count(training_samples(train, config.pretrain, config.seed)),
-        },
+        facts=_facts(place, config),
         mlflow_hint=open_hint(tracking_uri),
+        neighbours=_read(inputs["knn"] / knn.RESULT) if "knn" in inputs else None,
+        pretraining=" with ".join(
+            words
+            for stage, words in (
+                ("pretrain", "FCMAE pretraining"),
+                ("intermediate", "intermediate fine-tuning"),
+            )
+            if stage in inputs
+        ),
     )
+
+
+def _model(config: PipelineConfig, trained: str) -> str:
+    """What the report calls the model of a stage: without any pretraining it is from scratch."""
+    if trained == "linear-probe":
+        return PROBE
+    from_scratch = trained == SCRATCH or outline(config)[trained] == ("write",)
+    return FROM_SCRATCH if from_scratch else PRETRAINED
+
+
+def _labelled_images(place: Place, config: PipelineConfig) -> int:
+    """How many images the classifiers that are evaluated were trained on."""
+    recipe = config.finetune or config.linear_probe
+    if recipe is None:
+        return 0
+    return count(training_samples(place.inputs["write"] / "train", recipe, config.seed))
+
+
+def _facts(place: Place, config: PipelineConfig) -> dict[str, object]:
+    facts: dict[str, object] = {
+        "workers": config.cluster.num_workers,
+        "ZeRO stage": config.cluster.zero.stage,
+        "precision": config.cluster.dtype,
+    }
+    if config.pretrain is not None:
+        images = training_samples(place.inputs["write"] / "train", config.pretrain, config.seed)
+        facts |= {"sparse backend": config.pretrain.backend, "unlabelled images": count(images)}
+    return facts
 
 
 def pictures(place: Place, config: PipelineConfig) -> Reconstruction:
@@ -131,5 +159,10 @@ def pictures(place: Place, config: PipelineConfig) -> Reconstruction:
 
 
 def _seconds(directory: Path) -> float:
-    seconds: float = json.loads((directory / COMPLETE).read_text())["seconds"]
+    seconds: float = _read(directory / COMPLETE)["seconds"]
     return seconds
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content

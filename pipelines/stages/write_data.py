@@ -1,15 +1,15 @@
-"""Stage `write`: the image collection as folders of shards, train/ and val/."""
+"""Stages `write`, `write-intermediate`: an image collection as shards in train/ and val/."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from convnextv2.data.collection import DataError, Source, Split
+from convnextv2.data.collection import UNLABELLED, DataError, Source, Split
 from convnextv2.data.manifest import MANIFEST, Manifest, read_manifest
 from convnextv2.data.selection import Selection, open_selected
 from convnextv2.data.writing import WriteSettings, write_collection
 from convnextv2.data.writing.write import progress
-from pipelines.config import PipelineConfig, WriteConfig
+from pipelines.config import DataConfig, WriteConfig
 from pipelines.graph import Outputs, Place, Stage, digest_of, hash_files
 from pipelines.session import Session
 
@@ -18,11 +18,35 @@ CODE = ("convnextv2.data.pixels", "convnextv2.data.selection", "convnextv2.data.
         "convnextv2.data.writing")  # fmt: skip
 
 
-def write_stage(config: PipelineConfig, source: Path, session: Session) -> Stage:
-    """The stage for `source`; raises DataError when there is nothing usable."""
+def write_stage(
+    data: DataConfig,
+    source: Path,
+    session: Session,
+    *,
+    name: str = "write",
+    readers_of_labels: Sequence[str] = (),
+) -> Stage:
+    """The stage for `source`, whose labels the stages `readers_of_labels` will need.
+
+    Raises:
+        DataError: When there is nothing usable, or there are no labels where they are needed:
+            that is said now, and not when pretraining is over.
+    """
+
+    def check(place: Place) -> None:
+        for split in SPLITS:
+            if readers_of_labels and not read_manifest(place.directory / split).classes:
+                raise _unlabelled(source, split, readers_of_labels)
+
     if all((source / split / MANIFEST).exists() for split in SPLITS):
-        return _written_already(source)
-    chosen = {split: _open(config, source, split) for split in SPLITS}
+        for split in SPLITS:
+            if readers_of_labels and not read_manifest(source / split).classes:
+                raise _unlabelled(source, split, readers_of_labels)
+        return _written_already(source, name)
+    chosen = {split: _open(data, source, split) for split in SPLITS}
+    for split, (images, _) in chosen.items():
+        if readers_of_labels and not _has_labels(images):
+            raise _unlabelled(source, split, readers_of_labels)
 
     def run(place: Place) -> Outputs:
         outputs: Outputs = {}
@@ -33,7 +57,7 @@ def write_stage(config: PipelineConfig, source: Path, session: Session) -> Stage
                     str(source),
                     place.directory / split,
                     selection,
-                    write_settings(config.data.write),
+                    write_settings(data.write),
                     note=session.screen.note,
                     run=_mapper(session, place.directory / split, split),
                 )
@@ -43,16 +67,17 @@ def write_stage(config: PipelineConfig, source: Path, session: Session) -> Stage
         return outputs
 
     return Stage(
-        name="write",
+        name=name,
         run=run,
         settings={
             "source": {
                 split: digest_of(images.fingerprint()) for split, (images, _) in chosen.items()
             },
             "selection": digest_of([repr(selection) for _, selection in chosen.values()]),
-            "write": config.data.write.model_dump(exclude={"max_unreadable"}),
+            "write": data.write.model_dump(exclude={"max_unreadable"}),
         },
         code=CODE,
+        check=check,
     )
 
 
@@ -74,8 +99,7 @@ def read_classes(path: Path | None) -> tuple[str, ...] | None:
         raise DataError(f"class list {path} cannot be read: {error.strerror}") from error
 
 
-def _open(config: PipelineConfig, source: Path, split: Split) -> tuple[Source, Selection]:
-    data = config.data
+def _open(data: DataConfig, source: Path, split: Split) -> tuple[Source, Selection]:
     selection = Selection(
         split=split,
         hold_out=data.hold_out,
@@ -85,7 +109,22 @@ def _open(config: PipelineConfig, source: Path, split: Split) -> tuple[Source, S
     return open_selected(source, selection, data.labels)
 
 
-def _written_already(source: Path) -> Stage:
+def _has_labels(images: Source) -> bool:
+    """Whether the first part that holds images has labels; parts are listed, nothing is read."""
+    if images.classes:
+        return True
+    listings = (images.members(part) for part in range(len(images.parts)))
+    return any((listing["label"] != UNLABELLED).any() for listing in filter(len, listings))
+
+
+def _unlabelled(source: Path, split: Split, readers: Sequence[str]) -> DataError:
+    return DataError(
+        f"the {split} images of {source} have no labels, which {', '.join(readers)} would need; "
+        "convnextv2 pretrain works, or give --data with classes"
+    )
+
+
+def _written_already(source: Path, name: str) -> Stage:
     """A stage that points to shards written before, by `convnextv2 data write`."""
     manifests: dict[str, Manifest] = {split: read_manifest(source / split) for split in SPLITS}
 
@@ -98,7 +137,7 @@ def _written_already(source: Path) -> Stage:
                 for name, hashed in _outputs(place.directory, split).items()}  # fmt: skip
 
     return Stage(
-        name="write",
+        name=name,
         run=run,
         settings={split: manifest.fingerprint for split, manifest in manifests.items()},
     )

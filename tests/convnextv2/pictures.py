@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convnextv2.data.collection import MEMBER, Members, RGBImage, Stored, name_key
+from convnextv2.data.collection import MEMBER, Members, RGBImage, Source, Stored, name_key
 from convnextv2.data.manifest import Manifest
 from convnextv2.data.selection import Selection
 from convnextv2.data.writing import WriteSettings, write_collection
@@ -55,7 +55,7 @@ class Pictures:
         return np.round(127.5 + 127.5 * np.sin(waves)).astype(np.uint8)
 
 
-def write(source: Pictures, folder: Path, settings: WriteSettings | None = None) -> Manifest:
+def write(source: Source, folder: Path, settings: WriteSettings | None = None) -> Manifest:
     """Write all pictures to `folder` in this process."""
     return write_collection(
         source, "pictures", folder, Selection(), settings or WriteSettings(mode="raw")

@@ -114,3 +114,37 @@ def without_control(data: ReportInput) -> ReportInput:
         spools={name: lines for name, lines in data.spools.items() if "scratch" not in name},
         evaluations={"pretrained": data.evaluations["pretrained"]},
     )
+
+
+def with_average(data: ReportInput) -> ReportInput:
+    """The same run with `finetune.ema_decay`: the average is a point better."""
+    evaluations = {
+        name: dataclasses.replace(found, ema=dataclasses.replace(found, top1=found.top1 + 0.01))
+        for name, found in data.evaluations.items()
+    }
+    return dataclasses.replace(data, evaluations=evaluations)
+
+
+def frozen(data: ReportInput) -> ReportInput:
+    """A linear probe and nearest neighbours instead of fine-tuning."""
+    return dataclasses.replace(
+        data,
+        spools={
+            "pretrain": data.spools["pretrain"],
+            "linear-probe": data.spools["finetune"],
+        },
+        evaluations={"probe": data.evaluations["pretrained"]},
+        neighbours={"images": 10_000, "top1": 0.612, "top5": 0.83, "bank": 60_000},
+    )
+
+
+def supervised(data: ReportInput) -> ReportInput:
+    """Training from scratch and nothing else."""
+    return dataclasses.replace(
+        data,
+        stages=[stage for stage in data.stages if stage.name in ("write", "finetune", "evaluate")],
+        spools={"finetune": data.spools["finetune"]},
+        evaluations={"scratch": data.evaluations["scratch"]},
+        reconstruction=None,
+        pretraining="",
+    )

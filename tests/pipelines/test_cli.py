@@ -45,7 +45,9 @@ ALL = list(commands(cli.build_parser()))
 def test_the_commands_are_those_of_the_manual() -> None:
     names = {"demo", "run", "pretrain", "finetune", "evaluate", "report", "data", "doctor"}
     names |= {"reconstruct", "collapse", "export", "weights", "presets"}
+    names |= {"knn", "linear-probe", "intermediate", "checkpoint"}
     verbs = {("weights", "inspect"), ("weights", "convert")}
+    verbs |= {("checkpoint", verb) for verb in ("list", "verify", "export")}
     verbs |= {("data", verb) for verb in ("write", "info", "check", "sample")}
     assert set(ALL) == {*((name,) for name in names), *verbs}
 
@@ -103,6 +105,11 @@ def asked(monkeypatch: Patch) -> list[object]:
         ("finetune", ["finetune", "finetune-scratch"]),
         ("evaluate", ["evaluate", "evaluate-scratch"]),
         ("evaluate --set finetune.control=false", ["evaluate"]),
+        ("knn --preset knn-atto", ["knn"]),
+        ("linear-probe --preset linear-probe-atto", ["evaluate-linear-probe"]),
+        ("evaluate --preset linear-probe-atto", ["evaluate-linear-probe"]),
+        ("intermediate --preset imagenet22k-nano", ["intermediate"]),
+        ("finetune --preset imagenet22k-nano", ["finetune"]),
         ("report", ["report"]),
     ],
 )
@@ -115,8 +122,17 @@ def test_a_command_goes_as_far_as_its_stage(
     (request,) = asked
     assert isinstance(request, Request)
     assert list(request.until) == until
-    assert request.run_dir == Path("runs/demo")
-    assert request.fetch_fashion_mnist
+    assert request.run_dir == Path("runs") / request.config.name
+    assert request.fetch_fashion_mnist == ("--preset" not in words)
+
+
+def test_a_stage_the_preset_has_not(asked: list[object], capsys: Capture) -> None:
+    assert cli.main(["knn"]) == 1
+    assert capsys.readouterr().err == (
+        "error: demo has no stage 'knn'; it has pretrain, finetune, evaluate and report "
+        "(convnextv2 presets lists recipes that may have it)\n"
+    )
+    assert asked == []
 
 
 def test_options_reach_the_pipeline(asked: list[object], capsys: Capture) -> None:

@@ -1,18 +1,13 @@
 """Stages by content: once, resumed, or again with the reason."""
 
+import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from pipelines.config import PipelineConfig
 from pipelines.graph import COMPLETE, Outputs, Pipeline, Place, Stage, code_digest, hash_files
-from pipelines.presets import load_preset
-from pipelines.session import Session
-from pipelines.stages.finetune import finetune_stage
-from pipelines.stages.pretrain import pretrain_stage
 
 
 class Kitchen:
@@ -126,6 +121,32 @@ def test_invalidate_keeps_the_old_work_until_the_new_is_done(kitchen: Kitchen) -
         kitchen.pipeline().invalidate("jam")
 
 
+def test_outputs_are_looked_at_whenever_they_were_made(tmp_path: Path) -> None:
+    looked: list[str] = []
+
+    def refuse(place: Place) -> None:
+        looked.append((place.directory / "out").read_text())
+        raise ValueError("it is burnt")
+
+    one_stage(tmp_path, {}).run()
+    (stage,) = one_stage(tmp_path, {}).stages
+    pipeline = Pipeline(tmp_path, [dataclasses.replace(stage, check=refuse)])
+    with pytest.raises(ValueError, match="burnt"):
+        pipeline.run()
+    assert looked == ["same"]
+    assert pipeline.visits == []
+
+
+def test_with_an_outline_redoing_goes_beyond_the_stages_at_hand(kitchen: Kitchen) -> None:
+    kitchen.run()
+    bread, *_ = kitchen.pipeline().stages
+    outline = {"bread": (), "butter": (), "toast": ("bread",)}
+    pipeline = Pipeline(kitchen.root, [bread], outline=outline)
+    assert pipeline.invalidate("bread") == ["bread", "toast"]
+    assert not list(kitchen.root.glob(f"stages/toast/[!.]*/{COMPLETE}"))
+    assert [visit.place.stage.name for visit in pipeline.run()] == ["bread"]
+
+
 def one_stage(root: Path, settings: dict[str, Any], code: tuple[str, ...] = ()) -> Pipeline:
     def run(place: Place) -> Outputs:
         (place.directory / "out").write_text("same")
@@ -161,44 +182,6 @@ def test_a_change_of_the_code_is_a_change(tmp_path: Path, monkeypatch: pytest.Mo
     assert run()[0] == "done"
     (package / "deep.py").write_text("ANSWER = 42\n")
     assert run() == ("run", "changed: the code")
-
-
-def settings_of(*overrides: str) -> dict[str, Any]:
-    config = load_preset("demo", overrides)
-    session = cast(Session, None)
-    build: list[Callable[[PipelineConfig], Stage]] = [
-        lambda config: pretrain_stage(config, session),
-        lambda config: finetune_stage(config, session, from_scratch=False),
-    ]
-    return {stage.name: stage.settings for stage in (make(config) for make in build)}
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("cluster.num_workers=4", "pretrain.micro_batch_size=32", "finetune.micro_batch_size=8"),
-        ("cluster.zero.stage=2", "cluster.max_failures=9"),
-        ("pretrain.checkpoint_every=7 steps", "finetune.keep_checkpoints=5"),
-        ("pretrain.activation_checkpointing=[0, 2]", "finetune.activation_checkpointing=[3]"),
-        ("pretrain.backend=masked-dense", "tracking.uri=http://mlflow:5000", "log_every=3"),
-    ],
-)
-def test_how_it_is_computed_is_in_no_key(overrides: tuple[str, ...]) -> None:
-    assert settings_of(*overrides) == settings_of()
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "seed=1",
-        "cluster.dtype=bf16",
-        "model.size=atto",
-        "pretrain.mask_ratio=0.75",
-        "pretrain.decoder=unet",
-    ],
-)
-def test_what_is_computed_is_in_the_key(override: str) -> None:
-    assert settings_of(override)["pretrain"] != settings_of()["pretrain"]
 
 
 @pytest.mark.parametrize(("name", "counts"), [("a.py", True), ("b.cpp", True), ("c.txt", False)])

@@ -11,9 +11,17 @@ import pytest
 
 from pipelines.figures import chart
 from pipelines.metrics import Line
-from pipelines.report import ReportInput, StageRow, duration, render_report, verdict
+from pipelines.report import ReportInput, StageRow, duration, render_report
 from pipelines.scores import Evaluation, confused_pairs
-from tests.pipelines.made_up_run import made_up_evaluation, made_up_input, without_control
+from pipelines.verdict import verdict
+from tests.pipelines.made_up_run import (
+    frozen,
+    made_up_evaluation,
+    made_up_input,
+    supervised,
+    with_average,
+    without_control,
+)
 
 NASTY = """<script>alert("x")</script> & 'y'"""
 
@@ -66,7 +74,9 @@ def test_verdict_is_honest(pretrained: float, scratch: float, expected: str) -> 
 
     images = 1_000 if abs(pretrained - scratch) < 0.01 else 10_000
     evaluations = {"pretrained": scored(pretrained, images), "scratch": scored(scratch, images)}
-    assert expected in verdict(evaluations, 1000)
+    sentence = verdict(evaluations, None, 1000, pretraining="FCMAE pretraining")
+    assert sentence.startswith("FCMAE pretraining ")
+    assert expected in sentence
 
 
 class Loads(HTMLParser):
@@ -157,6 +167,61 @@ def test_without_control(data: ReportInput) -> None:
     assert "from scratch" not in text.split("to compare with.")[1]
     assert "gain, points" not in text
     assert len(svgs(page)) == 3
+
+
+def test_the_average_stands_beside_the_weights(data: ReportInput) -> None:
+    text = words(render_report(with_average(data)))
+    table = (
+        "pretrained 79.6% 98.7% 10,000 pretrained, EMA 80.6% 98.7% 10,000 "
+        "from scratch 77.0% 98.7% 10,000 from scratch, EMA 78.0% 98.7% 10,000 gain, points +2.6"
+    )
+    assert table in text
+    assert "from 77.0% to 79.6% (+2.6 points)" in text
+
+
+def test_frozen_features_alone(data: ReportInput) -> None:
+    page = render_report(frozen(data))
+    text = words(page)
+    assert (
+        "On the frozen features of FCMAE pretraining, a linear classifier with 1,000 labels "
+        "reaches 79.6% top-1 and nearest neighbours reach 61.2% top-1." in text
+    )
+    assert "linear probe 79.6% 98.7% 10,000 nearest neighbours 61.2% 83.0% 10,000" in text
+    assert "gain, points" not in text
+    titles = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert titles == [
+        "Pretraining loss",
+        "Linear probe loss",
+        "Linear probe accuracy on training batches",
+    ]
+    neighbours_only = dataclasses.replace(frozen(data), evaluations={})
+    text = words(render_report(neighbours_only))
+    assert "On the frozen features of FCMAE pretraining, nearest neighbours reach 61.2%" in text
+    assert "Class by class" not in text
+    nothing = dataclasses.replace(neighbours_only, neighbours=None)
+    text = words(render_report(nothing))
+    assert "FCMAE pretraining is done; nothing was evaluated." in text
+    assert "What pretraining learnt to fill in" in text
+
+
+def test_from_scratch_alone(data: ReportInput) -> None:
+    page = render_report(supervised(data))
+    text = words(page)
+    assert "Trained from scratch on 1,000 labels, the model reaches 77.0% top-1." in text
+    assert "from scratch 77.0% 98.7% 10,000" in text
+    assert "pretrain" not in text.replace("finetune", "").split("Do it again")[0].lower()
+    assert all("var(--pretrained" not in svg for svg in svgs(page))
+
+
+def test_what_was_measured_on_the_validation_split_is_drawn(data: ReportInput) -> None:
+    lines: list[Line] = [
+        {"kind": "point", "step": step, "time": 1.76e9, "val_top1": step / 500, "val_loss": 1.0}
+        for step in (100, 200)
+    ]
+    spools = {**data.spools, "finetune": [*data.spools["finetune"], *lines]}
+    page = render_report(dataclasses.replace(data, spools=spools))
+    assert "<figcaption>Fine-tuning accuracy on the validation split</figcaption>" in page
+    assert len(svgs(page)) == 4
 
 
 def test_curves_that_were_not_measured_are_left_out(data: ReportInput) -> None:

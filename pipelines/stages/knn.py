@@ -1,0 +1,184 @@
+"""Stage `knn`: nearest neighbours of the pretrained encoder's features, without any training.
+
+Every worker keeps the features of its share of the training images. The validation images go
+round: each worker's queries, some at a time, are shown to all, who answer with the nearest of
+their own; whose queries they are merges the answers.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cluster import group
+from cluster.engine import worker_device
+from convnextv2.analysis.knn import hits, merged, nearest, numbers_of, pooled, similarities, votes
+from convnextv2.analysis.models import read_encoder
+from convnextv2.data.collection import DataError
+from convnextv2.data.load import BetonLoader
+from convnextv2.data.manifest import read_manifest
+from convnextv2.data.shards import open_shards
+from convnextv2.encoder import ConvNeXtV2
+from convnextv2.tasks import Normalize
+from pipelines.config import KnnConfig, PipelineConfig
+from pipelines.files import write_json
+from pipelines.graph import Outputs, Place, Stage, hash_files
+from pipelines.logs import worker_log
+from pipelines.metrics import Spool
+from pipelines.outline import outline
+from pipelines.session import Session
+from pipelines.stages import pretrain
+from pipelines.stages.evaluate import CODE
+from pipelines.validation import share_of
+from pipelines.views import evaluation_view
+
+RESULT = "knn.json"
+QUERIES = 1024
+"""Images whose neighbours are looked for at a time: bounds memory, changes nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnJob:
+    """Plain data for the workers."""
+
+    config: PipelineConfig
+    settings: KnnConfig
+    directory: Path
+    log: Path
+    data: Path
+    weights: Path
+
+
+def knn_stage(config: PipelineConfig, session: Session) -> Stage:
+    """Classify the validation images by their neighbours among the training images."""
+    settings = config.knn
+    assert settings is not None
+
+    def run(place: Place) -> Outputs:
+        bank = read_manifest(place.inputs["write"] / "train").samples
+        if settings.neighbours > bank:
+            raise DataError(
+                f"knn.neighbours {settings.neighbours} is more than the {bank} training images; "
+                f"{bank} would work"
+            )
+        job = KnnJob(
+            config=config,
+            settings=settings,
+            directory=place.directory.resolve(),
+            log=(session.logs / place.stage.name).resolve(),
+            data=place.inputs["write"].resolve(),
+            weights=(place.inputs["pretrain"] / pretrain.WEIGHTS).resolve(),
+        )
+        with session.attempt(place) as run:
+            session.run_workers(classify, job, place, run)
+            session.tracker.artifact(run, place.directory / RESULT)
+        return hash_files(place.directory, RESULT)
+
+    return Stage(
+        name="knn",
+        run=run,
+        settings={
+            "image_size": config.model.image_size,
+            "evaluate": config.evaluate.model_dump(exclude={"batch_size"}),
+            "knn": settings.model_dump(exclude={"batch_size"}),
+        },
+        after=outline(config)["knn"],
+        code=(*CODE, "convnextv2.analysis.knn", "pipelines.stages.knn"),
+    )
+
+
+def classify(context: dict[str, Any]) -> None:
+    """Score this worker's share of the images; rank 0 writes the merged result."""
+    job: KnnJob = context["job"]
+    with worker_log(job.log, group.rank()):
+        begin = time.perf_counter()
+        device = worker_device()
+        encoder = read_encoder(job.weights).to(device)
+        spool = Spool(job.directory, active=group.rank() == 0)
+        splits = {split: read_manifest(job.data / split) for split in ("train", "val")}
+        total = sum(len(share_of(manifest.samples)) for manifest in splits.values())
+        spool.write("start", 0, total=total, workers=group.world_size())
+        bank, numbers = features(job, "train", encoder, spool, 0)
+        queries, own = features(job, "val", encoder, spool, len(bank))
+
+        voters = open_shards(job.data / "train", splits["train"])
+        truth = torch.from_numpy(open_shards(job.data / "val", splits["val"]).labels())
+        counts = torch.zeros(3, dtype=torch.int64)  # Images, top-1 and top-5 hits.
+        for rows, neighbours in answered(queries, bank, numbers, job.settings.neighbours):
+            names = numbers_of(neighbours).cpu().numpy().astype("uint64")
+            labels = torch.from_numpy(voters.labels(names.ravel())).view(neighbours.shape)
+            shares = votes(
+                similarities(neighbours).cpu(),
+                labels,
+                job.settings.temperature,
+                len(splits["train"].classes),
+            )
+            wanted = truth[own[rows].cpu()]
+            counts += torch.tensor([len(wanted), *(hits(shares, wanted, n) for n in (1, 5))])
+        images, top1, top5 = torch.stack(group.gather(counts)).sum(dim=0).tolist()
+        if group.rank() == 0:
+            result = {
+                "images": images,
+                "top1": top1 / images,
+                "top5": top5 / images,
+                "bank": splits["train"].samples,
+                "neighbours": job.settings.neighbours,
+                "temperature": job.settings.temperature,
+                "seconds": time.perf_counter() - begin,
+            }
+            write_json(job.directory / RESULT, result)
+            spool.write("point", total, top1=result["top1"], top5=result["top5"])
+
+
+@torch.no_grad()
+def features(
+    job: KnnJob, split: str, encoder: ConvNeXtV2, spool: Spool, seen: int
+) -> tuple[Tensor, Tensor]:
+    """Features (N, C) of this worker's share of a split and the images' numbers (N)."""
+    loader = BetonLoader(
+        job.data / split,
+        batch_size=job.settings.batch_size,
+        view=evaluation_view(job.config.model.image_size, job.config.evaluate),
+        num_workers=job.config.data.num_workers,
+    )
+    share = share_of(loader.shards.samples)
+    device = worker_device()
+    normalize = Normalize().to(device)
+    found = torch.empty(len(share), encoder.dims[-1], device=device)
+    place = 0
+    for batch in loader.batches(share):
+        images = normalize(batch.to(device).images, torch.float32)
+        found[place : place + len(images)] = pooled(encoder, images)
+        place += len(images)
+        spool.write("point", seen + place, images=(seen + place) * group.world_size())
+    return found, torch.from_numpy(share.astype("int64")).to(device)
+
+
+def answered(queries: Tensor, bank: Tensor, numbers: Tensor, k: int) -> list[tuple[slice, Tensor]]:
+    """Neighbours (Q, k) of this worker's queries (N, C) in the banks of all workers, by rows."""
+    answers = []
+    for owner, count in enumerate(group.gather(len(queries))):
+        for start in range(0, count, QUERIES):
+            rows = slice(start, min(start + QUERIES, count))
+            asked = queries.new_empty(rows.stop - start, queries.shape[1])
+            if owner == group.rank():
+                asked.copy_(queries[rows])
+            lists = _lists(asked, owner, bank, numbers, k)
+            if owner == group.rank():
+                answers.append((rows, merged(lists, k)))
+    return answers
+
+
+def _lists(asked: Tensor, owner: int, bank: Tensor, numbers: Tensor, k: int) -> list[Tensor]:
+    """Every worker's neighbours of `owner`'s queries, on `owner`; nothing elsewhere."""
+    if group.world_size() == 1:
+        return [nearest(asked, bank, numbers, k)]
+    dist.broadcast(asked, src=owner)
+    mine = nearest(asked, bank, numbers, k)
+    lists = [torch.empty_like(mine) for _ in range(group.world_size())]
+    dist.gather(mine, lists if owner == group.rank() else None, dst=owner)
+    return lists

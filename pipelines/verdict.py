@@ -1,0 +1,63 @@
+"""What a run showed, in words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.scores import PRETRAINED, PROBE, SCRATCH, Evaluation, margin
+
+
+def verdict(
+    evaluations: Mapping[str, Evaluation],
+    neighbours: Mapping[str, Any] | None,
+    labelled_images: int,
+    *,
+    pretraining: str,
+) -> str:
+    """What the run showed, in one sentence, whichever way it went.
+
+    Args:
+        evaluations: Of the models there are (`pipelines.scores.MODELS`).
+        neighbours: What knn.json holds, if there is one.
+        labelled_images: Images the classifiers were trained on.
+        pretraining: What came before.
+    """
+    labels = f"{labelled_images:,} labels"
+    pretrained, scratch = evaluations.get(PRETRAINED), evaluations.get(SCRATCH)
+    if pretrained is None and scratch is not None:
+        return f"Trained from scratch on {labels}, the model reaches {scratch.top1:.1%} top-1."
+    if pretrained is None:
+        return _of_frozen(evaluations.get(PROBE), neighbours, labels, pretraining)
+    if scratch is None:
+        return (
+            f"Fine-tuned on {labels} after {pretraining}, the model reaches "
+            f"{pretrained.top1:.1%} top-1; there is no control from scratch to compare with."
+        )
+    gain = pretrained.top1 - scratch.top1
+    change = (
+        f"{'lifts' if gain > 0 else 'lowers'} top-1 at {labels} from {scratch.top1:.1%} to "
+        f"{pretrained.top1:.1%} ({points_text(gain)} points)"
+    )
+    if round(100 * gain, 1) == 0:
+        change = f"leaves top-1 at {labels} at {pretrained.top1:.1%}, as without it"
+    elif abs(gain) < margin(pretrained, scratch):
+        change += f", a difference that {pretrained.images:,} test images cannot tell from chance"
+    return f"{pretraining[0].upper()}{pretraining[1:]} {change}."
+
+
+def _of_frozen(
+    probe: Evaluation | None, neighbours: Mapping[str, Any] | None, labels: str, pretraining: str
+) -> str:
+    """The sentence where nothing was fine-tuned."""
+    reached = []
+    if probe is not None:
+        reached.append(f"a linear classifier with {labels} reaches {probe.top1:.1%} top-1")
+    if neighbours is not None:
+        reached.append(f"nearest neighbours reach {neighbours['top1']:.1%} top-1")
+    if not reached:
+        return f"{pretraining[0].upper()}{pretraining[1:]} is done; nothing was evaluated."
+    return f"On the frozen features of {pretraining}, {' and '.join(reached)}."
+
+
+def points_text(share: float | None) -> str:
+    """A difference of shares in signed percentage points."""
+    return "–" if share is None else f"{100 * share:+.1f}".replace("-", "−")
