@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cluster.checkpoint import Checkpoint, latest_good
+from cluster.checkpoint import Checkpoint, CheckpointError, latest_good, verify
 from cluster.state_files import StateFiles, file_name, write_pieces
 from cluster.states import AVERAGE, MOMENTS, WEIGHT, Piece
 
@@ -100,3 +100,12 @@ def last_good(root: Path) -> Checkpoint:
     assert search.rejected == []
     assert search.found is not None
     return search.found
+
+
+def is_good(path: Path) -> bool:
+    """Whether every byte of a checkpoint is as it was written."""
+    try:
+        verify(path)
+    except CheckpointError:
+        return False
+    return True

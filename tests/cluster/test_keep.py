@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster import checkpoint, durable
-from cluster.checkpoint import MANIFEST, Checkpoint, CheckpointError, publish, steps, verify
+from cluster.checkpoint import MANIFEST, Checkpoint, publish, steps
 from cluster.keep import KeepPolicy, prune
+from tests.cluster.pieces import is_good
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -125,14 +126,6 @@ def test_nothing_is_read_when_nothing_is_to_be_removed(
     monkeypatch.setattr(durable, "sha256", lambda path: read.append(path.parent.name))
     prune(tmp_path, KeepPolicy(last=1))
     assert read == []
-
-
-def is_good(path: Path) -> bool:
-    try:
-        verify(path)
-    except CheckpointError:
-        return False
-    return True
 
 
 Move = tuple[int, str | None, float | None]

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from cluster.checkpoint import CheckpointError, latest_good
+from cluster.checkpoint import CheckpointError, latest_good, steps
 from cluster.keep import KeepPolicy
 from cluster.saver import Saver
 from tests.cluster.kills import Kill, calls_in
-from tests.cluster.pieces import States, holds, last_good, make_states, replicated
+from tests.cluster.pieces import States, holds, is_good, last_good, make_states, replicated
 
 STEP, NEXT = 300, 500
 PATIENCE = timedelta(seconds=60)  # Of workers that would else wait for one another for ever.
@@ -83,8 +83,9 @@ BEGINNINGS: list[Callable[[Path], None]] = [nothing, two_saves, a_left_over, a_t
 def walk(folder: Path, begin: Callable[[Path], None]) -> Iterator[tuple[Kill, int | None]]:
     """Kill a save at one call after the other; the exit codes, last that of the one that lived."""
     begin(folder / "beginning")
-    call, code = 0, None
-    while code != 0:
+    call = 0
+    code: int | None = -signal.SIGKILL
+    while code == -signal.SIGKILL:
         call += 1
         for inside in (False, True):
             root = folder / f"{call}-{inside}"
@@ -93,7 +94,7 @@ def walk(folder: Path, begin: Callable[[Path], None]) -> Iterator[tuple[Kill, in
             kill = Kill(root, folder / f"{call}-{inside}.log", call, inside)
             (code,) = run(CLEAN.Process(target=save_and_die, args=(kill,)))
             yield kill, code
-            if code == 0 or calls_in(kill.log)[-1][0] != "write":
+            if code != -signal.SIGKILL or calls_in(kill.log)[-1][0] != "write":
                 break
 
 
@@ -105,6 +106,7 @@ def check_what_is_left(root: Path, done: list[tuple[str, str]], had: int | None)
     search = latest_good(root)
     assert {path.name for path, _ in search.rejected} == torn
     assert not (torn and aside)
+    assert {path.name for path in steps(root) if not is_good(path)} == torn
     step = STEP if published else had
     if step is None:
         assert search.found is None
