@@ -3,7 +3,7 @@ VENV ?= .venv
 ARGS ?=
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-soak bench bench-data bench-model lint format doctor clean
+.PHONY: help setup demo test test-fast test-soak bench bench-data bench-model bench-train lint format doctor clean
 
 help: ## list the targets (VENV=PATH for another environment, ARGS="..." for the command's options)
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -29,6 +29,9 @@ bench: setup ## speed of the whole stack against bare PyTorch, printed and writt
 
 bench-data: setup ## our loader beside FFCV's, torchvision's, timm's and WebDataset's; writing, memory
 	@exec '$(VENV)/bin/python' -m pipelines.bench.data $(ARGS)
+
+bench-train: setup ## cost of the engine, scaling, checkpoints, memory by ZeRO stage
+	@exec '$(VENV)/bin/python' -m pipelines.bench.train $(ARGS)
 
 bench-model: setup ## speed and memory of the model by backend and size, and beside timm's and HF's
 	@exec '$(VENV)/bin/python' -m pipelines.bench.model $(ARGS)

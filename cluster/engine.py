@@ -38,8 +38,8 @@ class Engine(Protocol):
     def restore(self, directory: Path, notes: dict[str, Any]) -> None:
         """Take pieces and counters of a checkpoint over (all workers call; any number saved)."""
 
-    def averaged(self) -> Any:
-        """A context inside which the weights are their moving average."""
+    def evaluating(self, *, averaged: bool = False) -> Any:
+        """A context with the module to evaluate, on its weights or their moving average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,16 +203,24 @@ class DeepSpeedEngine:
                 tensor.copy_(files.read(kind, piece.name, piece.start, piece.numel))
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def evaluating(self, *, averaged: bool = False) -> Iterator[Callable[[Any], Any]]:
+        """The module in evaluation mode, to be called without gradients by all workers alike."""
+        self._engine.eval()
+        if averaged:
+            self._swap()
+        try:
+            with torch.no_grad():
+                yield self._engine
+        finally:
+            if averaged:
+                self._swap()
+            self._engine.train()
+
+    def _swap(self) -> None:
         if self._average is None:
             raise ValueError("no moving average is kept; set ema_decay")
         self._average.swap()
         self._partition.refresh(None)
-        try:
-            yield
-        finally:
-            self._average.swap()
-            self._partition.refresh(None)
 
 
 def worker_device() -> torch.device:

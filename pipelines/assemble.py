@@ -11,7 +11,7 @@ from convnextv2.data.local_cache import LocalCache
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from pipelines.config import FinetuneConfig
 from pipelines.job import TrainJob
-from pipelines.views import augmentation, training_view
+from pipelines.views import augmentation, image_size_of, training_view
 
 
 def build_engine(job: TrainJob, topology: Topology) -> DeepSpeedEngine:
@@ -49,18 +49,12 @@ def build_loader(job: TrainJob) -> BetonLoader:
     return BetonLoader(
         job.shards,
         batch_size=recipe.micro_batch_size,
-        view=training_view(image_size(job), recipe.augment),
+        view=training_view(image_size_of(recipe, job.config.model), recipe.augment),
         augment=augmentation(recipe.augment),
         seed=job.config.seed,
         num_workers=data.num_workers,
         cache=cache,
     )
-
-
-def image_size(job: TrainJob) -> int:
-    """Side in pixels that the recipe trains at."""
-    own = job.recipe.image_size if isinstance(job.recipe, FinetuneConfig) else None
-    return own or job.config.model.image_size
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

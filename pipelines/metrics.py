@@ -6,7 +6,9 @@ what came after that step before.
 
     {"kind": "start", "step": 400, "workers": 2, "time": ...}
     {"kind": "point", "step": 410, "loss": 0.47, ...}
-    {"kind": "checkpoint", "step": 500, "blocked_seconds": 0.2, "seconds": {"step": ..., ...}}
+    {"kind": "validation", "step": 500, "val_top1": 0.71, "val_top1_ema": 0.72, ...}
+    {"kind": "skipped", "step": 410, "skipped_steps": 1}
+    {"kind": "checkpoint", "step": 500, "bytes": ..., "written_seconds": 0.2, "seconds": {...}}
     {"kind": "rejected", "step": 0, "path": ..., "reason": ...}
     {"kind": "end", "step": 1248, "seconds": {...}}
 """

@@ -18,6 +18,7 @@ from pipelines.provenance import provenance
 from pipelines.tracking import Tracker
 from pipelines.train import CHECKPOINTS
 
+MEASURED = ("point", "validation")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -137,7 +138,7 @@ class Session:
                     )
                 elif line["kind"] == "rejected":
                     self.screen.note(f"passed over {line['path']}: {line['reason']}")
-            self.tracker.points(run, [line for line in lines if line["kind"] == "point"])
+            self.tracker.points(run, [each for each in lines if each["kind"] in MEASURED])
 
         self._workers().run(
             work,

@@ -29,6 +29,7 @@ from pipelines.assemble import build_engine, build_loader, seed_step
 from pipelines.job import Plan, TrainJob
 from pipelines.logs import worker_log
 from pipelines.metrics import Spool
+from pipelines.validation import Validation
 
 CHECKPOINTS = "checkpoints"
 
@@ -50,6 +51,9 @@ def train(context: dict[str, Any]) -> None:
             if step % job.config.log_every == 0 or last:
                 with clock.phase("log"):
                     run.log(step, metrics)
+            if run.validation is not None and (step % run.plan.evaluate_every == 0 or last):
+                with clock.phase("evaluate"):
+                    run.evaluate(step)
             if step % run.plan.checkpoint_every == 0 or last:
                 with clock.phase("checkpoint"):
                     run.save(step)
@@ -67,6 +71,7 @@ class Run:
     plan: Plan
     engine: DeepSpeedEngine
     loader: BetonLoader
+    validation: Validation | None
     saver: Saver
     spool: Spool
     fault: Fault | None
@@ -87,6 +92,7 @@ class Run:
             plan,
             build_engine(job, topology),
             build_loader(job),
+            Validation.of(job) if plan.evaluate_every else None,
             Saver(
                 job.directory / CHECKPOINTS, plan.keep, asynchronous=recipe.asynchronous_checkpoints
             ),
@@ -149,6 +155,18 @@ class Run:
             skipped_steps=self.engine.skipped_steps,
             **values,
         )
+
+    def evaluate(self, step: int) -> None:
+        """Score the validation split by the weights and, if there is one, by their average."""
+        assert self.validation is not None
+        with self.engine.evaluating() as module:
+            values = self.validation.run(module, self.engine.device)
+        if self.job.recipe.ema_decay is not None:
+            with self.engine.evaluating(averaged=True) as module:
+                averaged = self.validation.run(module, self.engine.device)
+            values |= {f"{name}_ema": value for name, value in averaged.items()}
+        self.noted |= values
+        self.spool.write("validation", step, **values)
 
     def save(self, step: int) -> None:
         """Begin a checkpoint; it is written while training goes on."""

@@ -68,7 +68,7 @@ def stack_rate(config: PipelineConfig, run_dir: Path) -> float:
     with redirected(run_dir / "driver.log") as terminal:
         screen = Screen(Console(file=terminal, quiet=True))
         with Session(config, run_dir, screen) as session:
-            stages = [write_stage(config, source, session), pretrain_stage(config, session)]
+            stages = [write_stage(config.data, source, session), pretrain_stage(config, session)]
             pretrained = Pipeline(run_dir, stages).run()[-1].place.directory
     points = curve(read_spool(pretrained))
     first, last = points[0], points[-1]

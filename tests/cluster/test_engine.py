@@ -17,9 +17,11 @@ from cluster.checkpoint import CheckpointError
 from cluster.engine import DeepSpeedEngine, EngineSettings, NonFinite, mean_over_workers
 from cluster.zero import Precision, ZeroSettings
 from tests.cluster.toy import (
+    BATCH,
     Batch,
     Toy,
     computed_with,
+    global_batch,
     go_on,
     kept,
     micro_batches,
@@ -48,8 +50,11 @@ def straight(stage: Stage, precision: Precision) -> dict[str, Any]:
     engine = new_engine(settings(stage, precision, ema_decay=EMA))
     found: dict[str, Any] = {"metrics": go_on(engine, 0, STEPS), "weights": computed_with(engine)}
     before = kept(engine)
-    with engine.averaged():
+    with engine.evaluating(averaged=True) as module:
         found["average"] = computed_with(engine)
+        found["average loss"] = module(global_batch(0)).loss.item()
+        found["mode"] = engine._module.training
+    found["mode after"] = engine._module.training
     found["put back"] = same(before, kept(engine)) and same(found["weights"], computed_with(engine))
     found["groups"] = [
         {key: group[key] for key in ("lr", "lr_scale", "weight_decay")}
@@ -145,8 +150,6 @@ def test_shared_training_is_plain_training(found: dict[Any, Any], stage: Stage) 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_metrics_are_means_over_all_images(found: dict[Any, Any], stage: Stage) -> None:
-    from tests.cluster.toy import global_batch
-
     toy = Toy()
     states = plain(STEPS)["weights"]
     for step, point in enumerate(found[stage, "fp32"]["metrics"]):
@@ -161,6 +164,11 @@ def test_the_moving_average_is_the_plain_one(found: dict[Any, Any], run: tuple[A
     average = {name: value.float() for name, value in found[run]["average"].items()}
     torch.testing.assert_close(average, expected, rtol=rtol, atol=atol)
     assert not same(found[run]["average"], found[run]["weights"])
+    toy = Toy()
+    toy.load_state_dict(average)
+    near = 1e-5 if run[1] == "fp32" else 0.01
+    assert found[run]["average loss"] == pytest.approx(toy(global_batch(0)).loss.item(), rel=near)
+    assert (found[run]["mode"], found[run]["mode after"]) == (False, True)
     assert found[run]["put back"]
 
 
@@ -219,8 +227,6 @@ def test_after_a_skipped_step_training_is_plain_again(found: dict[Any, Any], sta
 def test_bad_steps_in_a_row_are_an_error_with_the_samples(
     findings: list[dict[Any, Any]], workers: int
 ) -> None:
-    from tests.cluster.toy import BATCH, global_batch
-
     last = global_batch(STEPS)[1][workers - 1 :: workers].tolist()
     assert len(last) == BATCH // workers
     for found in findings:

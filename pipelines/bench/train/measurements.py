@@ -1,0 +1,210 @@
+"""What a worker measures. FCMAE on images that are in memory already; every function is run in
+all workers of a group, and returns figures as JSON values.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from cluster import group
+from cluster.engine import DeepSpeedEngine, EngineSettings
+from cluster.keep import KeepPolicy
+from cluster.memory import model_state_bytes
+from cluster.saver import Saver
+from cluster.topology import Topology
+from cluster.zero import Precision, ZeroSettings
+from convnextv2.data.load import Batch
+from convnextv2.fcmae import FCMAE
+from convnextv2.recipe.optimizer import GroupRule, parameter_groups
+from convnextv2.tasks.pretrain import PretrainTask
+
+BETAS = (0.9, 0.95)
+RATE = 1e-4
+WARM_UP = 3
+MB = 1e6
+
+
+def new_task(size: str, image_size: int) -> PretrainTask:
+    torch.manual_seed(0)
+    return PretrainTask(FCMAE.from_size(size, image_size=image_size), seed=0)
+
+
+def new_batch(batch: int, image_size: int) -> Batch:
+    images = torch.randint(0, 255, (batch, image_size, image_size, 3), dtype=torch.uint8)
+    return Batch(images, torch.zeros(batch, dtype=torch.int64), torch.arange(batch), 0)
+
+
+def new_engine(
+    task: PretrainTask,
+    batch: int,
+    *,
+    stage: int = 1,
+    precision: Precision = "fp32",
+    ema: bool = False,
+    groups: list[Any] | None = None,
+) -> DeepSpeedEngine:
+    world = group.world_size()
+    return DeepSpeedEngine(
+        task,
+        groups or parameter_groups(task, GroupRule(weight_decay=0.05), task.depths),
+        betas=BETAS,
+        settings=EngineSettings(
+            zero=ZeroSettings.model_validate({"stage": stage}),
+            precision=precision,
+            ema_decay=0.9999 if ema else None,
+        ),
+        topology=Topology(batch * world, batch, world),
+        device=torch.device("cpu"),
+    )
+
+
+def overhead(size: str, image_size: int, batch: int, stage: int, turns: int) -> dict[str, float]:
+    """Seconds of a step of the engine and of a bare PyTorch loop, which take turns."""
+    images = new_batch(batch, image_size)
+    engine = new_engine(new_task(size, image_size), batch, stage=stage)
+    bare = new_task(size, image_size)
+    rule = GroupRule(weight_decay=0.05)
+    optimizer = torch.optim.AdamW(parameter_groups(bare, rule, bare.depths), lr=RATE, betas=BETAS)
+
+    def bare_step() -> None:
+        bare(images).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    pairs = take_turns([lambda: engine.train_step([images], RATE), bare_step], turns)
+    ratios = [ours / theirs for ours, theirs in pairs]
+    return {
+        "engine": statistics.median(ours for ours, _ in pairs),
+        "bare": statistics.median(theirs for _, theirs in pairs),
+        "ratio": statistics.median(ratios),
+    }
+
+
+def steps(size: str, image_size: int, batch: int, stage: int, turns: int) -> dict[str, float]:
+    """Seconds of a step."""
+    engine = new_engine(new_task(size, image_size), batch, stage=stage)
+    images = new_batch(batch, image_size)
+    seconds = take_turns([lambda: engine.train_step([images], RATE)], turns)
+    return {"seconds": statistics.median(each for (each,) in seconds)}
+
+
+def grouping(size: str, image_size: int, batch: int, turns: int) -> list[dict[str, float]]:
+    """Seconds of a step with few and with many optimizer groups, which take turns."""
+    images = new_batch(batch, image_size)
+    engines, rows = [], []
+    for decay, merged in ((1.0, True), (0.9, True), (0.9, False)):
+        task = new_task(size, image_size)
+        rule = GroupRule(weight_decay=0.05, layer_decay=decay)
+        groups = parameter_groups(task, rule, task.depths)
+        if not merged:
+            groups = [{**each, "params": [p]} for each in groups for p in each["params"]]
+        rows.append({"layer_decay": decay, "groups": float(len(groups))})
+        engines.append(new_engine(task, batch, groups=groups))
+
+    def step_of(engine: DeepSpeedEngine) -> Callable[[], object]:
+        return lambda: engine.train_step([images], RATE)
+
+    pairs = take_turns([step_of(engine) for engine in engines], turns)
+    for column, row in enumerate(rows):
+        row["seconds"] = statistics.median(pair[column] for pair in pairs)
+        row["ratio"] = statistics.median(pair[column] / pair[0] for pair in pairs)
+    return rows
+
+
+def saving(size: str, image_size: int, batch: int, turns: int) -> dict[str, float]:
+    """Seconds that a checkpoint keeps the loop waiting, written at once and written behind."""
+    engine = new_engine(new_task(size, image_size), batch, ema=True)
+    images = new_batch(batch, image_size)
+    engine.train_step([images], RATE)
+    notes = {"updates": engine.updates, "skipped_steps": 0, "metrics": {}}
+    blocked: dict[bool, list[float]] = {True: [], False: []}
+    written = beside = size_mb = 0.0
+    with tempfile.TemporaryDirectory(prefix="convnextv2-bench-") as folder:
+        savers = {
+            behind: Saver(Path(folder) / str(behind), KeepPolicy(), asynchronous=behind)
+            for behind in blocked
+        }
+        for number in range(turns + 1):
+            for behind, saver in savers.items():
+                begin = time.perf_counter()
+                saved = saver.save(number, engine.pieces, notes)
+                seconds = time.perf_counter() - begin
+                if number:  # The first one allocates the host's memory.
+                    blocked[behind].append(seconds)
+                if behind:
+                    begin = time.perf_counter()
+                    engine.train_step([images], RATE)
+                    beside = time.perf_counter() - begin
+                    saved = saver.wait()
+                    written = saved.seconds if saved else written
+                size_mb = saved.checkpoint.bytes / MB if saved else size_mb
+    at_once, behind_it = (statistics.median(blocked[each]) for each in (False, True))
+    return {
+        "megabytes": size_mb,
+        "at_once": at_once,
+        "behind": behind_it,
+        "times_shorter": at_once / behind_it,
+        "written": written,
+        "step_beside": beside,
+    }
+
+
+def memory(
+    size: str, image_size: int, batch: int, stage: int, precision: Precision, ema: bool
+) -> dict[str, float]:
+    """MB of this worker's process above its start, after two steps, beside the formula."""
+    before = _resident()
+    task = new_task(size, image_size)
+    parameters = sum(parameter.numel() for parameter in task.parameters())
+    engine = new_engine(task, batch, stage=stage, precision=precision, ema=ema)
+    images = new_batch(batch, image_size)
+    losses: list[Tensor] = []
+    begin = 0.0
+    for _ in range(2):
+        begin = time.perf_counter()
+        losses.append(engine.train_step([images], RATE)["loss"])
+    formula = model_state_bytes(
+        parameters,
+        stage=stage,
+        world_size=group.world_size(),
+        precision=precision,
+        average=ema,
+    )
+    return {
+        "parameters": parameters,
+        "formula": formula / MB,
+        "measured": (_resident() - before) / MB,
+        "peak": _peak() / MB,
+        "seconds": time.perf_counter() - begin,
+        "loss": losses[-1].item(),
+    }
+
+
+def take_turns(contenders: list[Callable[[], object]], turns: int) -> list[list[float]]:
+    """Seconds of every contender in every turn, after a few that do not count."""
+    table = []
+    for turn in range(WARM_UP + turns):
+        row = []
+        for contender in contenders:
+            begin = time.perf_counter()
+            contender()
+            row.append(time.perf_counter() - begin)
+        if turn >= WARM_UP:
+            table.append(row)
+    return table
+
+
+def _resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def _peak() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024

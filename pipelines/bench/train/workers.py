@@ -1,0 +1,69 @@
+"""Groups of worker processes for the benchmark, as a cluster places them: gloo, pages kept.
+
+As a program it is one worker: MEASUREMENT RANK WORLD THREADS MEETING SETTINGS.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.placement import KEEP_PAGES
+
+TIMEOUT = timedelta(minutes=10)
+
+
+def run_group(measurement: str, workers: int, threads: int = 1, **settings: Any) -> Any:
+    """Start a group, and return what its rank 0 measured; raises RuntimeError when one fails."""
+    with tempfile.TemporaryDirectory(prefix="convnextv2-bench-") as folder:
+        processes = [
+            subprocess.Popen(
+                [
+                    sys.executable, "-W", "ignore", "-m", "pipelines.bench.train.workers",
+                    measurement, str(rank), str(workers), str(threads), f"{folder}/meeting",
+                    json.dumps(settings),
+                ],
+                env={**os.environ, **KEEP_PAGES, "DS_ACCELERATOR": "cpu"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(workers)
+        ]  # fmt: skip
+        outputs = [process.communicate() for process in processes]
+    for rank, (process, (_, errors)) in enumerate(zip(processes, outputs, strict=True)):
+        if process.returncode:
+            raise RuntimeError(f"worker {rank} of {measurement} failed:\n{errors[-2000:]}")
+    return json.loads(outputs[0][0].splitlines()[-1])
+
+
+def main() -> None:
+    """Join the group and measure."""
+    from pipelines.bench.train import measurements
+
+    name, rank, world, threads, meeting, settings = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    local = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ |= local | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": threads}
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{Path(meeting)}",
+        rank=int(rank),
+        world_size=int(world),
+        timeout=TIMEOUT,
+    )
+    result = getattr(measurements, name)(**json.loads(settings))
+    print(json.dumps(result))
+    sys.stdout.flush()
+    # Python's own way out sometimes ends in an abort: DeepSpeed's globals hold groups to the last.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
