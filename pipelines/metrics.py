@@ -66,13 +66,13 @@ def read_spool(directory: Path) -> list[Line]:
     return Follower(directory).new_lines()
 
 
-def curve(lines: list[Line]) -> list[Line]:
-    """The points of the run as it counts: what a restart took back is not among them."""
+def curve(lines: list[Line], kind: str = "point") -> list[Line]:
+    """The points (lines of `kind`) of the run as it counts: without what a restart took back."""
     points: list[Line] = []
     for line in lines:
         if line["kind"] == "start":
             points = [point for point in points if point["step"] <= line["step"]]
-        elif line["kind"] == "point":
+        elif line["kind"] == kind:
             points.append(line)
     return points
 

@@ -55,11 +55,13 @@ CURVES = {
 }
 """Stages that are drawn together."""
 VALUES = {
-    "loss": "loss",
-    "accuracy": "accuracy on training batches",
-    "val_top1": "accuracy on the validation split",
+    "loss": ("point", "loss"),
+    "accuracy": ("point", "accuracy on training batches"),
+    "val_top1": ("validation", "accuracy on the validation split"),
+    "val_top1_ema": ("validation", "accuracy on the validation split, EMA"),
 }
-PHASES = ("step", "data", "log", "checkpoint", "start-up")
+"""Values that are drawn: in which lines they are, and what they are called."""
+PHASES = ("step", "data", "log", "evaluate", "checkpoint", "start-up")
 MOST_SAMPLES = 8
 MOST_CLASSES = 30
 
@@ -203,19 +205,18 @@ def _charts(data: ReportInput) -> list[tuple[str, Markup]]:
     """Titles and pictures of the curves there is data for."""
     spools = data.spools
     scratch = {"finetune-scratch"} if PRETRAINED in data.evaluations else {"finetune"}
-    curves = {stage: curve(lines) for stage, lines in spools.items()}
     taken_over = {
         stage: [start["step"] for start in restarts(lines)] for stage, lines in spools.items()
     }
     charts = []
-    for (kind, stages), (value, words) in itertools.product(CURVES.items(), VALUES.items()):
+    for (what, stages), (value, (kind, words)) in itertools.product(CURVES.items(), VALUES.items()):
         drawn = {
             SCRATCH if stage in scratch else PRETRAINED: points
             for stage in stages
-            if (points := [point for point in curves.get(stage, []) if value in point])
+            if (points := [point for point in curve(spools.get(stage, []), kind) if value in point])
         }
         if drawn:
-            title, share = f"{kind} {words}", value != "loss"
+            title, share = f"{what} {words}", value != "loss"
             marks = [step for stage in stages for step in taken_over.get(stage, [])]
             picture = chart(
                 title, value, drawn, restarts=marks, learning_rate=not share, percent=share
@@ -236,7 +237,7 @@ def _training_time(stage: str, lines: list[Line]) -> dict[str, Any]:
     spent = seconds_by_phase(lines)
     total = math.fsum(spent.values())
     seconds = {phase: spent.pop(phase, 0.0) for phase in PHASES}
-    points = [point for point in curve(lines) if "images" in point]
+    points = curve(lines)
     images = points[-1]["images"] if points else 0
     return {
         "title": STAGE_TITLES.get(stage, stage),

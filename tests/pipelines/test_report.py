@@ -215,13 +215,15 @@ def test_from_scratch_alone(data: ReportInput) -> None:
 
 def test_what_was_measured_on_the_validation_split_is_drawn(data: ReportInput) -> None:
     lines: list[Line] = [
-        {"kind": "point", "step": step, "time": 1.76e9, "val_top1": step / 500, "val_loss": 1.0}
+        {"kind": "validation", "step": step, "time": 1.76e9, "val_top1": step / 500}
         for step in (100, 200)
     ]
+    lines[1]["val_top1_ema"] = 0.5
     spools = {**data.spools, "finetune": [*data.spools["finetune"], *lines]}
     page = render_report(dataclasses.replace(data, spools=spools))
     assert "<figcaption>Fine-tuning accuracy on the validation split</figcaption>" in page
-    assert len(svgs(page)) == 4
+    assert "<figcaption>Fine-tuning accuracy on the validation split, EMA</figcaption>" in page
+    assert len(svgs(page)) == 5
 
 
 def test_curves_that_were_not_measured_are_left_out(data: ReportInput) -> None:
