@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,60 @@ def test_of_two_runs_in_one_folder_one_fails_and_nothing_is_mixed(
     assert search.found is not None
     assert (search.found.step, search.found.notes) == (step, {"of": "the other"})
     assert names(root) == ["step-00000100", f"step-{step:08d}"]
+
+
+def test_two_runs_that_write_at_the_same_time_never_mix(root: Path) -> None:
+    """One has written; the other sweeps it away and writes; the first goes on, then the other."""
+    first_has_written, other_has_written = threading.Event(), threading.Event()
+    heard: list[str] = []
+
+    def write_first(directory: Path) -> Files:
+        files = {"weights.bin": put(directory / "weights.bin", b"of the first")}
+        first_has_written.set()
+        assert other_has_written.wait(60)
+        return files
+
+    def publish_first() -> None:
+        try:
+            publish(root, 300, write_first, {})
+        except CheckpointError as error:
+            heard.append(str(error))
+
+    first = threading.Thread(target=publish_first)
+
+    def write_other(directory: Path) -> Files:
+        files = {"weights.bin": put(directory / "weights.bin", b"of the other")}
+        other_has_written.set()
+        first.join(60)
+        return files
+
+    first.start()
+    assert first_has_written.wait(60)
+    saved = publish(root, 300, write_other, {})
+    assert not first.is_alive()
+    assert ["weights.bin cannot be read" in words for words in heard] == [True]
+    assert latest_good(root) == checkpoint.Search(verify(saved.path), [])
+    assert (saved.path / "weights.bin").read_bytes() == b"of the other"
+
+
+def test_a_lost_worker_cannot_write_into_what_is_being_swept(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_over = root / ".step-00000300.0f.partial"
+    left_over.mkdir()
+    remove_tree, heard = shutil.rmtree, []
+
+    def remove_slowly(path: Path) -> None:
+        try:
+            put(left_over / "rank-00001.bin", b"late")
+        except FileNotFoundError:
+            heard.append(path)
+        remove_tree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_slowly)
+    sweep(root)
+    assert len(heard) == 1
+    assert names(root) == ["step-00000100", "step-00000200"]
 
 
 def test_a_failing_write_is_told_and_leaves_nothing(root: Path) -> None:
