@@ -21,6 +21,7 @@ from cluster.saver import Saver
 from cluster.states import AVERAGE, WEIGHT, Piece
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.weights import read
+from pipelines.commands.checkpoint import PLACES
 from tests.cluster.pieces import SHAPES
 from tests.pipelines.test_handoff import expected, make_states, of_a_task, same
 from tests.pipelines.user import randomised, run
@@ -273,3 +274,9 @@ def test_help_ends_in_an_example(verb: str, capsys: Capture) -> None:
     out = capsys.readouterr().out
     assert f"example:\n  convnextv2 checkpoint {verb} runs/demo" in out
     assert "--json" in out
+
+
+def test_checkpoints_are_looked_for_where_training_puts_them() -> None:
+    from pipelines.train import CHECKPOINTS
+
+    assert ("step-*", f"{CHECKPOINTS}/step-*", f"stages/*/*/{CHECKPOINTS}/step-*") == PLACES
