@@ -23,6 +23,7 @@ from tests.cluster.toy import (
     computed_with,
     global_batch,
     go_on,
+    group_settings,
     kept,
     micro_batches,
     new_engine,
@@ -56,10 +57,7 @@ def straight(stage: Stage, precision: Precision) -> dict[str, Any]:
         found["mode"] = engine._module.training
     found["mode after"] = engine._module.training
     found["put back"] = same(before, kept(engine)) and same(found["weights"], computed_with(engine))
-    found["groups"] = [
-        {key: group[key] for key in ("lr", "lr_scale", "weight_decay")}
-        for group in engine._optimizer.param_groups
-    ]
+    found["groups"] = group_settings(engine)
     found["skipped"] = poisoned(engine, before)
     return found
 

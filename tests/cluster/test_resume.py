@@ -19,7 +19,17 @@ from cluster.saver import Saver
 from cluster.state_files import StateFiles
 from cluster.states import AVERAGE, WEIGHT
 from cluster.zero import Precision, ZeroSettings
-from tests.cluster.toy import BATCH, Toy, computed_with, go_on, kept, new_engine, notes, plain
+from tests.cluster.toy import (
+    BATCH,
+    Toy,
+    computed_with,
+    go_on,
+    group_settings,
+    kept,
+    new_engine,
+    notes,
+    plain,
+)
 from tests.cluster.workers import run_group
 
 Stage = Literal[0, 1, 2, 3]
@@ -70,7 +80,40 @@ def straight_and_resumed(folder: Path) -> None:
             "kept": (kept(engine), kept(again)),
             "weights": (computed_with(engine), computed_with(again)),
         }
+        assert group_settings(again) == group_settings(engine)
+        assert len({tuple(each.values()) for each in group_settings(again)}) == 3
+    for stage in (0, 1, 2, 3):
+        found["frozen", stage] = frozen_and_resumed(folder / f"frozen-{stage}", stage)
     torch.save(found, folder / f"found-{dist.get_rank()}.pt")
+
+
+def frozen_and_resumed(root: Path, stage: Stage) -> dict[str, Any]:
+    """A layer that is not trained is saved and restored as the others, and has no moments."""
+    engine = new_engine(settings(stage), frozen=True)
+    go_on(engine, 0, HALF)
+    save(engine, root, HALF)
+    again = new_engine(settings(stage), frozen=True)
+    resume(again, root)
+    dist.barrier()
+    found = latest_good(root).found
+    assert found is not None
+    files = StateFiles(found.path)
+    return {
+        "kinds": {name: sorted(files.kinds[name]) for name in files},
+        "still": files.whole(WEIGHT, "still.weight"),
+        "metrics": (go_on(engine, HALF, STEPS), go_on(again, HALF, STEPS)),
+        "weights": (computed_with(engine), computed_with(again)),
+    }
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_frozen_layer_goes_along(halves: list[dict[Any, Any]], stage: int) -> None:
+    found = halves[0]["frozen", stage]
+    assert found["kinds"]["still.weight"] == found["kinds"]["still.bias"] == [WEIGHT]
+    assert found["kinds"]["head.weight"] == [AVERAGE, "exp_avg", "exp_avg_sq", WEIGHT]
+    assert torch.equal(found["still"], Toy().still.weight)
+    assert found["metrics"][0] == found["metrics"][1]
+    torch.testing.assert_close(*found["weights"], rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")

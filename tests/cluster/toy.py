@@ -84,11 +84,18 @@ def plain(steps: int, clip: float = 0.0, ema_decay: float = 0.0) -> dict[str, An
     return seen
 
 
-def new_engine(settings: EngineSettings, seed: int = 0, micro: int = 1) -> DeepSpeedEngine:
+def new_engine(
+    settings: EngineSettings, seed: int = 0, micro: int = 1, *, frozen: bool = False
+) -> DeepSpeedEngine:
+    """An engine on `Toy`; `frozen` has its first layer not trained at all."""
     toy = Toy(seed)
+    groups = toy.groups()
+    if frozen:
+        toy.still.requires_grad_(False)
+        groups = groups[1:]
     return DeepSpeedEngine(
         toy,
-        toy.groups(),
+        groups,
         betas=BETAS,
         settings=settings,
         topology=Topology(BATCH, micro, dist.get_world_size()),
@@ -107,6 +114,14 @@ def go_on(engine: DeepSpeedEngine, first: int, last: int, micro: int = 1) -> lis
     return [
         mean_over_workers(engine.train_step(micro_batches(step, micro), rate(step)))
         for step in range(first, last)
+    ]
+
+
+def group_settings(engine: DeepSpeedEngine) -> list[dict[str, Any]]:
+    """What the optimizer's groups are set to."""
+    return [
+        {key: group[key] for key in ("lr", "lr_scale", "weight_decay")}
+        for group in engine._optimizer.param_groups
     ]
 
 

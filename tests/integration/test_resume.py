@@ -1,0 +1,47 @@
+"""A fine-tuning with everything on, killed and resumed, is the straight one, byte for byte."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Start, output, spool
+
+pytestmark = pytest.mark.soak
+
+# 48 images in 3 steps of 16 an epoch, in two micro batches a worker.
+EVERYTHING = (
+    "finetune.duration=4 epochs",
+    "finetune.micro_batch_size=4",
+    "finetune.control=false",
+    "finetune.ema_decay=0.9",
+    "finetune.augment.mixup=0.8",
+    "finetune.augment.cutmix=1.0",
+    "finetune.layer_decay=0.8",
+    "finetune.checkpoint_every=1 step",
+    "finetune.evaluate_every=2 steps",
+    "pretrain.duration=1 step",
+)
+FILES = ("model.safetensors", "model-ema.safetensors")
+
+
+def contents(run_dir: Path) -> list[bytes]:
+    return [output(run_dir, "finetune", name).read_bytes() for name in FILES]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_killed_in_an_epoch_and_at_its_end(stage: int, start: Start, tmp_path: Path) -> None:
+    settings = (*EVERYTHING, f"cluster.zero.stage={stage}")
+    straight = tmp_path / "straight"
+    start("finetune", straight, settings=settings).finish()
+    expected = contents(straight)
+    assert expected[0] != expected[1]
+    # Step 6 is the end of an epoch, 8 lies within one.
+    for step in (6, 8):
+        killed, marker = tmp_path / f"killed-{step}", tmp_path / f"fired-{step}"
+        fault = f"sigkill rank=1 step={step} marker={marker}"
+        start("finetune", killed, settings=settings, fault=fault).finish()
+        assert marker.exists()
+        begun = [line["step"] for line in spool(killed, "finetune") if line["kind"] == "start"]
+        assert begun[0] == 0
+        assert 0 < begun[1] <= step
+        assert contents(killed) == expected
