@@ -186,3 +186,34 @@ def test_the_loss_of_mixed_images_is_timms() -> None:
     )
     expected = SoftTargetCrossEntropy()(task.logits(batch), targets)
     torch.testing.assert_close(task(batch).loss, expected)
+
+
+def test_with_the_head_alone_trained_the_rest_is_frozen() -> None:
+    torch.manual_seed(0)
+    model = ConvNeXtV2.from_size("pocket", num_classes=4, stem_stride=1, drop_path=0.5)
+    task = ClassifyTask(model, trained="head").train()
+    maps: list[Tensor] = []
+    for stage in model.stages:
+        stage[-1].register_forward_hook(lambda block, given, output: maps.append(output))  # type: ignore[index]
+    batch = batch_of([0, 1, 2])
+    loss = task(batch).loss
+    # No stochastic depth, although the task is in training mode; nothing to compute gradients by.
+    assert task(batch).loss == loss == task.eval()(batch).loss
+    assert not any(output.requires_grad for output in maps)
+    loss.backward()
+    assert [name for name, p in task.named_parameters() if p.grad is not None] == [
+        "model.head.weight",
+        "model.head.bias",
+    ]
+    task.train()
+    assert task.training
+    assert not any(module.training for module in model.modules())
+
+
+def test_scores_come_out_detached() -> None:
+    task = ClassifyTask(ConvNeXtV2.from_size("pocket", num_classes=4, stem_stride=1))
+    batch = batch_of([0, 1, 2])
+    scores = task(batch).scores
+    assert scores is not None
+    assert torch.equal(scores, task.logits(batch))
+    assert not scores.requires_grad
