@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from cluster import durable
 from cluster.state_files import StateFiles, file_name, write_pieces
 from cluster.states import AVERAGE, WEIGHT, Piece
 from tests.cluster.pieces import (
@@ -86,6 +88,27 @@ def test_the_file_is_a_safetensors_file_with_the_digest_that_is_told(tmp_path: P
     loaded = load_file(path)
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
+
+
+def test_a_system_that_takes_little_at_a_time_gets_it_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    system_write = os.write
+
+    def write_some(descriptor: int, content: memoryview) -> int:
+        taken.append(system_write(descriptor, content[:9]))
+        return taken[-1]
+
+    monkeypatch.setattr(durable, "CHUNK", 13)
+    monkeypatch.setattr(os, "write", write_some)
+    path = tmp_path / file_name(0)
+    entry = write_pieces(path, CUTS["one"][0])
+    monkeypatch.undo()
+    assert max(taken) == 9
+    assert entry.bytes == sum(taken) == path.stat().st_size
+    assert entry.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert holds(tmp_path, STATES)
 
 
 def test_what_one_writer_has_of_two_kinds_only_is_known(tmp_path: Path) -> None:
