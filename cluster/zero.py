@@ -25,8 +25,8 @@ class ZeroSettings(BaseModel):
     stage: Literal[0, 1, 2, 3] = 1
     """What is shared: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
     offload_optimizer: Where = "none"
-    """Keep fp32 weights and moments in the host's memory or on its NVMe (stage 3); AdamW then runs
-    on the host."""
+    """cpu: keep fp32 weights and moments in the host's memory, where AdamW then runs. nvme is not
+    supported: what lies there cannot be checkpointed as the rest is."""
     offload_param: Where = "none"
     """Stage 3: keep the parameters that are not in use there."""
     nvme_path: Path | None = None
@@ -82,9 +82,10 @@ def find_problems(zero: ZeroSettings, *, use_gpu: bool, world_size: int) -> list
         problems.append(f"round_robin_gradients: stages 1 and 2 only, this is stage {zero.stage}")
     if zero.offload_optimizer != "none" and zero.stage == 0:
         problems.append("offload_optimizer: stage 0 keeps whole states; stage 1, 2 or 3 offloads")
-    if zero.offload_optimizer == "nvme" and zero.stage in (1, 2):
+    if zero.offload_optimizer == "nvme":
         problems.append(
-            f"offload_optimizer: stage {zero.stage} offloads to cpu; nvme needs stage 3"
+            "offload_optimizer: checkpoints and averages are taken from memory, and on nvme the "
+            "optimizer's state is not there; cpu would work (offload_param may go to nvme)"
         )
     to_disk = "nvme" in (zero.offload_optimizer, zero.offload_param)
     if to_disk and zero.nvme_path is None:

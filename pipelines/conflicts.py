@@ -8,7 +8,6 @@ from convnextv2.recipe.duration import Duration
 from convnextv2.recipe.layer_decay import GROUPED_DEPTHS
 from convnextv2.sizes import DECODER_UNITS, nearest_multiples, size_of
 from pipelines.config import (
-    ClusterConfig,
     FinetuneConfig,
     ModelConfig,
     PipelineConfig,
@@ -30,7 +29,7 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
             Topology(train.global_batch_size, train.micro_batch_size, cluster.num_workers)
         except ValueError as error:
             problems.append(f"{name}: {error}")
-        found = [*_training(train, cluster), *_augmentation(train, cluster.num_workers)]
+        found = [*_training(train), *_augmentation(train, cluster.num_workers)]
         if isinstance(train, PretrainConfig):
             found += _pretraining(train)
         else:
@@ -56,7 +55,7 @@ def _stages(config: PipelineConfig) -> Iterator[str]:
             yield f"{name}.control: only finetune has a control"
 
 
-def _training(train: TrainConfig, cluster: ClusterConfig) -> Iterator[str]:
+def _training(train: TrainConfig) -> Iterator[str]:
     """Durations, what is kept, averages."""
     warmup, duration = (
         _comparable(length, train.global_batch_size) for length in (train.warmup, train.duration)
@@ -65,11 +64,6 @@ def _training(train: TrainConfig, cluster: ClusterConfig) -> Iterator[str]:
         yield f"duration: {train.duration} of what? Epochs, steps or images would work"
     if warmup.unit == duration.unit and warmup.amount > duration.amount:
         yield f"warmup: {train.warmup} is longer than the {train.duration} of training"
-    if train.ema_decay is not None and cluster.zero.offload_optimizer == "nvme":
-        yield (
-            "ema_decay: averaging needs the fp32 weights at hand, and "
-            "cluster.zero.offload_optimizer has them on nvme; cpu or none would work"
-        )
     known = _metrics(train)
     if train.keep_best is not None and train.keep_best not in known:
         yield (

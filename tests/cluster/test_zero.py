@@ -22,7 +22,7 @@ GOOD: list[dict[str, Any]] = [
     {"stage": 1, "offload_optimizer": "cpu", "round_robin_gradients": True},
     {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 10_000_000},
     {"stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu", "pin_memory": False},
-    {"stage": 3, "offload_optimizer": "nvme", "offload_param": "nvme", "nvme_path": "/nvme"},
+    {"stage": 3, "offload_optimizer": "cpu", "offload_param": "nvme", "nvme_path": "/nvme"},
     {"stage": 3, "hpz_partition_size": 8, "quantized_weights": True, "quantized_gradients": True},
     # Spelled out, but what it would be anyway.
     {"stage": 1, "prefetch_bucket_size": 50_000_000},
@@ -41,8 +41,8 @@ def test_what_fits_together_is_taken(settings: dict[str, Any]) -> None:
         ({"stage": 2, "max_live_parameters": 5}, ["max_live_parameters: means something in"]),
         ({"stage": 0, "offload_optimizer": "cpu"}, ["offload_optimizer: stage 0 keeps whole"]),
         (
-            {"stage": 2, "offload_optimizer": "nvme", "nvme_path": "/nvme"},
-            ["offload_optimizer: stage 2 offloads to cpu; nvme needs stage 3"],
+            {"stage": 3, "offload_optimizer": "nvme", "nvme_path": "/nvme"},
+            ["offload_optimizer: checkpoints and averages are taken from memory"],
         ),
         ({"stage": 3, "offload_param": "nvme"}, ["nvme_path: offloading to nvme needs a folder"]),
         ({"stage": 3, "nvme_path": "/nvme"}, ["nvme_path: set, but nothing is offloaded"]),
@@ -86,8 +86,8 @@ def test_the_arithmetic_and_the_settings_are_spelled() -> None:
 def test_offloading_and_zero_plus_plus_are_spelled() -> None:
     settings = ZeroSettings(
         stage=3,
-        offload_optimizer="nvme",
-        offload_param="cpu",
+        offload_optimizer="cpu",
+        offload_param="nvme",
         nvme_path=Path("/nvme"),
         pin_memory=False,
         hpz_partition_size=8,
@@ -95,8 +95,8 @@ def test_offloading_and_zero_plus_plus_are_spelled() -> None:
     )
     section = deepspeed_config(settings, "bf16", 0.0, TOPOLOGY)["zero_optimization"]
     nvme = {"device": "nvme", "pin_memory": False, "nvme_path": "/nvme"}
-    assert section["offload_optimizer"] == nvme
-    assert section["offload_param"] == {"device": "cpu", "pin_memory": False}
+    assert section["offload_param"] == nvme
+    assert section["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
     assert section["zero_hpz_partition_size"] == 8
     assert section["zero_quantized_weights"] is True
     assert section["zero_quantized_gradients"] is False

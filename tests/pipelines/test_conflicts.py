@@ -36,12 +36,12 @@ CONFLICTS = {
         "cluster.zero.quantized_weights: its kernels are for GPUs; set use_gpu, or leave it out",
         "cluster.use_gpu=true",
     ),
-    "average on nvme": (
+    "optimizer on nvme": (
         "demo",
-        [*STAGE_3_NVME, "finetune.ema_decay=0.99"],
-        "finetune.ema_decay: averaging needs the fp32 weights at hand, and "
-        "cluster.zero.offload_optimizer has them on nvme; cpu or none would work",
-        "finetune.ema_decay=null",
+        [*STAGE_3_NVME, "cluster.zero.offload_param=nvme"],
+        "cluster.zero.offload_optimizer: checkpoints and averages are taken from memory, and on "
+        "nvme the optimizer's state is not there; cpu would work (offload_param may go to nvme)",
+        "cluster.zero.offload_optimizer=cpu",
     ),
     "warm-up in images": (
         "demo",
