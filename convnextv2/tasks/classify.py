@@ -89,7 +89,7 @@ class Confusion:
 
     @property
     def top1(self) -> float:
-        return float(self.counts.diagonal().sum() / self.counts.sum())
+        return int(self.counts.diagonal().sum()) / int(self.counts.sum())
 
     @property
     def top5(self) -> float:
@@ -98,4 +98,4 @@ class Confusion:
     @property
     def per_class(self) -> list[float]:
         """Recall of each class; NaN where the set holds none of it."""
-        return (self.counts.diagonal() / self.counts.sum(dim=1)).tolist()
+        return (self.counts.diagonal().double() / self.counts.sum(dim=1)).tolist()

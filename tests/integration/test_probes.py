@@ -51,6 +51,7 @@ def test_every_stage_there_is(start: Start, photos: Path, tmp_path: Path) -> Non
         "finetune.control=false",
         "finetune.ema_decay=0.9",
         "finetune.image_size=24",
+        "finetune.evaluate_every=2 steps",
         f"knn={json.dumps({'neighbours': 5, 'batch_size': 7})}",
         f"linear_probe={json.dumps({**TRAINING, 'train': 'head'})}",
         f"intermediate={json.dumps({**TRAINING, 'data': {'source': str(photos), 'limit': 48}})}",
@@ -88,6 +89,13 @@ def test_every_stage_there_is(start: Start, photos: Path, tmp_path: Path) -> Non
     assert evaluation["images"] == evaluation["ema"]["images"] == 24
     assert sum(map(sum, evaluation["ema"]["confusion"])) == 24
     assert result["evaluations"]["finetune"]["ema"]["top1"] == evaluation["ema"]["top1"]
+
+    # Training looked at the same images in between, and at the end: the same network.
+    looks = [line for line in spool(run_dir, "finetune") if line["kind"] == "validation"]
+    assert [line["step"] for line in looks] == [2, 4]
+    for suffix, scored in (("", evaluation), ("_ema", evaluation["ema"])):
+        assert looks[-1][f"val_top1{suffix}"] == scored["top1"]
+        assert looks[-1][f"val_top5{suffix}"] == scored["top5"]
 
     page = output(run_dir, "report", "report.html").read_text()
     for name in ("pretrained, EMA", "linear probe", "nearest neighbours"):
