@@ -114,3 +114,17 @@ def test_training_with_a_compiled_encoder(
     assert list(task.state_dict()) == list(plain.state_dict())
     # One for the first size of a batch, one for all others.
     assert 1 <= len(graphs) <= 2
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("build", [lambda: pretraining("gather"), classifying])
+def test_training_with_generated_code(
+    build: Callable[[], tuple[nn.Module, ConvNeXtV2]],
+) -> None:
+    torch.manual_seed(0)
+    plain, _ = build()
+    torch.manual_seed(0)
+    task, inner = build()
+    torch._dynamo.reset()
+    inner.compile()
+    assert trained(task)[0] == pytest.approx(trained(plain)[0], rel=1e-4)
