@@ -1,7 +1,7 @@
 """From a checkpoint to the file that the next stage, and anybody else, starts from.
 
 One safetensors file with the model's own weights in fp32, made from a checkpoint of any number of
-workers and any ZeRO stage, a few megabytes at a time, without an engine, a group or a GPU. The
+workers and any ZeRO stage, a megabyte at a time, without an engine, a group or a GPU. The
 same weights make the same file, byte for byte.
 """
 
@@ -17,7 +17,8 @@ from cluster.states import AVERAGE, WEIGHT
 from pipelines.files import atomically
 
 PREFIX = "model."  # Of the model's parameters in the task around it.
-ELEMENTS = 4 << 20  # Read at a time.
+# Read at a time, 1 MB: with more it is no faster, and malloc keeps more of what was let go.
+ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)

@@ -91,19 +91,18 @@ def test_what_cannot_be_finished_leaves_what_was_there(tmp_path: Path) -> None:
     assert (tmp_path / "out.safetensors").read_text() == "as it was"
 
 
-# Twelve parameters of 8 MB, in room for six of them besides the mapped file, whose pages are the
-# kernel's; what is read at a time is half of one.
+# Twelve parameters of 8 MB, in room for four of them besides the mapped file, whose pages are the
+# kernel's.
 LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
 import torch
 from cluster.state_files import StateFiles
 from pipelines import handoff
-handoff.ELEMENTS = 1 << 20
 torch.set_num_threads(1)
 step, out, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-room = (int(status["VmData"].split()[0]) << 10) + (48 << 20)
+room = (int(status["VmData"].split()[0]) << 10) + (32 << 20)
 room += sum(file.stat().st_size for file in step.iterdir())
 resource.setrlimit(resource.RLIMIT_DATA, (room, room))
 if how == "export":
