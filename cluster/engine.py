@@ -190,9 +190,13 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def _take(self, files: StateFiles) -> None:
-        unknown = set(files) ^ {name for name, _ in self._module.named_parameters()}
-        if unknown:
-            raise ValueError(f"{files.directory} is of another model: {sorted(unknown)[0]}")
+        mine = {name for name, _ in self._module.named_parameters()}
+        for names, words in ((mine - set(files), "lacks"), (set(files) - mine, "has")):
+            if names:
+                raise ValueError(
+                    f"{files.directory} is not whole, or of another model: it {words} "
+                    f"{len(names)} parameters, such as {min(names)}"
+                )
         for piece in self.pieces:
             if files.shapes[piece.name] != piece.shape:
                 raise ValueError(

@@ -240,4 +240,4 @@ def test_only_bad_steps_in_a_row_count(found: dict[Any, Any]) -> None:
 
 
 def test_nothing_to_restore_is_an_error(found: dict[Any, Any]) -> None:
-    assert "is of another model" in found["nowhere"]
+    assert "is not whole, or of another model: it lacks 6 parameters" in found["nowhere"]
