@@ -57,12 +57,12 @@ class Outcome:
                 }
                 for visit in self.visits
             ],
-            "evaluations": dict(self.evaluations()),
+            "evaluations": self.evaluations(),
         }
 
-    def evaluations(self) -> list[tuple[str, dict[str, Any]]]:
-        """(model, result) for every evaluated model, without the large tables."""
-        found = []
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """The result of every model that was evaluated, without the large tables."""
+        found = {}
         for visit in self.visits:
             name, directory = visit.place.stage.name, visit.place.directory
             if name in EVALUATIONS:
@@ -70,9 +70,9 @@ class Outcome:
                 kept = _numbers(result)
                 if "ema" in result:
                     kept["ema"] = _numbers(result["ema"])
-                found.append((EVALUATIONS[name], kept))
+                found[EVALUATIONS[name]] = kept
             elif name == "knn":
-                found.append((name, _numbers(json.loads((directory / "knn.json").read_text()))))
+                found[name] = _numbers(json.loads((directory / "knn.json").read_text()))
         return found
 
 
@@ -122,7 +122,7 @@ def _run(request: Request, session: Session, screen: Screen, log: Path) -> Outco
 def closing_table(outcome: Outcome) -> Table:
     """What came out and where it is."""
     table = Table(show_header=False, box=None, padding=(0, 2))
-    results = dict(outcome.evaluations())
+    results = outcome.evaluations()
     for name, result in results.items():
         table.add_row(_how(name, outcome), _in_words(result))
         if "ema" in result:

@@ -1,0 +1,82 @@
+"""What a run says at its end."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipelines.graph import Place, Stage, Visit
+from pipelines.run import Outcome, closing_table
+
+RESULT = {"top1": 0.5, "top5": 0.75, "images": 1000, "confusion": [[1]]}
+BETTER = {**RESULT, "top1": 0.5625}
+
+
+def outcome(folder: Path, stages: dict[str, dict[str, Any]]) -> Outcome:
+    visits = []
+    for name, files in stages.items():
+        (folder / name).mkdir()
+        for file, content in files.items():
+            (folder / name / file).write_text(json.dumps(content))
+        place = Place(
+            Stage(name=name, run=lambda place: {}, settings={}), folder / name, "", {}, {}
+        )
+        visits.append(Visit(place, "run", "it has not been run here before", 1.0))
+    return Outcome(folder, "sqlite:///x.db", folder / "driver.log", visits)
+
+
+def said(outcome: Outcome) -> list[list[str]]:
+    """Rows of the table, cell by cell."""
+    text = io.StringIO()
+    Console(file=text, width=300).print(closing_table(outcome))
+    rows = [line.strip().split("  ") for line in text.getvalue().splitlines()]
+    return [[cell.strip() for cell in row if cell.strip()] for row in rows]
+
+
+def test_everything_that_was_evaluated(tmp_path: Path) -> None:
+    done = outcome(
+        tmp_path,
+        {
+            "pretrain": {},
+            "knn": {"knn.json": RESULT},
+            "evaluate": {"evaluation.json": {**BETTER, "ema": RESULT}},
+            "evaluate-scratch": {"evaluation.json": RESULT},
+            "evaluate-linear-probe": {"evaluation.json": RESULT},
+            "report": {},
+        },
+    )
+    half = "50.00% top-1, 75.00% top-5 on 1,000 images"
+    assert said(done)[:7] == [
+        ["nearest neighbours", half],
+        ["from FCMAE pretraining", "56.25% top-1, 75.00% top-5 on 1,000 images"],
+        ["average of its weights (EMA)", half],
+        ["from scratch (control)", half],
+        ["linear probe", half],
+        ["gain", "+6.25 points"],
+        ["report", str(tmp_path / "report" / "report.html")],
+    ]
+    numbers = {"top1": 0.5, "top5": 0.75, "images": 1000}
+    assert done.as_json()["evaluations"] == {
+        "knn": numbers,
+        "finetune": {**numbers, "top1": 0.5625, "ema": numbers},
+        "finetune-scratch": numbers,
+        "linear-probe": numbers,
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        ((), "from scratch"),
+        (("pretrain",), "from FCMAE pretraining"),
+        (("pretrain", "intermediate"), "from the intermediate step"),
+    ],
+)
+def test_where_the_model_comes_from(before: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    stages: dict[str, dict[str, Any]] = {name: {} for name in before}
+    done = outcome(tmp_path, {**stages, "evaluate": {"evaluation.json": RESULT}})
+    assert said(done)[0][0] == words
+    assert not any(row[0] == "gain" for row in said(done))
