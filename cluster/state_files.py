@@ -142,9 +142,9 @@ class StateFiles:
         for first, last, number in self._runs.get(name, []):
             if first <= at < min(last, end):
                 upto = min(last, end)
-                found[at - start : upto - start] = self._part(number, kind, name)[
-                    at - first : upto - first
-                ]
+                part = self._part(number, kind, name)[at - first : upto - first]
+                # By NumPy: PyTorch's threads wait for one another longer than they copy.
+                found.numpy()[at - start : upto - start] = part.numpy()
                 at = upto
         if at < end:
             raise ValueError(
