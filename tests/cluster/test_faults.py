@@ -40,7 +40,8 @@ def test_a_plan_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_plan_that_makes_no_sense_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, text)
-    with pytest.raises(ValueError, match=f"{VARIABLE}=.*expected '<sigkill.raise.hang> rank=R") as info:
+    words = f"{VARIABLE}=.*expected '<sigkill.raise.hang> rank=R"
+    with pytest.raises(ValueError, match=words) as info:
         Fault.planned()
     assert repr(text) in str(info.value)
 
