@@ -89,7 +89,7 @@ def test_killed_driver_then_a_torn_checkpoint(start: Start, straight: Path, tmp_
     [
         ("cluster.num_workers=1",),
         ("cluster.zero.stage=3",),
-        ("cluster.num_workers=4", "cluster.zero.stage=2"),
+        ("cluster.num_workers=4", "cluster.zero.stage=2", "finetune.micro_batch_size=4"),
     ],
 )
 def test_half_done_training_goes_on_with_other_workers(

@@ -1,12 +1,14 @@
 """The training benchmark measures what it says, on the smallest model."""
 
+from typing import Any
+
 import pytest
 
 from pipelines.bench.train.__main__ import table
 from pipelines.bench.train.measurements import take_turns
 from pipelines.bench.train.workers import run_group
 
-SMALL = {"size": "pocket", "image_size": 64, "batch": 2}
+SMALL: dict[str, Any] = {"size": "pocket", "image_size": 64, "batch": 2}
 
 
 def test_contenders_take_turns_and_the_first_ones_do_not_count() -> None:
