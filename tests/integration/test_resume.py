@@ -20,6 +20,7 @@ EVERYTHING = (
     "finetune.checkpoint_every=1 step",
     "finetune.evaluate_every=2 steps",
     "pretrain.duration=1 step",
+    "pretrain.warmup=0 epochs",
 )
 FILES = ("model.safetensors", "model-ema.safetensors")
 
