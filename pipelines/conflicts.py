@@ -49,6 +49,8 @@ def _stages(config: PipelineConfig) -> Iterator[str]:
                 yield "finetune: neither pretrain nor finetune is set; there is nothing to train"
             elif config.finetune.control:
                 yield "finetune.control: without pretrain, fine-tuning is from scratch itself"
+    if config.linear_probe is not None and config.linear_probe.train != "head":
+        yield "linear_probe.train: a probe trains the head alone; set head, or use finetune"
     for name in ("intermediate", "linear_probe"):
         train = getattr(config, name)
         if train is not None and train.control:

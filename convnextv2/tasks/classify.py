@@ -83,10 +83,6 @@ class Confusion:
         top = logits.topk(min(5, classes), dim=1).indices
         self.top5_hits += int((top == labels[:, None]).any(dim=1).sum())
 
-    def merge(self, other: "Confusion") -> None:
-        self.counts += other.counts
-        self.top5_hits += other.top5_hits
-
     @property
     def top1(self) -> float:
         return int(self.counts.diagonal().sum()) / int(self.counts.sum())

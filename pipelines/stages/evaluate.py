@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from cluster import group
 from cluster.engine import worker_device
 from convnextv2 import weights
@@ -126,10 +129,12 @@ def _count(
         confusion.update(scores.cpu(), labels.cpu())
         seen += len(labels)
         spool.write("point", seen, images=seen * group.world_size())
-    first, *others = group.gather(confusion)
-    for part in others:
-        first.merge(part)
-    return first
+    hits = confusion.counts.new_tensor([confusion.top5_hits])
+    totals = torch.cat([confusion.counts.flatten(), hits]).to(device)
+    if group.world_size() > 1:
+        dist.all_reduce(totals)
+    counts, hits = totals.cpu().split([classes * classes, 1])
+    return Confusion(counts.view(classes, classes), int(hits))
 
 
 def _load_task(job: EvaluateJob, file: Path, num_classes: int) -> ClassifyTask:

@@ -64,17 +64,16 @@ def run_training(place: Place, session: Session, job: TrainJob, weights: str) ->
 
     With `ema_decay` their moving average is written beside it.
     """
+    total = job.total_steps  # Refused here, what does not fit the images costs no worker.
     last = _last_good(job)
     with session.attempt(place) as run:
-        if last is None or last.step != job.total_steps:
+        if last is None or last.step != total:
             session.run_workers(
                 train, replace(job, provenance=session.provenance_of(run)), place, run
             )
             last = _last_good(job)
-        if last is None or last.step != job.total_steps:
-            raise CheckpointError(
-                f"no good checkpoint of step {job.total_steps} in {job.directory}"
-            )
+        if last is None or last.step != total:
+            raise CheckpointError(f"no good checkpoint of step {total} in {job.directory}")
         written = {weights: WEIGHT}
         if job.recipe.ema_decay is not None:
             written[averaged_name(weights)] = AVERAGE

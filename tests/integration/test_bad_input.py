@@ -129,6 +129,16 @@ def test_port_in_use(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_warm_up_that_is_too_long_costs_no_worker(start: Start, tmp_path: Path) -> None:
+    """How many steps an epoch has is known when the images are written, and not before."""
+    job = start("pretrain", tmp_path / "run", settings=("pretrain.warmup=25 steps",))
+    _, error = job.process.communicate(timeout=300)
+    assert job.process.returncode == 1
+    assert "the warm-up of 25 steps is longer than the 24 of training" in error
+    assert not list((tmp_path / "run" / "logs").glob("pretrain*"))
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model(start: Start, tmp_path: Path) -> None:
     """The pretrained file is replaced by one of another size, as a mixed-up copy would be."""
     run_dir = tmp_path / "run"

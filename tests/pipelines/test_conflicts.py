@@ -117,7 +117,13 @@ CONFLICTS = {
         "linear-probe-atto",
         ["linear_probe.layer_decay=0.9"],
         "linear_probe.layer_decay: only the head is trained, without the layers it is for; set 1",
-        "linear_probe.train=all",
+        "linear_probe.layer_decay=1",
+    ),
+    "probe that trains everything": (
+        "linear-probe-atto",
+        ["linear_probe.train=all"],
+        "linear_probe.train: a probe trains the head alone; set head, or use finetune",
+        "linear_probe.train=head",
     ),
     "drop path of a frozen encoder": (
         "demo",
