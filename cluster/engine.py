@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from cluster import group
+from cluster.adamw import LayerwiseAdamW
 from cluster.checkpoint import CheckpointError
 from cluster.partitions import PARTITIONS, Partition
+from cluster.placement import give_back_freed_memory
 from cluster.state_files import StateFiles
 from cluster.states import Average, Piece
 from cluster.topology import Topology
@@ -95,12 +97,15 @@ class DeepSpeedEngine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.device, self._module, self._identify = device, module, identify
         self._settings = settings
-        adamw: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
-        if settings.zero.offload_optimizer != "none":
-            adamw = deepspeed.ops.adam.DeepSpeedCPUAdam
+        module.to(device)
+        if settings.zero.offload_optimizer == "none":
+            optimizer = LayerwiseAdamW(groups, betas=betas)
+            scales = {name: optimizer.scales.get(p, 1.0) for name, p in module.named_parameters()}
+        else:
+            optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(list(groups), lr=0.0, betas=betas)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=module.to(device),
-            optimizer=adamw(list(groups), lr=0.0, betas=betas),
+            model=module,
+            optimizer=optimizer,
             config=deepspeed_config(
                 settings.zero, settings.precision, settings.grad_clip, topology
             ),
@@ -108,6 +113,10 @@ class DeepSpeedEngine:
         self._partition: Partition = PARTITIONS[type(self._optimizer).__name__](
             module, self._optimizer
         )
+        if isinstance(optimizer, LayerwiseAdamW):
+            optimizer.stretches = self._partition.stretches(scales)
+        if device.type == "cpu":
+            give_back_freed_memory()
         self.pieces = self._partition.pieces()
         self.updates = self.skipped_steps = self._skipped_in_a_row = 0
         self._average = None
@@ -116,7 +125,8 @@ class DeepSpeedEngine:
 
     def train_step(self, batches: Iterable[Any], learning_rate: float) -> dict[str, Tensor]:
         for settings in self._optimizer.param_groups:
-            settings["lr"] = learning_rate * settings["lr_scale"]
+            # Offloaded groups have their layers' scales; the others' optimizer knows them.
+            settings["lr"] = learning_rate * settings.get("lr_scale", 1.0)
         totals: dict[str, Tensor] = {}
         indices: list[int] = []
         count = 0

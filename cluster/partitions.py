@@ -3,13 +3,15 @@
 Nothing of DeepSpeed is imported here; `PARTITIONS` is keyed by the names of its classes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cluster import group
+from cluster.adamw import Stretch, joined
 from cluster.states import MOMENTS, WEIGHT, Piece
 
 
@@ -18,6 +20,9 @@ class Partition(Protocol):
 
     def pieces(self) -> list[Piece]:
         """What this worker keeps; makes the optimizer state, which PyTorch would make later."""
+
+    def stretches(self, scales: Mapping[str, float]) -> dict[Tensor, list[Stretch]]:
+        """The tensors that the optimizer updates, with the scales of the parameters in them."""
 
     def squared_gradient_norm(self) -> Tensor:
         """This worker's part: the sum over workers is the squared norm of the whole gradient."""
@@ -31,18 +36,62 @@ class Partition(Protocol):
         """
 
 
+class _Place(NamedTuple):
+    """Elements `offset` to `offset + numel` of `flat` are those of a parameter from `start` on."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    flat: Tensor
+    offset: int
+    numel: int
+
+
 class _Base:
+    replicated = False
+
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
         self._module, self._optimizer = module, optimizer
         self._adam: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+
+    def _places(self) -> Iterator[_Place]:
+        """Where what is trained lies."""
+        raise NotImplementedError
+
+    def _frozen(self) -> Iterator[Piece]:
+        """Parameters that are not trained, where workers keep them whole."""
+        for name, parameter in self._module.named_parameters():
+            if not parameter.requires_grad:
+                weight = parameter.detach().float().reshape(-1)
+                yield Piece(name, tuple(parameter.shape), 0, {WEIGHT: weight}, replicated=True)
+
+    def pieces(self) -> list[Piece]:
+        trained = [
+            Piece(
+                place.name,
+                place.shape,
+                place.start,
+                self._tensors(place.flat, place.offset, place.numel),
+                self.replicated,
+            )
+            for place in self._places()
+        ]
+        return [*trained, *self._frozen()]
+
+    def stretches(self, scales: Mapping[str, float]) -> dict[Tensor, list[Stretch]]:
+        found: dict[Tensor, list[Stretch]] = defaultdict(list)
+        for place in self._places():
+            end = place.offset + place.numel
+            found[place.flat].append((place.offset, end, scales[place.name]))
+        return {flat: joined(stretches) for flat, stretches in found.items()}
 
     def _state(self, flat: Tensor) -> dict[str, Any]:
         """The optimizer's state of a tensor that it updates."""
         state: dict[str, Any] = self._adam.state[flat]
         if not state:
             # DeepSpeed's Adam for offloading counts in Python.
-            on_device = isinstance(self._adam, torch.optim.AdamW)
-            state["step"] = torch.tensor(0.0) if on_device else 0
+            fused = isinstance(self._adam, torch.optim.AdamW)
+            state["step"] = torch.zeros((), device=flat.device) if fused else 0
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(flat, requires_grad=False)
         return state
@@ -52,9 +101,10 @@ class _Base:
             return
         for flat in flats:
             state = self._state(flat)
-            state["step"] = (
-                torch.tensor(float(updates)) if torch.is_tensor(state["step"]) else updates
-            )
+            if torch.is_tensor(state["step"]):
+                state["step"].fill_(updates)
+            else:
+                state["step"] = updates
 
     def _tensors(self, flat: Tensor, start: int, numel: int) -> dict[str, Tensor]:
         whole = {WEIGHT: flat, **{moment: self._state(flat)[moment] for moment in MOMENTS}}
@@ -62,16 +112,11 @@ class _Base:
             kind: tensor.detach().view(-1).narrow(0, start, numel) for kind, tensor in whole.items()
         }
 
-    def _frozen(self) -> Iterator[Piece]:
-        """Parameters that are not trained, where workers keep them whole."""
-        for name, parameter in self._module.named_parameters():
-            if not parameter.requires_grad:
-                weight = parameter.detach().float().reshape(-1)
-                yield Piece(name, tuple(parameter.shape), 0, {WEIGHT: weight}, replicated=True)
-
 
 class Replicated(_Base):
     """Stage 0: every worker keeps all of it, in fp32 the module's own parameters."""
+
+    replicated = True
 
     def _masters(self) -> dict[str, Tensor]:
         """The fp32 tensors that the optimizer updates, by name."""
@@ -86,13 +131,13 @@ class Replicated(_Base):
         }
 
     def pieces(self) -> list[Piece]:
-        masters = self._masters()
         # In bf16 DeepSpeed makes the state by a step of zeros, which Adam would count.
-        self._count(masters.values(), 0)
-        return [
-            Piece(name, tuple(master.shape), 0, self._tensors(master, 0, master.numel()), True)
-            for name, master in masters.items()
-        ] + list(self._frozen())
+        self._count(self._masters().values(), 0)
+        return super().pieces()
+
+    def _places(self) -> Iterator[_Place]:
+        for name, master in self._masters().items():
+            yield _Place(name, tuple(master.shape), 0, master, 0, master.numel())
 
     def squared_gradient_norm(self) -> Tensor:
         gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
@@ -128,19 +173,16 @@ class Flat(_Base):
         skip, self._skip = self._skip, False
         return skip
 
-    def pieces(self) -> list[Piece]:
+    def _places(self) -> Iterator[_Place]:
         names = {parameter: name for name, parameter in self._module.named_parameters()}
-        pieces = []
         flats = self._optimizer.single_partition_of_fp32_groups
         for parameters, flat in zip(self._optimizer.bit16_groups, flats, strict=True):
             for parameter in parameters:
                 mine = parameter._hp_mapping
                 if mine is not None:
-                    kept = mine.hp_fragment_address
-                    tensors = self._tensors(flat, kept.start, kept.numel)
-                    start = mine.lp_fragment_address.start
-                    pieces.append(Piece(names[parameter], tuple(parameter.shape), start, tensors))
-        return pieces + list(self._frozen())
+                    name, shape = names[parameter], tuple(parameter.shape)
+                    start, kept = mine.lp_fragment_address.start, mine.hp_fragment_address
+                    yield _Place(name, shape, start, flat, kept.start, kept.numel)
 
     def squared_gradient_norm(self) -> Tensor:
         flats = self._optimizer.single_partition_of_fp32_groups
@@ -170,23 +212,28 @@ class Scattered(_Base):
         self._optimizer.overflow, self._skip = self._skip, False
         return self._clean_up() if update_scale else bool(self._optimizer.overflow)
 
-    def pieces(self) -> list[Piece]:
-        optimizer, pieces = self._optimizer, []
+    def _parts(self, *, trained: bool) -> Iterator[tuple[str, Any, int, int]]:
+        """Name, parameter, first element and number of elements that are this worker's."""
         parameters: Iterable[tuple[str, Any]] = self._module.named_parameters()
         for name, parameter in parameters:
             part = parameter.ds_tensor.ds_numel
             start = group.rank() * part
             # The last parts are filled up to equal length.
-            numel = max(0, min(part, parameter.ds_numel - start))
-            shape = tuple(parameter.ds_shape)
-            if not parameter.requires_grad:
-                weight = parameter.ds_tensor.detach().float().view(-1)[:numel]
-                pieces.append(Piece(name, shape, start, {WEIGHT: weight}))
-                continue
+            numel = min(part, parameter.ds_numel - start)
+            if parameter.requires_grad is trained and numel > 0:
+                yield name, parameter, start, numel
+
+    def _places(self) -> Iterator[_Place]:
+        optimizer = self._optimizer
+        for name, parameter, start, numel in self._parts(trained=True):
             number, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
             flat = optimizer.fp32_partitioned_groups_flat[number]
-            pieces.append(Piece(name, shape, start, self._tensors(flat, offset, numel)))
-        return [piece for piece in pieces if piece.numel]
+            yield _Place(name, tuple(parameter.ds_shape), start, flat, offset, numel)
+
+    def _frozen(self) -> Iterator[Piece]:
+        for name, parameter, start, numel in self._parts(trained=False):
+            weight = parameter.ds_tensor.detach().float().view(-1)[:numel]
+            yield Piece(name, tuple(parameter.ds_shape), start, {WEIGHT: weight})
 
     def squared_gradient_norm(self) -> Tensor:
         optimizer = self._optimizer
@@ -227,7 +274,7 @@ def _once(answer: bool, owner: Any, name: str) -> Callable[..., bool]:
 
 
 PARTITIONS: dict[str, Callable[[nn.Module, Any], Partition]] = {
-    "AdamW": Replicated,
+    "LayerwiseAdamW": Replicated,
     "FP16_UnfusedOptimizer": Replicated,
     "DeepSpeedZeroOptimizer": Flat,
     "DeepSpeedZeroOptimizer_Stage3": Scattered,

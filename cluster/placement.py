@@ -1,5 +1,6 @@
 """Where workers are placed: what they need, and the environment they get."""
 
+import ctypes
 import os
 import socket
 from dataclasses import dataclass
@@ -13,6 +14,15 @@ KEEP_PAGES = {
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824"
     ":glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1"
 }
+
+
+def give_back_freed_memory() -> None:
+    """Have glibc return what is free, in spite of `KEEP_PAGES`: building an engine leaves several
+    times the model in pieces that no large tensor fits into.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class ClusterError(RuntimeError):

@@ -35,9 +35,9 @@ class ZeroSettings(BaseModel):
     """Page-locked host memory for what is offloaded: faster, cannot be swapped out."""
     overlap_comm: bool | None = None
     """Reduce gradients while the backward pass runs; DeepSpeed's default: in stage 3 only."""
-    reduce_bucket_size: Bytes = 500_000_000
-    """Elements reduced at a time; smaller takes less memory."""
-    allgather_bucket_size: Bytes = 500_000_000
+    reduce_bucket_size: Bytes = 50_000_000
+    """Elements reduced at a time. DeepSpeed's own default is ten times that, and takes GB."""
+    allgather_bucket_size: Bytes = 50_000_000
     """Elements gathered at a time, after the step of stages 1 and 2."""
     round_robin_gradients: bool = False
     """Stages 1 and 2: deal parameters out in turn, so that workers copy gradients evenly."""
@@ -45,6 +45,9 @@ class ZeroSettings(BaseModel):
     """Stage 3: elements gathered ahead of their use."""
     param_persistence_threshold: Annotated[int, Field(ge=0)] = 100_000
     """Stage 3: parameters up to this many elements stay whole everywhere."""
+    sub_group_size: Bytes = 100_000_000
+    """Stage 3: elements that the optimizer updates at a time. DeepSpeed's own default is ten times
+    that."""
     max_live_parameters: Bytes = 1_000_000_000
     """Stage 3: elements that may be whole at a time."""
     hpz_partition_size: Annotated[int, Field(gt=0)] = 1
@@ -60,6 +63,7 @@ STAGE_3_ONLY = (
     "offload_param",
     "prefetch_bucket_size",
     "param_persistence_threshold",
+    "sub_group_size",
     "max_live_parameters",
     "hpz_partition_size",
     "quantized_weights",
@@ -144,6 +148,7 @@ def _zero_optimization(zero: ZeroSettings, *, clips: bool) -> dict[str, Any]:
         section |= {
             "stage3_prefetch_bucket_size": zero.prefetch_bucket_size,
             "stage3_param_persistence_threshold": zero.param_persistence_threshold,
+            "sub_group_size": zero.sub_group_size,
             "stage3_max_live_parameters": zero.max_live_parameters,
             "zero_hpz_partition_size": zero.hpz_partition_size,
             "zero_quantized_weights": zero.quantized_weights,

@@ -81,7 +81,7 @@ def straight_and_resumed(folder: Path) -> None:
             "weights": (computed_with(engine), computed_with(again)),
         }
         assert group_settings(again) == group_settings(engine)
-        assert len({tuple(each.values()) for each in group_settings(again)}) == 3
+        assert group_settings(again)["weight_decay"] == [0.1, 0.0]
     for stage in (0, 1, 2, 3):
         found["frozen", stage] = frozen_and_resumed(folder / f"frozen-{stage}", stage)
     torch.save(found, folder / f"found-{dist.get_rank()}.pt")

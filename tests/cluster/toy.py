@@ -117,12 +117,15 @@ def go_on(engine: DeepSpeedEngine, first: int, last: int, micro: int = 1) -> lis
     ]
 
 
-def group_settings(engine: DeepSpeedEngine) -> list[dict[str, Any]]:
-    """What the optimizer's groups are set to."""
-    return [
-        {key: group[key] for key in ("lr", "lr_scale", "weight_decay")}
-        for group in engine._optimizer.param_groups
-    ]
+def group_settings(engine: DeepSpeedEngine) -> dict[str, Any]:
+    """What the optimizer's groups are set to, and the scales of the layers that are kept here."""
+    groups = engine._optimizer.param_groups
+    stretches = engine._partition._adam.stretches  # type: ignore[attr-defined]
+    return {
+        "lr": [group["lr"] for group in groups],
+        "weight_decay": [group["weight_decay"] for group in groups],
+        "scales": sorted({scale for flat in stretches.values() for _, _, scale in flat}),
+    }
 
 
 def notes(engine: DeepSpeedEngine) -> dict[str, Any]:

@@ -20,14 +20,15 @@ from pipelines.bench.train.workers import run_group
 from pipelines.provenance import git_commit, versions
 
 PARTS = ("overhead", "scaling", "checkpoint", "groups", "memory", "huge")
-SMALL: dict[str, Any] = {"size": "atto", "image_size": 96, "batch": 32}
+# The paper's images and images per GPU.
+PAPER: dict[str, Any] = {"size": "atto", "image_size": 224, "batch": 64}
 STAGES = (0, 1, 2, 3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.bench.train", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--turns", type=int, default=15, help="steps or saves that are timed")
+    parser.add_argument("--turns", type=int, default=8, help="steps or saves that are timed")
     parser.add_argument("--rounds", type=int, default=3, help="groups started for every figure")
     parser.add_argument("--output", type=Path, default=Path("runs/bench-train.json"))
     parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
@@ -64,7 +65,7 @@ def overhead(turns: int, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for stage in (0, 1):
         found = [
-            run_group("overhead", 1, os.cpu_count() or 1, stage=stage, turns=turns, **SMALL)
+            run_group("overhead", 1, os.cpu_count() or 1, stage=stage, turns=turns, **PAPER)
             for _ in range(rounds)
         ]
         row = {key: statistics.median(each[key] for each in found) for key in found[0]}
@@ -81,14 +82,14 @@ def scaling(turns: int, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for stage in (0, 1):
         rates: dict[str, list[float]] = {"alone": [], "apart": [], "together": []}
-        settings = {"stage": stage, "turns": turns, **SMALL}
+        settings = {"stage": stage, "turns": turns, **PAPER}
         for _ in range(rounds):
             rates["alone"].append(1 / run_group("steps", 1, **settings)["seconds"])
             with ThreadPoolExecutor() as pool:
                 both = [pool.submit(run_group, "steps", 1, **settings) for _ in range(2)]
             rates["apart"].append(sum(1 / each.result()["seconds"] for each in both))
             rates["together"].append(2 / run_group("steps", 2, **settings)["seconds"])
-        images = {name: SMALL["batch"] * statistics.median(each) for name, each in rates.items()}
+        images = {name: PAPER["batch"] * statistics.median(each) for name, each in rates.items()}
         pairs = list(zip(rates["alone"], rates["apart"], rates["together"], strict=True))
         rows.append(
             {
@@ -113,7 +114,7 @@ def memory() -> list[dict[str, Any]]:
     """Every stage in both precisions, Tiny on two workers."""
     return [
         {"size": "tiny", "ZeRO": stage, "precision": precision, **run_group(
-            "memory", 2, size="tiny", image_size=64, batch=4, stage=stage, precision=precision,
+            "memory", 2, keep_pages=False, size="tiny", image_size=64, batch=4, stage=stage, precision=precision,
             ema=True)}
         for precision in ("fp32", "bf16")
         for stage in STAGES
@@ -124,7 +125,7 @@ def huge() -> list[dict[str, Any]]:
     """A step of FCMAE Huge on two workers."""
     return [
         {"size": "huge", "ZeRO": stage, "precision": "bf16", **run_group(
-            "memory", 2, size="huge", image_size=64, batch=1, stage=stage, precision="bf16",
+            "memory", 2, keep_pages=False, size="huge", image_size=64, batch=1, stage=stage, precision="bf16",
             ema=False)}
         for stage in (1, 2, 3)
     ]  # fmt: skip
