@@ -111,24 +111,24 @@ def checkpoint(turns: int) -> list[dict[str, Any]]:
 
 
 def memory() -> list[dict[str, Any]]:
-    """Every stage in both precisions, Tiny on two workers."""
+    """Every stage in both precisions, Tiny with an average on two workers."""
     return [
-        {"size": "tiny", "ZeRO": stage, "precision": precision, **run_group(
-            "memory", 2, keep_pages=False, size="tiny", image_size=64, batch=4, stage=stage, precision=precision,
-            ema=True)}
+        model_states("tiny", stage, precision, batch=4, ema=True)
         for precision in ("fp32", "bf16")
         for stage in STAGES
-    ]  # fmt: skip
+    ]
 
 
 def huge() -> list[dict[str, Any]]:
     """A step of FCMAE Huge on two workers."""
-    return [
-        {"size": "huge", "ZeRO": stage, "precision": "bf16", **run_group(
-            "memory", 2, keep_pages=False, size="huge", image_size=64, batch=1, stage=stage, precision="bf16",
-            ema=False)}
-        for stage in (1, 2, 3)
-    ]  # fmt: skip
+    return [model_states("huge", stage, "bf16", batch=1, ema=False) for stage in (1, 2, 3)]
+
+
+def model_states(size: str, stage: int, precision: str, *, batch: int, ema: bool) -> dict[str, Any]:
+    """MB of a worker above its start, beside the formula; what is freed goes back to the system."""
+    described = {"size": size, "ZeRO": stage, "precision": precision}
+    settings = {"size": size, "stage": stage, "precision": precision, "batch": batch, "ema": ema}
+    return described | run_group("memory", 2, keep_pages=False, image_size=64, **settings)
 
 
 def table(part: str, rows: list[dict[str, Any]]) -> Table:
