@@ -127,7 +127,13 @@ def huge() -> list[dict[str, Any]]:
 def model_states(size: str, stage: int, precision: str, *, batch: int, ema: bool) -> dict[str, Any]:
     """MB of a worker above its start, beside the formula; what is freed goes back to the system."""
     described = {"size": size, "ZeRO": stage, "precision": precision}
-    settings = {"size": size, "stage": stage, "precision": precision, "batch": batch, "ema": ema}
+    settings: dict[str, Any] = {
+        "size": size,
+        "stage": stage,
+        "precision": precision,
+        "batch": batch,
+        "ema": ema,
+    }
     return described | run_group("memory", 2, keep_pages=False, image_size=64, **settings)
 
 
