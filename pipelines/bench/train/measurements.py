@@ -49,6 +49,7 @@ def new_engine(
     precision: Precision = "fp32",
     ema: bool = False,
     groups: list[Any] | None = None,
+    accumulation: int = 1,
 ) -> DeepSpeedEngine:
     world = group.world_size()
     return DeepSpeedEngine(
@@ -60,7 +61,7 @@ def new_engine(
             precision=precision,
             ema_decay=0.9999 if ema else None,
         ),
-        topology=Topology(batch * world, batch, world),
+        topology=Topology(batch * world * accumulation, batch, world),
         device=torch.device("cpu"),
     )
 
@@ -89,11 +90,14 @@ def overhead(size: str, image_size: int, batch: int, stage: int, turns: int) -> 
     }
 
 
-def steps(size: str, image_size: int, batch: int, stage: int, turns: int) -> dict[str, float]:
-    """Seconds of a step."""
-    engine = new_engine(new_task(size, image_size), batch, stage=stage)
-    images = new_batch(batch, image_size)
-    seconds = take_turns([lambda: engine.train_step([images], RATE)], turns)
+def steps(
+    size: str, image_size: int, batch: int, stage: int, accumulation: int, turns: int
+) -> dict[str, float]:
+    """Seconds of a step of so many micro batches."""
+    task = new_task(size, image_size)
+    engine = new_engine(task, batch, stage=stage, accumulation=accumulation)
+    images = [new_batch(batch, image_size)] * accumulation
+    seconds = take_turns([lambda: engine.train_step(images, RATE)], turns)
     return {"seconds": statistics.median(each for (each,) in seconds)}
 
 
