@@ -102,7 +102,7 @@ class Cluster:
             waiter.join(POLL_SECONDS)
         while_waiting()
         if outcome:
-            raise ClusterError(_explain(outcome[0])) from outcome[0]
+            raise ClusterError.of_group(outcome[0]) from outcome[0]
 
     def map(
         self,
@@ -184,6 +184,7 @@ class Cluster:
                 if not (died and chances and ray.is_initialized()):
                     outcome.append(error)
                     return
+                _remove_placement_groups()
 
     def _fit_once(
         self, work: Callable[[dict[str, Any]], None], argument: Any, name: str, storage: Path
@@ -233,6 +234,20 @@ class Cluster:
             time.sleep(POLL_SECONDS)
 
 
+def _remove_placement_groups() -> None:
+    """Free what our dead groups hold: a controller that fails while its group is starting leaves
+    the placement group behind, and the next one would wait for that room forever (Ray 2.60).
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table
+
+    job = ray.get_runtime_context().get_job_id()
+    for key, entry in placement_group_table().items():
+        if key.endswith(job) and entry["state"] != "REMOVED":
+            group = PlacementGroup(ray.PlacementGroupID.from_hex(key))
+            ray.util.remove_placement_group(group)
+
+
 @contextmanager
 def _signals_kept() -> Iterator[None]:
     """Put the caller's SIGTERM handler back: `ray.init` installs one that just exits."""
@@ -240,15 +255,3 @@ def _signals_kept() -> Iterator[None]:
     yield
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
-
-
-def _explain(error: BaseException) -> str:
-    """The workers' own last words, without Ray's framing."""
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    if not failures:
-        return f"the worker group failed: {error}"
-    lines = []
-    for rank, failure in sorted(failures.items()):
-        cause = getattr(failure, "cause", None) or failure.__cause__ or failure
-        lines.append(f"worker {rank}: {type(cause).__name__}: {str(cause).strip()}")
-    return "the worker group failed for good:\n  " + "\n  ".join(dict.fromkeys(lines))

@@ -4,7 +4,7 @@ import ctypes
 import os
 import socket
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 CONNECT_SECONDS = 10.0
 # On CPUs freed tensors stay with the process instead of going to the kernel and coming back page by
@@ -27,6 +27,18 @@ def give_back_freed_memory() -> None:
 
 class ClusterError(RuntimeError):
     """The cluster cannot be used, or a worker group failed for good; the message says why."""
+
+    @classmethod
+    def of_group(cls, error: BaseException) -> Self:
+        """The workers' own last words, without Ray's framing."""
+        failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+        if not failures:
+            return cls(f"the worker group failed: {error}")
+        lines = []
+        for rank, failure in sorted(failures.items()):
+            cause = getattr(failure, "cause", None) or failure.__cause__ or failure
+            lines.append(f"worker {rank}: {type(cause).__name__}: {str(cause).strip()}")
+        return cls("the worker group failed for good:\n  " + "\n  ".join(dict.fromkeys(lines)))
 
 
 @dataclass(frozen=True, kw_only=True)

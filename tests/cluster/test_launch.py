@@ -85,6 +85,24 @@ def fail_on_the_second(context: dict[str, Any]) -> None:
         raise KeyError("no such photograph")
 
 
+class DeadlyParcel:
+    """Kills the second worker that opens it, once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        marker = self.folder / "killed while unpacking"
+        if os.environ.get("RANK") == "1" and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave_rank(context: dict[str, Any]) -> None:
+    (context["job"].folder / f"finished-{group.rank()}").touch()
+
+
 def die_twice(context: dict[str, Any]) -> None:
     """The second worker is killed as it enters, when the group is not quite there, and later.
 
@@ -150,6 +168,16 @@ def test_after_a_sigkill_the_group_starts_over(cluster: Cluster, tmp_path: Path)
     assert {path.name for path in tmp_path.glob("killed*")} == {"killed at once", "killed later"}
     assert (tmp_path / "entered-1").read_text() == "xxx"
     assert [(tmp_path / f"finished-{rank}").read_text() for rank in (0, 1)] == ["[0, 1]"] * 2
+
+
+@pytest.mark.slow
+def test_a_death_while_the_group_starts_leaves_room_for_the_next(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Ray leaks the placement group of such a group; without its room the next waits forever."""
+    cluster.run(leave_rank, DeadlyParcel(tmp_path), name="parcel", storage=tmp_path / "ray")
+    names = {path.name for path in tmp_path.iterdir()} - {"ray"}
+    assert names == {"killed while unpacking", "finished-0", "finished-1"}
 
 
 @pytest.mark.slow
