@@ -23,6 +23,7 @@ from cluster.placement import ClusterError, Placement, check_answers
 __all__ = ["Cluster", "ClusterError", "Placement"]
 
 POLL_SECONDS = 0.25
+LEAK_SECONDS = 5.0
 PROCESS_GROUP_TIMEOUT_SECONDS = 600
 
 Item = TypeVar("Item")
@@ -97,8 +98,12 @@ class Cluster:
             target=self._fit, args=(work, argument, name, storage, outcome), daemon=True
         )
         waiter.start()
+        looked = time.monotonic()
         while waiter.is_alive():
             while_waiting()
+            if time.monotonic() > looked + LEAK_SECONDS:
+                _free_what_the_dead_hold()
+                looked = time.monotonic()
             waiter.join(POLL_SECONDS)
         while_waiting()
         if outcome:
@@ -184,7 +189,6 @@ class Cluster:
                 if not (died and chances and ray.is_initialized()):
                     outcome.append(error)
                     return
-                _remove_placement_groups()
 
     def _fit_once(
         self, work: Callable[[dict[str, Any]], None], argument: Any, name: str, storage: Path
@@ -234,18 +238,22 @@ class Cluster:
             time.sleep(POLL_SECONDS)
 
 
-def _remove_placement_groups() -> None:
-    """Free what our dead groups hold: a controller that fails while its group is starting leaves
-    the placement group behind, and the next one would wait for that room forever (Ray 2.60).
+def _free_what_the_dead_hold() -> None:
+    """Remove the placement groups of worker groups that died while they were starting.
+
+    Ray 2.60 leaves them behind, and the next group would wait for their room forever. A job has
+    one worker group at a time: when one is pending, what another still holds is a leak.
     """
     import ray
     from ray.util.placement_group import PlacementGroup, placement_group_table
 
     job = ray.get_runtime_context().get_job_id()
-    for key, entry in placement_group_table().items():
-        if key.endswith(job) and entry["state"] != "REMOVED":
-            group = PlacementGroup(ray.PlacementGroupID.from_hex(key))
-            ray.util.remove_placement_group(group)
+    states = {k: v["state"] for k, v in placement_group_table().items() if k.endswith(job)}
+    if "PENDING" in states.values():
+        for key, state in states.items():
+            if state not in {"PENDING", "REMOVED"}:
+                group = PlacementGroup(ray.PlacementGroupID.from_hex(key))
+                ray.util.remove_placement_group(group)
 
 
 @contextmanager

@@ -161,7 +161,7 @@ def test_an_exception_names_rank_type_and_message(cluster: Cluster, tmp_path: Pa
     assert (tmp_path / "entered-1").read_text() == "x"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_after_a_sigkill_the_group_starts_over(cluster: Cluster, tmp_path: Path) -> None:
     twice = Cluster(replace(cluster.placement, max_failures=2))
     twice.run(die_twice, tmp_path, name="die", storage=tmp_path / "ray")

@@ -1,0 +1,51 @@
+"""A worker that is killed while Ray sets its process group up, before our function runs."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import group
+from cluster.launch import Cluster, Placement
+
+pytestmark = pytest.mark.soak
+
+# Python runs this at the start of every process that finds it.
+SITE = """
+import os, signal, sys, threading, time
+
+def lay_in_wait():
+    while not hasattr(sys.modules.get("torch.distributed"), "destroy_process_group"):
+        time.sleep(0.001)
+    distributed = sys.modules["torch.distributed"]
+    join = distributed.init_process_group
+
+    def die_or_join(*args, **kwargs):
+        if os.environ["RANK"] == "1" and not os.path.exists(MARKER):
+            open(MARKER, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return join(*args, **kwargs)
+
+    distributed.init_process_group = die_or_join
+
+threading.Thread(target=lay_in_wait, daemon=True).start()
+"""
+
+
+def leave_rank(context: dict[str, Any]) -> None:
+    (context["job"] / f"finished-{group.rank()}").touch()
+
+
+def test_a_death_in_the_set_up_costs_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker, site = tmp_path / "killed", tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(f"MARKER = {str(marker)!r}\n{SITE}")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+    with Cluster(Placement(num_workers=2, max_failures=0, start_timeout_seconds=120)) as cluster:
+        cluster.run(leave_rank, tmp_path, name="start", storage=tmp_path / "ray")
+    assert marker.exists()
+    assert {path.name for path in tmp_path.glob("finished-*")} == {"finished-0", "finished-1"}
