@@ -22,7 +22,7 @@ def randomised(model: nn.Module) -> None:
             parameter.add_(0.2 * torch.randn_like(parameter))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.soak)])
 def test_compiled_equals_eager(backend: str) -> None:
     torch.manual_seed(0)
     model = ConvNeXtV2(depths=(1, 1, 1, 1), dims=(8, 12, 16, 20), num_classes=5)

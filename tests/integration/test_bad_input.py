@@ -138,7 +138,7 @@ def test_a_warm_up_that_is_too_long_costs_no_worker(start: Start, tmp_path: Path
     assert not list((tmp_path / "run" / "logs").glob("pretrain*"))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_checkpoint_of_another_model(start: Start, tmp_path: Path) -> None:
     """The pretrained file is replaced by one of another size, as a mixed-up copy would be."""
     run_dir = tmp_path / "run"

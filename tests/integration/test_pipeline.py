@@ -75,6 +75,7 @@ def check_tracking(run_dir: Path) -> None:
     assert by_stage["pretrain"].data.params["pretrain.base_lr"]
 
 
+@pytest.mark.soak
 def test_a_killed_worker_does_not_stop_the_run_nor_change_its_result(
     start: Start, tmp_path: Path
 ) -> None:

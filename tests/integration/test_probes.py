@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.integration.conftest import CLASSES, Start, output, spool
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 TRAINING = {
     "duration": "4 steps",
