@@ -6,6 +6,7 @@ listings. Pixels are then read part by part in the order in which they lie there
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -51,11 +52,18 @@ class Source(Protocol):
     def parts(self) -> Sequence[str]:
         """Names of the parts, for messages, in an order that does not depend on the machine."""
 
-    def members(self, part: int) -> Members:
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how the collection is read: sentences to be shown."""
+
+    def members(self, part: int, passed_over: Counter[str] | None = None) -> Members:
         """List a part, in the order in which it is read.
 
+        Files that are no images are counted by their kind in `passed_over`.
+
         Raises:
-            DataError: When the part is damaged.
+            DataError: When the part is damaged, is a class without images, or has labels that are
+                none of the classes.
         """
 
     def read(self, part: int, members: Members) -> Iterator[Stored]:

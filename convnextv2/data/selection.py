@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Source, Split
-from convnextv2.data.sources import open_source
+from convnextv2.data.sources import Columns, open_source
 from convnextv2.randomness import Draw, uniform
 
 HOLD_OUT = 0.1
@@ -51,9 +51,14 @@ class Selection:
 
 
 def open_selected(
-    root: Path, selection: Selection, labels: Path | None = None
+    root: Path,
+    selection: Selection,
+    labels: Path | None = None,
+    columns: Columns | None = None,
 ) -> tuple[Source, Selection]:
     """Open the source that a selection is made of, and settle where its split comes from.
+
+    `labels` and `columns` are as those of `open_source`.
 
     A collection without splits of its own has a tenth held out; a hold-out that is asked for is
     taken from the training images.
@@ -62,7 +67,7 @@ def open_selected(
         DataError: When the collection cannot be used.
     """
     split = selection.split if selection.hold_out is None else "train"
-    source = open_source(root, split, labels)
+    source = open_source(root, split, labels, columns)
     if selection.hold_out is None and not source.has_splits:
         return source, replace(selection, hold_out=HOLD_OUT)
     return source, selection

@@ -70,6 +70,8 @@ def _add_write(verbs: Any) -> None:
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("train", "val"), default="train")
     parser.add_argument("--labels", type=Path, help="label file of ImageNet-1K's validation tar")
+    parser.add_argument("--image-column", help="column of parquet files with the images")
+    parser.add_argument("--label-column", help="column of parquet files with the labels")
     parser.add_argument("--hold-out", type=float, help="share that makes the split val")
     parser.add_argument("--labels-per-class", type=int, help="keep so many images of each class")
     parser.add_argument("--classes", type=Path, help="file with the classes to keep, one a line")
@@ -78,6 +80,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def _open(path: Path, options: argparse.Namespace) -> tuple[Any, Any]:
     from convnextv2.data.selection import Selection, open_selected
+    from convnextv2.data.sources import Columns
     from pipelines.stages.write_data import read_classes
 
     selection = Selection(
@@ -87,7 +90,8 @@ def _open(path: Path, options: argparse.Namespace) -> tuple[Any, Any]:
         labels_per_class=options.labels_per_class,
         limit=options.limit,
     )
-    return open_selected(path, selection, options.labels)
+    columns = Columns(options.image_column, options.label_column)
+    return open_selected(path, selection, options.labels, columns)
 
 
 def _act_write(options: argparse.Namespace) -> int:
@@ -159,7 +163,8 @@ def _act_info(options: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=1))
     else:
         for name, value in facts.items():
-            print(f"{name:>24}  {value}")
+            for line in value if isinstance(value, list) else [value]:
+                print(f"{name:>24}  {line}")
     return 0
 
 
@@ -171,7 +176,8 @@ def _estimate(options: argparse.Namespace) -> dict[str, Any]:
     from convnextv2.data.writing.write import here
 
     source, selection = _open(options.path, options)
-    sequence, classes = choose(source, selection, 0, here)
+    notes: list[str] = []
+    sequence, classes = choose(source, selection, 0, here, notes.append)
     facts: dict[str, Any] = {"images": f"{len(sequence):,}", "classes": f"{len(classes):,}"}
     for side in SIDES:
         expected = estimate(source, sequence, WriteSettings(max_resolution=side))
@@ -180,6 +186,7 @@ def _estimate(options: argparse.Namespace) -> dict[str, Any]:
             f"{expected.bytes / 1e9:.3g} GB, {expected.seconds / 3600:.2g} hours on one core"
         )
         facts["unreadable"] = f"{expected.unreadable} of {expected.sampled} looked at"
+    facts["notes"] = notes
     return facts
 
 

@@ -34,6 +34,10 @@ class DataConfig(Section):
     """Any layout of docs/data.md, or a folder with train/ and val/ of convnextv2 data write."""
     labels: Path | None = None
     """Label file of ImageNet-1K's validation tar, when it is not beside it."""
+    image_column: str | None = None
+    """Column of parquet files with the images; by default the one that fits."""
+    label_column: str | None = None
+    """Column of parquet files with the labels; by default the one that fits."""
     hold_out: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the training images that becomes the validation split, by a hash of the names. By
     default the source's own split, or a tenth where it has none."""

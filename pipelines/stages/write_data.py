@@ -7,6 +7,7 @@ from typing import Any
 from convnextv2.data.collection import UNLABELLED, DataError, Source, Split
 from convnextv2.data.manifest import MANIFEST, Manifest, read_manifest
 from convnextv2.data.selection import Selection, open_selected
+from convnextv2.data.sources import Columns
 from convnextv2.data.writing import WriteSettings, write_collection
 from convnextv2.data.writing.write import progress
 from pipelines.config import DataConfig, WriteConfig
@@ -106,7 +107,8 @@ def _open(data: DataConfig, source: Path, split: Split) -> tuple[Source, Selecti
         classes=read_classes(data.classes),
         limit=data.limit,
     )
-    return open_selected(source, selection, data.labels)
+    columns = Columns(data.image_column, data.label_column)
+    return open_selected(source, selection, data.labels, columns)
 
 
 def _has_labels(images: Source) -> bool:

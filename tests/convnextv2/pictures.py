@@ -1,5 +1,6 @@
 """Image collections made up in memory; importable, so that writer processes can unpickle them."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,13 @@ class Pictures:
     unreadable: tuple[int, ...] = ()
     classes: tuple[str, ...] = CLASSES
     has_splits: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> Sequence[str]:
         return self.classes
 
-    def members(self, part: int) -> Members:
+    def members(self, part: int, passed_over: Counter[str] | None = None) -> Members:
         listing = np.zeros(len(range(part, len(self.shapes), len(self.classes))), MEMBER)
         listing["offset"] = range(part, len(self.shapes), len(self.classes))
         listing["key"] = [name_key(self.name(index)) for index in listing["offset"]]

@@ -11,15 +11,27 @@ from typing import Literal
 
 from convnextv2.data.collection import DataError, Source, Split
 from convnextv2.data.sources.class_tars import ClassTars, open_tar_of_tars
-from convnextv2.data.sources.flat_tar import TRAIN_TAR, VAL_TAR, FlatTar, open_val_tar
+from convnextv2.data.sources.flat_tar import TRAIN_TAR, VAL_TAR, open_val_tar
+from convnextv2.data.sources.folder_tar import open_single_tar
 from convnextv2.data.sources.folders import has_images, open_folders
 from convnextv2.data.sources.idx import open_idx
+from convnextv2.data.sources.leftovers import is_leftover
 from convnextv2.data.sources.listing import IMAGE_SUFFIXES, SPLIT_NAMES
-from convnextv2.data.sources.parquet import open_parquet_files
+from convnextv2.data.sources.parquet import (
+    BELOW,
+    NEAR,
+    ParquetFiles,
+    find_parquet_files,
+    open_parquet_files,
+)
+from convnextv2.data.sources.parquet_columns import Columns
+from convnextv2.data.sources.passed_over import describe_kinds
+from convnextv2.data.sources.samples import IMAGE_ENDS, LABEL_ENDS, ending, split_name
 from convnextv2.data.sources.tar import Archive
-from convnextv2.data.sources.webdataset import LABEL_ENDS, open_webdataset, split_name
+from convnextv2.data.sources.tiny_imagenet import ANNOTATIONS, open_tiny_val
+from convnextv2.data.sources.webdataset import open_webdataset
 
-__all__ = ["IMAGE_SUFFIXES", "open_source"]
+__all__ = ["IMAGE_SUFFIXES", "Columns", "describe_kinds", "open_source"]
 
 IMAGENET_TARS: dict[Split, str] = {"train": TRAIN_TAR, "val": VAL_TAR}
 _SYNSET = re.compile(r"n\d{8}")
@@ -27,56 +39,74 @@ _NUMBERED = re.compile(r"(^|.*[-_.])\d+([-_.]?of[-_.]?\d+)?")
 _PEEKED = 8
 
 
-def open_source(root: Path, split: Split, labels: Path | None = None) -> Source:
+def open_source(
+    root: Path, split: Split, labels: Path | None = None, columns: Columns | None = None
+) -> Source:
     """Open the `split` of the collection at `root`: a folder, one tar, or one parquet file.
 
     Where the collection has no splits (no folders or files named for them), all of it is listed,
     and the source's `has_splits` is false. Folders `train/` and `val/` go before other things
-    beside them. `labels` is the label file of ImageNet-1K's validation tar, if not beside it.
+    beside them. `labels` is the label file of ImageNet-1K's validation tar, if not beside it;
+    `columns` are those of parquet files, where they are not the ones that fit.
 
     Raises:
         DataError: When nothing usable is there, or more than one thing could be meant.
     """
+    source = _open(root, split, labels, columns or Columns())
+    if columns not in (None, Columns()) and not isinstance(source, ParquetFiles):
+        raise DataError(f"{root} has no parquet files, of which image and label columns are named")
+    return source
+
+
+def _open(root: Path, split: Split, labels: Path | None, columns: Columns) -> Source:
     if not root.exists():
         raise DataError(f"data folder {root} does not exist")
     if root.is_file():
-        return _open_file(root, split, labels)
+        return _open_file(root, split, labels, columns)
     for name in SPLIT_NAMES[split]:
         if (root / name).is_dir():
-            return _open_folder(root / name, split, labels, has_splits=True)
+            return _open_folder(root / name, split, labels, columns, has_splits=True)
     others = [name for names in SPLIT_NAMES.values() for name in names if (root / name).is_dir()]
     if others and not (root / IMAGENET_TARS[split]).exists():
         raise DataError(
             f"{root} has a folder {others[0]} but none for {split!r}; "
             f"one of {', '.join(SPLIT_NAMES[split])} is read"
         )
-    return _open_folder(root, split, labels, has_splits=bool(others))
+    return _open_folder(root, split, labels, columns, has_splits=bool(others))
 
 
-def _open_file(path: Path, split: Split, labels: Path | None) -> Source:
+def _open_file(path: Path, split: Split, labels: Path | None, columns: Columns) -> Source:
     if path.suffix == ".tar":
         return _open_tars(path.parent, [path.name], split, labels, has_splits=False)
     if path.suffix == ".parquet":
-        return open_parquet_files(path.parent, [path.name], split, has_splits=False)
+        return open_parquet_files(path.parent, [path.name], split, False, columns)
     if path.name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise DataError(f"{path} is compressed and cannot be read in place: make it a .tar first")
     raise DataError(f"{path} is a file; give a .tar, a .parquet, or the folder it lies in")
 
 
-def _open_folder(root: Path, split: Split, labels: Path | None, has_splits: bool) -> Source:
-    names = sorted(entry.name for entry in os.scandir(root) if not entry.name.startswith("."))
+def _open_folder(
+    root: Path, split: Split, labels: Path | None, columns: Columns, has_splits: bool
+) -> Source:
+    names = sorted(entry.name for entry in os.scandir(root) if not is_leftover(entry.name))
     if any("-images-idx3-ubyte" in name for name in names):
         return open_idx(root, split)
     if set(IMAGENET_TARS.values()) & set(names):
         return _open_imagenet(root, split, labels)
+    if ANNOTATIONS in names:
+        return open_tiny_val(root, has_splits)
     tars = [name for name in names if name.endswith(".tar")]
-    tables = [name for name in names if name.endswith(".parquet")]
-    if not tables and "data" in names:
-        tables = sorted(f"data/{path.name}" for path in (root / "data").glob("*.parquet"))
+    tables = find_parquet_files(root, NEAR)
+    folder = next((name for name in names if has_images(root / name)), None)
+    if not tars and not tables and not folder:
+        tables = find_parquet_files(root, BELOW)
+    if tables and _are_about(tables, tars):
+        _refuse_labels(labels, root)
+        note = f"{root}: {tables[0]} and the like are about the tars beside them, and not read"
+        return open_webdataset(root, tars, split, has_splits, (note,))
     if not tars and not tables:
         _refuse_labels(labels, root)
         return open_folders(root, has_splits)
-    folder = next((name for name in names if has_images(root / name)), None)
     found = [*tars[:1], *tables[:1], *([f"{folder}/"] if folder else [])]
     if len(found) > 1:
         raise DataError(
@@ -85,8 +115,15 @@ def _open_folder(root: Path, split: Split, labels: Path | None, has_splits: bool
         )
     if tables:
         _refuse_labels(labels, root)
-        return open_parquet_files(root, tables, split, has_splits)
+        return open_parquet_files(root, tables, split, has_splits, columns)
     return _open_tars(root, tars, split, labels, has_splits)
+
+
+def _are_about(tables: Sequence[str], tars: Sequence[str]) -> bool:
+    """Whether the tables tell of the tars, as img2dataset's `00000.parquet` of `00000.tar`."""
+    stems = {name.removesuffix(".tar") for name in tars}
+    about = [name.removesuffix(".parquet") for name in tables]
+    return stems.issuperset(about) and all(map(_NUMBERED.fullmatch, about))
 
 
 def _open_imagenet(root: Path, split: Split, labels: Path | None) -> Source:
@@ -121,7 +158,7 @@ def _open_tars(
     if kind == "samples" or (len(tars) > 1 and all(map(_NUMBERED.fullmatch, stems))):
         return open_webdataset(root, tars, split, has_splits)
     if len(tars) == 1:
-        return FlatTar(root / tars[0], has_splits=has_splits)
+        return open_single_tar(root / tars[0], split, has_splits)
     return ClassTars(root, tuple(sorted(stems)), has_splits=has_splits)
 
 
@@ -132,13 +169,22 @@ def _peek(path: Path) -> Literal["tars", "samples", "images"]:
         DataError: When it is no tar.
     """
     archive = Archive(path, str(path))
+    images, texts = set(), set()
     with archive.open() as file:
         for _, entry in zip(range(_PEEKED), archive.entries(file), strict=False):
+            key, field = split_name(entry.name)
+            if is_leftover(entry.name):
+                continue
             if PurePosixPath(entry.name).suffix == ".tar":
                 return "tars"
-            if split_name(entry.name)[1] in LABEL_ENDS:
+            if ending(field) in LABEL_ENDS[:-1]:
                 return "samples"
-    return "images"
+            if ending(field) in IMAGE_ENDS:
+                images.add(key)
+            elif ending(field) in LABEL_ENDS:
+                texts.add(key)
+    # A text alone may be a readme; one named as an image tells of it.
+    return "samples" if images & texts else "images"
 
 
 def _refuse_labels(labels: Path | None, root: Path) -> None:

@@ -1,17 +1,20 @@
 """One tar per class, in a folder or inside one tar: ImageNet-22K and ImageNet-1K as distributed."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from convnextv2.data.collection import DataError, Members, Stored
+from convnextv2.data.sources.class_names import odd_classes
+from convnextv2.data.sources.leftovers import is_leftover
 from convnextv2.data.sources.listing import (
     check_unchanged,
     hash_files,
-    is_image,
     key_name,
     list_members,
 )
+from convnextv2.data.sources.passed_over import class_without_images, images_among
 from convnextv2.data.sources.tar import Archive
 
 
@@ -28,17 +31,26 @@ class ClassTars:
     has_splits: bool = False
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        return odd_classes(self.root, self.classes)
+
+    @property
     def parts(self) -> Sequence[str]:
         return [self._name(part) for part in range(len(self.classes))]
 
-    def members(self, part: int) -> Members:
+    def members(self, part: int, passed_over: Counter[str] | None = None) -> Members:
         archive, name = self._archive(part), self.classes[part]
+        kinds: Counter[str] = Counter()
         with archive.open() as file:
-            return list_members(
+            members = list_members(
                 (key_name(name, entry.name), entry.start, entry.size, part)
-                for entry in archive.entries(file)
-                if is_image(entry.name)
+                for entry in images_among(archive.entries(file, passed_over=kinds), kinds)
             )
+        if not len(members):
+            raise class_without_images(archive.name, kinds)
+        if passed_over is not None:
+            passed_over.update(kinds)
+        return members
 
     def read(self, part: int, members: Members) -> Iterator[Stored]:
         archive = self._archive(part)
@@ -75,7 +87,7 @@ def open_tar_of_tars(path: Path, has_splits: bool) -> ClassTars:
     with archive.open() as file:
         for entry in archive.entries(file):
             name = PurePosixPath(entry.name)
-            if name.suffix != ".tar" or name.name.startswith("."):
+            if name.suffix != ".tar" or is_leftover(entry.name):
                 continue
             if name.stem in spans:
                 raise DataError(f"{path} holds {name.name} twice")

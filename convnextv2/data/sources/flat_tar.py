@@ -1,5 +1,6 @@
 """One tar of images: unlabelled, or with a label file as ImageNet-1K's validation tar."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -9,10 +10,10 @@ from convnextv2.data.sources.class_tars import open_tar_of_tars
 from convnextv2.data.sources.listing import (
     check_unchanged,
     hash_files,
-    is_image,
     key_name,
     list_members,
 )
+from convnextv2.data.sources.passed_over import describe_kinds, images_among
 from convnextv2.data.sources.tar import Archive, Entry
 from convnextv2.data.sources.val_labels import find_val_labels, read_val_labels
 
@@ -27,13 +28,14 @@ class FlatTar:
     classes: tuple[str, ...] = ()
     labels: Path | None = None
     has_splits: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> Sequence[str]:
         return [str(self.path)]
 
-    def members(self, part: int) -> Members:
-        entries = image_entries(self.path)
+    def members(self, part: int, passed_over: Counter[str] | None = None) -> Members:
+        entries = image_entries(self.path, passed_over)
         synsets = self._synsets(entries)
         numbers = {synset: number for number, synset in enumerate(self.classes)}
         return list_members(
@@ -85,17 +87,21 @@ def open_val_tar(path: Path, labels: Path | None, has_splits: bool) -> FlatTar:
     return FlatTar(path, classes or tuple(sorted(synsets)), labels, has_splits)
 
 
-def image_entries(path: Path) -> list[Entry]:
-    """The images in a tar.
+def image_entries(path: Path, passed_over: Counter[str] | None = None) -> list[Entry]:
+    """The images in a tar; other files are counted by their kind in `passed_over`.
 
     Raises:
         DataError: When there are none.
     """
     archive = Archive(path, str(path))
+    kinds: Counter[str] = Counter()
     with archive.open() as file:
-        entries = [entry for entry in archive.entries(file) if is_image(entry.name)]
+        entries = list(images_among(archive.entries(file, passed_over=kinds), kinds))
     if not entries:
-        raise DataError(f"{path} holds no images")
+        found = f"only {describe_kinds(kinds)}" if kinds else "nothing"
+        raise DataError(f"{path} holds no images: {found}")
+    if passed_over is not None:
+        passed_over.update(kinds)
     return entries
 
 

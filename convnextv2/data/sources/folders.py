@@ -1,11 +1,15 @@
 """Class folders: one folder per class, or one folder of unlabelled images."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Stored
+from convnextv2.data.sources.class_names import odd_classes
+from convnextv2.data.sources.folder_walk import is_folder, leads_upwards, walk
+from convnextv2.data.sources.leftovers import is_leftover
 from convnextv2.data.sources.listing import (
     IMAGE_SUFFIXES,
     check_unchanged,
@@ -15,6 +19,7 @@ from convnextv2.data.sources.listing import (
     list_members,
     printable,
 )
+from convnextv2.data.sources.passed_over import class_without_images, describe_kinds
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class FolderSource:
     root: Path
     classes: tuple[str, ...]
     has_splits: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -37,10 +43,15 @@ class FolderSource:
     def parts(self) -> Sequence[str]:
         return [str(self.root / folder) for folder in self.folders]
 
-    def members(self, part: int) -> Members:
+    def members(self, part: int, passed_over: Counter[str] | None = None) -> Members:
         folder = self.root / self.folders[part]
         label = part if self.classes else UNLABELLED
-        names = image_names(folder)
+        kinds: Counter[str] = Counter()
+        names = image_names(folder, kinds)
+        if self.classes and not names:
+            raise class_without_images(str(folder), kinds)
+        if passed_over is not None:
+            passed_over.update(kinds)
         try:
             return list_members(
                 (self._key_name(part, name), place, (folder / name).stat().st_size, label)
@@ -51,7 +62,7 @@ class FolderSource:
 
     def read(self, part: int, members: Members) -> Iterator[Stored]:
         folder = self.root / self.folders[part]
-        names = image_names(folder)
+        names = image_names(folder, Counter())
         for member in members:
             place = int(member["offset"])
             if place >= len(names):
@@ -67,7 +78,7 @@ class FolderSource:
         names = (
             f"{folder}/{name}"
             for folder in self.folders
-            for name in image_names(self.root / folder)
+            for name in image_names(self.root / folder, Counter())
         )
         return hash_files(self.root, names, self.classes)
 
@@ -81,42 +92,42 @@ def open_folders(root: Path, has_splits: bool) -> FolderSource:
     Raises:
         DataError: When there are neither, or both.
     """
-    entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+    entries = [entry for entry in os.scandir(root) if not is_leftover(entry.name)]
     if not entries:
         raise DataError(f"data folder {root} is empty")
-    folders = sorted(entry.name for entry in entries if entry.is_dir())
+    folders = sorted(entry.name for entry in entries if is_folder(entry))
+    endless = [name for name in folders if leads_upwards(root / name)]
+    classes = tuple(name for name in folders if name not in endless)
     loose = next(
         (entry.name for entry in entries if entry.is_file() and is_image(entry.name)), None
     )
-    if folders and loose:
+    if classes and loose:
         raise DataError(
-            f"{root} has class folders ({folders[0]}, ...) and images beside them ({loose}, ...): "
+            f"{root} has class folders ({classes[0]}, ...) and images beside them ({loose}, ...): "
             "sort these into class folders, or move them away"
         )
-    if not loose and not any(has_images(root / folder) for folder in folders):
-        raise DataError(
-            f"no images under {root}; read are {', '.join(sorted(IMAGE_SUFFIXES))} in class "
-            "folders or beside each other, tars of them, parquet files with a column 'image', and "
-            "idx files"
-        )
-    return FolderSource(root, tuple(folders), has_splits)
+    notes = tuple(f"{root / name} is a link to a folder above it: not read" for name in endless)
+    if not loose and not any(has_images(root / name) for name in classes):
+        raise _nothing_found(root)
+    return FolderSource(root, classes, has_splits, (*notes, *odd_classes(root, classes)))
 
 
-def image_names(folder: Path) -> list[str]:
+def image_names(folder: Path, passed_over: Counter[str]) -> list[str]:
     """Sorted names, relative to `folder`, of the images at any depth below it."""
     if not folder.is_dir():
         raise DataError(f"{folder} is gone since the source was opened")
-    return sorted(_walk(folder))
+    return sorted(walk(folder, passed_over))
 
 
 def has_images(folder: Path) -> bool:
-    return next(_walk(folder), None) is not None
+    return folder.is_dir() and next(walk(folder, Counter()), None) is not None
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    for below, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        prefix = "" if Path(below) == folder else f"{Path(below).relative_to(folder)}/"
-        for name in files:
-            if is_image(name) and os.path.isfile(os.path.join(below, name)):
-                yield prefix + name
+def _nothing_found(root: Path) -> DataError:
+    there: Counter[str] = Counter()
+    image_names(root, there)
+    found = f"; there are {describe_kinds(there)}" if there else ""
+    return DataError(
+        f"no images under {root}{found}. Read are {' '.join(sorted(IMAGE_SUFFIXES))} in class "
+        "folders or beside each other, tars of them, parquet files with images, and idx files"
+    )

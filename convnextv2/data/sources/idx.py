@@ -3,6 +3,7 @@
 import gzip
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,13 @@ class IdxSource:
     labels: Path
     classes: tuple[str, ...]
     has_splits: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> Sequence[str]:
         return [str(self.images)]
 
-    def members(self, part: int) -> Members:
+    def members(self, part: int, passed_over: Counter[str] | None = None) -> Members:
         _, height, width = read_idx(self.images, 3).shape
         labels = read_idx(self.labels, 1)
         return list_members(

@@ -10,8 +10,11 @@ from posixpath import splitext
 import numpy as np
 
 from convnextv2.data.collection import MEMBER, DataError, Members, Split, name_key
+from convnextv2.data.sources.leftovers import is_leftover
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff",
+}  # fmt: skip
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "test"),
@@ -19,10 +22,9 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
 _LARGEST = np.iinfo(MEMBER["size"]).max
 
 
-def is_image(name: str) -> bool:
-    """By its suffix, in either case; hidden files are none (macOS leaves `._x.jpg` in tars)."""
-    base = name.rpartition("/")[2]
-    return splitext(base)[1].lower() in IMAGE_SUFFIXES and not base.startswith(".")
+def is_image(path: str) -> bool:
+    """By its suffix, in either case; what systems leave is none."""
+    return splitext(path)[1].lower() in IMAGE_SUFFIXES and not is_leftover(path)
 
 
 def printable(name: str) -> str:
@@ -64,20 +66,31 @@ def check_unchanged(name: str, key_name: str, key: int) -> None:
 def choose_split(where: Path, names: Sequence[str], split: Split) -> tuple[list[str], bool]:
     """Which of the files are the split's, by words of their names, and whether any tell a split.
 
+    Where a file's own name tells none, that of its folder does: `default/train/0000.parquet`.
+
     Raises:
         DataError: When names tell other splits only.
     """
-    words = {name: set(re.split(r"[^a-z]+", PurePosixPath(name).name.lower())) for name in names}
+    words = {name: _split_words(name) for name in names}
     for word in SPLIT_NAMES[split]:
         if chosen := [name for name in names if word in words[name]]:
             return chosen, True
-    every = {word for known in SPLIT_NAMES.values() for word in known}
-    if any(every & told for told in words.values()):
+    if any(words.values()):
         raise DataError(
             f"{where} has files of another split, such as {names[0]}, but none for {split!r}; "
-            f"their names must contain one of {', '.join(SPLIT_NAMES[split])}"
+            f"their names must contain one of {', '.join(SPLIT_NAMES[split])}. A hold-out "
+            "(--hold-out, data.hold_out) makes both splits of the training images"
         )
     return list(names), False
+
+
+def _split_words(name: str) -> set[str]:
+    every = {word for known in SPLIT_NAMES.values() for word in known}
+    path = PurePosixPath(name)
+    told: set[str] = set()
+    for step in (path.name, path.parent.name):
+        told = told or every.intersection(re.split(r"[^a-z]+", step.lower()))
+    return told
 
 
 def hash_files(root: Path, names: Iterable[str], *more: object) -> str:

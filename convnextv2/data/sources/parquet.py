@@ -1,17 +1,30 @@
-"""Hugging Face parquet files: a column `image`, and `label` where the images have one."""
+"""Hugging Face parquet files: a column of images, and one of labels where they have them."""
 
-import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Split, Stored
-from convnextv2.data.sources.listing import choose_split, hash_files, list_members
+from convnextv2.data.sources.leftovers import is_leftover
+from convnextv2.data.sources.listing import SPLIT_NAMES, choose_split, hash_files, list_members
+from convnextv2.data.sources.parquet_columns import (
+    Columns,
+    choose_columns,
+    class_names,
+    find_classes,
+    label_numbers,
+)
 
+NEAR = ("*.parquet", "data/*.parquet")
+BELOW = ("*/*.parquet", "*/*/*.parquet")
+"""As the Hugging Face hub has them: `data/train-00000-of-00001.parquet` is near, `<config>/train/
+0000.parquet` and `data/<config>/train-00000-of-00001.parquet` are below."""
 _ROWS_AT_ONCE = 64
 
 
@@ -19,21 +32,29 @@ _ROWS_AT_ONCE = 64
 class ParquetFiles:
     """Parquet files below `root`. An image's offset is its row, its size the mean of its row group.
 
-    Its key name is `<file>:<row>`: the names that may be in the column need not be different.
+    Its key name is `<file>:<row>`: the names that may be in the column need not be different. Of a
+    list of images in a row, the first is read.
     """
 
     root: Path
     files: tuple[str, ...]
+    image: str
+    label: str | None
     classes: tuple[str, ...] = ()
     has_splits: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> Sequence[str]:
         return [str(self.root / file) for file in self.files]
 
-    def members(self, part: int) -> Members:
-        with open_parquet(self.root / self.files[part]) as file:
-            return list_members(self._rows(self.files[part], file))
+    def members(self, part: int, passed_over: Counter[str] | None = None) -> Members:
+        path = self.root / self.files[part]
+        with open_parquet(path) as file:
+            self._check_images(path, file)
+            if passed_over is not None and (further := self._further_images(file)):
+                passed_over["further images of a row"] += further
+            return list_members(self._rows(part, file))
 
     def read(self, part: int, members: Members) -> Iterator[Stored]:
         rows, done = members["offset"].astype(np.int64), 0
@@ -44,96 +65,139 @@ class ParquetFiles:
                 last = first + file.metadata.row_group(group).num_rows
                 end = int(np.searchsorted(rows, last))
                 if end > done:
-                    for row, content in _images(file, group, rows[done:end] - first):
+                    for row, content in self._images(file, group, rows[done:end] - first):
                         yield Stored(f"{path}:{first + row}", content)
                 first, done = last, end
         if done < len(rows):
             raise DataError(f"{path} has lost rows since it was listed: it has {first:,}")
 
     def fingerprint(self) -> str:
-        return hash_files(self.root, self.files, self.classes)
+        return hash_files(self.root, self.files, self.classes, self.image, self.label)
 
-    def _rows(self, name: str, file: pq.ParquetFile) -> Iterator[tuple[str, int, int, int]]:
-        row = 0
+    def _rows(self, part: int, file: pq.ParquetFile) -> Iterator[tuple[str, int, int, int]]:
+        name, row = self.files[part], 0
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        own_names = class_names(file.schema_arrow, self.label)
         for group in range(file.num_row_groups):
-            about = file.metadata.row_group(group)
-            columns = map(about.column, range(about.num_columns))
-            total = sum(
-                column.total_uncompressed_size
-                for column in columns
-                if column.path_in_schema.split(".")[0] == "image"
-            )
-            for label in _labels(file, group):
-                yield f"{name}:{row}", row, total // about.num_rows, label
+            count = file.metadata.row_group(group).num_rows
+            total = sum(leaf.total_uncompressed_size for leaf in self._leaves(file, group))
+            labels = [UNLABELLED] * count
+            if self.label is not None:
+                column = file.read_row_group(group, columns=[self.label]).column(0)
+                labels = label_numbers(self.root / name, row, column, own_names, numbers)
+            for label in labels:
+                yield f"{name}:{row}", row, total // count, label
                 row += 1
+
+    def _images(
+        self, file: pq.ParquetFile, group: int, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[int, bytes]]:
+        """Encoded images of these (sorted) rows of a row group, few of the others in memory."""
+        first = 0
+        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[self.image]):
+            column = batch.column(0)
+            begin, end = np.searchsorted(rows, (first, first + len(column)))
+            for row in rows[begin:end]:
+                yield int(row), _bytes_of(column[int(row) - first].as_py())
+            first += len(column)
+
+    def _check_images(self, path: Path, file: pq.ParquetFile) -> None:
+        if self.image not in file.schema_arrow.names:
+            raise DataError(f"{path} has no column {self.image}, which {self.parts[0]} has")
+        leaves = [leaf for group in range(file.num_row_groups)
+                  for leaf in self._leaves(file, group)
+                  if not leaf.path_in_schema.endswith(".path")]  # fmt: skip
+        empty = [leaf.is_stats_set and leaf.statistics.null_count == leaf.num_values
+                 for leaf in leaves]  # fmt: skip
+        if empty and all(empty):
+            columns = ", ".join(f"{field.name}: {field.type}" for field in file.schema_arrow)
+            raise DataError(
+                f"{path} has columns {columns}, but no bytes in {self.image}: its images are "
+                "elsewhere. Put them into class folders, write the file with the images in it "
+                "(push_to_hub and save_to_disk of datasets do), or name another column by "
+                "--image-column (data.image_column)"
+            )
+
+    def _further_images(self, file: pq.ParquetFile) -> int:
+        """Images in lists of several, beyond the first of each row."""
+        return sum(
+            leaf.num_values - file.metadata.row_group(group).num_rows
+            for group in range(file.num_row_groups)
+            for leaf in self._leaves(file, group)[:1]
+        )
+
+    def _leaves(self, file: pq.ParquetFile, group: int) -> list[pq.ColumnChunkMetaData]:
+        """Where the values of the image column lie: `image.bytes` and `image.path`, or `image`."""
+        about = file.metadata.row_group(group)
+        leaves = map(about.column, range(about.num_columns))
+        return [leaf for leaf in leaves
+                if leaf.path_in_schema == self.image
+                or leaf.path_in_schema.startswith(f"{self.image}.")]  # fmt: skip
 
 
 def open_parquet_files(
-    root: Path, names: Sequence[str], split: Split, has_splits: bool
+    root: Path, names: Sequence[str], split: Split, has_splits: bool, wanted: Columns
 ) -> ParquetFiles:
     """Open those of the files `names` below `root` that are of a split, by their names.
 
     Raises:
-        DataError: When they have no column `image` of encoded images.
+        DataError: When they have no column of encoded images, or it is not clear which is meant, or
+            the classes of their files cannot be matched by name.
     """
     chosen, told = choose_split(root, names, split)
-    with open_parquet(root / chosen[0]) as file:
-        classes = _class_names(file.schema_arrow)
-    return ParquetFiles(root, tuple(chosen), classes, has_splits or told)
+    paths = [root / name for name in chosen]
+    with open_parquet(paths[0]) as file:
+        columns = choose_columns(paths[0], file.schema_arrow, wanted)
+    classes: tuple[str, ...] = ()
+    if columns.label is not None:
+        classes = find_classes(paths, open_parquet, columns.label)
+    assert columns.image is not None
+    unusual = columns not in (Columns("image", "label"), Columns("image", None), wanted)
+    notes = ()
+    if unusual:
+        labels = f"labels from {columns.label}" if columns.label else "no labels"
+        notes = (f"{root}: images are read from column {columns.image}, {labels}",)
+    return ParquetFiles(
+        root, tuple(chosen), columns.image, columns.label, classes, has_splits or told, notes
+    )
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a file; raises DataError when it is none that can be used."""
+    """Open a file; raises DataError when it is none."""
     try:
-        file = pq.ParquetFile(path)
+        return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} is no readable parquet file: {error}") from error
-    schema = file.schema_arrow
-    if "image" not in schema.names or not _is_image_type(schema.field("image").type):
-        columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def find_parquet_files(root: Path, patterns: Sequence[str]) -> list[str]:
+    """Names of the parquet files in `root` that match the first of the patterns that any matches.
+
+    Raises:
+        DataError: When they are of several configurations.
+    """
+    names: list[str] = []
+    for pattern in patterns:
+        found = (path.relative_to(root).as_posix() for path in root.glob(pattern))
+        names = names or sorted(name for name in found if not is_leftover(name))
+    configs = sorted({_without_split(PurePosixPath(name).parent) for name in names})
+    if len(configs) > 1:
         raise DataError(
-            f"{path} has columns {columns}; expected image (the bytes of image files, or a struct "
-            "with a field bytes) and, for labelled images, label (integers)"
+            f"{root} holds parquet files of {len(configs)} configurations, {', '.join(configs)}: "
+            "give the folder of one of them"
         )
-    if "label" in schema.names and not pa.types.is_integer(schema.field("label").type):
-        raise DataError(f"{path} has labels of {schema.field('label').type}; expected integers")
-    return file
+    return names
 
 
-def _is_image_type(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _is_image_type(kind.field(index).type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+def _without_split(folder: PurePosixPath) -> str:
+    every = {name for known in SPLIT_NAMES.values() for name in known}
+    return str(folder.parent if folder.name.lower() in every else folder)
 
 
-def _images(
-    file: pq.ParquetFile, group: int, rows: np.ndarray[tuple[int], np.dtype[np.int64]]
-) -> Iterator[tuple[int, bytes]]:
-    """Encoded images of these (sorted) rows of a row group, few of the others in memory."""
-    nested = pa.types.is_struct(file.schema_arrow.field("image").type)
-    column = "image.bytes" if nested else "image"
-    first = 0
-    for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[column]):
-        images = batch.column(0).field("bytes") if nested else batch.column(0)
-        begin, end = np.searchsorted(rows, (first, first + len(images)))
-        for row in rows[begin:end]:
-            # A null (an image elsewhere, of which only the path is here) is an empty one.
-            yield int(row), images[int(row) - first].as_py() or b""
-        first += len(images)
-
-
-def _labels(file: pq.ParquetFile, group: int) -> list[int]:
-    if "label" not in file.schema_arrow.names:
-        return [UNLABELLED] * file.metadata.row_group(group).num_rows
-    column = file.read_row_group(group, columns=["label"]).column(0)
-    return [UNLABELLED if label is None else label for label in column.to_pylist()]
-
-
-def _class_names(schema: pa.Schema) -> tuple[str, ...]:
-    """Names that the library `datasets` keeps in the schema."""
-    told = (schema.metadata or {}).get(b"huggingface")
-    if told is None or "label" not in schema.names:
-        return ()
-    features = json.loads(told).get("info", {}).get("features", {})
-    return tuple(features.get("label", {}).get("names", ()))
+def _bytes_of(value: object) -> bytes:
+    """The image of a row. A null (of an image that is elsewhere) is an empty one."""
+    if isinstance(value, list):
+        value = value[0] if value else None
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    return value if isinstance(value, bytes) else b""

@@ -5,6 +5,7 @@ by the place of its header alone. Formats: ustar, GNU (long names), pax (path an
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ _BLOCK = 512
 _MOST_META = 1 << 20
 _REGULAR = (b"0", b"\0", b"7")
 _LINKS_AND_FOLDERS = (b"1", b"2", b"3", b"4", b"5", b"6")  # No bytes follow, whatever their size.
+_FOLDER = b"5"
 _LONG_NAME, _PAX = b"L", b"x"
 _ABOUT_THE_NEXT = (_LONG_NAME, b"K", _PAX, b"g")
 
@@ -45,8 +47,12 @@ class Archive:
         except OSError as error:
             raise DataError(f"{self.path} cannot be opened: {error}") from error
 
-    def entries(self, file: BinaryIO, start: int | None = None) -> Iterator[Entry]:
+    def entries(
+        self, file: BinaryIO, start: int | None = None, passed_over: Counter[str] | None = None
+    ) -> Iterator[Entry]:
         """Walk over the regular files, from the header at `start` on.
+
+        Links and special files, of which no bytes are there, are counted in `passed_over`.
 
         Raises:
             DataError: When what follows is no tar, or the tar is cut short.
@@ -80,6 +86,8 @@ class Archive:
                 name = path if path is not None else _name(header)
                 if kind in _REGULAR and not name.endswith("/"):
                     yield Entry(name, first, data, size)
+                elif passed_over is not None and kind not in (*_REGULAR, _FOLDER):
+                    passed_over["links or special files in a tar"] += 1
                 path, length, first = None, None, following
             position = following
 

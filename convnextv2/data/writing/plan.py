@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from convnextv2.data.collection import MEMBER, Members, Source, name_key
+from convnextv2.data.collection import MEMBER, DataError, Members, Source, name_key
 from convnextv2.data.manifest import sync_folder, write_json
 from convnextv2.data.selection import Selection, select
+from convnextv2.data.sources import describe_kinds
 from convnextv2.data.writing.disk import check_room, refusals
 from convnextv2.data.writing.encode import WriteSettings
 from convnextv2.data.writing.estimate import estimate
@@ -64,13 +66,14 @@ def make_plan(
     seed: int,
     run: Map,
     digest: str,
+    note: Callable[[str], None],
 ) -> Plan:
-    """Decide what goes into which shard, and keep it in `folder`.
+    """Decide what goes into which shard, and keep it in `folder`; `note` hears what is odd.
 
     Raises:
         DataError: When nothing is left to write, or the disk is too small for it.
     """
-    sequence, classes = choose(source, selection, seed, run)
+    sequence, classes = choose(source, selection, seed, run, note)
     expected = estimate(source, sequence, settings)
     check_room(folder, expected.bytes)
     count = settings.num_shards or max(1, round(expected.bytes / settings.shard_bytes))
@@ -88,32 +91,44 @@ def make_plan(
 
 
 def choose(
-    source: Source, selection: Selection, seed: int, run: Map
+    source: Source, selection: Selection, seed: int, run: Map, note: Callable[[str], None]
 ) -> tuple[Members, tuple[str, ...]]:
     """All images that are meant (rows of PLANNED) in their order, and the names of their classes.
+
+    `note` hears what the user should know of the source, and what files in it are passed over.
 
     Raises:
         DataError: When there are none, or a part is damaged.
     """
-    listings = _list(source, run)
+    for text in source.notes:
+        note(text)
+    listings, passed_over = _list(source, run)
+    if passed_over:
+        kinds = describe_kinds(passed_over)
+        if not any(map(len, listings)):
+            raise DataError(f"no images in {', '.join(source.parts[:3])}, only {kinds}")
+        note(f"{selection.split}: passed over {kinds}")
     chosen, classes = select(listings, source.classes, selection, seed)
     del listings
     return _sequence(source, chosen, seed), classes
 
 
-def _list(source: Source, run: Map) -> list[Members]:
-    """The listings of all parts; many small ones are one item of work."""
+def _list(source: Source, run: Map) -> tuple[list[Members], Counter[str]]:
+    """The listings of all parts, and what is no image; many small parts are one item of work."""
     listings: list[Members] = [np.empty(0, MEMBER)] * len(source.parts)
+    passed_over: Counter[str] = Counter()
     step = -(-len(listings) // LISTING_JOBS)
     pieces = [range(i, min(i + step, len(listings))) for i in range(0, len(listings), step or 1)]
-    for parts, found in run(partial(_list_parts, source), pieces):
+    for parts, found, kinds in run(partial(_list_parts, source), pieces):
+        passed_over.update(kinds)
         for part, members in zip(parts, found, strict=True):
             listings[part] = members
-    return listings
+    return listings, passed_over
 
 
-def _list_parts(source: Source, parts: range) -> tuple[range, list[Members]]:
-    return parts, [source.members(part) for part in parts]
+def _list_parts(source: Source, parts: range) -> tuple[range, list[Members], Counter[str]]:
+    passed_over: Counter[str] = Counter()
+    return parts, [source.members(part, passed_over) for part in parts], passed_over
 
 
 def read_plan(folder: Path) -> Plan | None:

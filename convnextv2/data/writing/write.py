@@ -74,7 +74,7 @@ def write_collection(
             stale.unlink()
         plan = _find_plan(destination, digest, note)
         if plan is None:
-            plan = make_plan(source, destination, selection, settings, seed, run, digest)
+            plan = make_plan(source, destination, selection, settings, seed, run, digest, note)
         records = _write_shards(source, destination, selection, settings, plan, run)
         manifest = _manifest(fingerprint, name, selection, settings, plan, records)
         if not manifest.shards:

@@ -1,0 +1,29 @@
+"""What a user should know of the names that become classes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+_SELDOM_CLASSES = {
+    "image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "mask", "masks",
+    "annotation", "annotations", "label", "labels", "bbox", "bboxes", "boxes", "segmentation",
+    "segmentations", "segmentationclass", "segmentationobject", "imagesets", "metadata",
+    "thumbnails",
+}  # fmt: skip
+
+
+def odd_classes(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
+    """What the user should know of the names of classes, as notes."""
+    notes = []
+    if parts := [name for name in classes if name.lower() in _SELDOM_CLASSES]:
+        notes.append(
+            f"{root}: {', '.join(parts)} {'is' if len(parts) == 1 else 'are'} read as "
+            f"{'a class' if len(parts) == 1 else 'classes'}, as every name of a folder is; if "
+            "that is not meant, give a folder that holds class folders only"
+        )
+    numbers = [int(name) for name in classes if name.isdecimal()]
+    if len(numbers) == len(classes) and numbers != sorted(numbers):
+        notes.append(
+            f"{root}: classes are numbers, in the order of text as in torchvision: class "
+            f"{classes[1]} has label 1"
+        )
+    return tuple(notes)
