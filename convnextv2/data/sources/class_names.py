@@ -20,10 +20,12 @@ def odd_classes(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
             f"{'a class' if len(parts) == 1 else 'classes'}, as every name of a folder is; if "
             "that is not meant, give a folder that holds class folders only"
         )
-    numbers = [int(name) for name in classes if name.isdecimal()]
-    if len(numbers) == len(classes) and numbers != sorted(numbers):
-        notes.append(
-            f"{root}: classes are numbers, in the order of text as in torchvision: class "
-            f"{classes[1]} has label 1"
-        )
+    if all(map(str.isdecimal, classes)):
+        in_order = sorted(classes, key=int)
+        moved = [label for label, name in enumerate(classes) if name != in_order[label]]
+        if moved:
+            notes.append(
+                f"{root}: classes are numbers, in the order of text as in torchvision: class "
+                f"{classes[moved[0]]} has label {moved[0]}"
+            )
     return tuple(notes)

@@ -152,9 +152,8 @@ def open_parquet_files(
     if columns.label is not None:
         classes = find_classes(paths, open_parquet, columns.label)
     assert columns.image is not None
-    unusual = columns not in (Columns("image", "label"), Columns("image", None), wanted)
-    notes = ()
-    if unusual:
+    notes: tuple[str, ...] = ()
+    if columns not in (Columns("image", "label"), Columns("image", None), wanted):
         labels = f"labels from {columns.label}" if columns.label else "no labels"
         notes = (f"{root}: images are read from column {columns.image}, {labels}",)
     return ParquetFiles(

@@ -20,21 +20,21 @@ _FIRST_ENDS = ("jpg", "jpeg", "png", "webp")
 IMAGE_ENDS = (*_FIRST_ENDS, *sorted({suffix[1:] for suffix in IMAGE_SUFFIXES} - {*_FIRST_ENDS}))
 """Of several images of a sample, one whose name ends in what stands first here is taken."""
 LABEL_ENDS = ("cls", "class", "json", "txt")
-"""Where a sample has several, the first of these is read."""
+"""Of several files of a sample that may hold its label, one of the first kind is read first."""
 _IMAGE_FIELDS = ("", "image", "img")
 
 Files = dict[str, Entry]
 
 
 class Sample(NamedTuple):
-    """An image, and the file that may hold its label."""
+    """An image, and the files that may hold its label; the first that does is meant."""
 
     image: Entry
-    label: Entry | None
+    labels: tuple[Entry, ...]
 
 
-def samples_of(entries: Iterable[Entry], passed_over: Counter[str]) -> Iterator[Sample]:
-    """The samples of a shard, wherever in it their files lie.
+def samples_of(shard: str, entries: Iterable[Entry], passed_over: Counter[str]) -> Iterator[Sample]:
+    """The samples among the files of a shard, wherever in it they lie.
 
     Files that belong to none are counted by kind in `passed_over`. Memory: about 300 bytes for each
     file of the shard.
@@ -48,7 +48,7 @@ def samples_of(entries: Iterable[Entry], passed_over: Counter[str]) -> Iterator[
             continue
         key, field = split_name(entry.name)
         if field in keys[key]:
-            raise DataError(f"the shard holds {entry.name} twice: which of them is meant?")
+            raise DataError(f"{shard} holds {entry.name} twice: which of them is meant?")
         keys[key][field] = entry
     for files in keys.values():
         for sample in _split_key(files):
@@ -99,10 +99,8 @@ def _sample(files: Files, passed_over: Counter[str]) -> Iterator[Sample]:
         passed_over["further images of a sample"] += len(images) - 1
     image = min(images, key=_rank)
     stem = image.rpartition(".")[0]
-    labels.sort(
-        key=lambda field: (LABEL_ENDS.index(ending(field)), field.rpartition(".")[0] != stem)
-    )
-    yield Sample(files[image], files[labels[0]] if labels else None)
+    labels.sort(key=lambda name: (LABEL_ENDS.index(ending(name)), name.rpartition(".")[0] != stem))
+    yield Sample(files[image], tuple(files[field] for field in labels))
 
 
 def _rank(field: str) -> tuple[int, int, str]:

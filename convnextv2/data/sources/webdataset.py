@@ -70,11 +70,15 @@ class WebDataset:
     ) -> Iterator[tuple[str, int, int, int]]:
         """(key name, offset, size, label) of each sample."""
         numbers = {name: number for number, name in enumerate(self.classes)}
-        for sample in samples_of(archive.entries(file, passed_over=kinds), kinds):
-            label = UNLABELLED
-            if sample.label and (self.texts_are_labels or not _is_text(sample.label)):
-                content = archive.bytes_of(file, sample.label)
-                label = read_label(f"{archive.name}:{sample.label.name}", content, numbers)
+        for sample in samples_of(archive.name, archive.entries(file, passed_over=kinds), kinds):
+            read = [e for e in sample.labels if self.texts_are_labels or not _is_text(e)]
+            if len(read) < len(sample.labels):
+                kinds[".txt"] += len(sample.labels) - len(read)
+            found = (
+                read_label(f"{archive.name}:{entry.name}", archive.bytes_of(file, entry), numbers)
+                for entry in read
+            )
+            label = next((label for label in found if label is not None), UNLABELLED)
             image = sample.image
             yield f"{self.shards[part]}/{image.name}", image.start, image.size, label
 
@@ -104,22 +108,24 @@ def open_webdataset(
     return WebDataset(root, tuple(chosen), classes, has_splits or told, texts_are_labels, notes)
 
 
-def read_label(name: str, content: bytes, numbers: Mapping[str, int]) -> int:
+def read_label(name: str, content: bytes, numbers: Mapping[str, int]) -> int | None:
     """The label in a `.cls` or `.txt` (a number, or a name in `numbers`), or in a `.json`.
 
     In a `.json` it is the value of `label` (or `class_id`, `class`, `cls`), which may itself be an
-    object with an `index`, `id` or `name`. Without such a value there is none.
+    object with an `index`, `id` or `name`; without such a value there is none.
 
     Raises:
         DataError: When that is no label, or beyond the names.
     """
-    told: int | str
+    told: int | str | None
     try:
         told = content.decode().strip()
         if name.lower().endswith(".json"):
             told = _json_label(json.loads(told))
-        label = numbers[told] if told in numbers else int(told)
-    except (AttributeError, TypeError, ValueError) as error:
+            if told is None:
+                return None
+        label = numbers[told] if isinstance(told, str) and told in numbers else int(told)
+    except (TypeError, ValueError) as error:
         raise DataError(f"{name} has no label: a number, or a name in {CLASS_NAMES}") from error
     if label < UNLABELLED:
         raise DataError(f"{name} has label {label}; expected 0 or more, or -1 where there is none")
@@ -130,12 +136,15 @@ def read_label(name: str, content: bytes, numbers: Mapping[str, int]) -> int:
     return label
 
 
-def _json_label(told: object) -> int | str:
+def _json_label(told: object) -> int | str | None:
     if not isinstance(told, dict):
         raise TypeError(f"an object is expected, not {told!r}")
-    found = next((told[key] for key in JSON_LABELS if key in told), UNLABELLED)
+    key = next((key for key in JSON_LABELS if key in told), None)
+    if key is None:
+        return None
+    found = told[key]
     if isinstance(found, dict):
-        found = next((found[key] for key in JSON_LABEL_PARTS if key in found), None)
+        found = next((found[part] for part in JSON_LABEL_PARTS if part in found), None)
     if not isinstance(found, int | str):
         raise TypeError(f"a label is a number or a name, not {found!r}")
     return found
@@ -146,13 +155,12 @@ def _look_at_texts(path: Path, classes: tuple[str, ...]) -> tuple[str | None, bo
     archive, labels = Archive(path, str(path)), 0
     with archive.open() as file:
         head = list(islice(archive.entries(file), _LOOKED_AT))
-        for sample in samples_of(head, Counter()):
-            if sample.label is None or not _is_text(sample.label):
-                continue
-            text = archive.bytes_of(file, sample.label).decode(errors="replace").strip()
-            if text not in classes and not text.removeprefix("-").isdecimal():
-                return text, False
-            labels += 1
+        for sample in samples_of(archive.name, head, Counter()):
+            for entry in filter(_is_text, sample.labels):
+                text = archive.bytes_of(file, entry).decode(errors="replace").strip()
+                if text not in classes and not text.removeprefix("-").isdecimal():
+                    return text, False
+                labels += 1
     return None, labels > 0
 
 
