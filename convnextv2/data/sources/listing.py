@@ -85,12 +85,14 @@ def choose_split(where: Path, names: Sequence[str], split: Split) -> tuple[list[
 
 
 def _split_words(name: str) -> set[str]:
-    every = {word for known in SPLIT_NAMES.values() for word in known}
     path = PurePosixPath(name)
-    told: set[str] = set()
-    for step in (path.name, path.parent.name):
-        told = told or every.intersection(re.split(r"[^a-z]+", step.lower()))
-    return told
+    return split_words(path.name) or split_words(path.parent.name)
+
+
+def split_words(step: str) -> set[str]:
+    """The words for splits in the name of a file or folder: `{"test"}` of `test-00000.parquet`."""
+    every = {word for known in SPLIT_NAMES.values() for word in known}
+    return every.intersection(re.split(r"[^a-z]+", step.lower()))
 
 
 def hash_files(root: Path, names: Iterable[str], *more: object) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Split, Stored
 from convnextv2.data.sources.leftovers import is_leftover
-from convnextv2.data.sources.listing import SPLIT_NAMES, choose_split, hash_files, list_members
+from convnextv2.data.sources.listing import choose_split, hash_files, list_members, split_words
 from convnextv2.data.sources.parquet_columns import (
     Columns,
     choose_columns,
@@ -179,7 +179,7 @@ def find_parquet_files(root: Path, patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         found = (path.relative_to(root).as_posix() for path in root.glob(pattern))
         names = names or sorted(name for name in found if not is_leftover(name))
-    configs = sorted({_without_split(PurePosixPath(name).parent) for name in names})
+    configs = sorted({str(_config_folder(PurePosixPath(name))) for name in names})
     if len(configs) > 1:
         raise DataError(
             f"{root} holds parquet files of {len(configs)} configurations, {', '.join(configs)}: "
@@ -188,9 +188,10 @@ def find_parquet_files(root: Path, patterns: Sequence[str]) -> list[str]:
     return names
 
 
-def _without_split(folder: PurePosixPath) -> str:
-    every = {name for known in SPLIT_NAMES.values() for name in known}
-    return str(folder.parent if folder.name.lower() in every else folder)
+def _config_folder(file: PurePosixPath) -> PurePosixPath:
+    """The folder of a configuration: the file's own, unless only that tells the split."""
+    told_by_folder = not split_words(file.name) and split_words(file.parent.name)
+    return file.parent.parent if told_by_folder else file.parent
 
 
 def _bytes_of(value: object) -> bytes:
