@@ -1,5 +1,6 @@
 """`convnextv2 data write`, `info`, `check` on real files; writers that die on a real cluster."""
 
+import io
 import json
 import os
 import signal
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -89,6 +92,21 @@ def test_info_of_a_collection_forecasts_what_it_will_take(photos: Path, capsys: 
     forecast = float(facts["at 256 px"].split()[0])
     stored = sum(path.stat().st_size for path in photos.rglob("*.jpg")) - 3
     assert forecast == pytest.approx(stored / 1e9, rel=0.01)
+
+
+def test_info_says_what_is_odd_and_takes_the_columns(tmp_path: Path, capsys: Capture) -> None:
+    file = io.BytesIO()
+    Image.fromarray(Pictures(((50, 60),)).image(0)).save(file, "jpeg")
+    columns = {"img": [file.getvalue()], "fine_label": ["pug"], "coarse_label": ["dog"]}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    words = ["data", "info", str(tmp_path)]
+    assert cli.main(words) == 1
+    assert "choose one by --label-column (data.label_column)" in capsys.readouterr().err
+    words += ["--image-column", "img", "--label-column", "coarse_label"]
+    assert cli.main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == []
+    assert cli.main([*words[:3], *words[5:]]) == 0
+    assert "notes  " + f"{tmp_path}: images are read from column img" in capsys.readouterr().out
 
 
 def test_check_says_what_is_wrong_and_fails(shards: Path, capsys: Capture) -> None:

@@ -94,13 +94,14 @@ def _open_folder(
     if set(IMAGENET_TARS.values()) & set(names):
         return _open_imagenet(root, split, labels)
     if ANNOTATIONS in names:
+        _refuse_labels(labels, root)
         return open_tiny_val(root, has_splits)
     tars = [name for name in names if name.endswith(".tar")]
     tables = find_parquet_files(root, NEAR)
     folder = next((name for name in names if has_images(root / name)), None)
     if not tars and not tables and not folder:
         tables = find_parquet_files(root, BELOW)
-    if tables and _are_about(tables, tars):
+    if tables and not folder and _are_about(tables, tars):
         _refuse_labels(labels, root)
         note = f"{root}: {tables[0]} and the like are about the tars beside them, and not read"
         return open_webdataset(root, tars, split, has_splits, (note,))

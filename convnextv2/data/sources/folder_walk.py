@@ -39,7 +39,7 @@ def walk(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
                     passed_over[f"the link {name} to a folder above it"] += 1
                 else:
                     links.append(name)
-            elif not os.path.isfile(entry.path) if entry.is_symlink() else not entry.is_file():
+            elif not is_file(entry):
                 passed_over["broken links and special files"] += 1
             elif is_image(entry.name):
                 yield name
@@ -48,8 +48,14 @@ def walk(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder, or a link to one; a link to itself is none, and no error."""
+    """Whether it is a folder, or a link to one."""
+    # DirEntry's own answer costs no call to the system, but is an error for a link to itself.
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a regular file, or a link to one."""
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
 
 
 def leads_upwards(link: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Stored
 from convnextv2.data.sources.class_names import odd_classes
-from convnextv2.data.sources.folder_walk import is_folder, leads_upwards, walk
+from convnextv2.data.sources.folder_walk import is_file, is_folder, leads_upwards, walk
 from convnextv2.data.sources.leftovers import is_leftover
 from convnextv2.data.sources.listing import (
     IMAGE_SUFFIXES,
@@ -98,9 +98,7 @@ def open_folders(root: Path, has_splits: bool) -> FolderSource:
     folders = sorted(entry.name for entry in entries if is_folder(entry))
     endless = [name for name in folders if leads_upwards(root / name)]
     classes = tuple(name for name in folders if name not in endless)
-    loose = next(
-        (entry.name for entry in entries if entry.is_file() and is_image(entry.name)), None
-    )
+    loose = next((entry.name for entry in entries if is_file(entry) and is_image(entry.name)), None)
     if classes and loose:
         raise DataError(
             f"{root} has class folders ({classes[0]}, ...) and images beside them ({loose}, ...): "

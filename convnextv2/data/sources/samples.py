@@ -36,7 +36,7 @@ class Sample(NamedTuple):
 def samples_of(shard: str, entries: Iterable[Entry], passed_over: Counter[str]) -> Iterator[Sample]:
     """The samples among the files of a shard, wherever in it they lie.
 
-    Files that belong to none are counted by kind in `passed_over`. Memory: about 300 bytes for each
+    Files that belong to none are counted by kind in `passed_over`. Memory: about 430 bytes for each
     file of the shard.
 
     Raises:
@@ -70,8 +70,9 @@ def ending(field: str) -> str:
 def _split_key(files: Files) -> list[Files]:
     """The samples among files with the same key: one, unless their keys have dots.
 
-    They have where several images differ before their last dot, and either each but the one of the
-    plain key has a label there (`7.jpg` with `7.cls`), or no label stands elsewhere.
+    They have dots where several images differ before their last dot, unless a label is for all of
+    them (`left.jpg`, `right.jpg`, `cls`), or one has the plain key, and others no label of their
+    own (`jpg`, `cls`, `seg.png`).
     """
     stems: defaultdict[str, Files] = defaultdict(dict)
     for field, entry in files.items():
