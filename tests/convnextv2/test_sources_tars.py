@@ -11,7 +11,7 @@ from scipy.io import savemat
 
 from convnextv2.data.collection import DataError
 from convnextv2.data.sources import open_source
-from convnextv2.data.sources.tar import Archive, Entry
+from convnextv2.data.sources.tars.archive import Archive, Entry
 from tests.convnextv2.archives import everything, jpegs, labels_by_file, listed, put, tar
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

@@ -6,30 +6,34 @@ Every layout is read in place, a part at a time, from front to back; nothing is 
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 from convnextv2.data.collection import DataError, Source, Split
-from convnextv2.data.sources.class_tars import ClassTars, open_tar_of_tars
-from convnextv2.data.sources.flat_tar import TRAIN_TAR, VAL_TAR, open_val_tar
-from convnextv2.data.sources.folder_tar import open_single_tar
-from convnextv2.data.sources.folders import has_images, open_folders
+from convnextv2.data.sources.folders import (
+    ANNOTATIONS,
+    has_images,
+    open_folders,
+    open_tiny_val,
+)
 from convnextv2.data.sources.idx import open_idx
 from convnextv2.data.sources.leftovers import is_leftover
 from convnextv2.data.sources.listing import IMAGE_SUFFIXES, SPLIT_NAMES
 from convnextv2.data.sources.parquet import (
     BELOW,
     NEAR,
+    Columns,
     ParquetFiles,
     find_parquet_files,
     open_parquet_files,
 )
-from convnextv2.data.sources.parquet_columns import Columns
 from convnextv2.data.sources.passed_over import describe_kinds
-from convnextv2.data.sources.samples import IMAGE_ENDS, LABEL_ENDS, ending, split_name
-from convnextv2.data.sources.tar import Archive
-from convnextv2.data.sources.tiny_imagenet import ANNOTATIONS, open_tiny_val
-from convnextv2.data.sources.webdataset import open_webdataset
+from convnextv2.data.sources.tars.archive import Archive
+from convnextv2.data.sources.tars.class_tars import ClassTars, open_tar_of_tars
+from convnextv2.data.sources.tars.flat_tar import TRAIN_TAR, VAL_TAR, open_val_tar
+from convnextv2.data.sources.tars.folder_tar import open_single_tar
+from convnextv2.data.sources.webdataset import has_label_beside, open_webdataset
 
 __all__ = ["IMAGE_SUFFIXES", "Columns", "describe_kinds", "open_source"]
 
@@ -170,22 +174,12 @@ def _peek(path: Path) -> Literal["tars", "samples", "images"]:
         DataError: When it is no tar.
     """
     archive = Archive(path, str(path))
-    images, texts = set(), set()
     with archive.open() as file:
-        for _, entry in zip(range(_PEEKED), archive.entries(file), strict=False):
-            key, field = split_name(entry.name)
-            if is_leftover(entry.name):
-                continue
-            if PurePosixPath(entry.name).suffix == ".tar":
-                return "tars"
-            if ending(field) in LABEL_ENDS[:-1]:
-                return "samples"
-            if ending(field) in IMAGE_ENDS:
-                images.add(key)
-            elif ending(field) in LABEL_ENDS:
-                texts.add(key)
-    # A text alone may be a readme; one named as an image tells of it.
-    return "samples" if images & texts else "images"
+        names = (entry.name for entry in archive.entries(file) if not is_leftover(entry.name))
+        head = list(islice(names, _PEEKED))
+    if any(name.endswith(".tar") for name in head):
+        return "tars"
+    return "samples" if has_label_beside(head) else "images"
 
 
 def _refuse_labels(labels: Path | None, root: Path) -> None:

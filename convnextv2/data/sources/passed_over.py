@@ -7,7 +7,7 @@ from posixpath import splitext
 from convnextv2.data.collection import DataError
 from convnextv2.data.sources.leftovers import is_leftover
 from convnextv2.data.sources.listing import IMAGE_SUFFIXES, is_image
-from convnextv2.data.sources.tar import Entry
+from convnextv2.data.sources.tars.archive import Entry
 
 _KINDS_TOLD = 8
 

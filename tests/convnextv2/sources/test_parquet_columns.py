@@ -188,6 +188,18 @@ def test_names_of_all_files_are_classes(tmp_path: Path) -> None:
     assert labels_of(tmp_path) == ["ant"] * 4 + ANIMALS
 
 
+def test_numbers_in_one_file_and_text_in_another_are_refused(tmp_path: Path) -> None:
+    put_table(tmp_path / "data/train-0.parquet", TABLE, FEATURES)
+    put_table(tmp_path / "data/train-1.parquet", {"image": IMAGES, "label": ANIMALS}, FEATURES)
+    with pytest.raises(
+        DataError, match=r"label has numbers in .*train-0\S+, but text in .*train-1"
+    ):
+        open_source(tmp_path, "train")
+    # A file of hidden labels may know no type for them.
+    put_table(tmp_path / "data/train-1.parquet", {"image": IMAGES, "label": pa.nulls(4)})
+    assert labels_of(tmp_path) == [*ANIMALS, "-", "-", "-", "-"]
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "message"),
     [

@@ -12,7 +12,7 @@ from webdataset.tariterators import base_plus_ext
 from convnextv2.data.collection import DataError
 from convnextv2.data.selection import Selection, select
 from convnextv2.data.sources import open_source
-from convnextv2.data.sources.samples import split_name
+from convnextv2.data.sources.webdataset.samples import split_name
 from tests.convnextv2.archives import everything, jpeg, listed, put, tar
 
 Labels = dict[str, int]

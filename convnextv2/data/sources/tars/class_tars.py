@@ -15,7 +15,7 @@ from convnextv2.data.sources.listing import (
     list_members,
 )
 from convnextv2.data.sources.passed_over import class_without_images, images_among
-from convnextv2.data.sources.tar import Archive
+from convnextv2.data.sources.tars.archive import Archive
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Stored
-from convnextv2.data.sources.class_tars import open_tar_of_tars
 from convnextv2.data.sources.listing import (
     check_unchanged,
     hash_files,
@@ -14,8 +13,9 @@ from convnextv2.data.sources.listing import (
     list_members,
 )
 from convnextv2.data.sources.passed_over import describe_kinds, images_among
-from convnextv2.data.sources.tar import Archive, Entry
-from convnextv2.data.sources.val_labels import find_val_labels, read_val_labels
+from convnextv2.data.sources.tars.archive import Archive, Entry
+from convnextv2.data.sources.tars.class_tars import open_tar_of_tars
+from convnextv2.data.sources.tars.val_labels import find_val_labels, read_val_labels
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 

@@ -13,13 +13,8 @@ from numpy.typing import NDArray
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Split, Stored
 from convnextv2.data.sources.leftovers import is_leftover
 from convnextv2.data.sources.listing import choose_split, hash_files, list_members, split_words
-from convnextv2.data.sources.parquet_columns import (
-    Columns,
-    choose_columns,
-    class_names,
-    find_classes,
-    label_numbers,
-)
+from convnextv2.data.sources.parquet.columns import Columns, choose_columns, described
+from convnextv2.data.sources.parquet.labels import class_names, find_classes, label_numbers
 
 NEAR = ("*.parquet", "data/*.parquet")
 BELOW = ("*/*.parquet", "*/*/*.parquet")
@@ -110,11 +105,10 @@ class ParquetFiles:
         empty = [leaf.is_stats_set and leaf.statistics.null_count == leaf.num_values
                  for leaf in leaves]  # fmt: skip
         if empty and all(empty):
-            columns = ", ".join(f"{field.name}: {field.type}" for field in file.schema_arrow)
             raise DataError(
-                f"{path} has columns {columns}, but no bytes in {self.image}: its images are "
-                "elsewhere. Put them into class folders, write the file with the images in it "
-                "(push_to_hub and save_to_disk of datasets do), or name another column by "
+                f"{path} has columns {described(file.schema_arrow)}, but no bytes in {self.image}: "
+                "its images are elsewhere. Put them into class folders, write the file with the "
+                "images in it (push_to_hub of datasets does), or name another column by "
                 "--image-column (data.image_column)"
             )
 

@@ -14,7 +14,7 @@ from convnextv2.data.collection import DataError
 from convnextv2.data.sources.leftovers import is_leftover
 from convnextv2.data.sources.listing import IMAGE_SUFFIXES
 from convnextv2.data.sources.passed_over import kind_of
-from convnextv2.data.sources.tar import Entry
+from convnextv2.data.sources.tars.archive import Entry
 
 _FIRST_ENDS = ("jpg", "jpeg", "png", "webp")
 IMAGE_ENDS = (*_FIRST_ENDS, *sorted({suffix[1:] for suffix in IMAGE_SUFFIXES} - {*_FIRST_ENDS}))
@@ -60,6 +60,19 @@ def split_name(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     key, _, field = base.partition(".")
     return folder + slash + key, field.lower()
+
+
+def has_label_beside(names: Iterable[str]) -> bool:
+    """Whether there are labels among some files of a tar, or texts named as images are."""
+    ends: defaultdict[str, set[str]] = defaultdict(set)
+    for name in names:
+        key, field = split_name(name)
+        ends[key].add(ending(field))
+    # A text alone may be a readme.
+    return any(
+        those.intersection(LABEL_ENDS[:-1]) or ("txt" in those and those.intersection(IMAGE_ENDS))
+        for those in ends.values()
+    )
 
 
 def ending(field: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Stored
 from convnextv2.data.sources.class_names import odd_classes
-from convnextv2.data.sources.folder_walk import is_file, is_folder, leads_upwards, walk
+from convnextv2.data.sources.folders.walk import is_file, is_folder, leads_upwards, walk
 from convnextv2.data.sources.leftovers import is_leftover
 from convnextv2.data.sources.listing import (
     IMAGE_SUFFIXES,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from convnextv2.data.collection import DataError, Members, Split, Stored
 from convnextv2.data.sources.class_names import odd_classes
-from convnextv2.data.sources.flat_tar import FlatTar, image_entries
 from convnextv2.data.sources.listing import (
     SPLIT_NAMES,
     check_unchanged,
@@ -15,7 +14,8 @@ from convnextv2.data.sources.listing import (
     key_name,
     list_members,
 )
-from convnextv2.data.sources.tar import Archive
+from convnextv2.data.sources.tars.archive import Archive
+from convnextv2.data.sources.tars.flat_tar import FlatTar, image_entries
 
 Steps = tuple[str, ...]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convnextv2.data.collection import DataError, Members, Stored
-from convnextv2.data.sources.folders import image_names
+from convnextv2.data.sources.folders.class_folders import image_names
 from convnextv2.data.sources.listing import check_unchanged, hash_files, key_name, list_members
 
 ANNOTATIONS, IMAGES = "val_annotations.txt", "images"

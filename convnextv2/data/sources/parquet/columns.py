@@ -1,0 +1,130 @@
+"""Which columns of a parquet file hold the images and their labels."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from convnextv2.data.collection import DataError
+
+_IMAGE_NAMES = ("img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")
+_LABEL_WORDS = {"label", "labels", "class", "cls", "target", "category"}
+_SETTINGS = {"image": "--image-column (data.image_column)",
+             "label": "--label-column (data.label_column)"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns with the images and with their labels; where it is None, the one that fits."""
+
+    image: str | None = None
+    label: str | None = None
+
+
+def choose_columns(path: Path, schema: pa.Schema, wanted: Columns) -> Columns:
+    """The columns of a file to be read; without a label column the images are unlabelled.
+
+    Images are in `image`; or the one column that `datasets` knows as images; or that has a usual
+    name; or the one with bytes. Labels are in `label`; or the one column of class labels; or the
+    one with such a word in its name.
+
+    Raises:
+        DataError: When there are no images, or several columns could be meant; all are listed.
+    """
+    features = features_of(schema)
+    images = [field.name for field in schema if is_image_type(field.type)]
+    labels = [field.name for field in schema if _is_label_type(field.type)]
+    image = _only(
+        path, schema, "image", wanted.image, images,
+        [["image"], _of_kind(features, "Image"), _IMAGE_NAMES, images],
+    )  # fmt: skip
+    if image is None:
+        raise DataError(
+            f"{path} has columns {described(schema)}; expected image (the bytes of image files, or "
+            f"a struct with a field bytes); {_SETTINGS['image']} names another"
+        )
+    named = [name for name in labels if _LABEL_WORDS & set(re.split(r"[^a-z]+", name.lower()))]
+    if wanted.label is None and "label" in schema.names and "label" not in labels:
+        raise DataError(
+            f"{path} has columns {described(schema)}; expected label to be numbers or names; "
+            f"{_SETTINGS['label']} names another column"
+        )
+    label = _only(
+        path, schema, "label", wanted.label, labels,
+        [["label"], _of_kind(features, "ClassLabel"), named],
+    )  # fmt: skip
+    return Columns(image, label)
+
+
+def is_image_type(kind: pa.DataType) -> bool:
+    """Bytes, a struct with a field `bytes`, or a list of these."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and is_image_type(kind.field(index).type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _only(
+    path: Path,
+    schema: pa.Schema,
+    what: str,
+    wanted: str | None,
+    usable: Sequence[str],
+    choices: Iterable[Sequence[str]],
+) -> str | None:
+    """The wanted column or, of the first choices that are there, the only one."""
+    if wanted is not None:
+        if wanted in usable:
+            return wanted
+        raise DataError(
+            f"{path} has no column {wanted} of {what}s, which {_SETTINGS[what]} asks for; its "
+            f"columns are {described(schema)}"
+        )
+    for names in choices:
+        found = [name for name in usable if name in names]
+        if len(found) > 1:
+            raise DataError(
+                f"{path}: {' and '.join(found)} may be the {what}s, of its columns "
+                f"{described(schema)}: choose one by {_SETTINGS[what]}"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def features_of(schema: pa.Schema) -> dict[str, dict[str, object]]:
+    """What the library `datasets` keeps in the schema about its columns."""
+    told = (schema.metadata or {}).get(b"huggingface")
+    about = json.loads(told) if told else {}
+    return about.get("info", {}).get("features", {}) or {}
+
+
+def _of_kind(features: Mapping[str, dict[str, object]], kind: str) -> list[str]:
+    return [name for name, about in features.items()
+            if isinstance(about, dict) and about.get("_type") == kind]  # fmt: skip
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values of a column, however they are kept."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_label_type(kind: pa.DataType) -> bool:
+    types, plain = pa.types, plain_type(kind)
+    tests = (
+        types.is_integer,
+        types.is_boolean,
+        types.is_string,
+        types.is_large_string,
+        types.is_null,
+    )
+    return any(test(plain) for test in tests)
+
+
+def described(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)

@@ -1,0 +1,1 @@
+"""Tars read in place: one per class, of class folders, of images alone; ImageNet's own."""
