@@ -176,7 +176,7 @@ TAR_OF_TARS = tar({"n01440764.tar": CLASS_TAR})
         ({"1.jpg": b""}, "1.jpg", r"1\.jpg is a file; give a \.tar, a \.parquet, or the folder"),
         ({"x.tar.gz": b""}, "x.tar.gz", r"is compressed and cannot be read in place: make it a"),
         ({"a/note.md": b""}, "", r"no images under .*; there are \.md \(1\)\. Read are .*\.webp"),
-        ({"val/a/1.png": b""}, "", r"has a folder val but none for 'train'; one of train"),
+        ({"val/a/1.png": b""}, "", r"has a folder val but none for 'train'; names for it are tr"),
         ({"a/1.jpg": b"", "b.jpg": b""}, "", r"class folders \(a, .*and images beside them \(b"),
         ({"a/1.jpg": b"", "b.tar": CLASS_TAR}, "", r"holds b\.tar and a/: which of them is meant"),
         ({"a.parquet": PARQUET, "b.tar": CLASS_TAR}, "", r"holds b\.tar and a\.parquet: which"),

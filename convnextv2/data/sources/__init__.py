@@ -19,7 +19,7 @@ from convnextv2.data.sources.folders import (
 )
 from convnextv2.data.sources.idx import open_idx
 from convnextv2.data.sources.leftovers import is_leftover
-from convnextv2.data.sources.listing import IMAGE_SUFFIXES, SPLIT_NAMES
+from convnextv2.data.sources.listing import IMAGE_SUFFIXES, SPLIT_NAMES, missing_split
 from convnextv2.data.sources.parquet import (
     BELOW,
     NEAR,
@@ -72,10 +72,7 @@ def _open(root: Path, split: Split, labels: Path | None, columns: Columns) -> So
             return _open_folder(root / name, split, labels, columns, has_splits=True)
     others = [name for names in SPLIT_NAMES.values() for name in names if (root / name).is_dir()]
     if others and not (root / IMAGENET_TARS[split]).exists():
-        raise DataError(
-            f"{root} has a folder {others[0]} but none for {split!r}; "
-            f"one of {', '.join(SPLIT_NAMES[split])} is read"
-        )
+        raise missing_split(root, f"a folder {others[0]}", split)
     return _open_folder(root, split, labels, columns, has_splits=bool(others))
 
 

@@ -76,12 +76,17 @@ def choose_split(where: Path, names: Sequence[str], split: Split) -> tuple[list[
         if chosen := [name for name in names if word in words[name]]:
             return chosen, True
     if any(words.values()):
-        raise DataError(
-            f"{where} has files of another split, such as {names[0]}, but none for {split!r}; "
-            f"their names must contain one of {', '.join(SPLIT_NAMES[split])}. A hold-out "
-            "(--hold-out, data.hold_out) makes both splits of the training images"
-        )
+        raise missing_split(where, f"files of another split, such as {names[0]},", split)
     return list(names), False
+
+
+def missing_split(where: Path, there: str, split: Split) -> DataError:
+    """The error for a collection that has files or folders of other splits alone."""
+    told = f"{where} has {there} but none for {split!r}; names for it are "
+    told += ", ".join(SPLIT_NAMES[split])
+    if split == "val":
+        told += ". --hold-out (data.hold_out) takes a share of the training images instead"
+    return DataError(told)
 
 
 def _split_words(name: str) -> set[str]:

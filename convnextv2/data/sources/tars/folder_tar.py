@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convnextv2.data.collection import DataError, Members, Split, Stored
+from convnextv2.data.collection import Members, Split, Stored
 from convnextv2.data.sources.class_names import odd_classes
 from convnextv2.data.sources.listing import (
     SPLIT_NAMES,
@@ -13,6 +13,7 @@ from convnextv2.data.sources.listing import (
     hash_files,
     key_name,
     list_members,
+    missing_split,
 )
 from convnextv2.data.sources.tars.archive import Archive
 from convnextv2.data.sources.tars.flat_tar import FlatTar, image_entries
@@ -80,10 +81,7 @@ def open_single_tar(path: Path, split: Split, has_splits: bool) -> FolderTar | F
     if names and names <= set(split_folders):
         wanted = next((name for name in SPLIT_NAMES[split] if name in names), None)
         if wanted is None:
-            raise DataError(
-                f"{path} has a folder {min(names)} but none for {split!r}; "
-                f"one of {', '.join(SPLIT_NAMES[split])} is read"
-            )
+            raise missing_split(path, f"a folder {min(names)}", split)
         above, has_splits = (*above, wanted), True
         names = _names_below({steps for steps in folders if _is_below(steps, above)}, above)
     if not names:
