@@ -96,7 +96,8 @@ def open_folders(root: Path, has_splits: bool) -> FolderSource:
     if not entries:
         raise DataError(f"data folder {root} is empty")
     folders = sorted(entry.name for entry in entries if is_folder(entry))
-    endless = [name for name in folders if leads_upwards(root / name)]
+    links = {entry.name for entry in entries if entry.is_symlink()}
+    endless = [name for name in folders if name in links and leads_upwards(root / name)]
     classes = tuple(name for name in folders if name not in endless)
     loose = next((entry.name for entry in entries if is_file(entry) and is_image(entry.name)), None)
     if classes and loose:

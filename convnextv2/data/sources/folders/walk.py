@@ -22,10 +22,13 @@ def walk(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
         DataError: When a folder cannot be listed.
     """
     read: set[str] = set()
-    inside, links = [""], list[str]()
+    inside, links = [("", os.path.realpath(folder))], list[str]()
     while inside or links:
-        below = inside.pop() if inside else links.pop(links.index(min(links)))
-        real = os.path.realpath(folder / below)
+        if inside:
+            below, real = inside.pop()
+        else:
+            below = links.pop(links.index(min(links)))
+            real = os.path.realpath(folder / below)
         if real in read:
             passed_over["links to folders that are read already"] += 1
             continue
@@ -34,7 +37,7 @@ def walk(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
             name = f"{below}/{entry.name}" if below else entry.name
             if is_folder(entry):
                 if not entry.is_symlink():
-                    inside.append(name)
+                    inside.append((name, os.path.join(real, entry.name)))
                 elif leads_upwards(Path(entry.path)):
                     passed_over[f"the link {name} to a folder above it"] += 1
                 else:
