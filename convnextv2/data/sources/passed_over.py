@@ -6,7 +6,7 @@ from posixpath import splitext
 
 from convnextv2.data.collection import DataError
 from convnextv2.data.sources.leftovers import is_leftover
-from convnextv2.data.sources.listing import IMAGE_SUFFIXES, is_image
+from convnextv2.data.sources.listing import IMAGE_SUFFIXES, is_image, printable
 from convnextv2.data.sources.tars.archive import Entry
 
 _KINDS_TOLD = 8
@@ -14,7 +14,7 @@ _KINDS_TOLD = 8
 
 def kind_of(path: str) -> str:
     """What a file that is passed over is counted as: its suffix."""
-    return splitext(path)[1].lower() or "without a suffix"
+    return printable(splitext(path)[1].lower()) or "without a suffix"
 
 
 def images_among(entries: Iterable[Entry], passed_over: Counter[str]) -> Iterator[Entry]:

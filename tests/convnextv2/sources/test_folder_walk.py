@@ -113,9 +113,10 @@ def test_every_suffix_of_the_formats_that_are_read_is_an_image(tmp_path: Path) -
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
     assert known <= IMAGE_SUFFIXES
     put_all(tmp_path, *(f"ant/{suffix[1:]}{suffix.upper()}" for suffix in sorted(known)))
-    put_all(tmp_path, "ant/x.avif", "ant/y.avif", "ant/z.JP2", "ant/readme")
+    no_text = b"x.\xff".decode(errors="surrogateescape")
+    put_all(tmp_path, "ant/x.avif", "ant/y.avif", "ant/z.JP2", "ant/readme", f"ant/{no_text}")
     assert len(listed(open_source(tmp_path, "train"))[0]) == len(known)
-    assert passed_over(tmp_path) == {".avif": 2, ".jp2": 1, "without a suffix": 1}
+    assert passed_over(tmp_path) == {".avif": 2, ".jp2": 1, "without a suffix": 1, r".\xff": 1}
 
 
 @pytest.mark.parametrize(

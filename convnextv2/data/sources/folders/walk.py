@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convnextv2.data.collection import DataError
 from convnextv2.data.sources.leftovers import is_leftover
-from convnextv2.data.sources.listing import is_image
+from convnextv2.data.sources.listing import is_image, printable
 from convnextv2.data.sources.passed_over import kind_of
 
 
@@ -39,7 +39,7 @@ def walk(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
                 if not entry.is_symlink():
                     inside.append((name, os.path.join(real, entry.name)))
                 elif leads_upwards(Path(entry.path)):
-                    passed_over[f"the link {name} to a folder above it"] += 1
+                    passed_over[f"the link {printable(name)} to a folder above it"] += 1
                 else:
                     links.append(name)
             elif not is_file(entry):
