@@ -121,15 +121,23 @@ class ConvNeXtV2(nn.Module):
         self.stage_features = compiled  # type: ignore[method-assign]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, num_classes), or without head to (B, C4, H/stride, W/stride)."""
+        """Map (B, C, H, W) to (B, num_classes), or without head to (B, C4, H/stride, W/stride).
+
+        Height and width are rounded down at the stem and between stages, as timm and Hugging Face
+        do; nothing is padded.
+
+        Raises:
+            ValueError: For other channels, or images smaller than one stride.
+        """
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(
                 f"expected images (B, {self.in_channels}, H, W), got {tuple(images.shape)}"
             )
         height, width = images.shape[-2:]
-        if height % self.stride or width % self.stride:
+        if height < self.stride or width < self.stride:
             raise ValueError(
-                f"image {height}x{width} is no multiple of the total stride {self.stride}"
+                f"image {height}x{width} is smaller than the total stride {self.stride}; "
+                f"{self.stride}x{self.stride} and more would work"
             )
         x = self.features(images)
         if self.norm is None or self.head is None:

@@ -1,82 +1,131 @@
-"""Export of a classifier to `torch.export` (.pt2) and ONNX, checked before the file is there.
+"""Export to `torch.export` (.pt2) and ONNX, checked before the file is there.
 
 The exported function maps `images` (B, C, height, width), fp32 and normalised by ImageNet's mean
-and deviation (`convnextv2.tasks`), to `logits` (B, classes).
+and deviation (`convnextv2.tasks`), to one of
+
+    logits     (B, classes)
+    features   (B, C4, h, w): the encoder alone, its last stage before the final norm
+    stages     four maps (B, C, h, w), as detection and segmentation take them
 """
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from convnextv2.encoder import ConvNeXtV2
+from convnextv2.paths import PathLike
 
 TOLERANCE = 1e-4
-"""Largest absolute difference of a logit from PyTorch's that a check lets pass."""
+"""Largest absolute difference of an output from PyTorch's that a check lets pass."""
 
 ONNX_LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_LIMIT = 2 * 1024**3
 """Bytes a single ONNX file can hold; larger weights go into a file beside it."""
 
-Run = Callable[[Tensor], Tensor]
+Outputs = Literal["logits", "features", "stages"]
+NAMES: dict[Outputs, tuple[str, ...]] = {
+    "logits": ("logits",),
+    "features": ("features",),
+    "stages": ("stage1", "stage2", "stage3", "stage4"),
+}
+"""Of the outputs of an ONNX file."""
+
+Run = Callable[[Tensor], Tensor | Sequence[Tensor]]
 
 
 class ExportError(RuntimeError):
     """What was exported computes something else than the model."""
 
 
-def export_program(
-    model: ConvNeXtV2, image_size: tuple[int, int], *, batch: int | None = None
-) -> ExportedProgram:
-    """Export `model` (classifier, in eval mode) for images of (height, width).
+class FeatureMaps(nn.Module):
+    """The encoder's feature maps (B, C, h, w), of all four stages or of the last one alone."""
 
-    `batch` fixes the batch size; None leaves it open.
+    def __init__(self, encoder: ConvNeXtV2, *, stages: bool) -> None:
+        super().__init__()
+        self.encoder, self.stages = encoder, stages
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = self.encoder.stage_features(images)
+        return tuple(x.permute(0, 3, 1, 2) for x in (maps if self.stages else maps[-1:]))
+
+
+def export_program(
+    model: ConvNeXtV2,
+    image_size: tuple[int, int] | None = None,
+    *,
+    batch: int | None = None,
+    outputs: Outputs = "logits",
+) -> ExportedProgram:
+    """Export `model` (in eval mode).
+
+    Args:
+        model: A classifier, or for other outputs than logits an encoder.
+        image_size: Fixes (height, width); None leaves both open, from twice the total stride on.
+        batch: Fixes the number of images; None leaves it open.
+        outputs: What the program returns; see the head of this file.
+
+    Raises:
+        ValueError: For a model in training mode, or logits of a model without head.
     """
     if model.training:
         raise ValueError("a model in training mode has stochastic depth; call eval() first")
-    # 2, because an example of one image would make PyTorch take a batch of 1 for a constant.
-    example = _noise(model, image_size, batch or 2)
-    dynamic = None if batch else {"images": {0: Dim("batch", min=1)}}
-    return torch.export.export(model, (example,), dynamic_shapes=dynamic)
+    # An example of 1 image would make PyTorch take a batch of 1 for a constant; so with sizes.
+    example = _noise(model, image_size or (3 * model.stride, 4 * model.stride), batch or 2)
+    dynamic = {}
+    if batch is None:
+        dynamic[0] = Dim("batch", min=1)
+    if image_size is None:
+        smallest = 2 * model.stride
+        dynamic |= {2: Dim("height", min=smallest), 3: Dim("width", min=smallest)}
+    module = _returning(model, outputs)
+    return torch.export.export(module, (example,), dynamic_shapes={"images": dynamic or None})
 
 
 def export_torch(
     model: ConvNeXtV2,
-    destination: Path,
-    image_size: tuple[int, int],
+    destination: PathLike,
+    image_size: tuple[int, int] | None = None,
     *,
     batch: int | None = None,
+    outputs: Outputs = "logits",
 ) -> float:
     """Write a .pt2 file for `torch.export.load`; return the largest difference found.
+
+    See `export_program` for the arguments.
 
     Raises:
         ExportError: When the file, read again, is off by more than TOLERANCE. It is not kept.
     """
-    with _whole_or_not_at_all(destination) as partial:
+    with _whole_or_not_at_all(Path(destination)) as partial:
+        program = export_program(model, image_size, batch=batch, outputs=outputs)
         # Open files, not paths: those would have to end in .pt2.
         with partial.open("wb") as file:
-            torch.export.save(export_program(model, image_size, batch=batch), file)
+            torch.export.save(program, file)
         with partial.open("rb") as file:
             module = torch.export.load(file).module()
-        return _check(model, module, image_size, batch)
+        return _check(model, module, image_size, batch, outputs)
 
 
 def export_onnx(
     model: ConvNeXtV2,
-    destination: Path,
-    image_size: tuple[int, int],
+    destination: PathLike,
+    image_size: tuple[int, int] | None = None,
     *,
     batch: int | None = None,
+    outputs: Outputs = "logits",
 ) -> float:
-    """Write an ONNX file; return the largest difference onnxruntime's logits have.
+    """Write an ONNX file; return the largest difference that onnxruntime's outputs have.
 
-    Weights of more than 2 GB (Huge) lie in `<destination>.data` beside it.
+    Weights of more than 2 GB (Huge) lie in `<destination>.data` beside it. See `export_program`
+    for the arguments.
 
     Raises:
         ValueError: When a library is missing.
@@ -84,43 +133,74 @@ def export_onnx(
     """
     _require_onnx()
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    with _whole_or_not_at_all(destination) as partial:
+    dynamic = {0: "batch"} if batch is None else {}
+    if image_size is None:
+        dynamic |= {2: "height", 3: "width"}
+    with _whole_or_not_at_all(Path(destination)) as partial:
         program = torch.onnx.export(
-            export_program(model, image_size, batch=batch),
+            export_program(model, image_size, batch=batch, outputs=outputs),
             dynamo=True,
             input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=None if batch else ({0: "batch"},),
+            output_names=list(NAMES[outputs]),
+            dynamic_shapes=(dynamic,) if dynamic else None,
             verbose=False,
         )
         assert program is not None
         program.save(partial, external_data=weight_bytes > 0.9 * ONNX_LIMIT)
-        return _check(model, _onnxruntime(partial), image_size, batch)
+        return _check(model, _onnxruntime(partial), image_size, batch, outputs)
+
+
+def _returning(model: ConvNeXtV2, outputs: Outputs) -> nn.Module:
+    if outputs != "logits":
+        return FeatureMaps(model, stages=outputs == "stages")
+    if model.head is None:
+        raise ValueError("an encoder without head has no logits; features or stages would work")
+    return model
 
 
 def _onnxruntime(path: Path) -> Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    return lambda images: [
+        torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})
+    ]
 
 
 @torch.no_grad()
 def _check(
-    model: ConvNeXtV2, exported: Run, image_size: tuple[int, int], batch: int | None
+    model: ConvNeXtV2,
+    exported: Run,
+    image_size: tuple[int, int] | None,
+    batch: int | None,
+    outputs: Outputs,
 ) -> float:
+    """The largest difference, over several batches and sizes where these are open."""
+    expected = _returning(model, outputs)
     worst = 0.0
-    for size in [batch] if batch else [1, 3]:
-        images = _noise(model, image_size, size)
-        difference = float((exported(images) - model(images)).abs().max())
-        # Written so that NaN fails, too.
-        if not difference <= TOLERANCE:
-            raise ExportError(
-                f"the exported model is off by {difference:.2g} on random images (batch {size}); "
-                f"at most {TOLERANCE:.0e} is accepted, nothing was written"
-            )
-        worst = max(worst, difference)
+    for size in [image_size] if image_size else _sizes(model.stride):
+        for number in [batch] if batch else [1, 3]:
+            images = _noise(model, size, number)
+            pairs = zip(_listed(exported(images)), _listed(expected(images)), strict=True)
+            difference = max(float((theirs - ours).abs().max()) for theirs, ours in pairs)
+            # Written so that NaN fails, too.
+            if not difference <= TOLERANCE:
+                raise ExportError(
+                    f"the exported model is off by {difference:.2g} on random images (batch "
+                    f"{number}, {size[0]}x{size[1]}); at most {TOLERANCE:.0e} is accepted, "
+                    "nothing was written"
+                )
+            worst = max(worst, difference)
     return worst
+
+
+def _sizes(stride: int) -> list[tuple[int, int]]:
+    """The smallest, a wide one, and one that is no multiple of the stride."""
+    return [(2 * stride, 2 * stride), (3 * stride, 7 * stride), (5 * stride - 1, 2 * stride + 1)]
+
+
+def _listed(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else outputs
 
 
 def _noise(model: ConvNeXtV2, image_size: tuple[int, int], batch: int) -> Tensor:

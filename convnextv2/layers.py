@@ -38,7 +38,13 @@ class DenseSites:
         return images.permute(0, 2, 3, 1)
 
     def downsample(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return patch_linear(x, weight, bias)
+        k = weight.shape[-1]
+        if torch.compiler.is_exporting():
+            # Of slices and reshapes, torch.export cannot prove that they hold for every size.
+            return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, k).permute(0, 2, 3, 1)
+        # Rows and columns that fill no window are left out, as by a convolution of this stride.
+        height, width = (size // k * k for size in x.shape[-3:-1])
+        return patch_linear(x[..., :height, :width, :], weight, bias)
 
     def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return kernels.depthwise(x, weight, bias)

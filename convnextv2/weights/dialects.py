@@ -9,13 +9,12 @@ absent in what is read.
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from convnextv2.weights.geometry import geometry_of
-from convnextv2.weights.sparse_files import densified, is_sparse
-from convnextv2.weights.state import ENCODER, FCMAE_ONLY, State, WeightsError, encoder_of
+from convnextv2.weights.state import FCMAE_ONLY, State, WeightsError, encoder_of
 
 Target = Literal["official", "timm", "hf"]
 
@@ -81,38 +80,6 @@ FIELDS = {
 
 
 DIALECTS = {"official": OURS, "timm": TIMM, "hf": HF, "mmpretrain": MMPRETRAIN}
-# The official names once more: in training, with `encoder.` before them; and MinkowskiEngine's.
-FCMAE, SPARSE = "fcmae", "official-sparse"
-
-
-class Translated(NamedTuple):
-    """A state under our names, and the dialect it was in."""
-
-    state: State
-    dialect: str
-
-
-def to_ours(state: Mapping[str, Tensor]) -> Translated:
-    """Recognise the dialect of a file's names and translate them, dtypes kept.
-
-    FCMAE's decoder and mask token stay, and so does `encoder.` before the encoder's names.
-
-    Raises:
-        WeightsError: When it is none of the dialects, or a name has no place in one.
-    """
-    sparse = is_sparse(state)
-    dense = densified(state) if sparse else dict(state)
-    dialect = _dialect_of(dense)
-    if dialect is None:
-        raise WeightsError(
-            f"no ConvNeXt V2 in a dialect that is known ({', '.join([*DIALECTS, FCMAE, SPARSE])}); "
-            f"the names are {_some(list(state))}"
-        )
-    renamed = _renamed(dense, DIALECTS[dialect], OURS)
-    ours = {name: _our_shape(name, value) for name, value in renamed.items()}
-    if any(name.startswith(ENCODER) for name in ours):
-        dialect = FCMAE
-    return Translated(ours, SPARSE if sparse else dialect)
 
 
 def convert(state: Mapping[str, Tensor], *, to: Target) -> State:
@@ -125,7 +92,8 @@ def convert(state: Mapping[str, Tensor], *, to: Target) -> State:
     hf: names of `ConvNextV2ForImageClassification`. The encoder only.
 
     Raises:
-        WeightsError: When the state is no ConvNeXt V2's.
+        WeightsError: When the state is no ConvNeXt V2's, or for timm, which has none like it, when
+            the stem's stride is 2.
         ValueError: For another `to`.
     """
     if to not in get_args(Target):
@@ -134,91 +102,76 @@ def convert(state: Mapping[str, Tensor], *, to: Target) -> State:
         )
     geometry = geometry_of(state)
     if to == "official":
-        official = _renamed(state, OURS, OURS)
+        official = renamed(state, OURS, OURS)
         return official if geometry.num_classes else _grn_in_two_dimensions(official)
     encoder = encoder_of(state)
     if to == "timm":
+        if geometry.stem_stride == 2:
+            raise WeightsError(
+                "timm has no ConvNeXt V2 with a stem of stride 2: it puts another downsampling "
+                "behind such a stem, whatever arguments it gets; hf and official would work"
+            )
         convolutions = geometry.size in TIMM_CONV_MLP
         encoder = {n: _timm_shape(n, v, convolutions) for n, v in encoder.items()}
-    return _renamed(encoder, OURS, DIALECTS[to])
-
-
-def _dialect_of(state: Mapping[str, Tensor]) -> str | None:
-    """The dialect under whose name the stem's weight is there; it has another one in each."""
-    for dialect, templates in DIALECTS.items():
-        stem = _pattern(templates[0])
-        if any(stem.fullmatch(name) for name in state):
-            return dialect
-    return None
-
-
-def _our_shape(name: str, value: Tensor) -> Tensor:
-    if _is_grn(name):
-        return value.reshape(1, 1, 1, -1)
-    if _is_pointwise(name):
-        return value.flatten(1)
-    # MinkowskiEngine's biases are (1, C).
-    return value.flatten() if name.endswith(".bias") else value
+    return renamed(encoder, OURS, DIALECTS[to])
 
 
 def _grn_in_two_dimensions(state: State) -> State:
     return {
-        name: value.reshape(1, -1) if _is_grn(name) and not name.startswith(FCMAE_ONLY) else value
+        name: value.reshape(1, -1) if is_grn(name) and not name.startswith(FCMAE_ONLY) else value
         for name, value in state.items()
     }
 
 
 def _timm_shape(name: str, value: Tensor, convolutions: bool) -> Tensor:
-    if _is_grn(name):
+    if is_grn(name):
         return value.flatten()
-    return value[:, :, None, None] if convolutions and _is_pointwise(name) else value
+    return value[:, :, None, None] if convolutions and is_pointwise(name) else value
 
 
-def _is_grn(name: str) -> bool:
+def is_grn(name: str) -> bool:
     return name.endswith((".grn.gamma", ".grn.beta"))
 
 
-def _is_pointwise(name: str) -> bool:
+def is_pointwise(name: str) -> bool:
     return name.endswith((".pwconv1.weight", ".pwconv2.weight"))
 
 
-def _renamed(
-    state: Mapping[str, Tensor], source: tuple[str, ...], target: tuple[str, ...]
-) -> State:
-    renamed: State = {}
+def renamed(state: Mapping[str, Tensor], source: tuple[str, ...], target: tuple[str, ...]) -> State:
+    translated: State = {}
     homeless = []
     for name, value in state.items():
-        new = _rename(name, source, target)
-        if new is None or new in renamed:
+        new = rename(name, source, target)
+        if new is None or new in translated:
             homeless.append(name)
         else:
-            renamed[new] = value
+            translated[new] = value
     if homeless:
         raise WeightsError(
             f"{len(homeless)} of {len(state)} names have no place in a ConvNeXt V2: "
-            f"{_some(homeless)}"
+            f"{some(homeless)}"
         )
-    return renamed
+    return translated
 
 
-def _rename(name: str, source: tuple[str, ...], target: tuple[str, ...]) -> str | None:
+def rename(name: str, source: tuple[str, ...], target: tuple[str, ...]) -> str | None:
     if name.startswith(FCMAE_ONLY) and source is target:
         return name
     for theirs, template in zip(source, target, strict=True):
-        if found := _pattern(theirs).fullmatch(name):
+        if found := pattern(theirs).fullmatch(name):
             plain = template.replace("[", "").replace("]", "")
             return plain.format(**{"e": "", **found.groupdict()})
     return None
 
 
 @cache
-def _pattern(template: str) -> re.Pattern[str]:
-    pattern = template.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
+def pattern(template: str) -> re.Pattern[str]:
+    expression = template.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
     for field, values in FIELDS.items():
-        pattern = pattern.replace(f"{{{field}}}", f"(?P<{field}>{values})")
-    return re.compile(pattern)
+        expression = expression.replace(f"{{{field}}}", f"(?P<{field}>{values})")
+    return re.compile(expression)
 
 
-def _some(names: list[str], most: int = 8) -> str:
+def some(names: list[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -8,94 +8,68 @@ training code puts into its checkpoints, is let through, since making one runs n
 import argparse
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from convnextv2.weights.folders import Container, files_of
+from convnextv2.weights.huggingface import class_names_in
+from convnextv2.weights.metadata import UNKNOWN, Metadata
 from convnextv2.weights.state import State, WeightsError
 
-Container = Literal["safetensors", "PyTorch", "checkpoint folder"]
-
-# Where training codes keep the weights among other things; the first one there is read.
+# Where training codes keep the weights among other things; of several, the first is read.
 PARTS = ("model", "state_dict", "module", "model_state_dict", "model_ema", "state_dict_ema")
-# What wrappers (DistributedDataParallel, torch.compile, our tasks) put before every name.
-WRAPPERS = ("module.", "_orig_mod.", "model.")
-# Files of a folder that hold its weights: Hugging Face's, and what DeepSpeed saves.
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-DEEPSPEED_FILES = ("mp_rank_00_model_states.pt", "deepspeed/mp_rank_00_model_states.pt")
-ZERO_3_FILES = ("zero_pp_rank_*_model_states.pt", "deepspeed/zero_pp_rank_*_model_states.pt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """Tensors under the file's own names, without wrappers.
+    """Tensors under the names they have in the files.
 
     `part` is the entry they were under ("" if none), `parts` are all entries with weights.
     """
 
-    file: Path
+    files: tuple[Path, ...]
     container: Container
     state: State
     part: str = ""
     parts: tuple[str, ...] = ()
+    metadata: Metadata = UNKNOWN
 
 
 def open_weights(path: Path, part: str | None = None) -> Contents:
-    """Open a safetensors or PyTorch file, a Hugging Face folder or a checkpoint of a run.
+    """Open a safetensors or PyTorch file, a Hugging Face folder or a DeepSpeed checkpoint.
 
     Args:
         path: File or folder.
-        part: Entry to read when a file has several, such as "model_ema".
+        part: Where a file has several models, an entry such as "model_ema", or what their names
+            begin with, such as "student".
 
     Raises:
         WeightsError: When it is missing, damaged, unsafe, or holds no weights.
     """
-    if not path.exists():
-        raise WeightsError(f"weight file {path} does not exist")
-    file = _file_in(path) if path.is_dir() else path
-    if _is_safetensors(file):
-        if part:
-            raise WeightsError(f"{file} is a safetensors file, it has no part {part!r}")
-        return Contents(file=file, container="safetensors", state=_unwrapped(_safetensors(file)))
-    state, part, parts = _chosen(_pickle(file), part, file)
-    folder = path.is_dir() and file.name not in FOLDER_FILES
+    files, container = files_of(path)
+    safe = all(_is_safetensors(file) for file in files)
+    content, *shards = (_safetensors(file) if safe else _pickle(file) for file in files)
+    for file, shard in zip(files[1:], shards, strict=True):
+        if not (_is_state(content) and _is_state(shard)):
+            raise WeightsError(f"{file} is no shard: it holds more, or other, than tensors by name")
+        content = {**content, **shard}
+    state, part, parts = _chosen(content, part, files[0])
+    said = _metadata(files[0]) if safe else UNKNOWN
     return Contents(
-        file=file,
-        container="checkpoint folder" if folder else "PyTorch",
-        state=_unwrapped(state),
+        files=files,
+        container=container or ("safetensors" if safe else "PyTorch"),
+        state=state,
         part=part,
         parts=parts,
-    )
-
-
-def _file_in(folder: Path) -> Path:
-    for name in (*FOLDER_FILES, *DEEPSPEED_FILES):
-        if (folder / name).is_file():
-            return folder / name
-    if any(True for pattern in ZERO_3_FILES for _ in folder.glob(pattern)):
-        raise WeightsError(
-            f"{folder} is a ZeRO-3 checkpoint: its weights are in pieces, one for each worker. "
-            "Give the .safetensors file that the stage writes from it when it is done: "
-            "fcmae.safetensors of pretraining, model.safetensors of fine-tuning"
-        )
-    if (folder / "rank-00000.safetensors").exists():
-        raise WeightsError(
-            f"{folder} is a checkpoint in training, in pieces; write its weights to one file with "
-            f"convnextv2 checkpoint export {folder} --output model.safetensors"
-        )
-    only = list(folder.glob("*.safetensors"))
-    if len(only) == 1:
-        return only[0]
-    raise WeightsError(
-        f"the folder {folder} has no {', '.join((*FOLDER_FILES, *DEEPSPEED_FILES))}, nor exactly "
-        "one .safetensors file; give the file itself"
+        metadata=class_names_in(files[0].parent) if path.is_dir() and said == UNKNOWN else said,
     )
 
 
@@ -112,6 +86,11 @@ def _safetensors(file: Path) -> State:
         return load_file(file)
     except SafetensorError as error:
         raise WeightsError(f"{file} is no readable safetensors file: {error}") from error
+
+
+def _metadata(file: Path) -> Metadata:
+    with safe_open(file, framework="pt") as opened:
+        return Metadata.of_entries(opened.metadata())
 
 
 def _pickle(file: Path) -> Any:
@@ -147,21 +126,51 @@ def _first(error: Exception) -> str:
 
 
 def _chosen(content: Any, part: str | None, file: Path) -> tuple[State, str, tuple[str, ...]]:
-    """The state among what a PyTorch file holds, the entry it is under, and all such entries."""
-    if part is None and _is_state(content):
-        return _tensors(content), "", ()
-    entries = dict(content) if isinstance(content, Mapping) else {}
-    parts = tuple(str(name) for name, value in entries.items() if _is_state(value))
-    for name in (part,) if part else PARTS:
-        if name in parts:
-            return _tensors(entries[name]), name, parts
-    shown = ", ".join(list(map(str, entries))[:8]) or f"a {type(content).__name__}"
-    if part:
-        raise WeightsError(f"{file} has no weights under {part!r}; it holds {shown}")
+    """The state among what a file holds, the entry it is under, and all such entries."""
+    entries = {"": content} if _is_state(content) else dict(_entries(content))
+    parts = tuple(name for name in entries if name)
+    if part in parts:
+        return _tensors(entries[part]), part, parts
+    where = _default(entries)
+    if where is None and parts:
+        raise WeightsError(
+            f"{file} holds weights under {', '.join(parts)}; choose one of them (--part, part=)"
+        )
+    state = {} if where is None else _tensors(entries[where])
+    if part is not None:
+        beginning = f"{part.rstrip('.')}."
+        where, state = part, {n: v for n, v in state.items() if n.startswith(beginning)}
+    if state and where is not None:
+        return state, where, parts
+    shown = ", ".join(list(map(str, content))[:8]) if isinstance(content, Mapping) else ""
+    held = shown or f"a {type(content).__name__}"
+    if part is not None:
+        raise WeightsError(f"{file} has no weights under {part!r}; it holds {held}")
     raise WeightsError(
-        f"{file} holds no weights: neither tensors by name, nor these under one of "
-        f"{', '.join(PARTS)}; it holds {shown}"
+        f"{file} holds no weights: neither tensors by name, nor these under an entry such as "
+        f"{', '.join(PARTS)}; it holds {held}"
     )
+
+
+def _default(entries: Mapping[str, Any]) -> str | None:
+    """The entry that is read unless another is asked for; None if it cannot be told."""
+    for name in ("", *PARTS):
+        if name in entries:
+            return name
+    # Others than those hold random states and the like, too; a model begins with a convolution.
+    models = [name for name, each in entries.items() if any(v.ndim == 4 for v in each.values())]
+    return models[0] if len(models) == 1 else None
+
+
+def _entries(content: Any) -> Iterator[tuple[str, Any]]:
+    """Entries with weights, and those within entries ("checkpoint.state_dict")."""
+    if not isinstance(content, Mapping):
+        return
+    for name, value in content.items():
+        if _is_state(value):
+            yield str(name), value
+        elif isinstance(value, Mapping):
+            yield from ((f"{name}.{n}", v) for n, v in value.items() if _is_state(v))
 
 
 def _is_state(content: Any) -> bool:
@@ -174,10 +183,3 @@ def _is_state(content: Any) -> bool:
 
 def _tensors(content: Mapping[Any, Tensor]) -> State:
     return {str(name): value.detach() for name, value in content.items()}
-
-
-def _unwrapped(state: State) -> State:
-    for prefix in WRAPPERS:
-        if state and all(name.startswith(prefix) for name in state):
-            return _unwrapped({name.removeprefix(prefix): v for name, v in state.items()})
-    return state

@@ -1,13 +1,16 @@
 """What a weight file is: dialect, container, model, and what it can be used for."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convnextv2.weights.dialects import to_ours
-from convnextv2.weights.files import Container, open_weights
+from convnextv2.paths import PathLike
+from convnextv2.weights.files import Contents, open_weights
+from convnextv2.weights.folders import Container
 from convnextv2.weights.geometry import Geometry, geometry_of, why_no_decoder
+from convnextv2.weights.metadata import Metadata
+from convnextv2.weights.recognition import to_ours
 from convnextv2.weights.state import State, WeightsError
 
 
@@ -16,22 +19,33 @@ class Inspection:
     """A file's weights under our names, and what they are.
 
     Attributes:
-        file: The file they are in, also when a folder was given.
+        files: Those they are in, also when a folder was given.
         dialect: See `convnextv2.weights.dialects`.
+        prefix: What stood before every name in the file.
+        left_out: Names of the file that are not under it, and no part of the model.
         container: What kind of file it is.
         part: The entry of a PyTorch file that was read; "" if it holds the weights alone.
         parts: All its entries with weights.
         geometry: The model, as the shapes tell it.
+        metadata: Class names and evaluation, where the file says them.
         state: The weights.
     """
 
-    file: Path
+    files: tuple[Path, ...]
     dialect: str
+    prefix: str
+    left_out: tuple[str, ...]
     container: Container
     part: str
     parts: tuple[str, ...]
     geometry: Geometry
+    metadata: Metadata
     state: State
+
+    @property
+    def file(self) -> Path:
+        """The file, or the folder of its shards."""
+        return self.files[0] if len(self.files) == 1 else self.files[0].parent
 
     @property
     def parameters(self) -> int:
@@ -53,6 +67,8 @@ class Inspection:
         return {
             "file": str(self.file),
             "dialect": self.dialect,
+            "prefix": self.prefix,
+            "left_out": list(self.left_out),
             "container": self.container,
             "part": self.part,
             "parts": list(self.parts),
@@ -60,38 +76,54 @@ class Inspection:
             **asdict(self.geometry),
             "parameters": self.parameters,
             "dtypes": self.dtypes,
+            **asdict(self.metadata),
             "why_no_reconstruction": self.why_no_reconstruction,
         }
 
 
-def inspect(path: Path, *, part: str | None = None) -> Inspection:
+def inspect(path: PathLike, *, part: str | None = None) -> Inspection:
     """Read a file of any dialect and say what it is.
 
     Args:
-        path: safetensors or PyTorch file, Hugging Face folder, or checkpoint folder of a run.
-        part: Entry to read when a PyTorch file has several, such as "model_ema".
+        path: safetensors or PyTorch file, Hugging Face folder (shards, too), or a DeepSpeed
+            checkpoint of ZeRO 0 to 2.
+        part: Where a file has several models, an entry such as "model_ema", or what their names
+            begin with, such as "student".
 
     Raises:
         WeightsError: When it is missing, damaged, unsafe, or no ConvNeXt V2's.
     """
-    contents = open_weights(path, part)
+    return inspect_contents(open_weights(Path(path), part))
+
+
+def inspect_contents(contents: Contents) -> Inspection:
+    """Say what tensors are that have been read already.
+
+    Raises:
+        WeightsError: When they are no ConvNeXt V2's.
+    """
     try:
-        state, dialect = to_ours(contents.state)
-        geometry = geometry_of(state)
+        ours = to_ours(contents.state)
+        geometry = geometry_of(ours.state)
     except WeightsError as error:
-        raise WeightsError(f"{contents.file}: {error}") from error
+        raise WeightsError(f"{contents.files[0]}: {error}") from error
+    if len(contents.metadata.classes) != geometry.num_classes:
+        contents = replace(contents, metadata=replace(contents.metadata, classes=()))
     return Inspection(
-        file=contents.file,
-        dialect=dialect,
+        files=contents.files,
+        dialect=ours.dialect,
+        prefix=ours.prefix,
+        left_out=ours.left_out,
         container=contents.container,
         part=contents.part,
         parts=contents.parts,
         geometry=geometry,
-        state=state,
+        metadata=contents.metadata,
+        state=ours.state,
     )
 
 
-def read(path: Path, *, part: str | None = None) -> State:
+def read(path: PathLike, *, part: str | None = None) -> State:
     """Read a file of any dialect under our names; dtypes are kept.
 
     An FCMAE file yields encoder and decoder. See `inspect` for arguments and errors.

@@ -6,22 +6,29 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from convnextv2.paths import PathLike
 from convnextv2.weights.dialects import Target, convert
 from convnextv2.weights.geometry import Geometry, geometry_of
+from convnextv2.weights.huggingface import CONFIG, PREPROCESSOR, model_config, preprocessor_config
+from convnextv2.weights.metadata import UNKNOWN, Evaluation, Metadata
 from convnextv2.weights.state import State, WeightsError
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".pt", ".pth", ".bin")
-IMAGE_SIZE = 224
 
 
-def write(state: Mapping[str, Tensor], destination: Path, *, to: Target) -> State:
+def write(
+    state: Mapping[str, Tensor],
+    destination: PathLike,
+    *,
+    to: Target,
+    metadata: Metadata = UNKNOWN,
+) -> State:
     """Write a state of ours as another library's; returns what was written.
 
     Args:
@@ -29,10 +36,14 @@ def write(state: Mapping[str, Tensor], destination: Path, *, to: Target) -> Stat
         destination: official, timm: a .safetensors file, or a PyTorch file (.pt, .pth, .bin), in
             which the official code's weights are under "model". hf: a folder, not there yet.
         to: Whose names and layout.
+        metadata: Class names and evaluation; .safetensors files and folders have a place for
+            them. A folder says the usual evaluation, if none is given.
 
     Raises:
-        WeightsError: When the state is no ConvNeXt V2's, or the destination does not fit.
+        WeightsError: When the state is no ConvNeXt V2's, the library has no such model, or the
+            destination does not fit.
     """
+    destination = Path(destination)
     converted = {name: _alone(value) for name, value in convert(state, to=to).items()}
     if to == "hf":
         _check_folder(destination)
@@ -43,40 +54,23 @@ def write(state: Mapping[str, Tensor], destination: Path, *, to: Target) -> Stat
     destination.parent.mkdir(parents=True, exist_ok=True)
     with _whole_or_not_at_all(destination) as partial:
         if to == "hf":
-            partial.mkdir()
-            save_file(converted, partial / "model.safetensors", metadata={"format": "pt"})
-            config = huggingface_config(geometry_of(state))
-            (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            _write_folder(converted, geometry_of(state), partial, metadata)
         elif destination.suffix == SAFETENSORS:
-            save_file(converted, partial, metadata={"format": "pt"})
+            save_file(converted, partial, metadata=metadata.as_entries())
         else:
             torch.save({"model": converted} if to == "official" else converted, partial)
     return converted
 
 
-def huggingface_config(geometry: Geometry) -> dict[str, Any]:
-    """What `config.json` says; the model is built by it, and its number of classes by `id2label`.
-
-    `layer_norm_eps` is the final norm's, 1e-12 by default there and 1e-6 in the published models.
-    """
-    head = geometry.num_classes > 0
-    labels = {str(number): f"LABEL_{number}" for number in range(geometry.num_classes)}
-    classes = {"id2label": labels, "label2id": {label: int(n) for n, label in labels.items()}}
-    return {
-        "architectures": ["ConvNextV2ForImageClassification" if head else "ConvNextV2Model"],
-        "model_type": "convnextv2",
-        "depths": list(geometry.depths),
-        "hidden_sizes": list(geometry.dims),
-        "num_stages": len(geometry.depths),
-        "num_channels": geometry.in_channels,
-        "patch_size": geometry.stem_stride,
-        "image_size": IMAGE_SIZE,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
-        "initializer_range": 0.02,
-        "drop_path_rate": 0.0,
-        **(classes if head else {}),
-    }
+def _write_folder(weights: State, geometry: Geometry, folder: Path, metadata: Metadata) -> None:
+    evaluation = metadata.evaluation or Evaluation.usual()
+    configs = {CONFIG: model_config(geometry, metadata.classes, evaluation)}
+    if geometry.in_channels == len(evaluation.mean):
+        configs[PREPROCESSOR] = preprocessor_config(evaluation)
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors", metadata=metadata.as_entries())
+    for name, config in configs.items():
+        (folder / name).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def _alone(value: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
 from convnextv2.weights import WeightsError, convert, encoder_of, inspect, load, read, write
-from convnextv2.weights.dialects import Target, to_ours
+from convnextv2.weights.dialects import Target
+from convnextv2.weights.recognition import to_ours
 from tests.convnextv2.made_weights import (
     State,
     classifier_state,
