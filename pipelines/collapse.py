@@ -19,6 +19,7 @@ from pipelines.collapse_figures import Checkpoint, activations_png, curve_png, d
 from pipelines.figures import picture, themed_svg
 from pipelines.files import atomically, write_json
 from pipelines.pages import render
+from pipelines.weights.reading import inspect
 
 BATCH = 8
 PHOTOS = 3
@@ -42,7 +43,7 @@ def analyse_collapse(
     Raises:
         ValueError: When a file, the images, their size or `block` cannot be used.
     """
-    models = [read_encoder(path).to(best_device()) for path in files]
+    models = [read_encoder(inspect(path)).to(best_device()) for path in files]
     drawn = [_drawable(path, model, block) for path, model in zip(files, models, strict=True)]
     views = Views(open_images(images, limit), image_size, BATCH)
     meters = [CollapseMeter(model) for model in models]

@@ -13,6 +13,7 @@ from convnextv2.analysis.reconstruct import Reconstruction, reconstruct_all
 from pipelines.figures import LIGHT, picture
 from pipelines.files import atomically
 from pipelines.pages import render
+from pipelines.weights.reading import inspect
 
 KINDS = ("original", "masked", "predicted")
 BATCH = 8
@@ -44,7 +45,7 @@ def make_gallery(
     if not 0 < mask_ratio < 1:
         raise ValueError(f"mask ratio {mask_ratio} is not between 0 and 1")
     model = read_fcmae(
-        weights, image_size=image_size, patch_size=patch_size, norm_pix_loss=norm_pix_loss
+        inspect(weights), image_size=image_size, patch_size=patch_size, norm_pix_loss=norm_pix_loss
     ).to(best_device())
     require_rgb(model.encoder.in_channels)
     views = Views(open_images(images, limit), model.image_size, BATCH)

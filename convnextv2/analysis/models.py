@@ -1,7 +1,6 @@
-"""Models from weight files alone: the geometry is what the shapes say."""
+"""Models from weight files alone, or from what was read of one: the geometry is in the shapes."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -10,7 +9,8 @@ from torch import nn
 from convnextv2 import weights
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
-from convnextv2.weights import Geometry, WeightsError, geometry_of, why_no_decoder
+from convnextv2.paths import PathLike
+from convnextv2.weights import Geometry, Inspection, WeightsError, why_no_decoder
 
 PATCHES_PER_SIDE = 7
 """Of an image when no size is given: 224 / 32, as in the paper."""
@@ -18,9 +18,10 @@ PATCHES_PER_SIDE = 7
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def read_encoder(path: Path) -> ConvNeXtV2:
+def read_encoder(source: PathLike | Inspection) -> ConvNeXtV2:
     """The encoder of any file `convnextv2.weights` reads, without head and in eval mode."""
-    state, geometry = _read(path)
+    found = _inspected(source)
+    state, geometry = found.state, found.geometry
     encoder = {
         name: value
         for name, value in weights.encoder_of(state).items()
@@ -29,16 +30,17 @@ def read_encoder(path: Path) -> ConvNeXtV2:
     return _loaded(lambda: _encoder(geometry, num_classes=0), encoder)
 
 
-def read_classifier(path: Path) -> ConvNeXtV2:
+def read_classifier(source: PathLike | Inspection) -> ConvNeXtV2:
     """The classifier of a file, in eval mode.
 
     Raises:
         WeightsError: When it has no head.
     """
-    state, geometry = _read(path)
+    found = _inspected(source)
+    state, geometry = found.state, found.geometry
     if not geometry.num_classes:
         raise WeightsError(
-            f"{path} has no classifier, only an encoder; fine-tune it first and give the "
+            f"{found.file} has no classifier, only an encoder; fine-tune it first and give the "
             "weights that come out"
         )
     encoder = weights.encoder_of(state)
@@ -46,7 +48,7 @@ def read_classifier(path: Path) -> ConvNeXtV2:
 
 
 def read_fcmae(
-    path: Path,
+    source: PathLike | Inspection,
     *,
     image_size: tuple[int, int] | None = None,
     patch_size: int | None = None,
@@ -55,7 +57,7 @@ def read_fcmae(
     """The autoencoder of a file, in eval mode.
 
     Args:
-        path: A pretraining's weights, ours or the official code's.
+        source: A pretraining's weights, ours or the official code's.
         image_size: (height, width); 7 x 7 patches if None.
         patch_size: Shapes do not tell it, for the decoder predicts pixels per site; the
             encoder's total stride if None.
@@ -65,10 +67,11 @@ def read_fcmae(
         WeightsError: When the file has no decoder, saying why that may be.
         ValueError: When image and patch size do not fit the encoder.
     """
-    state, geometry = _read(path)
+    found = _inspected(source)
+    state, geometry = found.state, found.geometry
     if why := why_no_decoder(geometry):
         raise WeightsError(
-            f"{path} has no decoder to reconstruct with: {why}. Give the checkpoint of a "
+            f"{found.file} has no decoder to reconstruct with: {why}. Give the checkpoint of a "
             "pretraining: our fcmae.safetensors, or a checkpoint-*.pth of the official code"
         )
 
@@ -92,12 +95,8 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _read(path: Path) -> tuple[weights.State, Geometry]:
-    state = weights.read(path)
-    try:
-        return state, geometry_of(state)
-    except WeightsError as error:
-        raise WeightsError(f"{path} holds {error}") from error
+def _inspected(source: PathLike | Inspection) -> Inspection:
+    return source if isinstance(source, Inspection) else weights.inspect(source)
 
 
 def _encoder(geometry: Geometry, *, num_classes: int) -> ConvNeXtV2:

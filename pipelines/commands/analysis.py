@@ -2,10 +2,13 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.commands import command
+
+Value = TypeVar("Value")
 
 
 def add_analysis_commands(commands: Any) -> None:
@@ -27,13 +30,16 @@ def image_size(text: str) -> tuple[int, int]:
     return size
 
 
-def batch_size(text: str) -> int | None:
-    """A number, or None for "dynamic"."""
-    if text == "dynamic":
-        return None
+def batch_size(text: str) -> int:
+    """A number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no batch size; give a number, or dynamic")
     return int(text)
+
+
+def open_or(read: Callable[[str], Value]) -> Callable[[str], Value | None]:
+    """Read a value, or None for "dynamic"."""
+    return lambda text: None if text == "dynamic" else read(text)
 
 
 def _add_reconstruct(commands: Any) -> None:
@@ -90,18 +96,27 @@ def _add_export(commands: Any) -> None:
     parser = command(
         commands,
         "export",
-        "write a classifier as ONNX or torch.export program, and check it against PyTorch",
-        "convnextv2 export model.safetensors model.onnx --format onnx --image-size 224",
+        "write a model as ONNX or torch.export program, and check it against PyTorch",
+        "convnextv2 export model.safetensors model.onnx --format onnx",
     )
-    parser.add_argument("weights", type=Path, help="weights of a classifier")
+    parser.add_argument("weights", type=Path, help="weights of any kind")
     parser.add_argument("destination", type=Path, help="file to write")
     parser.add_argument("--format", choices=("onnx", "torch"), required=True)
     parser.add_argument(
-        "--image-size", type=image_size, default=(224, 224), metavar="N|HxW", help="default: 224"
+        "--outputs",
+        choices=("logits", "features", "stages"),
+        help="of the classifier, of the encoder alone, or the maps of its four stages (default: "
+        "logits if there is a head, else features)",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=open_or(image_size),
+        metavar="N|HxW|dynamic",
+        help="in pixels (default: dynamic, any size)",
     )
     parser.add_argument(
         "--batch",
-        type=batch_size,
+        type=open_or(batch_size),
         metavar="N|dynamic",
         help="images in a batch (default: dynamic, any number)",
     )
@@ -157,25 +172,31 @@ def _act_collapse(options: argparse.Namespace) -> int:
 
 
 def _act_export(options: argparse.Namespace) -> int:
-    from convnextv2.analysis.models import read_classifier
+    from convnextv2.analysis.models import read_classifier, read_encoder
     from convnextv2.export import export_onnx, export_torch
+    from pipelines.weights.reading import inspect
 
-    model = read_classifier(options.weights)
+    found = inspect(options.weights)
+    outputs = options.outputs or ("logits" if found.geometry.num_classes else "features")
+    model = (read_classifier if outputs == "logits" else read_encoder)(found)
     write = {"onnx": export_onnx, "torch": export_torch}[options.format]
-    difference = write(model, options.destination, options.image_size, batch=options.batch)
-    height, width = options.image_size
-    shape = [options.batch or "batch", model.in_channels, height, width]
+    difference = write(
+        model, options.destination, options.image_size, batch=options.batch, outputs=outputs
+    )
+    sides = options.image_size or ("height", "width")
+    shape = [options.batch or "batch", model.in_channels, *sides]
     if options.json:
         written = {
             "file": str(options.destination),
             "format": options.format,
             "images": shape,
+            "outputs": outputs,
             "difference": difference,
         }
         print(json.dumps(written, indent=1))
     else:
         print(
-            f"{options.destination}: images ({', '.join(map(str, shape))}), "
+            f"{options.destination}: images ({', '.join(map(str, shape))}) to {outputs}, "
             f"off by at most {difference:.1e} from PyTorch"
         )
     return 0

@@ -2,14 +2,14 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convnextv2.sizes import SIZES
 from pipelines.commands import command
 
 if TYPE_CHECKING:
-    from convnextv2.weights import Geometry, Inspection
+    from convnextv2.weights import Geometry, Inspection, Metadata
 
 
 def add_weights_commands(commands: Any) -> None:
@@ -52,8 +52,31 @@ def _add_convert(verbs: Any) -> None:
         help="official, timm: a .safetensors or .pt file; hf: a new folder",
     )
     parser.add_argument("--to", choices=("official", "timm", "hf"), required=True)
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="names of the classes, one per line"
+    )
+    parser.add_argument(
+        "--image-size", type=int, metavar="N", help="side in pixels that images are evaluated at"
+    )
+    parser.add_argument(
+        "--crop",
+        type=crop,
+        metavar="SHARE|squash",
+        help="central share of an image that is evaluated, or all of it whatever its ratio",
+    )
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     parser.set_defaults(act=_act_convert)
+
+
+def crop(text: str) -> float:
+    """A share of the image; 0 for "squash"."""
+    try:
+        share = 0.0 if text == "squash" else float(text)
+    except ValueError:
+        share = -1.0
+    if not (0 < share <= 1 or text == "squash"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no crop; give a share such as 0.875, squash")
+    return share
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -61,13 +84,16 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "file",
         type=Path,
         metavar="FILE",
-        help="safetensors or PyTorch file, Hugging Face folder, or checkpoint folder of a run",
+        help="safetensors or PyTorch file, Hugging Face folder, or checkpoint folder of a run or "
+        "of DeepSpeed",
     )
-    parser.add_argument("--part", help="entry of a PyTorch file to read, such as model_ema")
+    parser.add_argument(
+        "--part", help="of several models in a file: an entry (model_ema), or a prefix (student)"
+    )
 
 
 def _act_inspect(options: argparse.Namespace) -> int:
-    from convnextv2.weights import inspect
+    from pipelines.weights.reading import inspect
 
     found = inspect(options.file, part=options.part)
     if options.json:
@@ -80,12 +106,16 @@ def _act_inspect(options: argparse.Namespace) -> int:
 
 
 def _act_convert(options: argparse.Namespace) -> int:
-    from convnextv2.weights import inspect, write
+    from convnextv2.weights import write
+    from pipelines.weights.advice import how_to_load
+    from pipelines.weights.reading import inspect
 
     found = inspect(options.file, part=options.part)
-    written = write(found.state, options.destination, to=options.to)
+    metadata = _metadata(found, options)
+    written = write(found.state, options.destination, to=options.to, metadata=metadata)
     parameters = sum(value.numel() for value in written.values())
-    notes = _notes(found.geometry, options.to)
+    notes = _notes(found.geometry, metadata, options.to)
+    load = how_to_load(found.geometry, options.destination, options.to)
     if options.json:
         outcome = {
             "file": str(found.file),
@@ -95,6 +125,7 @@ def _act_convert(options: argparse.Namespace) -> int:
             "size": found.geometry.size,
             "parameters": parameters,
             "notes": notes,
+            "load": load,
         }
         print(json.dumps(outcome, indent=1))
     else:
@@ -104,7 +135,34 @@ def _act_convert(options: argparse.Namespace) -> int:
         )
         for note in notes:
             print(f"  {note}")
+        for line in ["load it with", *(f"  {line}" for line in load)] if load else []:
+            print(f"  {line}")
     return 0
+
+
+def _metadata(found: "Inspection", options: argparse.Namespace) -> "Metadata":
+    """What the file says, with what the command line says in its place."""
+    from convnextv2.weights import Evaluation
+
+    metadata = found.metadata
+    if options.classes is not None:
+        lines = options.classes.read_text().splitlines()
+        names = tuple(line.strip() for line in lines if line.strip())
+        if len(names) != found.geometry.num_classes:
+            raise ValueError(
+                f"{options.classes} names {len(names)} classes, {found.file} has "
+                f"{found.geometry.num_classes or 'no head'}"
+            )
+        metadata = replace(metadata, classes=names)
+    changes: dict[str, Any] = {}
+    if options.image_size is not None:
+        changes["image_size"] = options.image_size
+    if options.crop is not None:
+        changes["crop"] = options.crop or None
+    if changes:
+        known = metadata.evaluation or Evaluation.usual()
+        metadata = replace(metadata, evaluation=replace(known, **changes))
+    return metadata
 
 
 def _described(found: "Inspection") -> dict[str, str]:
@@ -112,13 +170,16 @@ def _described(found: "Inspection") -> dict[str, str]:
     others = [name for name in found.parts if name != found.part]
     part = {"part": f"{found.part}, there {'are' if others[1:] else 'is'} also {', '.join(others)}"}
     why = found.why_no_reconstruction
+    names = {"names": f"under {found.prefix}" + _left_out(found)} if found.prefix else {}
     return {
         "dialect": found.dialect,
         "container": found.container,
         **(part if others else {}),
+        **names,
         "size": f"{model.size}, depths {_row(model.depths)}, channels {_row(model.dims)}",
         "images": f"{model.in_channels} channels, stem stride {model.stem_stride}",
-        "classes": str(model.num_classes or "no head"),
+        "classes": str(model.num_classes or "no head") + _named(found.metadata.classes),
+        **_evaluated(found.metadata),
         "parameters": f"{found.parameters:,} in {', '.join(found.dtypes)}",
         "decoder": f"none, so reconstruct will not work: {why}"
         if why
@@ -130,7 +191,27 @@ def _row(numbers: tuple[int, ...]) -> str:
     return "-".join(map(str, numbers))
 
 
-def _notes(geometry: "Geometry", to: str) -> list[str]:
+def _left_out(found: "Inspection") -> str:
+    if not found.left_out:
+        return ""
+    more = ", …" if found.left_out[3:] else ""
+    return f"; {len(found.left_out)} others are left out: {', '.join(found.left_out[:3])}{more}"
+
+
+def _named(classes: tuple[str, ...]) -> str:
+    more = ", …" if classes[3:] else ""
+    return f": {', '.join(classes[:3])}{more}" if classes else ""
+
+
+def _evaluated(metadata: "Metadata") -> dict[str, str]:
+    evaluation = metadata.evaluation
+    if evaluation is None:
+        return {}
+    cut = "squashed" if evaluation.crop is None else f"central {evaluation.crop:.1%}"
+    return {"evaluation": f"{evaluation.image_size} px, {cut}, {evaluation.interpolation}"}
+
+
+def _notes(geometry: "Geometry", metadata: "Metadata", to: str) -> list[str]:
     """What the user would otherwise learn from an error of the library."""
     notes = []
     if geometry.decoder and to != "official":
@@ -138,16 +219,21 @@ def _notes(geometry: "Geometry", to: str) -> list[str]:
     if not geometry.num_classes and to != "official":
         notes.append(
             "without final norm and head, which are trained with the classifier: "
-            + {"timm": "load with strict=False", "hf": "transformers starts them anew"}[to]
+            f"{'timm' if to == 'timm' else 'transformers'} starts them anew"
         )
-    published = geometry.size in SIZES and SIZES[geometry.size].parameters
-    if to == "timm" and not published:
-        notes.append(
-            f"timm has no model of this size: timm.models.convnext.ConvNeXt(depths="
-            f"{geometry.depths}, dims={geometry.dims}, use_grn=True, ls_init_value=None)"
-        )
-    if to == "timm" and geometry.stem_stride != 4:
-        notes.append(
-            f"stem stride {geometry.stem_stride}: give timm patch_size={geometry.stem_stride}"
-        )
+    if to != "hf":
+        return notes
+    if geometry.num_classes and not metadata.classes:
+        notes.append("the classes have no names in the file; give --classes FILE")
+    evaluation = metadata.evaluation
+    if evaluation is None:
+        if geometry.in_channels == 3:
+            notes.append(
+                "the file does not say how it is evaluated: 224 px, central 87.5%, ImageNet's mean "
+                "and deviation are assumed; --image-size and --crop change that"
+            )
+    elif evaluation.interpolation == "area":
+        notes.append("transformers has no area interpolation: antialiased bilinear is nearest")
+    if geometry.in_channels != len(evaluation.mean if evaluation else range(3)):
+        notes.append("no preprocessor_config.json: the mean of these channels is not known")
     return notes

@@ -1,0 +1,53 @@
+"""Reading weights of any kind, the checkpoints of a run among them.
+
+`convnextv2.weights` reads whole models, `cluster.state_files` the pieces that workers save.
+"""
+
+from pathlib import Path
+
+from cluster.checkpoint import CheckpointError, verify
+from cluster.state_files import StateFiles
+from cluster.states import AVERAGE, WEIGHT
+from convnextv2 import weights
+from convnextv2.weights import Inspection, Metadata, WeightsError
+from convnextv2.weights.files import Contents
+from convnextv2.weights.folders import is_checkpoint
+from pipelines.handoff import PREFIX
+
+
+def inspect(path: Path, *, part: str | None = None) -> Inspection:
+    """Read any file that `convnextv2.weights.inspect` reads, or a checkpoint folder of a run.
+
+    Args:
+        path: File or folder.
+        part: Where it has several models; see `convnextv2.weights.inspect`. Of a checkpoint,
+            "average" is the moving average of its weights.
+
+    Raises:
+        WeightsError: When it is missing, damaged, or no ConvNeXt V2's.
+    """
+    if not is_checkpoint(path):
+        return weights.inspect(path, part=part)
+    try:
+        notes = verify(path).notes
+        files = StateFiles(path)
+        names = [name for name in files if name.startswith(PREFIX)]
+        kinds = sorted({kind for name in names for kind in files.kinds[name]} & {WEIGHT, AVERAGE})
+        kind = part or WEIGHT
+        if kind not in kinds:
+            raise WeightsError(f"{path} has no {kind} of the weights; it has {', '.join(kinds)}")
+        state = {
+            name: files.whole(kind if kind in files.kinds[name] else WEIGHT, name) for name in names
+        }
+    except (CheckpointError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    return weights.inspect_contents(
+        Contents(
+            files=tuple(sorted(path.glob("rank-*.safetensors"))),
+            container="checkpoint of a run",
+            state=state,
+            part=kind if len(kinds) > 1 else "",
+            parts=tuple(kinds),
+            metadata=Metadata.of_entries(notes.get("weights")),
+        )
+    )
