@@ -42,12 +42,16 @@ def _stages(config: PipelineConfig) -> Iterator[str]:
     """Sections that make no sense beside, or without, each other."""
     if config.pretrain is None:
         for name in ("linear_probe", "knn"):
-            if getattr(config, name) is not None:
-                yield f"{name}: looks at a pretrained encoder, and pretrain is not set"
+            section = getattr(config, name)
+            if section is not None and section.weights is None:
+                yield (
+                    f"{name}: looks at a pretrained encoder, and pretrain is not set; "
+                    f"{name}.weights=FILE would work"
+                )
         if config.intermediate is None:
-            if config.finetune is None:
+            if config.finetune is None and config.linear_probe is None and config.knn is None:
                 yield "finetune: neither pretrain nor finetune is set; there is nothing to train"
-            elif config.finetune.control:
+            elif (train := config.finetune) and train.control and train.weights is None:
                 yield "finetune.control: without pretrain, fine-tuning is from scratch itself"
     if config.linear_probe is not None and config.linear_probe.train != "head":
         yield "linear_probe.train: a probe trains the head alone; set head, or use finetune"
@@ -55,6 +59,22 @@ def _stages(config: PipelineConfig) -> Iterator[str]:
         train = getattr(config, name)
         if train is not None and train.control:
             yield f"{name}.control: only finetune has a control"
+    yield from _two_starts(config)
+
+
+def _two_starts(config: PipelineConfig) -> Iterator[str]:
+    """Weights of a stage that gets others from the stage before it."""
+    before = dict.fromkeys(("knn", "linear_probe", "intermediate", "finetune"), "pretrain")
+    if config.intermediate is not None:
+        before["finetune"] = "intermediate"
+    for name, earlier in before.items():
+        section = getattr(config, name)
+        if section is None or section.weights is None or getattr(config, earlier) is None:
+            continue
+        yield (
+            f"{name}.weights: it starts from what {earlier} trains already; set {earlier}=null, "
+            f"or give them to {earlier}.weights"
+        )
 
 
 def _training(train: TrainConfig) -> Iterator[str]:

@@ -31,9 +31,16 @@ class Exported:
     bytes: int
 
 
-def export(checkpoint: Path, target: Path, kind: str = WEIGHT) -> Exported:
+def export(
+    checkpoint: Path,
+    target: Path,
+    kind: str = WEIGHT,
+    *,
+    metadata: dict[str, str] | None = None,
+) -> Exported:
     """Write a checkpoint's fp32 weights, or their "average", as one file, whole or not at all.
 
+    `metadata` are entries for the file's own (see `convnextv2.weights.metadata`).
     Parameters that are not trained have no average: theirs are the weights. That the checkpoint is
     good is not looked at here.
 
@@ -49,16 +56,19 @@ def export(checkpoint: Path, target: Path, kind: str = WEIGHT) -> Exported:
         raise ValueError(f"{checkpoint} holds no {kind} of the weights{why}")
     shapes = {name.removeprefix(PREFIX): files.shapes[name] for name in names}
     with atomically(target) as partial:
-        written = durable.write(partial, _parts(files, shapes, kind))
+        written = durable.write(partial, _parts(files, shapes, kind, metadata))
     parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
     return Exported(target, len(shapes), parameters, written.bytes)
 
 
 def _parts(
-    files: StateFiles, shapes: dict[str, tuple[int, ...]], kind: str
+    files: StateFiles,
+    shapes: dict[str, tuple[int, ...]],
+    kind: str,
+    metadata: dict[str, str] | None,
 ) -> Iterator[bytes | memoryview]:
     """The file from its beginning to its end."""
-    yield header(shapes)
+    yield header(shapes, metadata)
     for own_name, shape in shapes.items():
         name = PREFIX + own_name
         there = kind if kind in files.kinds[name] else WEIGHT

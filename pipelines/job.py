@@ -28,6 +28,7 @@ class TrainJob:
         shards: The training images.
         num_classes: Of their labels.
         initial_weights: What training starts from, else random weights.
+        metadata: What the weights say about themselves, as entries of a safetensors file.
         provenance: Code and library versions, and the tracking runs, for checkpoints.
     """
 
@@ -39,6 +40,7 @@ class TrainJob:
     shards: Path
     num_classes: int
     initial_weights: Path | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def order(self) -> GlobalOrder:

@@ -34,10 +34,20 @@ def resolve(preset: PipelineConfig, overrides: Sequence[str]) -> PipelineConfig:
             continue
         merged = _with_value(merged, key.split("."), _parse(text))
     config, wrong = _validate(merged, base)
-    problems += wrong + find_conflicts(config)
+    problems += wrong + find_conflicts(config) + _weight_problems(config)
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _weight_problems(config: PipelineConfig) -> list[str]:
+    sections = (getattr(config, name) for name in PipelineConfig.model_fields)
+    if not any(getattr(section, "weights", None) for section in sections):
+        return []
+    # Here, for it imports PyTorch, which those who name no weights need not wait for.
+    from pipelines.weights.given import find_problems
+
+    return find_problems(config)
 
 
 def _with_value(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:

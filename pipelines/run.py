@@ -144,7 +144,9 @@ def _how(name: str, outcome: Outcome) -> str:
     if name == SCRATCH:
         return "from scratch (control)"
     if name == "finetune":
-        stages = {visit.place.stage.name for visit in outcome.visits}
+        stages = {visit.place.stage.name: visit.place.stage for visit in outcome.visits}
+        if name in stages and "weights" in stages[name].settings:
+            return "from given weights"
         if "intermediate" in stages:
             return "from the intermediate step"
         return "from FCMAE pretraining" if "pretrain" in stages else "from scratch"

@@ -208,6 +208,7 @@ class Run:
             "zero_stage": config.cluster.zero.stage,
             "dtype": config.cluster.dtype,
             "config": config.model_dump(mode="json"),
+            "weights": self.job.metadata,
             "provenance": self.job.provenance,
         }
 

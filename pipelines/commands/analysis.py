@@ -173,11 +173,11 @@ def _act_collapse(options: argparse.Namespace) -> int:
 
 def _act_export(options: argparse.Namespace) -> int:
     from convnextv2.analysis.models import read_classifier, read_encoder
-    from convnextv2.export import export_onnx, export_torch
+    from convnextv2.export import Outputs, export_onnx, export_torch
     from pipelines.weights.reading import inspect
 
     found = inspect(options.weights)
-    outputs = options.outputs or ("logits" if found.geometry.num_classes else "features")
+    outputs: Outputs = options.outputs or ("logits" if found.geometry.num_classes else "features")
     model = (read_classifier if outputs == "logits" else read_encoder)(found)
     write = {"onnx": export_onnx, "torch": export_torch}[options.format]
     difference = write(

@@ -156,7 +156,7 @@ def _act_export(options: argparse.Namespace) -> int:
         raise CheckpointError(f"{path} is not good, nothing is exported: {error}") from error
     options.output.parent.mkdir(parents=True, exist_ok=True)
     kind = AVERAGE if options.average else WEIGHT
-    exported = export(path, options.output, kind)
+    exported = export(path, options.output, kind, metadata=verified.notes.get("weights"))
     if options.json:
         content = {"checkpoint": str(path), "step": verified.step, "kind": kind, **asdict(exported)}
         print(json.dumps(content | {"file": str(exported.file)}, indent=1))

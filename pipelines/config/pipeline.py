@@ -75,7 +75,7 @@ class PipelineConfig(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig
     pretrain: PretrainConfig | None
-    """None: training starts from random weights."""
+    """None: training starts from the `weights` a stage names, or from random ones."""
     intermediate: IntermediateConfig | None = None
     finetune: FinetuneConfig | None = None
     linear_probe: FinetuneConfig | None = None

@@ -1,5 +1,6 @@
 """Recipes: pretraining, fine-tuning, and what they have in common."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -33,6 +34,9 @@ class TrainConfig(Section):
     """Steps in a row that may be left out because their loss or gradient is not finite."""
     compile: bool = False
     """Put the encoder through torch.compile: minutes at the start, faster steps."""
+    weights: Path | None = None
+    """Start from these: any file or folder that `convnextv2 weights inspect` reads, of the model's
+    size and stem. docs/training.md says what is taken over."""
     augment: AugmentConfig = AugmentConfig()
     train_images: Positive | None = None
     """Use only so many images of the training set, chosen by the seed."""
@@ -106,4 +110,6 @@ class KnnConfig(Section):
     neighbours: Positive = 20
     temperature: Annotated[float, Field(gt=0)] = 0.07
     """A neighbour counts exp(cosine / temperature)."""
+    weights: Path | None = None
+    """Whose features they are, without pretrain: any file that `weights inspect` reads."""
     batch_size: Positive = 100

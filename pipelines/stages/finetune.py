@@ -11,6 +11,8 @@ from convnextv2 import weights
 from convnextv2.data.manifest import read_manifest
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks.classify import ClassifyTask
+from convnextv2.weights.starting import Start, start_of_classifier
+from convnextv2.weights.state import HEAD_ONLY
 from pipelines.config import DataConfig, FinetuneConfig, ModelConfig, PipelineConfig
 from pipelines.graph import Outputs, Place, Stage
 from pipelines.job import TrainJob
@@ -19,6 +21,7 @@ from pipelines.session import Session
 from pipelines.stages import pretrain
 from pipelines.stages.training import CODE, NOT_IN_KEY, ORDER, averaged_name, run_training
 from pipelines.views import image_size_of
+from pipelines.weights.given import Given
 
 WEIGHTS = "model.safetensors"
 SECTIONS = {
@@ -33,6 +36,7 @@ SECTIONS = {
 def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage:
     """The stage `name`; its outputs are the weights and, with `ema_decay`, their average."""
     recipe, data = recipe_of(config, name), data_of(config, name)
+    given = Given.of(None if name == SCRATCH else recipe.weights)
 
     def run(place: Place) -> Outputs:
         (shards,) = (
@@ -48,8 +52,11 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             log=(session.logs / place.stage.name).resolve(),
             shards=shards.resolve(),
             num_classes=len(read_manifest(shards).classes),
-            initial_weights=initial_weights(config, place),
+            initial_weights=given.copy(place.directory) or initial_weights(config, place),
         )
+        if job.initial_weights is not None:
+            start = start_of(job, weights.inspect(job.initial_weights))
+            session.screen.note(f"from {recipe.weights or job.initial_weights}: {start.words}")
         return run_training(place, session, job, WEIGHTS)
 
     return Stage(
@@ -62,6 +69,7 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             "model": config.model.model_dump(include={"size", "stem_stride"}),
             "image_size": image_size_of(recipe, config.model),
             SECTIONS[name]: recipe.model_dump(exclude={*NOT_IN_KEY, "data", "image_size"}),
+            **given.settings,
         },
         after=outline(config)[name],
         code=(*CODE, "convnextv2.tasks.classify", "convnextv2.weights"),
@@ -110,14 +118,20 @@ def build_classifier(model: ModelConfig, recipe: FinetuneConfig, num_classes: in
 
 
 def build_task(job: TrainJob) -> nn.Module:
-    """The classifier on what was trained before: the head is new, the final norm where it is."""
+    """The classifier, on what `start_of` takes over."""
     recipe = job.recipe
     assert isinstance(recipe, FinetuneConfig)
     model = build_classifier(job.config.model, recipe, job.num_classes)
     if job.initial_weights is not None:
-        trained = weights.encoder_of(weights.read(job.initial_weights))
-        kept = {name: value for name, value in trained.items() if not name.startswith("head.")}
-        weights.load(model, kept, may_miss=("norm.", "head."))
+        start = start_of(job, weights.inspect(job.initial_weights))
+        weights.load(model, start.state, may_miss=HEAD_ONLY)
     if recipe.compile:
         model.compile()
     return ClassifyTask(model, label_smoothing=recipe.label_smoothing, trained=recipe.train)
+
+
+def start_of(job: TrainJob, found: weights.Inspection) -> Start:
+    """What is taken over: of a head its rows, if its classes are those of the images by name."""
+    assert isinstance(job.recipe, FinetuneConfig)
+    classes = read_manifest(job.shards).classes
+    return start_of_classifier(found, classes, new_head=job.recipe.train == "head")

@@ -35,6 +35,7 @@ from pipelines.stages import pretrain
 from pipelines.stages.evaluate import CODE
 from pipelines.validation import share_of
 from pipelines.views import evaluation_view
+from pipelines.weights.given import Given
 
 RESULT = "knn.json"
 QUERIES = 1024
@@ -57,6 +58,7 @@ def knn_stage(config: PipelineConfig, session: Session) -> Stage:
     """Classify the validation images by their neighbours among the training images."""
     settings = config.knn
     assert settings is not None
+    given = Given.of(settings.weights)
 
     def run(place: Place) -> Outputs:
         bank = read_manifest(place.inputs["write"] / "train").samples
@@ -71,7 +73,8 @@ def knn_stage(config: PipelineConfig, session: Session) -> Stage:
             directory=place.directory.resolve(),
             log=(session.logs / place.stage.name).resolve(),
             data=place.inputs["write"].resolve(),
-            weights=(place.inputs["pretrain"] / pretrain.WEIGHTS).resolve(),
+            weights=given.copy(place.directory)
+            or (place.inputs["pretrain"] / pretrain.WEIGHTS).resolve(),
         )
         with session.attempt(place) as run:
             session.run_workers(classify, job, place, run)
@@ -84,7 +87,8 @@ def knn_stage(config: PipelineConfig, session: Session) -> Stage:
         settings={
             "image_size": config.model.image_size,
             "evaluate": config.evaluate.model_dump(exclude={"batch_size"}),
-            "knn": settings.model_dump(exclude={"batch_size"}),
+            "knn": settings.model_dump(exclude={"batch_size", "weights"}),
+            **given.settings,
         },
         after=outline(config)["knn"],
         code=(*CODE, "convnextv2.analysis.knn", "pipelines.stages.knn"),

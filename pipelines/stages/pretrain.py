@@ -2,15 +2,19 @@
 
 from torch import nn
 
+from convnextv2 import weights
 from convnextv2.data.manifest import read_manifest
 from convnextv2.fcmae import FCMAE
 from convnextv2.tasks.pretrain import PretrainTask
-from pipelines.config import PipelineConfig
+from convnextv2.weights.starting import Start, start_of_autoencoder
+from convnextv2.weights.state import FCMAE_ONLY
+from pipelines.config import PipelineConfig, PretrainConfig
 from pipelines.graph import Outputs, Place, Stage
 from pipelines.job import TrainJob
 from pipelines.outline import outline
 from pipelines.session import Session
 from pipelines.stages.training import CODE, NOT_IN_KEY, ORDER, run_training
+from pipelines.weights.given import Given
 
 WEIGHTS = "fcmae.safetensors"
 
@@ -19,6 +23,7 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
     """FCMAE pretraining; its output is the whole autoencoder."""
     recipe = config.pretrain
     assert recipe is not None
+    given = Given.of(recipe.weights)
 
     def run(place: Place) -> Outputs:
         shards = place.inputs["write"] / "train"
@@ -30,7 +35,11 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
             log=(session.logs / place.stage.name).resolve(),
             shards=shards.resolve(),
             num_classes=len(read_manifest(shards).classes),
+            initial_weights=given.copy(place.directory),
         )
+        if job.initial_weights is not None:
+            start = start_of(job, weights.inspect(job.initial_weights))
+            session.screen.note(f"from {recipe.weights}: {start.words}")
         return run_training(place, session, job, WEIGHTS)
 
     return Stage(
@@ -42,6 +51,7 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
             "dtype": config.cluster.dtype,
             "model": config.model.model_dump(),
             "pretrain": recipe.model_dump(exclude=NOT_IN_KEY),
+            **given.settings,
         },
         after=outline(config)["pretrain"],
         code=(
@@ -51,6 +61,7 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
             "convnextv2.masking",
             "convnextv2.sparse",
             "convnextv2.tasks.pretrain",
+            "convnextv2.weights",
         ),
     )
 
@@ -77,6 +88,16 @@ def build_fcmae(config: PipelineConfig) -> FCMAE:
 
 def build_task(job: TrainJob) -> nn.Module:
     model = build_fcmae(job.config)
+    if job.initial_weights is not None:
+        start = start_of(job, weights.inspect(job.initial_weights))
+        weights.load(model, start.state, may_miss=FCMAE_ONLY)
     if job.recipe.compile:
         model.encoder.compile()
     return PretrainTask(model, seed=job.config.seed)
+
+
+def start_of(job: TrainJob, found: weights.Inspection) -> Start:
+    """What is taken over: the encoder, and a decoder that is like this one."""
+    recipe = job.recipe
+    assert isinstance(recipe, PretrainConfig)
+    return start_of_autoencoder(found, (recipe.decoder, recipe.decoder_dim, recipe.decoder_depth))

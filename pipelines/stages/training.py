@@ -11,8 +11,10 @@ from pipelines.job import TrainJob
 from pipelines.metrics import SPOOL
 from pipelines.session import Session
 from pipelines.train import CHECKPOINTS, train
+from pipelines.weights.metadata import metadata_of
 
-# Settings that say how a result is computed, not what it is; they are in no stage's key.
+# Settings that say how a result is computed, not what it is; they are in no stage's key. Of
+# `weights` the key has the content, not the path.
 NOT_IN_KEY = {
     "micro_batch_size",
     "activation_checkpointing",
@@ -26,6 +28,7 @@ NOT_IN_KEY = {
     "compile",
     "backend",
     "control",
+    "weights",
 }
 # Of the settings of data, those that decide which samples make up which batch.
 ORDER = {"order", "window_blocks"}
@@ -50,6 +53,7 @@ CODE = (
     "pipelines.samples",
     "pipelines.train",
     "pipelines.views",
+    "pipelines.weights",
 )
 
 
@@ -64,6 +68,7 @@ def run_training(place: Place, session: Session, job: TrainJob, weights: str) ->
 
     With `ema_decay` their moving average is written beside it.
     """
+    job = replace(job, metadata=metadata_of(job).as_entries())
     total = job.total_steps  # Refused here, what does not fit the images costs no worker.
     last = _last_good(job)
     with session.attempt(place) as run:
@@ -78,7 +83,7 @@ def run_training(place: Place, session: Session, job: TrainJob, weights: str) ->
         if job.recipe.ema_decay is not None:
             written[averaged_name(weights)] = AVERAGE
         for name, kind in written.items():
-            export(last.path, place.directory / name, kind)
+            export(last.path, place.directory / name, kind, metadata=job.metadata)
         session.tracker.artifact(run, place.directory / SPOOL)
     return hash_files(place.directory, *written)
 

@@ -37,7 +37,10 @@ def inspect(path: Path, *, part: str | None = None) -> Inspection:
         if kind not in kinds:
             raise WeightsError(f"{path} has no {kind} of the weights; it has {', '.join(kinds)}")
         state = {
-            name: files.whole(kind if kind in files.kinds[name] else WEIGHT, name) for name in names
+            name.removeprefix(PREFIX): files.whole(
+                kind if kind in files.kinds[name] else WEIGHT, name
+            )
+            for name in names
         }
     except (CheckpointError, OSError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
@@ -46,7 +49,7 @@ def inspect(path: Path, *, part: str | None = None) -> Inspection:
             files=tuple(sorted(path.glob("rank-*.safetensors"))),
             container="checkpoint of a run",
             state=state,
-            part=kind if len(kinds) > 1 else "",
+            part=kind,
             parts=tuple(kinds),
             metadata=Metadata.of_entries(notes.get("weights")),
         )

@@ -183,18 +183,21 @@ MMPRETRAIN = (
 )
 
 
-def test_mmpretrains_files_are_read(tmp_path: Path) -> None:
-    state = classifier_state()
+def mmpretrains() -> State:
     theirs = {}
-    for name, value in state.items():
+    for name, value in classifier_state().items():
         value = value.flatten() if ".grn." in name else value
         for ours, other in MMPRETRAIN:
             name = re.sub(ours, other, name)
         head = name.startswith("head.")
         theirs[name.replace("head.", "head.fc.") if head else f"backbone.{name}"] = value
-    torch.save({"meta": {"epoch": 1}, "state_dict": theirs}, tmp_path / "mm.pth")
+    return theirs
+
+
+def test_mmpretrains_files_are_read(tmp_path: Path) -> None:
+    torch.save({"meta": {"epoch": 1}, "state_dict": mmpretrains()}, tmp_path / "mm.pth")
     assert inspect(tmp_path / "mm.pth").dialect == "mmpretrain"
-    assert_same(read(tmp_path / "mm.pth"), state)
+    assert_same(read(tmp_path / "mm.pth"), classifier_state())
 
 
 def test_hugging_faces_model_without_head_has_no_prefix(tmp_path: Path) -> None:
@@ -203,6 +206,64 @@ def test_hugging_faces_model_without_head_has_no_prefix(tmp_path: Path) -> None:
     assert "embeddings.layernorm.bias" in bare
     save_file(bare, tmp_path / "model.safetensors")
     assert_same(read(tmp_path), state)
+
+
+PREFIXES = (
+    "net.",
+    "backbone.",
+    "module.",
+    "model.",
+    "student.",
+    "encoder.",
+    "module.model.",
+    "a.b.",
+)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("make", [classifier_state, fcmae_state])
+@pytest.mark.parametrize("to", ["official", "timm", "hf"])
+def test_what_stands_before_every_name_is_found(
+    to: Target, make: Callable[[], State], prefix: str, tmp_path: Path
+) -> None:
+    plain = convert(make(), to=to)
+    state = {f"{prefix}{name}": value for name, value in plain.items()}
+    state["loss.scale"] = torch.ones(1)
+    found = inspect(saved(state, tmp_path))
+    assert (found.prefix, found.left_out) == (prefix, ("loss.scale",))
+    assert_same(found.state, make() if to == "official" else encoder_of(make()))
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
+)
+def test_what_wrappers_put_into_names_is_taken_out(wrapper: str, tmp_path: Path) -> None:
+    """torch.compile of a block, FSDP, activation checkpointing."""
+    state = {
+        f"module.{name}".replace(".stages.2.", f".stages.{wrapper}.2.{wrapper}."): value
+        for name, value in classifier_state().items()
+    }
+    assert any(name.count(wrapper) == 2 for name in state)
+    found = inspect(saved(state, tmp_path))
+    assert (found.prefix, found.left_out) == ("module.", ())
+    assert_same(found.state, classifier_state())
+
+
+def test_the_originals_sparse_files_and_mmpretrains_may_have_a_prefix(tmp_path: Path) -> None:
+    sparse = {f"module.{n}": v for n, v in sparse_training_state(fcmae_state()).items()}
+    found = inspect(saved(sparse, tmp_path))
+    assert (found.dialect, found.prefix) == ("official-sparse", "module.")
+    assert_same(found.state, fcmae_state())
+    found = inspect(saved({f"module.{n}": v for n, v in mmpretrains().items()}, tmp_path))
+    assert (found.dialect, found.prefix) == ("mmpretrain", "module.")
+    assert_same(found.state, classifier_state())
+
+
+def test_a_name_under_the_prefix_still_needs_a_place(tmp_path: Path) -> None:
+    state = {f"net.{name}": value for name, value in classifier_state().items()}
+    state["net.stages.0.0.gamma"] = torch.zeros(4)  # LayerScale: a ConvNeXt V1.
+    with pytest.raises(WeightsError, match=r"1 of 71 names have no place .*: stages\.0\.0\.gamma"):
+        read(saved(state, tmp_path))
 
 
 def test_an_unknown_file_is_answered_with_its_names_and_the_known_dialects(tmp_path: Path) -> None:

@@ -132,6 +132,8 @@ def test_of_classes_the_namespace_alone_is_let_through(tmp_path: Path) -> None:
         lambda state: {"model": {f"module.{name}": value for name, value in state.items()}},
         lambda state: {f"module._orig_mod.{name}": value for name, value in state.items()},
         lambda state: {name: nn.Parameter(value) for name, value in state.items()},
+        lambda state: {"net": state, "rng": {"cpu": torch.zeros(8)}, "step": 3},
+        lambda state: {"checkpoint": {"model": state, "optimizer": {"state": {}}}},
     ],
 )
 def test_wrappers_come_off(wrap: Callable[[State], Any], tmp_path: Path) -> None:
@@ -151,6 +153,25 @@ def test_content_counts_not_the_name(tmp_path: Path) -> None:
     }.items():
         assert_same(read(tmp_path / name), STATE)
         assert inspect(tmp_path / name).container == container
+
+
+def test_of_several_models_one_is_asked_for(tmp_path: Path) -> None:
+    """Entries of a file, or what the names begin with; as in self-distillation."""
+    teacher = {name: value + 1 for name, value in STATE.items()}
+    entries = {"student": STATE, "teacher": teacher}
+    torch.save(entries, tmp_path / "entries.pth")
+    names = {f"{who}.{n}": value for who, state in entries.items() for n, value in state.items()}
+    torch.save({"state_dict": names}, tmp_path / "names.pth")
+    for file, message in (
+        (
+            "entries.pth",
+            r"holds weights under student, teacher; choose one of them \(--part, part=\)",
+        ),
+        ("names.pth", r"2 models, under student and teacher; choose one \(--part, part=\)"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            read(tmp_path / file)
+        assert_same(read(tmp_path / file, part="teacher"), teacher)
 
 
 @pytest.mark.parametrize(
@@ -196,15 +217,76 @@ def test_a_checkpoint_folder_of_a_run_is_read(tmp_path: Path) -> None:
     torch.save({"module": module, "ds_config": {}}, inner / "mp_rank_00_model_states.pt")
     for folder in (inner, inner.parent):
         assert_same(read(folder), state)
-        assert inspect(folder).container == "checkpoint folder"
+        assert inspect(folder).container == "DeepSpeed checkpoint"
 
 
-def test_a_sharded_checkpoint_is_answered_with_the_file_to_use(tmp_path: Path) -> None:
-    (tmp_path / "deepspeed").mkdir()
-    (tmp_path / "deepspeed" / "zero_pp_rank_0_mp_rank_00_model_states.pt").touch()
-    with pytest.raises(
-        WeightsError, match=r"is a ZeRO-3 checkpoint: .*fcmae\.safetensors of pretraining, model\."
-    ):
+def test_the_newest_step_of_deepspeed_is_read(tmp_path: Path) -> None:
+    (tmp_path / "latest").write_text("global_step12")
+    for step in (7, 12):
+        folder = tmp_path / f"global_step{step}"
+        folder.mkdir()
+        state = {f"net.{name}": value + step for name, value in STATE.items()}
+        torch.save({"module": state}, folder / "mp_rank_00_model_states.pt")
+    assert_same(read(tmp_path), {name: value + 12 for name, value in STATE.items()})
+    assert_same(read(tmp_path / "global_step7"), {n: value + 7 for n, value in STATE.items()})
+
+
+def test_shares_of_zero_3_are_answered_with_what_makes_them_whole(tmp_path: Path) -> None:
+    (tmp_path / "global_step3").mkdir()
+    (tmp_path / "latest").write_text("global_step3")
+    (tmp_path / "global_step3" / "zero_pp_rank_0_mp_rank_00_model_states.pt").touch()
+    for folder in (tmp_path, tmp_path / "global_step3"):
+        with pytest.raises(
+            WeightsError,
+            match=rf"is a ZeRO-3 checkpoint of DeepSpeed.*: cd {tmp_path} && python zero_to_fp32"
+            rf"\.py \. weights --tag global_step3; then give {tmp_path}/weights$",
+        ):
+            read(folder)
+
+
+def test_a_checkpoint_of_a_run_is_answered_with_the_command_that_exports_it(tmp_path: Path) -> None:
+    (tmp_path / "rank-00000.safetensors").touch()
+    with pytest.raises(WeightsError, match=rf"convnextv2 checkpoint export {tmp_path} --output mo"):
+        read(tmp_path)
+
+
+def write_shards(folder: Path, index: str) -> None:
+    """Two shards as transformers names them, every second tensor in the second one."""
+    name, _, ending = index.removesuffix(".index.json").rpartition(".")
+    shards = [f"{name}-0000{number}-of-00002.{ending}" for number in (1, 2)]
+    weight_map = {tensor: shards[number % 2] for number, tensor in enumerate(STATE)}
+    for shard in shards:
+        part = {tensor: value for tensor, value in STATE.items() if weight_map[tensor] == shard}
+        save = save_file if ending == "safetensors" else torch.save
+        save(part, folder / shard)
+    content = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / index).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+def test_shards_are_read_together(index: str, tmp_path: Path) -> None:
+    write_shards(tmp_path, index)
+    for path in (tmp_path, tmp_path / index):
+        assert_same(read(path), STATE)
+    assert inspect(tmp_path).file == tmp_path
+    assert len(inspect(tmp_path).files) == 2
+    missing = sorted(tmp_path.glob("*-00002-of-*"))[0]
+    missing.unlink()
+    with pytest.raises(WeightsError, match=rf"2 files, of which these are not .*: {missing.name}$"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is no index of shards"),
+        ('{"weight_map": {}}', "must name files beside it, it names nothing"),
+        ('{"weight_map": {"a": "../secret.bin"}}', r"must name .*, it names \.\./secret\.bin"),
+    ],
+)
+def test_an_index_that_is_none_is_named(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(WeightsError, match=message):
         read(tmp_path)
 
 

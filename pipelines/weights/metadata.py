@@ -1,0 +1,26 @@
+"""What the weights of a training stage say about themselves."""
+
+from convnextv2.data.manifest import read_manifest
+from convnextv2.data.views import CenterView
+from convnextv2.tasks import IMAGENET_MEAN, IMAGENET_STD
+from convnextv2.weights import Evaluation, Metadata
+from pipelines.config import FinetuneConfig
+from pipelines.job import TrainJob
+from pipelines.views import evaluation_view, image_size_of
+
+
+def metadata_of(job: TrainJob) -> Metadata:
+    """Class names, of a classifier, and how the pipeline evaluates what `job` trains."""
+    size = image_size_of(job.recipe, job.config.model)
+    view = evaluation_view(size, job.config.evaluate)
+    classifies = isinstance(job.recipe, FinetuneConfig)
+    return Metadata(
+        classes=read_manifest(job.shards).classes if classifies else (),
+        evaluation=Evaluation(
+            image_size=size,
+            crop=view.crop if isinstance(view, CenterView) else None,
+            interpolation=view.interpolation,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        ),
+    )
