@@ -10,7 +10,7 @@ from torch import Tensor
 
 from convnextv2 import export
 from convnextv2.encoder import ConvNeXtV2
-from convnextv2.export import ExportError, export_onnx, export_torch
+from convnextv2.export import ExportError, Outputs, export_onnx, export_torch
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -31,8 +31,7 @@ def photos(batch: int, height: int, width: int) -> Tensor:
 
 def onnx_logits(path: Path, images: Tensor) -> np.ndarray[Any, Any]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {"images": images.numpy()})
-    result: np.ndarray[Any, Any] = logits
+    result: np.ndarray[Any, Any] = session.run(["logits"], {"images": images.numpy()})[0]
     return result
 
 
@@ -53,15 +52,74 @@ def test_onnx_computes_the_models_logits_for_any_batch(
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["model.onnx"]
 
 
+SIZES = [(64, 64), (224, 224), (96, 250), (65, 127)]
+
+
+def test_onnx_takes_images_of_any_size(tmp_path: Path) -> None:
+    model = classifier()
+    assert export_onnx(model, tmp_path / "model.onnx") <= 1e-4
+    for batch, size in enumerate(SIZES, start=1):
+        images = photos(batch, *size)
+        with torch.no_grad():
+            expected = model(images)
+        got = onnx_logits(tmp_path / "model.onnx", images)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
+def test_a_torch_program_takes_images_of_any_size(tmp_path: Path) -> None:
+    model = classifier()
+    assert export_torch(model, tmp_path / "model.pt2") <= 1e-4
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for batch, size in enumerate(SIZES, start=1):
+        images = photos(batch, *size)
+        torch.testing.assert_close(program(images), model(images), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("outputs", ["features", "stages"])
+@pytest.mark.parametrize("num_classes", [0, 5])
+def test_feature_maps_are_those_of_the_encoder(
+    outputs: Outputs, num_classes: int, tmp_path: Path
+) -> None:
+    """Of an encoder alone, and of a classifier, whose norm and head are left out."""
+    model = classifier(num_classes=num_classes)
+    export_onnx(model, tmp_path / "maps.onnx", outputs=outputs)
+    export_torch(model, tmp_path / "maps.pt2", outputs=outputs)
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "maps.onnx"), providers=["CPUExecutionProvider"]
+    )
+    program = torch.export.load(tmp_path / "maps.pt2").module()
+    images = photos(3, 100, 160)
+    with torch.no_grad():
+        expected = [x.permute(0, 3, 1, 2) for x in model.stage_features(images)]
+        programs = program(images)
+    names = ["stage1", "stage2", "stage3", "stage4"] if outputs == "stages" else ["features"]
+    assert [output.name for output in session.get_outputs()] == names
+    assert expected[-1].shape == (3, 128, 3, 5)
+    found = session.run(None, {"images": images.numpy()})
+    for theirs, programmed, ours in zip(found, programs, expected[-len(names) :], strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
+        torch.testing.assert_close(programmed, ours, rtol=0, atol=1e-4)
+
+
+def test_an_encoder_has_no_logits(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no logits; features or stages would work"):
+        export_torch(classifier(num_classes=0), tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_onnx_says_what_goes_in_and_out(tmp_path: Path) -> None:
     model = classifier()
-    for batch, shown in ((None, "batch"), (2, 2)):
+    for size, batch, shown in (
+        ((32, 64), None, ["batch", 3, 32, 64]),
+        ((32, 64), 2, [2, 3, 32, 64]),
+        (None, 2, [2, 3, "height", "width"]),
+    ):
         path = tmp_path / f"{batch}.onnx"
-        export_onnx(model, path, (32, 64), batch=batch)
+        export_onnx(model, path, size, batch=batch)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         (images,), (logits,) = session.get_inputs(), session.get_outputs()
-        assert (images.name, images.shape) == ("images", [shown, 3, 32, 64])
-        assert (logits.name, logits.shape) == ("logits", [shown, 5])
+        assert (images.name, images.shape) == ("images", shown)
+        assert (logits.name, logits.shape) == ("logits", [shown[0], 5])
 
 
 @pytest.mark.parametrize("name", ["model.pt2", "weights"])
@@ -130,5 +188,5 @@ def test_a_model_in_training_mode_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_size_that_does_not_fit_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="image 100x64 is no multiple of the total stride 32"):
-        export_torch(classifier(), tmp_path / "model.pt2", (100, 64))
+    with pytest.raises(ValueError, match="image 30x64 is smaller than the total stride 32"):
+        export_torch(classifier(), tmp_path / "model.pt2", (30, 64))

@@ -83,7 +83,7 @@ def test_collapse_of_one_checkpoint_without_signal(
     ("words", "message"),
     [
         (["--block", "stages.2.7"], r"a\.safetensors: there is no block 'stages\.2\.7'; choose"),
-        (["--image-size", "50"], r"image 50x50 is no multiple of the total stride 32"),
+        (["--image-size", "30"], r"image 30x30 is smaller than the total stride 32"),
         (["--images", "nowhere"], r"image folder nowhere does not exist"),
     ],
 )

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from convnextv2 import export
@@ -22,15 +23,20 @@ def test_export_writes_a_checked_file(form: str, tmp_path: Path, capsys: Capture
     assert run(*words, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed.pop("difference") <= 1e-4
-    assert printed == {"file": str(out), "format": form, "images": [2, 3, 32, 64]}
+    assert printed == {
+        "file": str(out),
+        "format": form,
+        "images": [2, 3, 32, 64],
+        "outputs": "logits",
+    }
     assert [path.name for path in out.parent.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize(
     ("model", "words", "message"),
     [
-        (fcmae(), [], r"model\.safetensors has no classifier, only an encoder"),
-        (classifier(), ["--image-size", "50"], r"image 50x50 is no multiple of the total stride"),
+        (fcmae(), ["--outputs", "logits"], r"model\.safetensors has no classifier, only an enc"),
+        (classifier(), ["--image-size", "30"], r"image 30x30 is smaller than the total stride 32"),
     ],
     ids=["autoencoder", "size"],
 )
@@ -41,6 +47,16 @@ def test_export_says_what_is_wrong_and_writes_nothing(
     assert run("export", weights, tmp_path / "out.pt2", "--format", "torch", *words) == 1
     assert re.search(rf"^error: .*{message}", capsys.readouterr().err)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_export_of_a_pretraining_is_its_encoder(tmp_path: Path, capsys: Capture) -> None:
+    model = fcmae()
+    weights = saved(model, tmp_path / "fcmae.safetensors")
+    assert run("export", weights, tmp_path / "out.pt2", "--format", "torch", "--batch", "2") == 0
+    assert "images (2, 3, height, width) to features, off by" in capsys.readouterr().out
+    program = torch.export.load(tmp_path / "out.pt2").module()
+    images = torch.randn(2, 3, 40, 25)
+    torch.testing.assert_close(program(images)[0], model.encoder(images), rtol=0, atol=1e-4)
 
 
 def test_export_without_onnx_names_the_extra(
