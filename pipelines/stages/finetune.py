@@ -133,5 +133,5 @@ def build_task(job: TrainJob) -> nn.Module:
 def start_of(job: TrainJob, found: weights.Inspection) -> Start:
     """What is taken over: of a head its rows, if its classes are those of the images by name."""
     assert isinstance(job.recipe, FinetuneConfig)
-    classes = read_manifest(job.shards).classes
+    classes = read_manifest(job.shards).classes if found.metadata.classes else ()
     return start_of_classifier(found, classes, new_head=job.recipe.train == "head")

@@ -20,7 +20,7 @@ from cluster.keep import KeepPolicy
 from cluster.saver import Saver
 from cluster.states import AVERAGE, WEIGHT, Piece
 from convnextv2.encoder import ConvNeXtV2
-from convnextv2.weights import read
+from convnextv2.weights import Evaluation, Metadata, inspect, read
 from pipelines.commands.checkpoint import PLACES
 from tests.cluster.pieces import SHAPES
 from tests.pipelines.test_handoff import expected, make_states, of_a_task, same
@@ -241,11 +241,14 @@ def test_what_is_exported_is_a_weight_file(tmp_path: Path) -> None:
         Piece(f"model.{name}", tuple(value.shape), 0, {WEIGHT: value.detach().view(-1)})
         for name, value in model.named_parameters()
     ]
-    saved = Saver(tmp_path, KeepPolicy(), asynchronous=False).save(1, pieces, {})
+    known = Metadata(classes=("a", "b", "c"), evaluation=Evaluation.usual(64))
+    notes = {"weights": known.as_entries()}
+    saved = Saver(tmp_path, KeepPolicy(), asynchronous=False).save(1, pieces, notes)
     assert saved is not None
     out = tmp_path / "model.safetensors"
     assert run("checkpoint", "export", saved.checkpoint.path, "--output", out) == 0
     assert same(read(out), model.state_dict())
+    assert inspect(out).metadata == known
 
 
 def test_export_needs_neither_ray_nor_deepspeed_nor_a_gpu(pretrain: Path, tmp_path: Path) -> None:

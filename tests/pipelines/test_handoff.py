@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -63,6 +64,15 @@ def test_the_file_is_the_same_whoever_saved(tmp_path: Path) -> None:
         export(tmp_path / f"by {size}", tmp_path / "out.safetensors")
         contents.add((tmp_path / "out.safetensors").read_bytes())
     assert len(contents) == 1
+
+
+def test_what_the_weights_say_about_themselves_is_in_the_file(tmp_path: Path) -> None:
+    write_all(tmp_path / "step", of_a_task(make_states(), 2))
+    said = {"format": "pt", "convnextv2": '{"classes": ["a"]}'}
+    export(tmp_path / "step", tmp_path / "out.safetensors", metadata=said)
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        assert file.metadata() == said
+    assert same(load_file(tmp_path / "out.safetensors"), expected(make_states()))
 
 
 def test_an_average_that_was_not_kept_is_an_error(tmp_path: Path) -> None:
