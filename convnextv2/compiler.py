@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from convnextv2.paths import PathLike
+
 # No -ffast-math: it would make every other library of the process flush denormals to zero.
 FLAGS = (
     *("-O3", "-std=c++17", "-march=native", "-ffp-contract=fast"),
@@ -22,7 +24,7 @@ FLAGS = (
 )
 
 
-def built(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path:
+def built(name: str, sources: Sequence[PathLike], flags: Sequence[str] = ()) -> Path:
     """The shared library made of `sources`; the first is compiled, it includes the others.
 
     Raises:
@@ -35,7 +37,7 @@ def built(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     key = hashlib.sha256(f"{version.stdout}{FLAGS}{flags}{_instructions()}".encode())
     for source in sources:
-        key.update(source.read_bytes())
+        key.update(Path(source).read_bytes())
     home = cache_folder()
     target = home / f"{name}-{key.hexdigest()[:16]}.so"
     if not target.exists():

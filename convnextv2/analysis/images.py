@@ -12,6 +12,7 @@ from torch import Tensor
 from convnextv2.data.collection import DataError, RGBImage, UnreadableImage
 from convnextv2.data.pixels import decode
 from convnextv2.data.sources import IMAGE_SUFFIXES
+from convnextv2.paths import PathLike
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ImageFiles:
             raise UnreadableImage(f"{path}: {error}") from error
 
 
-def open_images(root: Path, limit: int) -> ImageFiles:
+def open_images(root: PathLike, limit: int) -> ImageFiles:
     """At most `limit` images under `root`, flat or in class folders (whose labels are not used).
 
     They are taken at equal distances in the order of their names, so that as many classes are
@@ -42,6 +43,7 @@ def open_images(root: Path, limit: int) -> ImageFiles:
     Raises:
         DataError: When there are none.
     """
+    root = Path(root)
     if not root.is_dir():
         what = "is a file; give the folder it lies in" if root.exists() else "does not exist"
         raise DataError(f"image folder {root} {what}")

@@ -11,9 +11,10 @@ from convnextv2.data.manifest import Manifest, Shard, read_manifest
 from convnextv2.data.pixels import decode as decode_image
 from convnextv2.data.shards import Shards, open_shards
 from convnextv2.data.writing.encode import JPEG
+from convnextv2.paths import PathLike
 
 
-def check(folder: Path, *, decode: bool = False) -> list[str]:
+def check(folder: PathLike, *, decode: bool = False) -> list[str]:
     """What is wrong with the shards in `folder`, in words; nothing, if they are as written.
 
     Reads every byte. `decode` decodes every image as well, and names those that are damaged.
@@ -21,6 +22,7 @@ def check(folder: Path, *, decode: bool = False) -> list[str]:
     Raises:
         DataError: When there is no manifest.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder)
     problems = [
         problem for shard in manifest.shards if (problem := _compare(folder / shard.name, shard))
@@ -35,7 +37,7 @@ def check(folder: Path, *, decode: bool = False) -> list[str]:
     return problems
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: PathLike) -> dict[str, Any]:
     """A summary of the shards in `folder`, as JSON.
 
     Raises:

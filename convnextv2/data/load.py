@@ -8,7 +8,6 @@ shards (`convnextv2.data.shards`).
 import contextlib
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from queue import Empty
 from typing import Any
 
@@ -28,6 +27,7 @@ from convnextv2.data.local_cache import LocalCache
 from convnextv2.data.manifest import read_manifest
 from convnextv2.data.shards import Indices, Shards, open_shards
 from convnextv2.data.views import DamagedImage, DecodeView, View
+from convnextv2.paths import PathLike
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class BetonLoader:
 
     def __init__(
         self,
-        folder: Path,
+        folder: PathLike,
         *,
         batch_size: int,
         view: View,

@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from convnextv2.data.collection import DataError
 from convnextv2.data.manifest import Manifest, Shard, read_manifest, sync_folder
+from convnextv2.paths import PathLike
 
 CHUNK = 8 << 20
 POLL_SECONDS = 1.0
@@ -45,8 +46,8 @@ class LocalCache:
         DataError: When the directory cannot be used, or the folder is not complete.
     """
 
-    def __init__(self, folder: Path, directory: Path, max_bytes: int | None = None) -> None:
-        self.folder, self.directory, self.max_bytes = folder, directory, max_bytes
+    def __init__(self, folder: PathLike, directory: PathLike, max_bytes: int | None = None) -> None:
+        self.folder, self.directory, self.max_bytes = Path(folder), Path(directory), max_bytes
         self.manifest: Manifest = read_manifest(folder)
         self.arrived = 0
         self.error: Exception | None = None
@@ -54,7 +55,7 @@ class LocalCache:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="local-cache", daemon=True)
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
             self._look()
         except OSError as error:
             raise DataError(f"cache {directory} cannot be used: {error}") from error

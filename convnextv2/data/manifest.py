@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from convnextv2.data.collection import DataError
+from convnextv2.paths import PathLike
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -70,12 +71,13 @@ class Manifest:
         return hashlib.sha256(json.dumps([hashes, self.classes]).encode()).hexdigest()
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: PathLike) -> Manifest:
     """Read the manifest in `folder`.
 
     Raises:
         DataError: When there is none (the shards were never finished), or it is not one of ours.
     """
+    folder = Path(folder)
     path = folder / MANIFEST
     if not path.exists():
         what = "does not exist" if not folder.exists() else f"has no {MANIFEST}"
@@ -96,13 +98,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"{path} is damaged ({error!r}); write the shards again") from error
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: PathLike, manifest: Manifest) -> None:
     """Publish the manifest: temporary name, fsync, rename, fsync of the folder."""
-    write_json(folder / MANIFEST, asdict(manifest))
+    write_json(Path(folder) / MANIFEST, asdict(manifest))
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: PathLike, content: Any) -> None:
     """Write a JSON file so that it is there whole or not at all, whenever the machine stops."""
+    path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w") as file:
         json.dump(content, file, indent=1)
@@ -112,7 +115,7 @@ def write_json(path: Path, content: Any) -> None:
     sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: PathLike) -> None:
     """Make renames in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -7,13 +7,13 @@ from one split to another, and a smaller choice is part of a larger one.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Source, Split
 from convnextv2.data.sources import Columns, open_source
+from convnextv2.paths import PathLike
 from convnextv2.randomness import Draw, uniform
 
 HOLD_OUT = 0.1
@@ -51,9 +51,9 @@ class Selection:
 
 
 def open_selected(
-    root: Path,
+    root: PathLike,
     selection: Selection,
-    labels: Path | None = None,
+    labels: PathLike | None = None,
     columns: Columns | None = None,
 ) -> tuple[Source, Selection]:
     """Open the source that a selection is made of, and settle where its split comes from.

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from convnextv2.data.collection import DataError
 from convnextv2.data.manifest import Manifest
+from convnextv2.paths import PathLike
 
 RECORD = get_metadata_type([RGBImageField(), IntField()])
 """What FFCV stores of a sample: f0 = (mode, width, height, data_ptr), f1 = label. 24 bytes."""
@@ -39,26 +40,27 @@ class Shards:
         table: One row (`TABLE`) per shard, for compiled code (`convnextv2.data.decoding`).
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[PathLike]) -> None:
         """Map the files.
 
         Raises:
             DataError: When one is not there, cut short, or not of this kind.
         """
-        self.paths = list(paths)
+        self.paths = [Path(path) for path in paths]
         self.table = np.zeros(len(paths), TABLE)
         self._maps: list[NDArray[np.uint8]] = []
         self._old: list[NDArray[np.uint8]] = []
         first = 0
-        for number, path in enumerate(paths):
+        for number, path in enumerate(self.paths):
             mapped, row = _map(path)
             self._maps.append(mapped)
             self.table[number] = (first, *row)
             first += int(self.table[number]["samples"])
         self.samples = first
 
-    def move(self, number: int, path: Path) -> None:
+    def move(self, number: int, path: PathLike) -> None:
         """Read shard `number` from another file of the same content, from now on."""
+        path = Path(path)
         mapped, row = _map(path)
         old = self.table[number]
         if row[0] != old["samples"] or row[2] != old["bytes"]:
@@ -114,8 +116,9 @@ class Shards:
         return f"{self.paths[number]}, image {inside} (sample {sample})"
 
 
-def open_shards(folder: Path, manifest: Manifest) -> Shards:
+def open_shards(folder: PathLike, manifest: Manifest) -> Shards:
     """Map the shards that `manifest` names; raises DataError when they are not as it says."""
+    folder = Path(folder)
     shards = Shards([folder / shard.name for shard in manifest.shards])
     for shard, row in zip(manifest.shards, shards.table, strict=True):
         if (shard.samples, shard.bytes) != (row["samples"], row["bytes"]):

@@ -58,6 +58,10 @@ SIZES = [(64, 64), (224, 224), (96, 250), (65, 127)]
 def test_onnx_takes_images_of_any_size(tmp_path: Path) -> None:
     model = classifier()
     assert export_onnx(model, tmp_path / "model.onnx") <= 1e-4
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
     for batch, size in enumerate(SIZES, start=1):
         images = photos(batch, *size)
         with torch.no_grad():
@@ -75,8 +79,7 @@ def test_a_torch_program_takes_images_of_any_size(tmp_path: Path) -> None:
         torch.testing.assert_close(program(images), model(images), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("outputs", ["features", "stages"])
-@pytest.mark.parametrize("num_classes", [0, 5])
+@pytest.mark.parametrize(("outputs", "num_classes"), [("features", 5), ("stages", 0)])
 def test_feature_maps_are_those_of_the_encoder(
     outputs: Outputs, num_classes: int, tmp_path: Path
 ) -> None:
@@ -112,7 +115,6 @@ def test_onnx_says_what_goes_in_and_out(tmp_path: Path) -> None:
     for size, batch, shown in (
         ((32, 64), None, ["batch", 3, 32, 64]),
         ((32, 64), 2, [2, 3, 32, 64]),
-        (None, 2, [2, 3, "height", "width"]),
     ):
         path = tmp_path / f"{batch}.onnx"
         export_onnx(model, path, size, batch=batch)

@@ -34,6 +34,7 @@ from convnextv2.data.sources.tars.class_tars import ClassTars, open_tar_of_tars
 from convnextv2.data.sources.tars.flat_tar import TRAIN_TAR, VAL_TAR, open_val_tar
 from convnextv2.data.sources.tars.folder_tar import open_single_tar
 from convnextv2.data.sources.webdataset import has_label_beside, open_webdataset
+from convnextv2.paths import PathLike
 
 __all__ = ["IMAGE_SUFFIXES", "Columns", "describe_kinds", "open_source"]
 
@@ -44,7 +45,10 @@ _PEEKED = 8
 
 
 def open_source(
-    root: Path, split: Split, labels: Path | None = None, columns: Columns | None = None
+    root: PathLike,
+    split: Split,
+    labels: PathLike | None = None,
+    columns: Columns | None = None,
 ) -> Source:
     """Open the `split` of the collection at `root`: a folder, one tar, or one parquet file.
 
@@ -56,6 +60,7 @@ def open_source(
     Raises:
         DataError: When nothing usable is there, or more than one thing could be meant.
     """
+    root, labels = Path(root), None if labels is None else Path(labels)
     source = _open(root, split, labels, columns or Columns())
     if columns not in (None, Columns()) and not isinstance(source, ParquetFiles):
         raise DataError(f"{root} has no parquet files, of which image and label columns are named")

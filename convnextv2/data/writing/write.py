@@ -30,6 +30,7 @@ from convnextv2.data.writing.plan import (
     read_plan,
 )
 from convnextv2.data.writing.shard import Record, ShardJob, finished, too_many, write_shard
+from convnextv2.paths import PathLike
 
 SHARD_NAME = re.compile(r"(train|val)-\d{5}-of-\d{5}\.beton")
 
@@ -42,7 +43,7 @@ def here(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
 def write_collection(
     source: Source,
     name: str,
-    destination: Path,
+    destination: PathLike,
     selection: Selection,
     settings: WriteSettings,
     *,
@@ -60,6 +61,7 @@ def write_collection(
         DataError: When nothing is left to write, too many images are unreadable, the disk is full,
             another process writes there, or the folder holds another collection.
     """
+    destination = Path(destination)
     fingerprint = source.fingerprint()
     digest = plan_digest(fingerprint, selection, settings, seed)
     with refusals(destination, 0):
