@@ -136,5 +136,5 @@ def _describe(item: Any, path: list[str]) -> str:
 
 def nearest(name: str, names: list[str], otherwise: str) -> str:
     """Words that name the closest of `names`, or else `otherwise`."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else otherwise

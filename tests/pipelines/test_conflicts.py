@@ -141,13 +141,14 @@ CONFLICTS = {
         "linear-probe-atto",
         ["pretrain=null", "finetune={duration: 1, global_batch_size: 8, micro_batch_size: 8, "
          "base_lr: 1}"],
-        "linear_probe: looks at a pretrained encoder, and pretrain is not set",
+        "linear_probe: looks at a pretrained encoder, and pretrain is not set; "
+        "linear_probe.weights=FILE would work",
         "linear_probe=null",
     ),
     "neighbours of nothing": (
         "supervised-atto",
         ["knn={}"],
-        "knn: looks at a pretrained encoder, and pretrain is not set",
+        "knn: looks at a pretrained encoder, and pretrain is not set; knn.weights=FILE would work",
         "knn=null",
     ),
     "two controls": (
