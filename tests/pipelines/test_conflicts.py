@@ -203,7 +203,7 @@ def test_conflicts_of_all_sections_are_told_at_once() -> None:
     ("override", "words"),
     [
         ("knn.k=3", "unknown key 'knn.k'; there are knn.neighbours, knn.temperature, "
-         "knn.batch_size"),
+         "knn.weights, knn.batch_size"),
         ("intermediate.data.sorce=/x", "unknown key 'intermediate.data.sorce'; did you mean "
          "'intermediate.data.source'?"),
         ("cluster.zero.stag=2", "unknown key 'cluster.zero.stag'; did you mean "
