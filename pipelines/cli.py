@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ STAGE_COMMANDS = {
     "intermediate": "fine-tune the pretrained encoder on another, larger collection",
     "finetune": "fine-tune the pretrained encoder (and the control, if the preset has one)",
     "evaluate": "evaluate what was fine-tuned on the validation split",
-    "report": "everything, up to the report page",
+    "report": "render the report page of what is there; trains nothing",
 }
 EXAMPLES = {
     "knn": "--preset knn-atto --data /data/imagenet",
@@ -143,6 +144,8 @@ def _act_pipeline(options: argparse.Namespace) -> int:
         command=["convnextv2", *options.words],
         until=until,
         rerun=options.rerun,
+        render_only=options.command == "report",
+        whole_command=_whole_command(options),
         fetch_fashion_mnist=options.preset == "demo",
     )
     outcome = run_pipeline(request)
@@ -151,6 +154,16 @@ def _act_pipeline(options: argparse.Namespace) -> int:
     else:
         Console(soft_wrap=True).print(closing_table(outcome))
     return 0
+
+
+def _whole_command(options: argparse.Namespace) -> str:
+    """The command that runs all stages with the settings of this one."""
+    words = ["convnextv2", "run", options.preset]
+    for name in ("data", "cache", "run_dir"):
+        value = getattr(options, name)
+        words += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
+    words += [word for override in options.set for word in ("--set", override)]
+    return shlex.join(words)
 
 
 def _act_doctor(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,8 @@ class ReportInput:
         mlflow_hint: How to open MLflow.
         neighbours: What knn.json holds, if that was asked for.
         pretraining: What "pretrained" means.
+        missing: Stages that are not done, each with why.
+        whole_command: The command line that would make what is missing.
     """
 
     title: str
@@ -111,6 +113,8 @@ class ReportInput:
     mlflow_hint: str
     neighbours: Mapping[str, Any] | None = None
     pretraining: str = "FCMAE pretraining"
+    missing: Mapping[str, str] = field(default_factory=dict)
+    whole_command: str = ""
 
 
 def render_report(data: ReportInput) -> str:

@@ -13,25 +13,33 @@ from rich.table import Table
 from convnextv2.data.collection import DataError
 from pipelines import fashion_mnist
 from pipelines.config import PipelineConfig
-from pipelines.graph import Pipeline, Visit, needed_for
+from pipelines.graph import Pipeline, Stage, Visit, needed_for
 from pipelines.logs import redirected
+from pipelines.metrics import curve, read_spool
 from pipelines.outline import EVALUATIONS, SCRATCH, outline
 from pipelines.progress import Screen
 from pipelines.session import Session
 from pipelines.tracking import open_hint
 
 DEFAULT_ROOT = Path("runs")
+TOPS = ("top1", "top5")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the command line asks for; `until` bounds the stages, `rerun` redoes some."""
+    """What the command line asks for.
+
+    `until` bounds the stages, `rerun` redoes some. With `render_only` nothing is run but the report
+    of what is there; `whole_command` is the one that would make the rest.
+    """
 
     config: PipelineConfig
     run_dir: Path
     command: Sequence[str]
     until: Sequence[str] = ()
     rerun: str | None = None
+    render_only: bool = False
+    whole_command: str = ""
     fetch_fashion_mnist: bool = False
 
 
@@ -75,9 +83,21 @@ class Outcome:
                 found[name] = _numbers(json.loads((directory / "knn.json").read_text()))
         return found
 
+    def metrics(self) -> dict[str, float]:
+        """Final numbers by dotted names: `finetune.top1`, `finetune.ema.top1`, `pretrain.loss`."""
+        found: dict[str, float] = {}
+        for name, result in self.evaluations().items():
+            for prefix, numbers in ((name, result), (f"{name}.ema", result.get("ema", {}))):
+                found |= {f"{prefix}.{key}": numbers[key] for key in TOPS if key in numbers}
+        for visit in self.visits:
+            points = curve(read_spool(visit.place.directory))
+            if points and "loss" in points[-1]:
+                found[f"{visit.place.stage.name}.loss"] = points[-1]["loss"]
+        return found
+
 
 def _numbers(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: result[key] for key in ("top1", "top5", "images")}
+    return {key: result[key] for key in (*TOPS, "images")}
 
 
 def run_pipeline(request: Request) -> Outcome:
@@ -95,28 +115,49 @@ def run_pipeline(request: Request) -> Outcome:
 
 
 def _run(request: Request, session: Session, screen: Screen, log: Path) -> Outcome:
-    from pipelines.stages import build_stages
-
-    source = request.config.data.source
-    if source is None:
-        if not request.fetch_fashion_mnist:
-            raise DataError("no data: give --data DIR (or --set data.source=DIR)")
-        source = fashion_mnist.fetch(request.run_dir / "data" / "fashion-mnist", screen.note)
-    stages = outline(request.config)
-    wanted = {name for each in request.until or stages for name in needed_for(each, stages)}
     pipeline = Pipeline(
         request.run_dir,
-        build_stages(request.config, source, session, request.command, wanted),
+        _stages(request, session, screen),
         on_start=screen.stage_starts,
         on_done=screen.stage_ends,
-        outline=stages,
+        say=screen.note,
     )
+    outcome = Outcome(request.run_dir, session.tracking_uri, log, pipeline.visits)
     screen.note(f"details: {log}", style="dim")
-    if request.rerun is not None:
-        redone = pipeline.invalidate(request.rerun)
-        screen.note(f"redoing {', '.join(redone)}")
-    pipeline.run(until=request.until)
-    return Outcome(request.run_dir, session.tracking_uri, log, pipeline.visits)
+    try:
+        pipeline.run(rerun=request.rerun)
+    finally:
+        session.results = outcome.metrics()
+    return outcome
+
+
+def _stages(request: Request, session: Session, screen: Screen) -> list[Stage]:
+    """The stages that the request is about; what they need is among them."""
+    from pipelines.stages import build_stages, stages_of_report
+
+    config, command = request.config, request.command
+    stages = outline(config)
+    wanted = {name for each in request.until or stages for name in needed_for(each, stages)}
+    redone = needed_for(request.rerun, stages)[-1:] if request.rerun is not None else []
+    if request.render_only:
+        wanted = {"report"}
+    if not wanted.issuperset(redone):
+        there = ", ".join(name for name in stages if name in wanted)
+        raise ValueError(f"--rerun {request.rerun}: this command has no stages but {there}")
+    source = _source(request, screen)
+    if request.render_only:
+        return stages_of_report(
+            config, source, session, command, whole_command=request.whole_command
+        )
+    return build_stages(config, source, session, command, wanted)
+
+
+def _source(request: Request, screen: Screen) -> Path:
+    if request.config.data.source is not None:
+        return request.config.data.source
+    if not request.fetch_fashion_mnist:
+        raise DataError("no data: give --data DIR (or --set data.source=DIR)")
+    return fashion_mnist.fetch(request.run_dir / "data" / "fashion-mnist", screen.note)
 
 
 def closing_table(outcome: Outcome) -> Table:

@@ -1,6 +1,7 @@
 """One invocation of a pipeline: its folder, its lock, its screen, its workers and its tracking."""
 
 import fcntl
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,14 +12,17 @@ from typing import Any, TypeVar
 from cluster.checkpoint import sweep
 from cluster.launch import Cluster, Placement
 from pipelines.config import PipelineConfig
+from pipelines.files import write_json
 from pipelines.graph import Place
 from pipelines.metrics import Follower
 from pipelines.progress import Screen, SpeedWords
 from pipelines.provenance import provenance
-from pipelines.tracking import Tracker
+from pipelines.tracking import Destination, Tracker
 from pipelines.train import CHECKPOINTS
 
 MEASURED = ("point", "validation")
+TRACKED = "tracking-run.json"
+"""In a stage's folder: the name of its run in MLflow."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -28,10 +32,23 @@ class BusyError(RuntimeError):
 
 
 class Session:
-    """Opened with `with`; the Ray cluster starts when the first stage asks for workers."""
+    """Opened with `with`; the Ray cluster starts when the first stage asks for workers.
+
+    Args:
+        config: The whole pipeline's.
+        run_dir: The run's folder, which is locked.
+        screen: Where people look.
+
+    Attributes:
+        tracked_as: Name of this invocation's run in MLflow, the parent of its stages' runs.
+        results: Final numbers of the pipeline, which that run gets at the end.
+    """
 
     def __init__(self, config: PipelineConfig, run_dir: Path, screen: Screen) -> None:
         self.config, self.run_dir, self.screen = config, run_dir, screen
+        self.destination = Destination.of(config.tracking, run_dir)
+        self.tracked_as = _dated(config.name)
+        self.results: dict[str, float] = {}
         self._stack = ExitStack()
         self._cluster: Cluster | None = None
         self._tracker: Tracker | None = None
@@ -46,14 +63,22 @@ class Session:
         self.screen.stop()
         self._stack.close()
         if self._tracker is not None:
-            status = "FINISHED" if kind is None else _status(kind)
-            self._tracker.end(self.config.name, status)
-            unsent = self._tracker.close()
-            if unsent:
-                self.screen.note(
-                    f"MLflow at {self.tracking_uri} did not answer; {unsent} records wait in "
-                    f"{self.run_dir} and are sent next time"
-                )
+            self._close_tracking(self._tracker, "FINISHED" if kind is None else _status(kind))
+
+    def _close_tracking(self, tracker: Tracker, status: str) -> None:
+        tracker.results(self.tracked_as, self.results)
+        tracker.end(self.tracked_as, status)
+        unsent = tracker.close()
+        if unsent:
+            self.screen.note(
+                f"MLflow at {self.tracking_uri} did not answer; {unsent} records wait in "
+                f"{self.run_dir} and are sent next time"
+            )
+        if tracker.refused:
+            self.screen.note(
+                f"MLflow at {self.tracking_uri} refused {len(tracker.refused)} records, the first "
+                f"with: {tracker.refused[0]}"
+            )
 
     def _sweep(self) -> None:
         """The workers are gone by now: what they were writing will never be finished."""
@@ -66,30 +91,31 @@ class Session:
 
     @property
     def tracking_uri(self) -> str:
-        return self.config.tracking.uri or f"sqlite:///{(self.run_dir / 'mlflow.db').resolve()}"
+        return self.destination.uri
 
     @property
     def tracker(self) -> Tracker:
-        """MLflow, with the pipeline's parent run open."""
+        """MLflow, with this invocation's run open."""
         if self._tracker is None:
-            self._tracker = Tracker(
-                self.tracking_uri, self.config.tracking.experiment, self.run_dir
-            )
+            self._tracker = Tracker(self.destination, self.run_dir)
             self._tracker.start(
-                self.config.name,
+                self.tracked_as,
                 parent=None,
                 params=self.config.model_dump(mode="json"),
-                tags=provenance(),
+                tags={"run_dir": str(self.run_dir.resolve()), **provenance()},
             )
         return self._tracker
 
     @contextmanager
     def attempt(self, place: Place) -> Iterator[str]:
-        """A child run for one attempt at a stage; its name is yielded."""
-        run = f"{place.stage.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        """The stage's run in MLflow, which goes on when the stage does; its name is yielded."""
+        path = place.directory / TRACKED
+        if not path.exists():
+            write_json(path, {"run": _dated(place.stage.name)})
+        run = str(json.loads(path.read_text())["run"])
         self.tracker.start(
             run,
-            parent=self.config.name,
+            parent=self.tracked_as,
             params=place.stage.settings,
             tags={"stage": place.stage.name, "key": place.key, **provenance()},
         )
@@ -102,7 +128,7 @@ class Session:
 
     def provenance_of(self, run: str) -> dict[str, Any]:
         """What a checkpoint of an attempt says about where it comes from."""
-        names = {"pipeline": self.config.name, "attempt": run}
+        names = {"pipeline": self.tracked_as, "attempt": run}
         return {
             **provenance(),
             "mlflow.uri": self.tracking_uri,
@@ -171,6 +197,10 @@ class Session:
             )
             self._cluster = self._stack.enter_context(Cluster(placement))
         return self._cluster
+
+
+def _dated(name: str) -> str:
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _status(kind: type[BaseException]) -> str:

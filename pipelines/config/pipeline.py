@@ -61,8 +61,9 @@ class TrackingConfig(Section):
     """MLflow."""
 
     uri: str | None = None
-    """Tracking server; a sqlite file in the run folder by default."""
-    experiment: str = "convnextv2"
+    """Tracking server; else MLFLOW_TRACKING_URI, else a sqlite file in the run folder."""
+    experiment: str | None = None
+    """Its name; else MLFLOW_EXPERIMENT_NAME, else MLFLOW_EXPERIMENT_ID, else convnextv2."""
 
 
 class PipelineConfig(Section):

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from convnextv2.data.collection import DataError
 from pipelines.config import DataConfig, PipelineConfig
-from pipelines.graph import Stage
+from pipelines.graph import Pipeline, Stage
 from pipelines.outline import EVALUATIONS, outline, readers_of_labels
 from pipelines.session import Session
 from pipelines.stages.evaluate import evaluate_stage
 from pipelines.stages.finetune import SECTIONS, finetune_stage
 from pipelines.stages.knn import knn_stage
 from pipelines.stages.pretrain import pretrain_stage
-from pipelines.stages.report import report_stage
+from pipelines.stages.report import Gaps, report_stage
 from pipelines.stages.write_data import write_stage
 
 
@@ -44,6 +44,45 @@ def build_stages(
         return {"pretrain": pretrain_stage, "knn": knn_stage}[name](config, session)
 
     return [build(name) for name in outline(config) if name in wanted]
+
+
+def stages_of_report(
+    config: PipelineConfig,
+    source: Path,
+    session: Session,
+    command: Sequence[str],
+    *,
+    whole_command: str,
+) -> list[Stage]:
+    """The stages that are done as configured, and the report of them and of what is half done.
+
+    Raises:
+        ValueError: When nothing is there.
+    """
+    built: list[Stage] = []
+    why: dict[str, str] = {}
+    for name in outline(config):
+        if name != "report":
+            try:
+                # By itself: what other stages would need of the images does not matter here.
+                built += build_stages(config, source, session, command, {name})
+            except DataError as error:
+                why[name] = str(error)
+    survey = Pipeline(session.run_dir, built, say=session.screen.note).survey()
+    why |= survey.missing
+    if not survey.done and not survey.half_done:
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in why.items())
+        raise ValueError(
+            f"there is nothing to report of {config.name} in {session.run_dir}:{reasons}\n"
+            f"This makes it all: {whole_command}"
+        )
+    gaps = Gaps(
+        why={name: why[name] for name in outline(config) if name in why},
+        half_done={name: place.directory for name, place in survey.half_done.items()},
+        whole_command=whole_command,
+    )
+    report = report_stage(config, session, command, gaps if why else None)
+    return [*(stage for stage in built if stage.name in survey.done), report]
 
 
 def _images(config: PipelineConfig, source: Path, name: str) -> tuple[DataConfig, Path]:

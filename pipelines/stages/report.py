@@ -2,7 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from convnextv2.masking import sample_masks
 from pipelines.config import PipelineConfig
 from pipelines.files import atomically
 from pipelines.graph import COMPLETE, Outputs, Place, Stage, hash_files
-from pipelines.metrics import read_spool
+from pipelines.metrics import SPOOL, read_spool
 from pipelines.outline import EVALUATIONS, SCRATCH, outline
 from pipelines.provenance import git_commit, versions
 from pipelines.report import ReportInput, StageRow, render_report
@@ -37,24 +38,56 @@ TEMPLATE_FILES = ("report.html.j2", "report.css.j2")
 SAMPLES = 8
 
 
-def report_stage(config: PipelineConfig, session: Session, command: Sequence[str]) -> Stage:
-    """The page over everything that ran."""
+@dataclass(frozen=True, kw_only=True)
+class Gaps:
+    """What a report has to do without.
+
+    Args:
+        why: Of every stage that is not done, by name.
+        half_done: Folders of stages that are half done: there are curves in them.
+        whole_command: What makes the rest.
+    """
+
+    why: Mapping[str, str]
+    half_done: Mapping[str, Path]
+    whole_command: str
+
+
+def report_stage(
+    config: PipelineConfig, session: Session, command: Sequence[str], gaps: Gaps | None = None
+) -> Stage:
+    """The page over everything that ran; without `gaps` that is every stage."""
+    after = outline(config)["report"]
+    settings: dict[str, Any] = {
+        "title": config.name,
+        "template": hash_files(TEMPLATES, *TEMPLATE_FILES),
+    }
+    if gaps is not None:
+        after = tuple(name for name in after if name not in gaps.why)
+        settings |= {
+            "missing": dict(gaps.why),
+            "half done": {
+                name: hash_files(directory, SPOOL)
+                for name, directory in gaps.half_done.items()
+                if (directory / SPOOL).exists()
+            },
+        }
 
     def run(place: Place) -> Outputs:
         with session.attempt(place) as run:
-            data = gather(place, config, command, session.tracking_uri)
+            data = gather(place, config, command, session.tracking_uri, gaps)
             with atomically(place.directory / PAGE) as partial:
                 partial.write_text(render_report(data))
             session.tracker.artifact(run, place.directory / PAGE)
             # On the pipeline's own run too, where people look first.
-            session.tracker.artifact(config.name, place.directory / PAGE)
+            session.tracker.artifact(session.tracked_as, place.directory / PAGE)
         return hash_files(place.directory, PAGE)
 
     return Stage(
         name="report",
         run=run,
-        settings={"title": config.name, "template": hash_files(TEMPLATES, *TEMPLATE_FILES)},
-        after=outline(config)["report"],
+        settings=settings,
+        after=after,
         code=(
             "convnextv2.analysis",
             "pipelines.figures",
@@ -69,10 +102,15 @@ def report_stage(config: PipelineConfig, session: Session, command: Sequence[str
 
 
 def gather(
-    place: Place, config: PipelineConfig, command: Sequence[str], tracking_uri: str
+    place: Place,
+    config: PipelineConfig,
+    command: Sequence[str],
+    tracking_uri: str,
+    gaps: Gaps | None = None,
 ) -> ReportInput:
     """Read the outputs of the stages before."""
     inputs = place.inputs
+    begun = {**inputs, **(gaps.half_done if gaps else {})}
     return ReportInput(
         title=config.name,
         command=shlex.join(command),
@@ -83,7 +121,7 @@ def gather(
         ],
         spools={
             name: read_spool(directory)
-            for name, directory in inputs.items()
+            for name, directory in begun.items()
             if name == "pretrain" or name in SECTIONS
         },
         evaluations={
@@ -106,6 +144,8 @@ def gather(
             )
             if stage in inputs
         ),
+        missing=gaps.why if gaps else {},
+        whole_command=gaps.whole_command if gaps else "",
     )
 
 
@@ -120,7 +160,7 @@ def _model(config: PipelineConfig, trained: str) -> str:
 def _labelled_images(place: Place, config: PipelineConfig) -> int:
     """How many images the classifiers that are evaluated were trained on."""
     recipe = config.finetune or config.linear_probe
-    if recipe is None:
+    if recipe is None or "write" not in place.inputs:
         return 0
     return count(training_samples(place.inputs["write"] / "train", recipe, config.seed))
 
@@ -131,7 +171,7 @@ def _facts(place: Place, config: PipelineConfig) -> dict[str, object]:
         "ZeRO stage": config.cluster.zero.stage,
         "precision": config.cluster.dtype,
     }
-    if config.pretrain is not None:
+    if config.pretrain is not None and "write" in place.inputs:
         images = training_samples(place.inputs["write"] / "train", config.pretrain, config.seed)
         facts |= {"sparse backend": config.pretrain.backend, "unlabelled images": count(images)}
     return facts

@@ -79,6 +79,8 @@ def write_stage(
         },
         code=CODE,
         check=check,
+        when_damaged=f"Its images would be written anew by the same command with --rerun {name}; "
+        "what there is would be kept beside them",
     )
 
 
@@ -142,12 +144,16 @@ def _written_already(source: Path, name: str) -> Stage:
         name=name,
         run=run,
         settings={split: manifest.fingerprint for split, manifest in manifests.items()},
+        when_damaged=f"It belongs to the shards in {source}: convnextv2 data check {source}/SPLIT "
+        "reads all of them, convnextv2 data write makes new ones",
     )
 
 
 def _outputs(folder: Path, split: str) -> Outputs:
-    """The manifest names every shard with its hash."""
-    return hash_files(folder, f"{split}/{MANIFEST}")
+    """The manifest, and the shards with the hashes that it holds."""
+    shards = read_manifest(folder / split).shards
+    hashes = {f"{split}/{shard.name}": shard.sha256 for shard in shards}
+    return {**hash_files(folder, f"{split}/{MANIFEST}"), **hashes}
 
 
 def _mapper(

@@ -1,56 +1,13 @@
 """Stages by content: once, resumed, or again with the reason."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.graph import COMPLETE, Outputs, Pipeline, Place, Stage, code_digest, hash_files
-
-
-class Kitchen:
-    """Three toy stages, bread and butter and toast; counts how often each ran."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.runs: list[str] = []
-        self.flour = 1
-        self.fail_in = ""
-
-    def stage(self, name: str, settings: dict[str, Any], after: tuple[str, ...] = ()) -> Stage:
-        def run(place: Place) -> Outputs:
-            self.runs.append(name)
-            read = [(path / "out").read_text() for path in place.inputs.values()]
-            with (place.directory / "steps").open("a") as steps:
-                steps.write("step\n")
-            if self.fail_in == name:
-                raise OSError("no gas")
-            (place.directory / "out").write_text(f"{name} {settings} {read}")
-            return hash_files(place.directory, "out")
-
-        return Stage(name=name, run=run, settings=settings, after=after)
-
-    def pipeline(self) -> Pipeline:
-        return Pipeline(
-            self.root,
-            [
-                self.stage("bread", {"flour": self.flour, "oven": {"heat": 200}}),
-                self.stage("butter", {"milk": 1}),
-                self.stage("toast", {}, after=("bread",)),
-            ],
-        )
-
-    def run(self, *until: str) -> dict[str, tuple[str, str]]:
-        self.runs = []
-        visits = self.pipeline().run(until=until)
-        return {visit.place.stage.name: (visit.status, visit.reason) for visit in visits}
-
-
-@pytest.fixture
-def kitchen(tmp_path: Path) -> Kitchen:
-    return Kitchen(tmp_path)
+from pipelines.graph import Outputs, Pipeline, Place, Stage, code_digest, hash_files
+from tests.pipelines.graph.kitchen import Kitchen, flip, only, snapshot
 
 
 def test_once_and_never_again(kitchen: Kitchen) -> None:
@@ -87,38 +44,26 @@ def test_half_done_is_resumed_in_its_own_folder(kitchen: Kitchen) -> None:
     assert steps.read_text() == "step\nstep\n"
 
 
-@pytest.mark.parametrize("damage", ["removed", "cut"])
-def test_an_output_that_is_not_whole_is_made_again(kitchen: Kitchen, damage: str) -> None:
-    kitchen.run()
-    (out,) = kitchen.root.glob("stages/bread/*/out")
-    out.write_text("") if damage == "cut" else out.unlink()
-    after = kitchen.run()
-    assert kitchen.runs == ["bread"]
-    assert after["bread"] == ("resumed", "an output is gone or cut short")
-    assert {status for status, _ in kitchen.run().values()} == {"done"}
-
-
-def test_rerun_redoes_what_is_behind_too_even_when_interrupted(kitchen: Kitchen) -> None:
-    kitchen.run()
-    assert kitchen.pipeline().invalidate("bread") == ["bread", "toast"]
-    kitchen.fail_in = "bread"
+def test_a_survey_says_what_is_there_and_touches_nothing(kitchen: Kitchen) -> None:
+    assert kitchen.pipeline().survey().missing == {
+        "bread": "it has not been run here before",
+        "butter": "it has not been run here before",
+        "toast": "it needs bread",
+    }
+    assert not (kitchen.root / "stages").exists()
+    kitchen.fail_in = "toast"
     with pytest.raises(OSError, match="no gas"):
         kitchen.run()
-    kitchen.fail_in = ""
-    after = kitchen.run()
-    assert after["toast"] == ("run", "it was asked for again")
-    # The interrupted rerun goes on as one: toast is redone although its inputs came out the same.
-    assert kitchen.runs == ["bread", "toast"]
-    assert not list(kitchen.root.glob("stages/*/.superseded*"))
-
-
-def test_invalidate_keeps_the_old_work_until_the_new_is_done(kitchen: Kitchen) -> None:
-    kitchen.run()
-    kitchen.pipeline().invalidate("toast")
-    (old,) = kitchen.root.glob(f"stages/toast/.superseded*/{COMPLETE}")
-    assert json.loads(old.read_text())["outputs"]
-    with pytest.raises(ValueError, match="unknown stage 'jam'"):
-        kitchen.pipeline().invalidate("jam")
+    flip(only(kitchen.root, "stages/butter/*/out"))
+    before = snapshot(kitchen.root)
+    survey = kitchen.pipeline().survey()
+    assert list(survey.done) == ["bread"]
+    assert list(survey.half_done) == ["toast"]
+    assert survey.missing == {
+        "butter": "out has changed since it was written (sha256 differs)",
+        "toast": "it is half done",
+    }
+    assert snapshot(kitchen.root) == before
 
 
 def test_outputs_are_looked_at_whenever_they_were_made(tmp_path: Path) -> None:
@@ -135,16 +80,6 @@ def test_outputs_are_looked_at_whenever_they_were_made(tmp_path: Path) -> None:
         pipeline.run()
     assert looked == ["same"]
     assert pipeline.visits == []
-
-
-def test_with_an_outline_redoing_goes_beyond_the_stages_at_hand(kitchen: Kitchen) -> None:
-    kitchen.run()
-    bread, *_ = kitchen.pipeline().stages
-    outline = {"bread": (), "butter": (), "toast": ("bread",)}
-    pipeline = Pipeline(kitchen.root, [bread], outline=outline)
-    assert pipeline.invalidate("bread") == ["bread", "toast"]
-    assert not list(kitchen.root.glob(f"stages/toast/[!.]*/{COMPLETE}"))
-    assert [visit.place.stage.name for visit in pipeline.run()] == ["bread"]
 
 
 def one_stage(root: Path, settings: dict[str, Any], code: tuple[str, ...] = ()) -> Pipeline:

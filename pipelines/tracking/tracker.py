@@ -1,9 +1,8 @@
-"""MLflow, off the step path: a parent run per pipeline, a child run per stage attempt.
+"""Ships operations to MLflow in a thread of the driver's. The only file that imports MLflow.
 
-The only file that imports MLflow. The driver's thread ships what stages measured; training never
-waits for it and no error of it reaches training. Operations are kept in order until the server
-took them; what is left when the driver ends lies in `tracking-unsent.jsonl` and goes first the
-next time. Runs have names of our own until the server has given them ids.
+Training never waits for it and no error of it reaches training. Operations are kept in order until
+the server took them; what is left when the driver ends lies in `tracking-unsent.jsonl` and goes
+first the next time. Runs have names of our own until the server has given them ids.
 """
 
 import json
@@ -12,16 +11,21 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.files import atomically, write_json
 from pipelines.metrics import Line
+from pipelines.tracking.destination import ARTIFACTS, DATABASE, Destination
+from pipelines.tracking.moved_store import bring_artifacts_home
 
 UNSENT = "tracking-unsent.jsonl"
 RUN_IDS = "tracking-runs.json"
 IDLE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 CLOSE_SECONDS = 20.0
+PARENT = "mlflow.parentRunId"
 NOT_METRICS = {"kind", "step", "time"}
 REFUSALS = {
     "BAD_REQUEST",
@@ -35,22 +39,26 @@ log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Ships operations to an MLflow server or sqlite file in a thread of its own."""
+    """Ships operations to an MLflow server or sqlite file in a thread of its own.
 
-    def __init__(self, uri: str, experiment: str, folder: Path) -> None:
-        self._uri, self._experiment, self._folder = uri, experiment, folder
+    `refused` are the answers to operations that were given up, as asking again is in vain.
+    """
+
+    def __init__(self, destination: Destination, folder: Path) -> None:
+        self._to, self._folder = destination, folder
         self._queue: deque[Operation] = deque(_load_lines(folder / UNSENT))
-        self._known: dict[str, dict[str, str]] = _load_json(folder / RUN_IDS)
-        self._run_ids = self._known.setdefault(uri, {})
+        self._known = _known_runs(folder)
+        self._run_ids = self._known.setdefault(destination.name, {})
         self._closing = threading.Event()
         self._client: Any = None
+        self.refused: list[str] = []
         self._thread = threading.Thread(target=self._ship_all, daemon=True)
         self._thread.start()
 
     def start(
         self, run: str, *, parent: str | None, params: dict[str, Any], tags: dict[str, str]
     ) -> None:
-        """Open a run under a name of ours; opening one that exists makes it active again."""
+        """Open a run under a name of ours; one that exists goes on, with this parent."""
         self._put(op="start", run=run, parent=parent, params=flatten(params), tags=tags)
 
     def run_id(self, run: str) -> str | None:
@@ -68,8 +76,16 @@ class Tracker:
         if metrics:
             self._put(op="metrics", run=run, metrics=metrics)
 
+    def results(self, run: str, values: Mapping[str, float]) -> None:
+        """Log final numbers, which belong to no step."""
+        now = int(time.time() * 1000)
+        if values:
+            metrics = [[name, float(value), now, 0] for name, value in values.items()]
+            self._put(op="metrics", run=run, metrics=metrics)
+
     def artifact(self, run: str, path: Path) -> None:
-        self._put(op="artifact", run=run, path=str(path))
+        # Relative to the run folder, which may be another one when it is sent.
+        self._put(op="artifact", run=run, path=os.path.relpath(path, self._folder))
 
     def tag(self, run: str, name: str, value: str) -> None:
         self._put(op="tag", run=run, name=name, value=value)
@@ -84,9 +100,11 @@ class Tracker:
         self._thread.join(CLOSE_SECONDS)
         rest = list(self._queue)
         path = self._folder / UNSENT
-        path.unlink(missing_ok=True)
         if rest:
-            path.write_text("".join(json.dumps(operation) + "\n" for operation in rest))
+            with atomically(path) as partial:
+                partial.write_text("".join(json.dumps(operation) + "\n" for operation in rest))
+        else:
+            path.unlink(missing_ok=True)
         return len(rest)
 
     def _put(self, **operation: Any) -> None:
@@ -102,8 +120,10 @@ class Tracker:
             try:
                 self._ship(self._queue[0])
             except Exception as error:
-                log.warning("MLflow at %s did not take %s: %s", self._uri, self._queue[0], error)
-                if not _is_refusal(error):
+                log.warning("MLflow at %s did not take %s: %s", self._to.uri, self._queue[0], error)
+                if _is_refusal(error):
+                    self.refused.append(str(error))
+                else:
                     if self._closing.wait(pause):
                         return
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -125,41 +145,47 @@ class Tracker:
                 for first in range(0, len(metrics), 1000):
                     client.log_batch(run_id, metrics=metrics[first : first + 1000])
             case "artifact":
-                client.log_artifact(run_id, operation["path"])
+                client.log_artifact(run_id, str(self._folder / operation["path"]))
             case "tag":
                 client.set_tag(run_id, operation["name"], operation["value"])
             case "end":
                 client.set_terminated(run_id, operation["status"], operation["time"])
 
     def _ship_start(self, client: Any, operation: Operation) -> None:
-        from mlflow.entities import Param
-
-        run = operation["run"]
+        run, tags = operation["run"], operation["tags"]
+        if operation["parent"]:
+            tags = {**tags, PARENT: self._run_ids[operation["parent"]]}
         if run in self._run_ids:
             try:
                 client.update_run(self._run_ids[run], status="RUNNING")
+                for name, value in tags.items():
+                    client.set_tag(self._run_ids[run], name, value)
                 return
             except Exception as error:
                 if not _is_refusal(error):
                     raise
                 # It was deleted at the server: a new run takes the name.
-        tags = {"mlflow.runName": run, **operation["tags"]}
-        if operation["parent"]:
-            tags["mlflow.parentRunId"] = self._run_ids[operation["parent"]]
+        self._create(client, operation, {"mlflow.runName": run, **tags})
+
+    def _create(self, client: Any, operation: Operation, tags: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
         created = client.create_run(self._experiment_id(client), tags=tags)
         params = [Param(name, value) for name, value in operation["params"].items()]
         for first in range(0, len(params), 100):
             client.log_batch(created.info.run_id, params=params[first : first + 100])
-        self._run_ids[run] = created.info.run_id
-        (self._folder / RUN_IDS).write_text(json.dumps(self._known))
+        self._run_ids[operation["run"]] = created.info.run_id
+        _remember(self._folder, self._known)
 
     def _experiment_id(self, client: Any) -> str:
-        found = client.get_experiment_by_name(self._experiment)
+        if self._to.experiment_id is not None:
+            return str(client.get_experiment(self._to.experiment_id).experiment_id)
+        found = client.get_experiment_by_name(self._to.experiment)
         if found is not None:
             return str(found.experiment_id)
-        local = self._uri.startswith("sqlite:")
-        location = (self._folder / "mlartifacts").resolve().as_uri() if local else None
-        return str(client.create_experiment(self._experiment, artifact_location=location))
+        own = self._to.own_folder
+        location = None if own is None else (own / ARTIFACTS).as_uri()
+        return str(client.create_experiment(self._to.experiment, artifact_location=location))
 
     def _connected(self) -> Any:
         if self._client is None:
@@ -168,13 +194,23 @@ class Tracker:
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
             from mlflow import MlflowClient
 
-            self._client = MlflowClient(tracking_uri=self._uri)
+            own = self._to.own_folder
+            if own is not None:
+                bring_artifacts_home(own / DATABASE, own / ARTIFACTS)
+            client = MlflowClient(tracking_uri=self._to.uri)
+            self._end_the_dead(client)
+            self._client = client
         return self._client
 
-
-def open_hint(uri: str) -> str:
-    """How a person opens what was tracked: an address, or the command that serves it."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    def _end_the_dead(self, client: Any) -> None:
+        """One driver works in a run folder: runs of it that are open were left by a killed one."""
+        ours = set(self._run_ids.values())
+        if not ours:
+            return
+        running = "attributes.status = 'RUNNING'"
+        for run in client.search_runs([self._experiment_id(client)], running):
+            if run.info.run_id in ours:
+                client.set_terminated(run.info.run_id, "KILLED")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -199,6 +235,18 @@ def _load_lines(path: Path) -> list[Operation]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _load_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return content
+def _known_runs(folder: Path) -> dict[str, dict[str, str]]:
+    """Ids of runs by store and by our names. A copied folder knows those of its own store only:
+    those at a server are the runs of the folder it was copied from.
+    """
+    path = folder / RUN_IDS
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text())
+    known: dict[str, dict[str, str]] = content["stores"]
+    copied = content["folder_inode"] != folder.stat().st_ino
+    return {DATABASE: known.get(DATABASE, {})} if copied else known
+
+
+def _remember(folder: Path, known: dict[str, dict[str, str]]) -> None:
+    write_json(folder / RUN_IDS, {"folder_inode": folder.stat().st_ino, "stores": known})

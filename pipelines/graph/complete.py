@@ -1,0 +1,143 @@
+"""`COMPLETE.json`: that a stage is done, what its outputs are, and whether they still are that.
+
+An output is hashed once. Beside the hash stand inode, size and time of the file it is of, and while
+these stay the file is taken to be the same; one that was touched or copied is read again.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.files import write_json
+from pipelines.graph.keys import digest_of
+
+COMPLETE = "COMPLETE.json"
+LONG_READ_BYTES = 1 << 30
+
+Outputs = dict[str, str]
+Content = dict[str, Any]
+
+
+class DamageError(RuntimeError):
+    """An output of a stage is not as it was written, and cannot be made again without a person."""
+
+
+def mark_complete(
+    directory: Path, outputs: Outputs, parts: Content, seconds: float, reruns: list[str]
+) -> None:
+    """Say that the stage in `directory` is done; `reruns` are those that this was part of."""
+    content = {
+        "outputs": {
+            name: {"sha256": sha256, **_identity(directory / name)}
+            for name, sha256 in outputs.items()
+        },
+        "digest": digest_of(outputs),
+        "parts": parts,
+        "seconds": seconds,
+        "finished": time.time(),
+        "reruns": reruns,
+    }
+    write_json(directory / COMPLETE, content)
+
+
+def read_complete(directory: Path) -> Content | None:
+    """The content of COMPLETE.json; None for a stage that is not done.
+
+    Raises:
+        ValueError: When there is one that cannot be understood.
+    """
+    path = directory / COMPLETE
+    if not path.exists():
+        return None
+    content: Content = json.loads(path.read_text())
+    if not isinstance(content, dict) or not content.keys() >= {"outputs", "digest", "parts"}:
+        raise ValueError("it lacks what belongs in it")
+    return content
+
+
+def finished_ones(stage_folder: Path) -> list[Content]:
+    """What the finished runs of a stage say, the latest last; unreadable ones are passed over."""
+    found = []
+    for path in stage_folder.glob(f"*/{COMPLETE}"):
+        try:
+            content = read_complete(path.parent)
+        except ValueError:
+            continue
+        if content is not None:
+            found.append(content)
+    return sorted(found, key=lambda content: content["finished"])
+
+
+def damaged(directory: Path, say: Callable[[str], None] = lambda words: None) -> dict[str, str]:
+    """What is wrong with a finished stage's files, by name; empty when it is whole or not done.
+
+    Files that are as they were at the last look are not read. `say` hears of a long read.
+    """
+    try:
+        content = read_complete(directory)
+    except ValueError as error:
+        return {COMPLETE: f"cannot be read: {error}"}
+    if content is None:
+        return {}
+    outputs: dict[str, Content] = content["outputs"]
+    unsure = {
+        name: entry
+        for name, entry in outputs.items()
+        if not (directory / name).exists()
+        or not entry.items() >= _identity(directory / name).items()
+    }
+    if not unsure:
+        return {}
+    total = sum(entry["bytes"] for entry in unsure.values())
+    if total > LONG_READ_BYTES:
+        say(f"reading {total / 1e9:,.0f} GB in {directory}, to see that they are as written")
+    problems = problems_of(directory, unsure)
+    good = {name: entry for name, entry in unsure.items() if name not in problems}
+    for name, entry in good.items():
+        entry |= _identity(directory / name)
+    if good:
+        write_json(directory / COMPLETE, content)
+    return problems
+
+
+def problems_of(directory: Path, outputs: Mapping[str, Content]) -> dict[str, str]:
+    """Compare files with what COMPLETE.json says of them, to the last byte."""
+    found = {name: _problem(directory / name, entry) for name, entry in outputs.items()}
+    return {name: problem for name, problem in found.items() if problem}
+
+
+def _problem(path: Path, entry: Content) -> str:
+    if not path.exists():
+        return "is gone"
+    size, expected = path.stat().st_size, entry["bytes"]
+    if size != expected:
+        return f"has {size:,} bytes instead of {expected:,}"
+    if hash_files(path.parent, path.name)[path.name] != entry["sha256"]:
+        return "has changed since it was written (sha256 differs)"
+    return ""
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged file a name that says so: it is evidence, and nobody reads it by mistake."""
+    kept = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+    os.replace(path, kept)
+    return kept
+
+
+def hash_files(directory: Path, *names: str) -> Outputs:
+    """Outputs by hashing the named files."""
+    outputs = {}
+    for name in names:
+        with (directory / name).open("rb") as file:
+            outputs[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return outputs
+
+
+def _identity(path: Path) -> dict[str, int]:
+    """What changes when a file is written, replaced or copied."""
+    status = path.stat()
+    return {"bytes": status.st_size, "inode": status.st_ino, "mtime_ns": status.st_mtime_ns}

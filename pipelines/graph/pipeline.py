@@ -1,0 +1,202 @@
+"""The walk over the stages: what is done stays, what is half done goes on, the rest runs."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.graph import reruns
+from pipelines.graph.complete import (
+    COMPLETE,
+    DamageError,
+    damaged,
+    mark_complete,
+    read_complete,
+    set_aside,
+)
+from pipelines.graph.keys import code_digest, digest_of
+from pipelines.graph.reasons import why_new
+from pipelines.graph.stage import Place, Stage, Visit
+
+SCHEMA = 1
+KEY_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What of a pipeline is there: places of the stages that are done as configured, those of
+    stages that are half done, and why each of the others is not there.
+    """
+
+    done: dict[str, Place]
+    half_done: dict[str, Place]
+    missing: dict[str, str]
+
+
+@dataclass
+class Pipeline:
+    """Runs stages in order below `root`.
+
+    Args:
+        root: The run's folder.
+        stages: In the order they run.
+        on_start: Called before a stage does anything, with its status and the reason.
+        on_done: Called after it.
+        say: Hears what a person should know besides.
+        visits: What became of the stages so far.
+    """
+
+    root: Path
+    stages: Sequence[Stage]
+    on_start: Callable[[Place, str, str], None] = lambda place, status, reason: None
+    on_done: Callable[[Visit], None] = lambda visit: None
+    say: Callable[[str], None] = lambda words: None
+    visits: list[Visit] = field(default_factory=list)
+
+    def run(self, *, until: Sequence[str] = (), rerun: str | None = None) -> list[Visit]:
+        """Bring the stages `until`, with what they need, to completion; all when it is empty.
+
+        `rerun` and the stages behind it are done again, as far as they are of this configuration.
+
+        Raises:
+            ValueError: When a stage that is named is not there.
+            DamageError: When an output is damaged that no stage can make again.
+        """
+        after = {stage.name: stage.after for stage in self.stages}
+        wanted = {name for target in until or after for name in needed_for(target, after)}
+        if rerun is not None:
+            needed_for(rerun, {name: after[name] for name in after if name in wanted})
+        places: dict[str, Place] = {}
+        digests: dict[str, str] = {}
+        part_of: dict[str, set[str]] = {}
+        for stage in self.stages:
+            if stage.name not in wanted:
+                continue
+            place = self._place(stage, digests, places)
+            part_of[stage.name] = set().union(*(part_of[name] for name in stage.after))
+            begun = reruns.noted(place.directory)
+            if begun is None and stage.name == rerun:
+                begun = reruns.begin(place.directory)
+            if begun is not None:
+                part_of[stage.name].add(begun)
+            visit = self._visit(place, part_of[stage.name])
+            stage.check(place)
+            self.visits.append(visit)
+            places[stage.name], digests[stage.name] = place, _digest(place)
+            self.on_done(visit)
+        for place in places.values():
+            reruns.end(place.directory)
+        return self.visits
+
+    def survey(self) -> Survey:
+        """Look at what is there; nothing runs and nothing is set aside."""
+        survey = Survey({}, {}, {})
+        digests: dict[str, str] = {}
+        for stage in self.stages:
+            absent = [name for name in stage.after if name not in survey.done]
+            if absent:
+                survey.missing[stage.name] = f"it needs {', '.join(absent)}"
+                continue
+            place = self._place(stage, digests, survey.done)
+            problems = damaged(place.directory, self.say)
+            if problems:
+                words = [f"{name} {problem}" for name, problem in problems.items()]
+                survey.missing[stage.name] = "; ".join(words)
+            elif (place.directory / COMPLETE).exists():
+                survey.done[stage.name], digests[stage.name] = place, _digest(place)
+            elif place.directory.exists():
+                survey.half_done[stage.name] = place
+                survey.missing[stage.name] = "it is half done"
+            else:
+                survey.missing[stage.name] = why_new(place.directory.parent, place.parts)
+        return survey
+
+    def _place(self, stage: Stage, digests: dict[str, str], places: dict[str, Place]) -> Place:
+        parts = {
+            "stage": stage.name,
+            "schema": SCHEMA,
+            "settings": stage.settings,
+            "inputs": {name: digests[name] for name in stage.after},
+            "code": code_digest(stage.code),
+        }
+        parts = json.loads(json.dumps(parts))  # As it will be read back: tuples become lists.
+        key = digest_of(parts)[:KEY_LENGTH]
+        directory = self.root / "stages" / stage.name / key
+        inputs = {name: places[name].directory for name in stage.after}
+        return Place(stage, directory, key, parts, inputs)
+
+    def _visit(self, place: Place, part_of: set[str]) -> Visit:
+        """`part_of` are the reruns under way that the stage must have been done in."""
+        if part_of and _done_before(place, part_of):
+            kept = reruns.replace(place.directory)
+            self.say(f"{place.stage.name}: what was done before is kept in {kept}")
+            status, reason = "run", "it was asked for again"
+        elif reason := self._set_damage_aside(place):
+            status = "resumed"
+        elif (place.directory / COMPLETE).exists():
+            return Visit(place, "done", "nothing it depends on has changed")
+        elif place.directory.exists():
+            status, reason = "resumed", "it was left half done"
+        else:
+            status, reason = "run", why_new(place.directory.parent, place.parts)
+        place.directory.mkdir(parents=True, exist_ok=True)
+        self.on_start(place, status, reason)
+        self._check_inputs(place)
+        begin = time.perf_counter()
+        outputs = place.stage.run(place)
+        seconds = time.perf_counter() - begin
+        mark_complete(place.directory, outputs, place.parts, seconds, sorted(part_of))
+        return Visit(place, status, reason, seconds)
+
+    def _set_damage_aside(self, place: Place) -> str:
+        """Make way for what has to be made again; returns what is wrong in words, or ""."""
+        problems = damaged(place.directory, self.say)
+        words = []
+        for name, problem in problems.items():
+            if place.stage.when_damaged:
+                raise DamageError(f"{place.directory / name} {problem}. {place.stage.when_damaged}")
+            words.append(f"{name} {problem}")
+            if (place.directory / name).exists():
+                words[-1] += f" and is kept as {set_aside(place.directory / name).name}"
+        return "; ".join(words)
+
+    def _check_inputs(self, place: Place) -> None:
+        """Look again at what was good when its stage was visited, perhaps days ago."""
+        for directory in place.inputs.values():
+            for name, problem in damaged(directory, self.say).items():
+                raise DamageError(
+                    f"{directory / name} {problem}, which {place.stage.name} was to read. The "
+                    "same command again looks after it"
+                )
+
+
+def _done_before(place: Place, part_of: set[str]) -> bool:
+    """Whether the stage was done, but not in these reruns."""
+    try:
+        complete = read_complete(place.directory)
+    except ValueError:
+        return True
+    return complete is not None and not part_of <= set(complete.get("reruns", ()))
+
+
+def _digest(place: Place) -> str:
+    complete = read_complete(place.directory)
+    assert complete is not None
+    return str(complete["digest"])
+
+
+def needed_for(name: str, after: Mapping[str, Sequence[str]]) -> list[str]:
+    """`name` and all it needs, in order; `after` has what every stage reads.
+
+    Raises:
+        ValueError: When there is no such stage.
+    """
+    if name not in after:
+        raise ValueError(f"unknown stage {name!r}; there are {', '.join(after)}")
+    needed, todo = set(), [name]
+    while todo:
+        current = todo.pop()
+        needed.add(current)
+        todo += after[current]
+    return [stage for stage in after if stage in needed]

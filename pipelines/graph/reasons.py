@@ -1,0 +1,35 @@
+"""Why a stage runs although its like has run before, in words."""
+
+from pathlib import Path
+from typing import Any
+
+from pipelines.graph.complete import finished_ones
+
+SHOWN = 4
+
+
+def why_new(stage_folder: Path, parts: dict[str, Any]) -> str:
+    """Compare a key's parts with those of the latest finished run of the same stage."""
+    others = finished_ones(stage_folder)
+    if not others:
+        return "it has not been run here before"
+    changes = _differences(others[-1]["parts"], parts)
+    more = " …" if len(changes) > SHOWN else ""
+    return "changed: " + ", ".join(changes[:SHOWN]) + more
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [
+            change
+            for key in keys
+            for change in _differences(
+                before.get(key), now.get(key), f"{path}.{key}" if path else key
+            )
+        ]
+    if before == now:
+        return []
+    if path == "code" or path.startswith("inputs."):
+        return [path.removeprefix("inputs.") if path != "code" else "the code"]
+    return [f"{path.removeprefix('settings.')} {before} → {now}"]

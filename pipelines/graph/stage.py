@@ -1,0 +1,54 @@
+"""A stage, the place where it works, and what became of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.graph.complete import Outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One node of a pipeline.
+
+    Args:
+        name: Folder and command line name.
+        run: Does the work in the folder it is given; returns outputs, file name to sha256.
+        settings: The part of the configuration that decides the result; JSON values.
+        after: Names of the stages whose outputs it reads.
+        code: Modules and packages whose source decides the result.
+        check: Looks at the outputs, whenever they were made, before another stage reads them;
+            raises when that cannot go well.
+        when_damaged: What a person is to do about an output that is not as it was written. Without
+            it the file is set aside and `run` makes it again.
+    """
+
+    name: str
+    run: Callable[["Place"], Outputs]
+    settings: dict[str, Any]
+    after: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    check: Callable[["Place"], None] = lambda place: None
+    when_damaged: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage works, and where its inputs lie."""
+
+    stage: Stage
+    directory: Path
+    key: str
+    parts: dict[str, Any]
+    inputs: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What became of one stage: "done" before, "resumed" or "run" now, and why."""
+
+    place: Place
+    status: str
+    reason: str
+    seconds: float = 0.0

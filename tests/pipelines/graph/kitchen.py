@@ -1,0 +1,63 @@
+"""A pipeline of toy stages, and ways to look at what it leaves."""
+
+from pathlib import Path
+from typing import Any
+
+from pipelines.graph import Outputs, Pipeline, Place, Stage, hash_files
+
+
+class Kitchen:
+    """Three toy stages, bread and butter and toast; counts how often each ran."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.runs: list[str] = []
+        self.flour = 1
+        self.fail_in = ""
+        self.advice = ""
+        self.said: list[str] = []
+
+    def stage(self, name: str, settings: dict[str, Any], after: tuple[str, ...] = ()) -> Stage:
+        def run(place: Place) -> Outputs:
+            self.runs.append(name)
+            read = [(path / "out").read_text() for path in place.inputs.values()]
+            with (place.directory / "steps").open("a") as steps:
+                steps.write("step\n")
+            if self.fail_in == name:
+                raise OSError("no gas")
+            (place.directory / "out").write_text(f"{name} {settings} {read}")
+            return hash_files(place.directory, "out")
+
+        return Stage(name=name, run=run, settings=settings, after=after, when_damaged=self.advice)
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline(
+            self.root,
+            [
+                self.stage("bread", {"flour": self.flour, "oven": {"heat": 200}}),
+                self.stage("butter", {"milk": 1}),
+                self.stage("toast", {}, after=("bread",)),
+            ],
+            say=self.said.append,
+        )
+
+    def run(self, *until: str, rerun: str | None = None) -> dict[str, tuple[str, str]]:
+        self.runs = []
+        visits = self.pipeline().run(until=until, rerun=rerun)
+        return {visit.place.stage.name: (visit.status, visit.reason) for visit in visits}
+
+
+def only(root: Path, pattern: str) -> Path:
+    (path,) = root.glob(pattern)
+    return path
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Content and time of every file."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def flip(path: Path) -> None:
+    """Another content of the same size."""
+    path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
