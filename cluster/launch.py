@@ -9,16 +9,15 @@ import itertools
 import logging
 import os
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from cluster.placement import ClusterError, Placement, check_answers
+from cluster.starting import reason, signals_kept, start_with_retry
 
 __all__ = ["Cluster", "ClusterError", "Placement"]
 
@@ -48,17 +47,14 @@ class Cluster:
             "logging_level": logging.ERROR,
             "runtime_env": {"env_vars": self.placement.environment},
         }
-        try:
-            with _signals_kept():
-                if address:
-                    check_answers(address)
-                    ray.init(address=address, **common)
-                else:
-                    ray.init(address="local", **common, **self.placement.own_cluster)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = f"to the Ray cluster at {address}" if address else "a Ray cluster here"
-            verb = "connect" if address else "start"
-            raise ClusterError(f"cannot {verb} {where}: {error}") from error
+        with signals_kept():
+            if address:
+                self._connect(address, common)
+            else:
+                own = self.placement.own_cluster
+                start_with_retry(
+                    lambda: ray.init(address="local", **common, **own), give_up=ray.shutdown
+                )
         try:
             self._await_resources(address or "this machine")
         except BaseException:
@@ -130,6 +126,7 @@ class Cluster:
             NodeDiedError,
             ObjectLostError,
             OutOfMemoryError,
+            RayError,
             RayTaskError,
             WorkerCrashedError,
         )
@@ -164,9 +161,21 @@ class Cluster:
                                 f"{repr(item)[:200]}"
                             ) from error
                         running[task.remote(item)] = (item, True)
+                    except RayError as error:
+                        raise ClusterError(f"Ray failed at work: {reason(error)}") from error
         finally:
             for ref in running:
                 ray.cancel(ref, force=True)
+
+    def _connect(self, address: str, common: dict[str, Any]) -> None:
+        import ray
+
+        try:
+            check_answers(address)
+            ray.init(address=address, **common)
+        except Exception as error:  # Ray raises many kinds, plain ones too.
+            where = f"the Ray cluster at {address}"
+            raise ClusterError(f"cannot connect to {where}: {reason(error)}") from error
 
     def _fit(
         self,
@@ -254,12 +263,3 @@ def _free_what_the_dead_hold() -> None:
             if state not in {"PENDING", "REMOVED"}:
                 group = PlacementGroup(ray.PlacementGroupID.from_hex(key))
                 ray.util.remove_placement_group(group)
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Put the caller's SIGTERM handler back: `ray.init` installs one that just exits."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)

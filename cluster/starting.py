@@ -1,0 +1,77 @@
+"""Starting Ray on this machine: on a busy one its processes may miss each other's time-outs.
+
+Ray 2.60 then raises whatever is at hand, plain `Exception` among it ("the current node timed out
+during startup"), and leaves the processes of the attempt behind.
+"""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psutil
+
+from cluster.placement import ClusterError
+
+ATTEMPTS = 2
+LONGEST_REASON = 300
+REAP_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def start_with_retry(start: Callable[[], object], give_up: Callable[[], object]) -> None:
+    """Call `start`; once more when it fails, after `give_up` and the end of what it left behind.
+
+    Raises:
+        ClusterError: In one sentence, when it failed again, or for a reason that will not pass.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        before = _children()
+        try:
+            start()
+            return
+        except ClusterError:
+            raise
+        except Exception as error:
+            log.exception("Ray did not start, attempt %d", attempt)
+            give_up()
+            _end(_children() - before)
+            if isinstance(error, ValueError):  # Of a setting: the same again would not help.
+                raise ClusterError(f"cannot start a Ray cluster here: {reason(error)}") from error
+            if attempt == ATTEMPTS:
+                raise ClusterError(
+                    f"a Ray cluster did not start here in {ATTEMPTS} attempts; is this machine "
+                    f"short of memory, or overloaded? Ray's words: {reason(error)}"
+                ) from error
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Put the caller's SIGTERM handler back: `ray.init` installs one that just exits."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, on one line and not endless."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= LONGEST_REASON else f"{words[:LONGEST_REASON]} …"
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def _end(processes: set[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(processes, timeout=REAP_SECONDS)
