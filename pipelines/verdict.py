@@ -53,6 +53,8 @@ def _of_frozen(
         reached.append(f"a linear classifier with {labels} reaches {probe.top1:.1%} top-1")
     if neighbours is not None:
         reached.append(f"nearest neighbours reach {neighbours['top1']:.1%} top-1")
+    if not reached and not pretraining:
+        return "Nothing was evaluated yet."
     if not reached:
         return f"{pretraining[0].upper()}{pretraining[1:]} is done; nothing was evaluated."
     return f"On the frozen features of {pretraining}, {' and '.join(reached)}."

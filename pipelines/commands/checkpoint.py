@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.commands import command
+from pipelines.graph.complete import COMPLETE, verified_outputs
 
 # Where the checkpoints lie, seen from a checkpoints folder, a stage folder and a run folder.
 PLACES = ("step-*", "checkpoints/step-*", "stages/*/*/checkpoints/step-*")
+STAGES = ("", "stages/*/*/")
 COLUMNS = ("stage", "step", "size", "when", "workers", "ZeRO", "precision", "metrics", "good")
 DIR_HELP = "a run folder, a stage folder, a folder of checkpoints, or one checkpoint"
 
@@ -70,7 +72,8 @@ def add_checkpoint_commands(commands: Any) -> None:
     verify = command(
         verbs,
         "verify",
-        "compare checkpoints with their manifests, to the last byte; exit code 1 if one differs",
+        "compare checkpoints and what stages have put out with their hashes, to the last byte; "
+        "exit code 1 if one differs",
         "convnextv2 checkpoint verify runs/demo",
     )
     verify.add_argument("folder", type=Path, metavar="DIR", help=DIR_HELP)
@@ -119,25 +122,31 @@ def _act_list(options: argparse.Namespace) -> int:
 def _act_verify(options: argparse.Namespace) -> int:
     from cluster.checkpoint import CheckpointError, verify
 
-    paths = _checkpoints(options.folder)
-    if not paths:
-        raise ValueError(f"no checkpoints in {options.folder}; give {DIR_HELP}")
-    problems: dict[Path, str] = {}
-    for path in paths:
-        try:
-            words = f"good, {verify(path).bytes / 1e6:,.1f} MB"
-        except CheckpointError as error:
-            problems[path] = str(error)
-            words = f"NOT GOOD: {error}"
+    checkpoints = _checkpoints(options.folder)
+    stages = _finished_stages(options.folder)
+    if not checkpoints and not stages:
+        raise ValueError(
+            f"no checkpoints and no finished stages in {options.folder}; give {DIR_HELP}"
+        )
+    content: dict[str, list[dict[str, Any]]] = {"checkpoints": [], "outputs": []}
+
+    def say(kind: str, path: Path, problem: str, size: int) -> None:
+        content[kind].append({"path": str(path), "good": not problem, "problem": problem})
         if not options.json:
+            words = f"NOT GOOD: {problem}" if problem else f"good, {size / 1e6:,.1f} MB"
             print(f"{path}: {words}", flush=True)
+
+    for path in checkpoints:
+        try:
+            say("checkpoints", path, "", verify(path).bytes)
+        except CheckpointError as error:
+            say("checkpoints", path, str(error), 0)
+    for stage in stages:
+        for name, problem, size in verified_outputs(stage):
+            say("outputs", stage / name, problem, size)
     if options.json:
-        content = [
-            {"path": str(path), "good": path not in problems, "problem": problems.get(path, "")}
-            for path in paths
-        ]
-        print(json.dumps({"folder": str(options.folder), "checkpoints": content}, indent=1))
-    return 1 if problems else 0
+        print(json.dumps({"folder": str(options.folder), **content}, indent=1))
+    return 0 if all(each["good"] for found in content.values() for each in found) else 1
 
 
 def _act_export(options: argparse.Namespace) -> int:
@@ -182,6 +191,11 @@ def _matching(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     return sorted(path for pattern in PLACES for path in folder.glob(pattern))
+
+
+def _finished_stages(folder: Path) -> list[Path]:
+    """The finished stages of a stage folder or a run folder; in others there are none."""
+    return sorted(path.parent for place in STAGES for path in folder.glob(f"{place}{COMPLETE}"))
 
 
 def _look_at(path: Path) -> Found:

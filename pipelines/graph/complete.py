@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,20 @@ def damaged(directory: Path, say: Callable[[str], None] = lambda words: None) ->
     if good:
         write_json(directory / COMPLETE, content)
     return problems
+
+
+def verified_outputs(directory: Path) -> Iterator[tuple[str, str, int]]:
+    """Read a finished stage's outputs to the last byte: name, what is wrong ("" if nothing), size.
+
+    A record of completion that cannot be read is all there is to say of its stage.
+    """
+    try:
+        content = read_complete(directory)
+    except ValueError as error:
+        yield COMPLETE, f"cannot be read: {error}", 0
+        return
+    for name, entry in (content or {"outputs": {}})["outputs"].items():
+        yield name, problems_of(directory, {name: entry}).get(name, ""), entry["bytes"]
 
 
 def problems_of(directory: Path, outputs: Mapping[str, Content]) -> dict[str, str]:

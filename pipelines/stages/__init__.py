@@ -76,6 +76,8 @@ def stages_of_report(
             f"there is nothing to report of {config.name} in {session.run_dir}:{reasons}\n"
             f"This makes it all: {whole_command}"
         )
+    if why:
+        session.screen.note(f"not there: {', '.join(why)}; this makes it all: {whole_command}")
     gaps = Gaps(
         why={name: why[name] for name in outline(config) if name in why},
         half_done={name: place.directory for name, place in survey.half_done.items()},

@@ -160,7 +160,7 @@ def _model(config: PipelineConfig, trained: str) -> str:
 def _labelled_images(place: Place, config: PipelineConfig) -> int:
     """How many images the classifiers that are evaluated were trained on."""
     recipe = config.finetune or config.linear_probe
-    if recipe is None or "write" not in place.inputs:
+    if recipe is None or not EVALUATIONS.keys() & place.inputs.keys():
         return 0
     return count(training_samples(place.inputs["write"] / "train", recipe, config.seed))
 
@@ -171,7 +171,7 @@ def _facts(place: Place, config: PipelineConfig) -> dict[str, object]:
         "ZeRO stage": config.cluster.zero.stage,
         "precision": config.cluster.dtype,
     }
-    if config.pretrain is not None and "write" in place.inputs:
+    if config.pretrain is not None and "pretrain" in place.inputs:
         images = training_samples(place.inputs["write"] / "train", config.pretrain, config.seed)
         facts |= {"sparse backend": config.pretrain.backend, "unlabelled images": count(images)}
     return facts

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import tracking
-from pipelines.tracking import RUN_IDS, UNSENT, Tracker, flatten, open_hint
+from pipelines.tracking import RUN_IDS, UNSENT, Destination, Tracker, flatten, tracker
 
 PARAMS = {
     "model": {"size": "atto", "depths": [2, 2, 6, 2]},
@@ -22,13 +21,6 @@ TAGS = {"git.commit": "abc", "stage": "pretrain"}
 def test_nested_settings_get_dotted_names() -> None:
     tree = {"a": {"b": {"c": 1}, "d": None}, "e": [1, 2], "long": "x" * 900}
     assert flatten(tree) == {"a.b.c": "1", "a.d": "None", "e": "[1, 2]", "long": "x" * 500}
-
-
-def test_how_to_open_it() -> None:
-    assert open_hint("http://mlflow:5000") == "http://mlflow:5000"
-    assert open_hint("sqlite:////r/mlflow.db").endswith(
-        "--backend-store-uri sqlite:////r/mlflow.db"
-    )
 
 
 def lines(steps: range) -> list[dict[str, Any]]:
@@ -68,13 +60,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow's first start on a busy machine may take longer than a driver would wait."""
-    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 300.0)
+    monkeypatch.setattr(tracker, "CLOSE_SECONDS", 300.0)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "page.html").write_text("<p>report")
     return tmp_path
+
+
+def track(store: str, experiment: str, folder: Path) -> Tracker:
+    return Tracker(Destination(uri=store, experiment=experiment), folder)
 
 
 def runs_in(store: str, experiment: str) -> dict[str, Any]:
@@ -113,23 +109,31 @@ def assert_all_arrived(store: str, experiment: str) -> None:
 
 @pytest.mark.slow
 def test_everything_arrives_and_a_later_driver_goes_on(store: str, folder: Path) -> None:
-    tracker = Tracker(store, "arrives", folder)
-    log_everything(tracker, folder / "page.html")
-    assert tracker.close() == 0
+    shipping = track(store, "arrives", folder)
+    log_everything(shipping, folder / "page.html")
+    assert shipping.close() == 0
     assert_all_arrived(store, "arrives")
     assert not (folder / UNSENT).exists()
 
-    second = Tracker(store, "arrives", folder)
-    second.start("pipeline", parent=None, params={"seed": 2}, tags={})
-    second.start("pretrain-2", parent="pipeline", params={}, tags={})
-    second.end("pretrain-2", "KILLED")
+    # The next invocation has a run of its own, which the run of the stage moves to.
+    second = track(store, "arrives", folder)
+    second.start("pipeline-2", parent=None, params={"seed": 2}, tags={})
+    second.start("pretrain-1", parent="pipeline-2", params=PARAMS, tags={"git.commit": "def"})
+    second.points("pretrain-1", lines(range(600, 601)))
+    second.results("pipeline-2", {"finetune.top1": 0.5})
+    second.end("pretrain-1", "KILLED")
     assert second.close() == 0
+    assert second.refused == []
     runs = runs_in(store, "arrives")
-    assert set(runs) == {"pipeline", "pretrain-1", "pretrain-2"}
-    assert runs["pipeline"].info.status == "RUNNING"
-    assert runs["pretrain-2"].info.status == "KILLED"
-    parent = runs["pretrain-2"].data.tags["mlflow.parentRunId"]
-    assert parent == runs["pipeline"].info.run_id
+    assert set(runs) == {"pipeline", "pipeline-2", "pretrain-1"}
+    parent, child = runs["pipeline-2"], runs["pretrain-1"]
+    assert (parent.info.status, child.info.status) == ("RUNNING", "KILLED")
+    assert parent.data.params == {"seed": "2"}
+    assert parent.data.metrics == {"finetune.top1": 0.5}
+    assert runs["pipeline"].data.params == {"seed": "1"}
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.tags["git.commit"] == "def"
+    assert child.data.metrics["loss"] == 150.0
 
 
 @pytest.fixture
@@ -143,19 +147,19 @@ def closed_port() -> int:
 def test_what_no_server_took_goes_first_the_next_time(
     store: str, folder: Path, closed_port: int
 ) -> None:
-    tracker = Tracker(f"http://127.0.0.1:{closed_port}", "waits", folder)
-    log_everything(tracker, folder / "page.html")
-    assert tracker.close() == OPERATIONS
+    shipping = track(f"http://127.0.0.1:{closed_port}", "waits", folder)
+    log_everything(shipping, folder / "page.html")
+    assert shipping.close() == OPERATIONS
     unsent = [json.loads(line) for line in (folder / UNSENT).read_text().splitlines()]
     assert [operation["op"] for operation in unsent] == [
         "start", "start", "metrics", "artifact", "tag", "end", "end",
     ]  # fmt: skip
 
-    second = Tracker(f"http://127.0.0.1:{closed_port}", "waits", folder)
+    second = track(f"http://127.0.0.1:{closed_port}", "waits", folder)
     second.tag("pipeline", "late", "yes")
     assert second.close() == OPERATIONS + 1
 
-    third = Tracker(store, "waits", folder)
+    third = track(store, "waits", folder)
     assert third.close() == 0
     assert_all_arrived(store, "waits")
     assert runs_in(store, "waits")["pipeline"].data.tags["late"] == "yes"
@@ -174,22 +178,50 @@ def test_a_server_that_hangs_holds_up_nobody(
     folder: Path, silent_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3600")
-    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 1.0)
-    tracker = Tracker(f"http://127.0.0.1:{silent_port}", "hangs", folder)
-    log_everything(tracker, folder / "page.html")
-    assert tracker.close() == OPERATIONS
+    monkeypatch.setattr(tracker, "CLOSE_SECONDS", 1.0)
+    shipping = track(f"http://127.0.0.1:{silent_port}", "hangs", folder)
+    log_everything(shipping, folder / "page.html")
+    assert shipping.close() == OPERATIONS
     assert len((folder / UNSENT).read_text().splitlines()) == OPERATIONS
 
 
 @pytest.mark.slow
 def test_what_can_never_arrive_does_not_hold_up_the_rest(store: str, folder: Path) -> None:
-    tracker = Tracker(store, "refusals", folder)
-    tracker.start("pipeline", parent=None, params={"seed": 1}, tags={})
-    tracker.artifact("pipeline", folder / "superseded" / "gone.html")
-    tracker.tag("never started", "a", "b")
-    tracker.tag("pipeline", "after", "all")
-    assert tracker.close() == 0
+    shipping = track(store, "refusals", folder)
+    shipping.start("pipeline", parent=None, params={"seed": 1}, tags={})
+    shipping.artifact("pipeline", folder / "superseded" / "gone.html")
+    shipping.tag("never started", "a", "b")
+    shipping.tag("pipeline", "after", "all")
+    assert shipping.close() == 0
     assert runs_in(store, "refusals")["pipeline"].data.tags["after"] == "all"
+    missing, unknown = shipping.refused
+    assert "gone.html" in missing
+    assert "never started" in unknown
+
+
+@pytest.mark.slow
+def test_what_a_killed_driver_left_open_is_closed(store: str, folder: Path) -> None:
+    killed = track(store, "killed", folder)
+    for run in ("pipeline-1", "pretrain"):
+        killed.start(run, parent=None, params={}, tags={})
+    assert killed.close() == 0
+    other = folder / "other run folder"
+    other.mkdir()
+    elsewhere = track(store, "killed", other)
+    elsewhere.start("theirs", parent=None, params={}, tags={})
+    assert elsewhere.close() == 0
+
+    second = track(store, "killed", folder)
+    second.start("pipeline-2", parent=None, params={}, tags={})
+    second.start("pretrain", parent="pipeline-2", params={}, tags={})
+    assert second.close() == 0
+    status = {name: run.info.status for name, run in runs_in(store, "killed").items()}
+    assert status == {
+        "pipeline-1": "KILLED",
+        "pretrain": "RUNNING",
+        "pipeline-2": "RUNNING",
+        "theirs": "RUNNING",
+    }
 
 
 @pytest.mark.slow
@@ -197,17 +229,18 @@ def test_ids_of_another_server_and_of_deleted_runs_are_not_used(store: str, fold
     from mlflow import MlflowClient
 
     elsewhere = {"http://elsewhere": {"pipeline": "0" * 32}}
-    (folder / RUN_IDS).write_text(json.dumps(elsewhere))
-    first = Tracker(store, "ids", folder)
+    remembered = {"folder_inode": folder.stat().st_ino, "stores": elsewhere}
+    (folder / RUN_IDS).write_text(json.dumps(remembered))
+    first = track(store, "ids", folder)
     first.start("pipeline", parent=None, params={}, tags={})
     assert first.close() == 0
-    known = json.loads((folder / RUN_IDS).read_text())
+    known = json.loads((folder / RUN_IDS).read_text())["stores"]
     run_id = known[store]["pipeline"]
     assert known == {**elsewhere, store: {"pipeline": run_id}}
     assert runs_in(store, "ids")["pipeline"].info.run_id == run_id
 
     MlflowClient(tracking_uri=store).delete_run(run_id)
-    second = Tracker(store, "ids", folder)
+    second = track(store, "ids", folder)
     second.start("pipeline", parent=None, params={}, tags={})
     second.end("pipeline", "FINISHED")
     assert second.close() == 0
@@ -216,11 +249,11 @@ def test_ids_of_another_server_and_of_deleted_runs_are_not_used(store: str, fold
 
 @pytest.mark.slow
 def test_operations_are_shipped_while_training_goes_on(store: str, folder: Path) -> None:
-    tracker = Tracker(store, "meanwhile", folder)
-    tracker.start("pipeline", parent=None, params={}, tags={})
+    shipping = track(store, "meanwhile", folder)
+    shipping.start("pipeline", parent=None, params={}, tags={})
     while not (folder / RUN_IDS).exists():
         time.sleep(0.1)
-    tracker.points("pipeline", lines(range(3)))
+    shipping.points("pipeline", lines(range(3)))
     while runs_in(store, "meanwhile")["pipeline"].data.metrics.get("loss") != 0.5:
         time.sleep(0.1)
-    assert tracker.close() == 0
+    assert shipping.close() == 0
