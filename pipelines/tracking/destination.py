@@ -12,19 +12,20 @@ from pipelines.config import TrackingConfig
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 EXPERIMENT = "convnextv2"
+SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """A store, and an experiment in it by name, or by id where it has no name.
+    """A store, and an experiment in it by name, or by id where it is given.
 
-    `own_folder` is the run folder, for a store that lies in it: it may be copied and moved.
+    `own` is a store in the run folder, which may be copied and moved.
     """
 
     uri: str
     experiment: str = EXPERIMENT
     experiment_id: str | None = None
-    own_folder: Path | None = None
+    own: bool = False
 
     @classmethod
     def of(cls, tracking: TrackingConfig, run_dir: Path) -> Self:
@@ -34,19 +35,26 @@ class Destination:
         uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
         experiment = tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
         if not uri:
-            folder = run_dir.resolve()
-            return cls(
-                uri=f"sqlite:///{folder / DATABASE}",
-                experiment=experiment or EXPERIMENT,
-                own_folder=folder,
-            )
+            uri = f"{SQLITE}{run_dir.resolve() / DATABASE}"
+            return cls(uri=uri, experiment=experiment or EXPERIMENT, own=True)
         number = None if experiment else os.environ.get("MLFLOW_EXPERIMENT_ID")
         return cls(uri=uri, experiment=experiment or EXPERIMENT, experiment_id=number)
 
     @property
     def name(self) -> str:
         """What the run folder remembers it by: its own store is the same wherever it lies."""
-        return self.uri if self.own_folder is None else DATABASE
+        return DATABASE if self.own else self.uri
+
+    @property
+    def database(self) -> Path | None:
+        """The file, for a store that is one."""
+        path = self.uri.removeprefix(SQLITE)
+        return None if path == self.uri else Path(path).resolve()
+
+    @property
+    def artifacts(self) -> Path | None:
+        """The folder beside the file; MLflow's own choice would be one where we happen to be."""
+        return None if self.database is None else self.database.with_name(ARTIFACTS)
 
 
 def open_hint(uri: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipelines.files import atomically, write_json
 from pipelines.metrics import Line
-from pipelines.tracking.destination import ARTIFACTS, DATABASE, Destination
+from pipelines.tracking.destination import DATABASE, Destination
 from pipelines.tracking.moved_store import bring_artifacts_home
 
 UNSENT = "tracking-unsent.jsonl"
@@ -183,8 +183,7 @@ class Tracker:
         found = client.get_experiment_by_name(self._to.experiment)
         if found is not None:
             return str(found.experiment_id)
-        own = self._to.own_folder
-        location = None if own is None else (own / ARTIFACTS).as_uri()
+        location = None if self._to.artifacts is None else self._to.artifacts.as_uri()
         return str(client.create_experiment(self._to.experiment, artifact_location=location))
 
     def _connected(self) -> Any:
@@ -194,9 +193,8 @@ class Tracker:
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
             from mlflow import MlflowClient
 
-            own = self._to.own_folder
-            if own is not None:
-                bring_artifacts_home(own / DATABASE, own / ARTIFACTS)
+            if self._to.own and self._to.database and self._to.artifacts:
+                bring_artifacts_home(self._to.database, self._to.artifacts)
             client = MlflowClient(tracking_uri=self._to.uri)
             self._end_the_dead(client)
             self._client = client

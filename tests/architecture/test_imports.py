@@ -30,7 +30,7 @@ FORBIDDEN = {
 ONE_FILE = {
     "ray": "cluster/launch.py",
     "deepspeed": "cluster/engine.py",
-    "mlflow": "pipelines/tracking.py",
+    "mlflow": "pipelines/tracking/tracker.py",
 }
 
 

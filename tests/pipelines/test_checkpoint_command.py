@@ -22,6 +22,7 @@ from cluster.states import AVERAGE, WEIGHT, Piece
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.weights import Evaluation, Metadata, inspect, read
 from pipelines.commands.checkpoint import PLACES
+from pipelines.graph import Outputs, Pipeline, Place, Stage, hash_files
 from tests.cluster.pieces import SHAPES
 from tests.pipelines.test_handoff import expected, make_states, of_a_task, same
 from tests.pipelines.user import randomised, run
@@ -165,7 +166,44 @@ def test_verify_reads_every_byte(pretrain: Path, capsys: Capture) -> None:
             {"path": f"{checkpoints}/step-00000200", "good": False, "problem": problem},
             {"path": f"{checkpoints}/step-00001000", "good": True, "problem": ""},
         ],
+        "outputs": [],
     }
+
+
+def finish(run_dir: Path, name: str) -> Path:
+    """A finished stage with two outputs; returns its folder."""
+
+    def make(place: Place) -> Outputs:
+        for file in ("fcmae.safetensors", "curve.json"):
+            (place.directory / file).write_bytes(b"x" * 2_000_000)
+        return hash_files(place.directory, "fcmae.safetensors", "curve.json")
+
+    (visit,) = Pipeline(run_dir, [Stage(name=name, run=make, settings={})]).run()
+    return visit.place.directory
+
+
+def test_verify_reads_what_stages_have_put_out(tmp_path: Path, capsys: Capture) -> None:
+    stages = [finish(tmp_path, name) for name in ("pretrain", "finetune")]
+    assert run("checkpoint", "verify", tmp_path) == 0
+    assert f"{stages[0]}/fcmae.safetensors: good, 2.0 MB\n" in capsys.readouterr().out
+    flipped = stages[0] / "fcmae.safetensors"
+    was = flipped.stat()
+    with flipped.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"y" * 1000)
+    # As a disk would do it: nobody has written, so only the content tells.
+    os.utime(flipped, ns=(was.st_atime_ns, was.st_mtime_ns))
+    problem = "has changed since it was written (sha256 differs)"
+    for folder in (tmp_path, stages[0]):
+        assert run("checkpoint", "verify", folder) == 1
+        assert f"{flipped}: NOT GOOD: {problem}\n" in capsys.readouterr().out
+    assert run("checkpoint", "verify", tmp_path, "--json") == 1
+    outputs = json.loads(capsys.readouterr().out)["outputs"]
+    assert {"path": str(flipped), "good": False, "problem": problem} in outputs
+    assert [each["good"] for each in outputs].count(True) == 3
+    (stages[1] / "COMPLETE.json").write_text("{")
+    assert run("checkpoint", "verify", stages[1]) == 1
+    assert "COMPLETE.json: NOT GOOD: cannot be read: " in capsys.readouterr().out
 
 
 def test_where_there_are_none(tmp_path: Path, capsys: Capture) -> None:
@@ -174,7 +212,10 @@ def test_where_there_are_none(tmp_path: Path, capsys: Capture) -> None:
     assert run("checkpoint", "list", tmp_path, "--json") == 0
     assert json.loads(capsys.readouterr().out)["checkpoints"] == []
     assert run("checkpoint", "verify", tmp_path) == 1
-    assert f"error: no checkpoints in {tmp_path}; give a run folder" in capsys.readouterr().err
+    assert (
+        f"error: no checkpoints and no finished stages in {tmp_path}; give a run folder"
+        in capsys.readouterr().err
+    )
     for verb in ("list", "verify"):
         assert run("checkpoint", verb, tmp_path / "nowhere") == 1
         assert capsys.readouterr().err == f"error: there is no folder {tmp_path}/nowhere\n"

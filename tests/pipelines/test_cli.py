@@ -122,6 +122,7 @@ def test_a_command_goes_as_far_as_its_stage(
     (request,) = asked
     assert isinstance(request, Request)
     assert list(request.until) == until
+    assert request.render_only == (words == "report")
     assert request.run_dir == Path("runs") / request.config.name
     assert request.fetch_fashion_mnist == ("--preset" not in words)
 
@@ -245,5 +246,9 @@ def test_rerun_of_an_unknown_stage_names_those_there_are(tmp_path: Path, capsys:
     assert capsys.readouterr().err.endswith(
         "error: unknown stage 'finetun'; there are write, pretrain, finetune, finetune-scratch, "
         "evaluate, evaluate-scratch, report\n"
+    )
+    assert cli.main(["pretrain", *words, "--rerun", "finetune"]) == 1
+    assert capsys.readouterr().err.endswith(
+        "error: --rerun finetune: this command has no stages but write, pretrain\n"
     )
     assert not (tmp_path / "run" / "stages").exists()

@@ -76,7 +76,14 @@ def test_the_configuration_goes_before_the_environment(
         uri.format(folder=tmp_path),
         *rest,
     ]
-    assert (found.own_folder is None) == ("mlflow.db" not in uri)
+    assert found.own == ("mlflow.db" in uri)
+    assert found.artifacts == (tmp_path / "mlartifacts" if found.own else None)
+
+
+def test_artifacts_lie_beside_a_database_of_ones_own(tmp_path: Path) -> None:
+    found = Destination(uri=f"sqlite:///{tmp_path}/all.db")
+    assert found.artifacts == tmp_path / "mlartifacts"
+    assert not found.own
 
 
 def test_how_to_open_it() -> None:

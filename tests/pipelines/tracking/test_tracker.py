@@ -257,3 +257,19 @@ def test_operations_are_shipped_while_training_goes_on(store: str, folder: Path)
     while runs_in(store, "meanwhile")["pipeline"].data.metrics.get("loss") != 0.5:
         time.sleep(0.1)
     assert shipping.close() == 0
+
+
+@pytest.mark.slow
+def test_an_experiment_may_be_named_by_its_number(store: str, folder: Path) -> None:
+    from mlflow import MlflowClient
+
+    number = MlflowClient(tracking_uri=store).create_experiment("numbered")
+    shipping = Tracker(Destination(uri=store, experiment_id=number), folder)
+    shipping.start("pipeline", parent=None, params={}, tags={})
+    assert shipping.close() == 0
+    assert set(runs_in(store, "numbered")) == {"pipeline"}
+
+    wrong = Tracker(Destination(uri=store, experiment_id="98765"), folder)
+    wrong.start("another", parent=None, params={}, tags={})
+    assert wrong.close() == 0
+    assert "98765" in wrong.refused[0]
