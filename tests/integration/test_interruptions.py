@@ -1,8 +1,9 @@
 """Runs that are stopped in every way a person or a cluster stops them, and go on."""
 
-import json
 import os
+import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from pipelines.metrics import curve
+from pipelines.metrics import curve, read_spool
 from tests.integration.conftest import PRETRAIN_STEPS, Job, Start, begin, output, spool
+from tests.pipelines.graph.kitchen import snapshot
 
 pytestmark = pytest.mark.soak
 
@@ -37,13 +39,15 @@ def left_overs(run_dir: Path) -> list[Path]:
     return [path for path in run_dir.rglob(".*partial*") if "ray" not in path.parts]
 
 
-def begun_and_held(start: Start, run_dir: Path) -> Job:
+def begun_and_held(start: Start, run_dir: Path, *more: str) -> Job:
     """A pretraining that hangs before step 9, with the checkpoint of step 6 on disk."""
     marker = run_dir.with_suffix(".fired")
-    job = start("pretrain", run_dir, fault=f"hang rank=1 step=9 marker={marker}")
+    job = start("pretrain", run_dir, *more, fault=f"hang rank=1 step=9 marker={marker}")
     job.wait_for(marker)
-    (stage,) = (run_dir / "stages" / "pretrain").glob("*/checkpoints")
-    job.wait_for(stage / "step-00000006")
+    deadline = time.monotonic() + 120
+    while not list(run_dir.glob("stages/pretrain/*/checkpoints/step-00000006")):
+        assert time.monotonic() < deadline, job.logs()
+        time.sleep(0.05)
     return job
 
 
@@ -61,6 +65,29 @@ def test_interrupted_run_leaves_nothing_and_goes_on(
     start("pretrain", run_dir).finish()
     assert starts(run_dir) == [0, 6]
     assert weights(run_dir) == weights(straight)
+
+
+def test_an_interrupted_rerun_goes_on_and_leaves_other_configurations_alone(
+    start: Start, straight: Path, tmp_path: Path
+) -> None:
+    run_dir = Path(shutil.copytree(straight, tmp_path / "run"))
+    stage = run_dir / "stages" / "pretrain"
+    (ours,) = stage.iterdir()
+    start("pretrain", run_dir, settings=("seed=1",)).finish()
+    (other,) = (folder for folder in stage.iterdir() if folder != ours)
+    before = snapshot(other)
+
+    job = begun_and_held(start, run_dir, "--rerun", "pretrain")
+    job.interrupt()
+    job.finish(code=130)
+    start("pretrain", run_dir, "--rerun", "pretrain").finish()
+    begun = [line["step"] for line in read_spool(ours) if line["kind"] == "start"]
+    assert begun == [0, 6]
+    weights_now = (ours / "fcmae.safetensors").read_bytes()
+    (kept,) = (stage / "replaced").iterdir()
+    assert weights_now == (kept / "fcmae.safetensors").read_bytes() == weights(straight)
+    assert snapshot(other) == before
+    assert set(stage.iterdir()) == {ours, other, stage / "replaced"}
 
 
 def test_killed_driver_then_a_torn_checkpoint(start: Start, straight: Path, tmp_path: Path) -> None:
@@ -137,9 +164,8 @@ def test_sigterm_is_an_orderly_way_out(start: Start, tmp_path: Path) -> None:
     job.process.send_signal(signal.SIGTERM)
     job.finish(code=130)
     job.await_end()
-    uri = f"sqlite:///{run_dir / 'mlflow.db'}"
-    runs = json.loads((run_dir / "tracking-runs.json").read_text())[uri]
-    (attempt,) = (run_id for name, run_id in runs.items() if name.startswith("pretrain"))
-    client = MlflowClient(tracking_uri=uri)
-    assert client.get_run(attempt).info.status == "KILLED"
-    assert client.get_run(runs["demo"]).info.status == "KILLED"
+    client = MlflowClient(tracking_uri=f"sqlite:///{run_dir / 'mlflow.db'}")
+    status = {
+        run.info.run_name.partition("-")[0]: run.info.status for run in client.search_runs(["1"])
+    }
+    assert status == {"demo": "KILLED", "write": "FINISHED", "pretrain": "KILLED"}

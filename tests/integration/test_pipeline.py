@@ -43,11 +43,30 @@ def test_the_whole_job_then_nothing_then_a_part_of_it(start: Start, tmp_path: Pa
     assert statuses(second) == dict.fromkeys(STAGES, "done")
     assert second["evaluations"] == result["evaluations"]
 
+    # A thousand bytes of an output change: they are seen, kept, and made again without training.
+    damaged = output(run_dir, "pretrain", "fcmae.safetensors")
+    damaged.write_bytes(pretrained[:5000] + bytes(1000) + pretrained[6000:])
+    mended = start("finetune", run_dir, "--json").result()
+    assert statuses(mended) == {
+        **dict.fromkeys(["write", "finetune", "finetune-scratch"], "done"),
+        "pretrain": "resumed",
+    }
+    assert damaged.read_bytes() == pretrained
+    output(run_dir, "pretrain", "fcmae.safetensors.damaged-*")
+
+    # The report of another configuration shows what is there, and runs nothing else.
+    other = start("report", run_dir, "--json", settings=("finetune.base_lr=0.01",)).result()
+    assert statuses(other) == {"write": "done", "pretrain": "done", "report": "run"}
+    page = Path(other["stages"][-1]["directory"], "report.html").read_text()
+    assert "base_lr 0.006 → 0.01" in page
+
     # Redoing a stage redoes what reads it, and nothing else; the same inputs give the same weights.
     before = output(run_dir, "finetune", "model.safetensors").read_bytes()
     third = start("demo", run_dir, "--json", "--rerun", "finetune").result()
     redone = {name for name, status in statuses(third).items() if status == "run"}
     assert redone == {"finetune", "evaluate", "report"}
+    (kept,) = (run_dir / "stages" / "finetune" / "replaced").glob("*/model.safetensors")
+    assert kept.read_bytes() == before
     assert output(run_dir, "finetune", "model.safetensors").read_bytes() == before
     assert output(run_dir, "pretrain", "fcmae.safetensors").read_bytes() == pretrained
 
@@ -65,7 +84,10 @@ def check_tracking(run_dir: Path) -> None:
     by_stage = {run.data.tags.get("stage", "parent"): run for run in runs}
     assert set(by_stage) == {"parent", *STAGES}
     assert {run.info.status for run in runs} == {"FINISHED"}
-    parent = by_stage.pop("parent").info.run_id
+    invocation = by_stage.pop("parent")
+    assert invocation.data.metrics.keys() >= {"finetune.top1", "pretrain.loss"}
+    assert invocation.data.params["finetune.base_lr"]
+    parent = invocation.info.run_id
     assert {run.data.tags["mlflow.parentRunId"] for run in by_stage.values()} == {parent}
     logged = client.get_metric_history(by_stage["pretrain"].info.run_id, "loss")
     points = [line for line in spool(run_dir, "pretrain") if line["kind"] == "point"]
