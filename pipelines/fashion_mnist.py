@@ -39,8 +39,9 @@ def fetch(folder: Path, say: Callable[[str], None]) -> Path:
         say(f"fetching Fashion-MNIST from {where}")
         try:
             found = attempt(partial)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(found, folder)
+            folder.mkdir(exist_ok=True)
+            for name in FILES:
+                os.replace(found / name, folder / name)
             return folder
         except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
             problems.append(f"  {where}: {_reason(error)}")

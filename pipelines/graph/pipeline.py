@@ -17,6 +17,7 @@ from pipelines.graph.complete import (
 )
 from pipelines.graph.keys import code_digest, digest_of
 from pipelines.graph.reasons import why_new
+from pipelines.graph.reruns import Rerun
 from pipelines.graph.stage import Place, Stage, Visit
 
 SCHEMA = 1
@@ -54,39 +55,43 @@ class Pipeline:
     say: Callable[[str], None] = lambda words: None
     visits: list[Visit] = field(default_factory=list)
 
-    def run(self, *, until: Sequence[str] = (), rerun: str | None = None) -> list[Visit]:
-        """Bring the stages `until`, with what they need, to completion; all when it is empty.
-
-        `rerun` and the stages behind it are done again, as far as they are of this configuration.
+    def run(self, *, rerun: str | None = None) -> list[Visit]:
+        """Bring all stages to completion; `rerun` and those behind it are done again.
 
         Raises:
-            ValueError: When a stage that is named is not there.
+            ValueError: When there is no stage `rerun`.
             DamageError: When an output is damaged that no stage can make again.
         """
         after = {stage.name: stage.after for stage in self.stages}
-        wanted = {name for target in until or after for name in needed_for(target, after)}
         if rerun is not None:
-            needed_for(rerun, {name: after[name] for name in after if name in wanted})
+            needed_for(rerun, after)  # An unknown one is said before anything is touched.
+        behind = {
+            stage.name: stage.settings
+            for stage in self.stages
+            if rerun in needed_for(stage.name, after)
+        }
         places: dict[str, Place] = {}
         digests: dict[str, str] = {}
+        under_way: dict[str, Rerun] = {}
         part_of: dict[str, set[str]] = {}
         for stage in self.stages:
-            if stage.name not in wanted:
-                continue
             place = self._place(stage, digests, places)
-            part_of[stage.name] = set().union(*(part_of[name] for name in stage.after))
+            if stage.name == rerun:
+                reruns.begin(place.directory, behind)
             begun = reruns.noted(place.directory)
-            if begun is None and stage.name == rerun:
-                begun = reruns.begin(place.directory)
-            if begun is not None:
-                part_of[stage.name].add(begun)
+            under_way |= begun
+            names = set(begun).union(*(part_of[name] for name in stage.after))
+            part_of[stage.name] = {
+                name for name in names if under_way[name].covers(stage.name, stage.settings)
+            }
             visit = self._visit(place, part_of[stage.name])
             stage.check(place)
             self.visits.append(visit)
             places[stage.name], digests[stage.name] = place, _digest(place)
             self.on_done(visit)
-        for place in places.values():
-            reruns.end(place.directory)
+        for name, each in under_way.items():
+            if all(name in part_of.get(stage, ()) for stage in each.settings):
+                each.end()
         return self.visits
 
     def survey(self) -> Survey:

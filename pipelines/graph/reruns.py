@@ -1,8 +1,8 @@
 """Doing again what is done: `--rerun`.
 
-A rerun is noted beside the stage it begins with, in `stages/<name>/<key>.rerun.json`, before
-anything is touched. Until the note is gone every command takes the rerun up where it was left. What
-was done before moves to `stages/<name>/replaced/`, and stays there.
+A rerun is noted beside the stage it begins with, in `stages/<name>/<key>.rerun-<settings>.json`,
+before anything is touched. While the note is there, commands of the same configuration take the
+rerun up where it was left. What was done before moves to `stages/<name>/replaced/` and stays there.
 """
 
 import itertools
@@ -10,30 +10,53 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.files import write_json
+from pipelines.graph.keys import digest_of
 
 REPLACED = "replaced"
 
 
-def noted(directory: Path) -> str | None:
-    """The rerun that has begun with the stage in `directory` and has not come to its end."""
-    note = _note(directory)
-    return str(json.loads(note.read_text())["rerun"]) if note.exists() else None
+@dataclass(frozen=True)
+class Rerun:
+    """One that has not come to its end; `settings` has a digest of those of every stage in it."""
+
+    name: str
+    settings: Mapping[str, str]
+    note: Path
+
+    def covers(self, stage: str, settings: Mapping[str, Any]) -> bool:
+        """Whether a stage is in it: one of another configuration is not."""
+        return self.settings.get(stage) == digest_of(settings)
+
+    def end(self) -> None:
+        """Everything is done again."""
+        self.note.unlink(missing_ok=True)
 
 
-def begin(directory: Path) -> str:
-    """Note that the stage in `directory`, and those behind it, are to be done again."""
-    rerun = secrets.token_hex(6)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    write_json(_note(directory), {"rerun": rerun})
-    return rerun
+def noted(directory: Path) -> dict[str, Rerun]:
+    """The reruns, by name, that begin with the stage in `directory`."""
+    found = [
+        Rerun(**json.loads(note.read_text()), note=note)
+        for note in directory.parent.glob(f"{directory.name}.rerun-*.json")
+    ]
+    return {rerun.name: rerun for rerun in found}
 
 
-def end(directory: Path) -> None:
-    """Everything is done again."""
-    _note(directory).unlink(missing_ok=True)
+def begin(directory: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Note that the stage in `directory`, and those behind it, are to be done again.
+
+    `settings` are those of all these stages, by name. A rerun of them that has begun goes on.
+    """
+    digests = {stage: digest_of(content) for stage, content in settings.items()}
+    note = directory.with_name(f"{directory.name}.rerun-{digest_of(digests)[:8]}.json")
+    if not note.exists():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, {"name": secrets.token_hex(6), "settings": digests})
 
 
 def replace(directory: Path) -> Path:
@@ -45,7 +68,3 @@ def replace(directory: Path) -> Path:
     kept = next(folder / each for each in names if not (folder / each).exists())
     os.replace(directory, kept)
     return kept
-
-
-def _note(directory: Path) -> Path:
-    return directory.with_name(f"{directory.name}.rerun.json")

@@ -13,6 +13,7 @@ class Kitchen:
         self.root = root
         self.runs: list[str] = []
         self.flour = 1
+        self.jam = False
         self.fail_in = ""
         self.advice = ""
         self.said: list[str] = []
@@ -36,14 +37,14 @@ class Kitchen:
             [
                 self.stage("bread", {"flour": self.flour, "oven": {"heat": 200}}),
                 self.stage("butter", {"milk": 1}),
-                self.stage("toast", {}, after=("bread",)),
+                self.stage("toast", {"jam": self.jam}, after=("bread",)),
             ],
             say=self.said.append,
         )
 
-    def run(self, *until: str, rerun: str | None = None) -> dict[str, tuple[str, str]]:
+    def run(self, rerun: str | None = None) -> dict[str, tuple[str, str]]:
         self.runs = []
-        visits = self.pipeline().run(until=until, rerun=rerun)
+        visits = self.pipeline().run(rerun=rerun)
         return {visit.place.stage.name: (visit.status, visit.reason) for visit in visits}
 
 

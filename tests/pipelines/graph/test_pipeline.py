@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.graph import Outputs, Pipeline, Place, Stage, code_digest, hash_files
+from pipelines.graph import Outputs, Pipeline, Place, Stage, code_digest, hash_files, needed_for
 from tests.pipelines.graph.kitchen import Kitchen, flip, only, snapshot
 
 
@@ -16,10 +16,11 @@ def test_once_and_never_again(kitchen: Kitchen) -> None:
     assert kitchen.runs == []
 
 
-def test_until_runs_what_is_needed_only(kitchen: Kitchen) -> None:
-    assert list(kitchen.run("toast")) == ["bread", "toast"]
-    with pytest.raises(ValueError, match="there are bread, butter, toast"):
-        kitchen.run("tost")
+def test_what_a_stage_needs() -> None:
+    after = {"bread": (), "butter": (), "toast": ("bread",), "plate": ("toast",)}
+    assert needed_for("plate", after) == ["bread", "toast", "plate"]
+    with pytest.raises(ValueError, match="unknown stage 'jam'; there are bread, butter, toast, pl"):
+        needed_for("jam", after)
 
 
 def test_a_change_redoes_the_stage_and_those_behind_it_and_says_why(kitchen: Kitchen) -> None:

@@ -40,7 +40,7 @@ def test_a_rerun_that_was_interrupted_goes_on(
     assert after[fails] == ("resumed", "it was left half done")
     assert only(kitchen.root, f"stages/{fails}/*/steps").read_text() == half_done + "step\n"
     assert len(list(kitchen.root.glob("stages/*/replaced/*"))) == 2
-    assert not list(kitchen.root.glob("stages/*/*.rerun.json"))
+    assert not list(kitchen.root.glob("stages/*/*.rerun-*.json"))
 
 
 def test_a_rerun_touches_no_other_configuration(kitchen: Kitchen) -> None:
@@ -54,6 +54,28 @@ def test_a_rerun_touches_no_other_configuration(kitchen: Kitchen) -> None:
     assert other == {path: now[path] for path in other}
     kitchen.flour = 1
     assert {status for status, _ in kitchen.run().values()} == {"done"}
+
+
+def test_others_that_share_the_beginning_of_an_interrupted_rerun_are_not_drawn_in(
+    kitchen: Kitchen,
+) -> None:
+    """Two toasts of one bread; the rerun from the bread on was asked for of the first."""
+    kitchen.run()
+    kitchen.jam = True
+    kitchen.run()
+    kitchen.jam, kitchen.fail_in = False, "toast"
+    with pytest.raises(OSError, match="no gas"):
+        kitchen.run(rerun="bread")
+    assert kitchen.runs == ["bread", "toast"]
+    kitchen.jam, kitchen.fail_in = True, ""
+    assert {status for status, _ in kitchen.run().values()} == {"done"}
+    kitchen.jam = False
+    kitchen.run(rerun="bread")
+    assert kitchen.runs == ["toast"]
+    # Asked for of the second, it is done again for it.
+    kitchen.jam = True
+    kitchen.run(rerun="bread")
+    assert kitchen.runs == ["bread", "toast"]
 
 
 def test_a_rerun_does_not_throw_a_first_half_done_run_away(kitchen: Kitchen) -> None:
