@@ -22,7 +22,6 @@ from pipelines.session import Session
 from pipelines.tracking import open_hint
 
 DEFAULT_ROOT = Path("runs")
-TOPS = ("top1", "top5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +86,9 @@ class Outcome:
         """Final numbers by dotted names: `finetune.top1`, `finetune.ema.top1`, `pretrain.loss`."""
         found: dict[str, float] = {}
         for name, result in self.evaluations().items():
-            for prefix, numbers in ((name, result), (f"{name}.ema", result.get("ema", {}))):
-                found |= {f"{prefix}.{key}": numbers[key] for key in TOPS if key in numbers}
+            averaged = result.pop("ema", {})
+            for prefix, numbers in ((name, result), (f"{name}.ema", averaged)):
+                found |= {f"{prefix}.{key}": n for key, n in numbers.items() if key != "images"}
         for visit in self.visits:
             points = curve(read_spool(visit.place.directory))
             if points and "loss" in points[-1]:
@@ -97,7 +97,7 @@ class Outcome:
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: result[key] for key in (*TOPS, "images")}
+    return {key: result[key] for key in ("top1", "top5", "images")}
 
 
 def run_pipeline(request: Request) -> Outcome:

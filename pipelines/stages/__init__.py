@@ -66,7 +66,7 @@ def stages_of_report(
             try:
                 # By itself: what other stages would need of the images does not matter here.
                 built += build_stages(config, source, session, command, {name})
-            except DataError as error:
+            except (ValueError, RuntimeError, OSError) as error:  # Images or weights are gone.
                 why[name] = str(error)
     survey = Pipeline(session.run_dir, built, say=session.screen.note).survey()
     why |= survey.missing

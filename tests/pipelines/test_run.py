@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.graph import Place, Stage, Visit
+from pipelines.metrics import Spool
 from pipelines.run import Outcome, closing_table
 
 RESULT = {"top1": 0.5, "top5": 0.75, "images": 1000, "confusion": [[1]]}
@@ -64,6 +65,23 @@ def test_everything_that_was_evaluated(tmp_path: Path) -> None:
         "finetune": {**numbers, "top1": 0.5625, "ema": numbers},
         "finetune-scratch": numbers,
         "linear-probe": numbers,
+    }
+
+
+def test_final_numbers_by_their_names(tmp_path: Path) -> None:
+    done = outcome(
+        tmp_path,
+        {"pretrain": {}, "evaluate": {"evaluation.json": {**BETTER, "ema": RESULT}}, "report": {}},
+    )
+    spool = Spool(tmp_path / "pretrain", active=True)
+    for step, loss in ((0, 0.9), (10, 0.25)):
+        spool.write("point", step, loss=loss)
+    assert done.metrics() == {
+        "finetune.top1": 0.5625,
+        "finetune.top5": 0.75,
+        "finetune.ema.top1": 0.5,
+        "finetune.ema.top5": 0.75,
+        "pretrain.loss": 0.25,
     }
 
 
