@@ -32,6 +32,8 @@ SMALL = (
     "log_every=2",
     "evaluate.batch_size=8",
 )
+# Runs are tracked in their own folders, wherever the environment would have them.
+TRACKING = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
 PRETRAIN_STEPS = 4 * 96 // 16
 
 
@@ -65,7 +67,12 @@ class Job:
     def __post_init__(self) -> None:
         self.process = subprocess.Popen(
             self.command,
-            env={**os.environ, **self.environment, "CONVNEXTV2_TEST_TOKEN": self.token},
+            env={
+                **os.environ,
+                **dict.fromkeys(TRACKING, ""),
+                **self.environment,
+                "CONVNEXTV2_TEST_TOKEN": self.token,
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

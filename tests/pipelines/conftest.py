@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.tracking import tracker
 from tests.pipelines.user import take_photos
 
 
@@ -15,6 +16,15 @@ def _own_signals() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are tracked in their own folders, wherever the environment would have them."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    # MLflow's first start on a busy machine may take longer than a driver would wait.
+    monkeypatch.setattr(tracker, "CLOSE_SECONDS", 300.0)
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,11 @@ from pipelines.presets import load_preset
 from pipelines.progress import Screen
 from pipelines.session import Session
 from pipelines.stages import build_stages, stages_of_report
-from pipelines.tracking import tracker
 from tests.convnextv2.pictures import Pictures, write
 from tests.pipelines.user import Page, run
 
 Capture = pytest.CaptureFixture[str]
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_own_signals")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_own_signals", "_own_store")]
 CONFIG = load_preset("demo", ["pretrain.train_images=32"])
 ALL = "convnextv2 run demo --data /photos"
 
@@ -38,7 +37,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     """In a new run folder, without workers."""
-    monkeypatch.setattr(tracker, "CLOSE_SECONDS", 300.0)
     monkeypatch.setattr(Session, "run_workers", no_workers)
     with Session(CONFIG, tmp_path / "run", Screen(Console(quiet=True))) as session:
         yield session

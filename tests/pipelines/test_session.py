@@ -12,17 +12,8 @@ from pipelines.graph import Outputs, Pipeline, Place, Stage
 from pipelines.presets import load_preset
 from pipelines.progress import Screen
 from pipelines.session import Session
-from pipelines.tracking import tracker
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's first start on a busy machine may take longer than a driver would wait."""
-    monkeypatch.setattr(tracker, "CLOSE_SECONDS", 300.0)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_own_store")]
 
 
 def invoke(run_dir: Path, seed: int, *, interrupted: bool = False, rerun: str | None = None) -> str:

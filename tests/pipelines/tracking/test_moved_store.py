@@ -11,13 +11,7 @@ from pipelines.config import TrackingConfig
 from pipelines.tracking import Destination, Tracker, tracker
 from tests.pipelines.graph.kitchen import snapshot
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's first start on a busy machine may take longer than a driver would wait."""
-    monkeypatch.setattr(tracker, "CLOSE_SECONDS", 300.0)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_own_store")]
 
 
 def log_a_page(folder: Path, run: str, content: str) -> None:

@@ -49,18 +49,13 @@ def log_everything(tracker: Tracker, artifact: Path) -> None:
     tracker.end("pipeline", "FINISHED")
 
 
+pytestmark = pytest.mark.usefixtures("_own_store")
 OPERATIONS = 7
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-
-
-@pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's first start on a busy machine may take longer than a driver would wait."""
-    monkeypatch.setattr(tracker, "CLOSE_SECONDS", 300.0)
 
 
 @pytest.fixture
