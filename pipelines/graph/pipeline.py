@@ -171,8 +171,8 @@ class Pipeline:
         for directory in place.inputs.values():
             for name, problem in damaged(directory, self.say).items():
                 raise DamageError(
-                    f"{directory / name} {problem}, which {place.stage.name} was to read. The "
-                    "same command again looks after it"
+                    f"{directory / name} {problem}, and {place.stage.name} was to read it. The "
+                    "same command again makes it anew, or says what to do"
                 )
 
 

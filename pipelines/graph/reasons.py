@@ -14,6 +14,8 @@ def why_new(stage_folder: Path, parts: dict[str, Any]) -> str:
     if not others:
         return "it has not been run here before"
     changes = _differences(others[-1]["parts"], parts)
+    if not changes:  # Somebody has moved the folder that has this key.
+        return "its folder is not where it was"
     more = " …" if len(changes) > SHOWN else ""
     return "changed: " + ", ".join(changes[:SHOWN]) + more
 

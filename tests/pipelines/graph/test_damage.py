@@ -87,7 +87,7 @@ def test_what_changes_after_the_visit_is_not_read(kitchen: Kitchen) -> None:
     spoiling = dataclasses.replace(butter, run=spoil, settings={"milk": 2})
     changed = dataclasses.replace(toast, settings={"jam": True})
     kitchen.runs = []
-    with pytest.raises(DamageError, match=r"out has changed .*, which toast was to read"):
+    with pytest.raises(DamageError, match=r"out has changed .*, and toast was to read it"):
         Pipeline(kitchen.root, [bread, spoiling, changed]).run()
     assert kitchen.runs == ["butter"]
 
