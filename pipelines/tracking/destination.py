@@ -3,6 +3,7 @@ it is a sqlite file in the run folder.
 """
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -59,4 +60,4 @@ class Destination:
 
 def open_hint(uri: str) -> str:
     """How a person opens what was tracked: an address, or the command that serves it."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
