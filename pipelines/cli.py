@@ -4,6 +4,7 @@ import argparse
 import json
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -93,9 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, act, and turn errors of ours into one message and an exit code."""
     # Kubernetes stops a pod with SIGTERM: the same orderly way out as Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
+    began = time.time()
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = build_parser().parse_args(words)
-    options.words = words
+    options.words, options.began = words, began
     try:
         code: int = options.act(options)
         return code
@@ -132,7 +134,7 @@ def _act_pipeline(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from pipelines.run import DEFAULT_ROOT, Request, closing_table, run_pipeline
+    from pipelines.run import DEFAULT_ROOT, Request, closing_words, run_pipeline
 
     until: Sequence[str] = ()
     if options.command in STAGE_COMMANDS:
@@ -144,12 +146,13 @@ def _act_pipeline(options: argparse.Namespace) -> int:
         until=until,
         rerun=options.rerun,
         fetch_fashion_mnist=options.preset == "demo",
+        began=options.began,
     )
     outcome = run_pipeline(request)
     if options.json:
         print(json.dumps(outcome.as_json(), indent=1))
     else:
-        Console(soft_wrap=True).print(closing_table(outcome))
+        Console(soft_wrap=True, highlight=False).print(closing_words(outcome))
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from cluster.checkpoint import sweep
 from cluster.launch import Cluster, Placement
 from pipelines.config import PipelineConfig
-from pipelines.graph import Place
+from pipelines.graph import Place, Visit
 from pipelines.metrics import Follower
 from pipelines.progress import Screen, SpeedWords
 from pipelines.provenance import provenance
@@ -28,10 +28,18 @@ class BusyError(RuntimeError):
 
 
 class Session:
-    """Opened with `with`; the Ray cluster starts when the first stage asks for workers."""
+    """Opened with `with`; the Ray cluster starts when the first stage asks for workers.
 
-    def __init__(self, config: PipelineConfig, run_dir: Path, screen: Screen) -> None:
+    `began` is when its command did (epoch seconds; now if it is not given), and `visits` what
+    became of the stages so far.
+    """
+
+    def __init__(
+        self, config: PipelineConfig, run_dir: Path, screen: Screen, *, began: float | None = None
+    ) -> None:
         self.config, self.run_dir, self.screen = config, run_dir, screen
+        self.began = time.time() if began is None else began
+        self.visits: list[Visit] = []
         self._stack = ExitStack()
         self._cluster: Cluster | None = None
         self._tracker: Tracker | None = None

@@ -9,6 +9,7 @@ next time. Runs have names of our own until the server has given them ids.
 import json
 import logging
 import os
+import shlex
 import threading
 import time
 from collections import deque
@@ -174,7 +175,7 @@ class Tracker:
 
 def open_hint(uri: str) -> str:
     """How a person opens what was tracked: an address, or the command that serves it."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from convnextv2.data.load import BetonLoader
 from convnextv2.data.manifest import read_manifest
 from convnextv2.data.shards import open_shards
 from convnextv2.masking import sample_masks
+from pipelines import pages
 from pipelines.config import PipelineConfig
 from pipelines.files import atomically
-from pipelines.graph import COMPLETE, Outputs, Place, Stage, hash_files
+from pipelines.graph import COMPLETE, Outputs, Place, Stage, Visit, digest_of, hash_files
 from pipelines.metrics import read_spool
 from pipelines.outline import EVALUATIONS, SCRATCH, outline
+from pipelines.pages.times import StageRow
 from pipelines.provenance import git_commit, versions
-from pipelines.report import ReportInput, StageRow, render_report
+from pipelines.report import ReportInput, render_report
 from pipelines.samples import count, training_samples
 from pipelines.scores import PRETRAINED, PROBE, Evaluation
 from pipelines.scores import SCRATCH as FROM_SCRATCH
@@ -32,7 +35,6 @@ from pipelines.tracking import open_hint
 from pipelines.views import evaluation_view
 
 PAGE = "report.html"
-TEMPLATES = Path(__file__).parent.parent
 TEMPLATE_FILES = ("report.html.j2", "report.css.j2")
 SAMPLES = 8
 
@@ -42,7 +44,7 @@ def report_stage(config: PipelineConfig, session: Session, command: Sequence[str
 
     def run(place: Place) -> Outputs:
         with session.attempt(place) as run:
-            data = gather(place, config, command, session.tracking_uri)
+            data = gather(place, config, command, session)
             with atomically(place.directory / PAGE) as partial:
                 partial.write_text(render_report(data))
             session.tracker.artifact(run, place.directory / PAGE)
@@ -53,7 +55,11 @@ def report_stage(config: PipelineConfig, session: Session, command: Sequence[str
     return Stage(
         name="report",
         run=run,
-        settings={"title": config.name, "template": hash_files(TEMPLATES, *TEMPLATE_FILES)},
+        settings={
+            "title": config.name,
+            # Short, for a person reads it where it is said what has changed.
+            "template": digest_of(hash_files(pages.TEMPLATES, *TEMPLATE_FILES))[:8],
+        },
         after=outline(config)["report"],
         code=(
             "convnextv2.analysis",
@@ -69,7 +75,7 @@ def report_stage(config: PipelineConfig, session: Session, command: Sequence[str
 
 
 def gather(
-    place: Place, config: PipelineConfig, command: Sequence[str], tracking_uri: str
+    place: Place, config: PipelineConfig, command: Sequence[str], session: Session
 ) -> ReportInput:
     """Read the outputs of the stages before."""
     inputs = place.inputs
@@ -77,10 +83,8 @@ def gather(
         title=config.name,
         command=shlex.join(command),
         config=config.model_dump(mode="json"),
-        stages=[
-            StageRow(name=name, seconds=_seconds(directory), status="run")
-            for name, directory in inputs.items()
-        ],
+        stages=[_stage_row(visit) for visit in session.visits if visit.place.stage.name in inputs],
+        wall_seconds=time.time() - session.began,
         spools={
             name: read_spool(directory)
             for name, directory in inputs.items()
@@ -96,7 +100,7 @@ def gather(
         versions=versions(),
         commit=git_commit(),
         facts=_facts(place, config),
-        mlflow_hint=open_hint(tracking_uri),
+        mlflow_hint=open_hint(session.tracking_uri),
         neighbours=_read(inputs["knn"] / knn.RESULT) if "knn" in inputs else None,
         pretraining=" with ".join(
             words
@@ -158,9 +162,14 @@ def pictures(place: Place, config: PipelineConfig) -> Reconstruction:
     return reconstruct(model, batch.images, mask)
 
 
-def _seconds(directory: Path) -> float:
-    seconds: float = _read(directory / COMPLETE)["seconds"]
-    return seconds
+def _stage_row(visit: Visit) -> StageRow:
+    complete = _read(visit.place.directory / COMPLETE)
+    return StageRow(
+        name=visit.place.stage.name,
+        seconds=complete["seconds"],
+        status=visit.status,
+        finished=complete["finished"],
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

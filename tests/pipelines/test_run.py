@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.graph import Place, Stage, Visit
-from pipelines.run import Outcome, closing_table
+from pipelines.run import Outcome, closing_words
 
 RESULT = {"top1": 0.5, "top5": 0.75, "images": 1000, "confusion": [[1]]}
 BETTER = {**RESULT, "top1": 0.5625}
@@ -29,9 +29,9 @@ def outcome(folder: Path, stages: dict[str, dict[str, Any]]) -> Outcome:
 
 
 def said(outcome: Outcome) -> list[list[str]]:
-    """Rows of the table, cell by cell."""
+    """Rows of the table, cell by cell, as on a terminal of 80 columns."""
     text = io.StringIO()
-    Console(file=text, width=300).print(closing_table(outcome))
+    Console(file=text, width=80, soft_wrap=True, highlight=False).print(closing_words(outcome))
     rows = [line.strip().split("  ") for line in text.getvalue().splitlines()]
     return [[cell.strip() for cell in row if cell.strip()] for row in rows]
 
@@ -65,6 +65,19 @@ def test_everything_that_was_evaluated(tmp_path: Path) -> None:
         "finetune-scratch": numbers,
         "linear-probe": numbers,
     }
+
+
+def test_paths_and_commands_are_whole_at_80_columns(tmp_path: Path) -> None:
+    folder = tmp_path / ("a folder with a long name, " * 3 + "and [brackets]")
+    folder.mkdir()
+    done = outcome(folder, {"report": {}})
+    done.mlflow = f"sqlite:///{folder}/mlflow.db"
+    assert said(done) == [
+        ["report", f"{folder}/report/report.html"],
+        ["run folder", str(folder)],
+        ["log", f"{folder}/driver.log"],
+        ["MLflow", f"mlflow ui --backend-store-uri 'sqlite:///{folder}/mlflow.db'"],
+    ]
 
 
 @pytest.mark.parametrize(
