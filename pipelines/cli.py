@@ -159,13 +159,16 @@ def _act_pipeline(options: argparse.Namespace) -> int:
 def _act_doctor(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from pipelines.doctor import diagnose, render
+    from pipelines.doctor import diagnose, in_words
 
-    checks = diagnose(options.run_dir)
+    console = Console(soft_wrap=True, highlight=False)
+    checks = []
+    for check in diagnose(options.run_dir):
+        checks.append(check)
+        if not options.json:
+            console.print(in_words(check))
     if options.json:
         print(json.dumps([asdict(check) for check in checks], indent=1))
-    else:
-        Console().print(render(checks))
     return 1 if any(check.status == "fail" for check in checks) else 0
 
 
