@@ -10,14 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-from pipelines.commands import command
+from pipelines.commands import command, say
 from pipelines.commands.analysis import add_analysis_commands
 from pipelines.commands.checkpoint import add_checkpoint_commands
 from pipelines.commands.data import add_data_commands
 from pipelines.commands.presets import add_presets_command
 from pipelines.commands.weights import add_weights_commands
 from pipelines.outline import stages_of_command
+from pipelines.provenance import version
 
+DEFAULT_ROOT = Path("runs")
 DESCRIPTION = "Pretrain (FCMAE), fine-tune and evaluate ConvNeXt V2."
 STAGE_COMMANDS = {
     "pretrain": "pretrain with FCMAE (and write the data first, if need be)",
@@ -39,6 +41,7 @@ EXAMPLES = {
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="convnextv2", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = command(
@@ -73,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = command(
         commands, "doctor", "check this machine and say what to fix", "convnextv2 doctor --json"
     )
-    doctor.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs will go")
+    doctor.add_argument("--run-dir", type=Path, default=DEFAULT_ROOT, help="where runs will go")
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
     doctor.set_defaults(act=_act_doctor)
     return parser
@@ -132,16 +135,19 @@ def _act_pipeline(options: argparse.Namespace) -> int:
     overrides = [*options.set, *source, *cache]
     config = load_preset(options.preset, overrides)
 
-    from rich.console import Console
-
-    from pipelines.run import DEFAULT_ROOT, Request, closing_words, run_pipeline
-
     until: Sequence[str] = ()
     if options.command in STAGE_COMMANDS:
         until = stages_of_command(options.command, config)
+    run_dir = options.run_dir or DEFAULT_ROOT / config.name
+    say(f"{config.name} in {run_dir}")
+
+    from rich.console import Console
+
+    from pipelines.run import Request, closing_words, run_pipeline
+
     request = Request(
         config=config,
-        run_dir=options.run_dir or DEFAULT_ROOT / config.name,
+        run_dir=run_dir,
         command=["convnextv2", *options.words],
         until=until,
         rerun=options.rerun,

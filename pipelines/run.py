@@ -21,8 +21,6 @@ from pipelines.progress import Screen
 from pipelines.session import Session
 from pipelines.tracking import open_hint
 
-DEFAULT_ROOT = Path("runs")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Request:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.commands import command
+from pipelines.commands import command, say
 
 Value = TypeVar("Value")
 
@@ -125,6 +125,7 @@ def _add_export(commands: Any) -> None:
 
 
 def _act_reconstruct(options: argparse.Namespace) -> int:
+    say(f"reconstructing images of {options.images} with {options.weights}")
     from pipelines.gallery import make_gallery
 
     made = make_gallery(
@@ -147,6 +148,7 @@ def _act_reconstruct(options: argparse.Namespace) -> int:
 
 
 def _act_collapse(options: argparse.Namespace) -> int:
+    say(f"measuring {options.weights} on images of {options.images}")
     from pipelines.collapse import analyse_collapse
 
     found = analyse_collapse(
@@ -172,6 +174,7 @@ def _act_collapse(options: argparse.Namespace) -> int:
 
 
 def _act_export(options: argparse.Namespace) -> int:
+    say(f"exporting {options.weights}")
     from convnextv2.analysis.models import read_classifier, read_encoder
     from convnextv2.export import Outputs, export_onnx, export_torch
     from pipelines.weights.reading import inspect

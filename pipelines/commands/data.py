@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.commands import command
+from pipelines.commands.data_info import add_info_command
 from pipelines.commands.data_sample import add_sample_command
 
 WRITE_EXAMPLE = (
     "convnextv2 data write /data/imagenet22k shards/train --max-resolution 384 --num-workers 32"
 )
 MODES = ("raw", "jpg", "smart", "proportion")
-SIDES = (256, 384, 512)
 
 
 def add_data_commands(commands: Any) -> None:
@@ -22,16 +22,7 @@ def add_data_commands(commands: Any) -> None:
     data = command(commands, "data", "work with image collections", WRITE_EXAMPLE)
     verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_write(verbs)
-    info = command(
-        verbs,
-        "info",
-        "what a folder of shards holds, or what a collection would take",
-        "convnextv2 data info /data/imagenet22k",
-    )
-    info.add_argument("path", type=Path, help="a folder of shards, or a collection")
-    _add_source_options(info)
-    info.add_argument("--json", action="store_true", help="print as JSON")
-    info.set_defaults(act=_act_info)
+    add_info_command(verbs, _add_source_options, _open)
     check = command(
         verbs,
         "check",
@@ -150,50 +141,19 @@ def _act_write(options: argparse.Namespace) -> int:
     return 0
 
 
-def _act_info(options: argparse.Namespace) -> int:
-    from convnextv2.data.manifest import MANIFEST
-
-    if (options.path / MANIFEST).exists():
-        from convnextv2.data.check import describe
-
-        facts = describe(options.path)
-    else:
-        facts = _estimate(options)
-    if options.json:
-        print(json.dumps(facts, indent=1))
-    else:
-        for name, value in facts.items():
-            for line in value if isinstance(value, list) else [value]:
-                print(f"{name:>24}  {line}")
-    return 0
-
-
-def _estimate(options: argparse.Namespace) -> dict[str, Any]:
-    """What a collection holds and would take as JPEGs of some sizes."""
-    from convnextv2.data.writing import WriteSettings
-    from convnextv2.data.writing.estimate import estimate
-    from convnextv2.data.writing.plan import choose
-    from convnextv2.data.writing.write import here
-
-    source, selection = _open(options.path, options)
-    notes: list[str] = []
-    sequence, classes = choose(source, selection, 0, here, notes.append)
-    facts: dict[str, Any] = {"images": f"{len(sequence):,}", "classes": f"{len(classes):,}"}
-    for side in SIDES:
-        expected = estimate(source, sequence, WriteSettings(max_resolution=side))
-        facts["source"] = f"{expected.source_bytes / 1e9:.3g} GB"
-        facts[f"at {side} px"] = (
-            f"{expected.bytes / 1e9:.3g} GB, {expected.seconds / 3600:.2g} hours on one core"
-        )
-        facts["unreadable"] = f"{expected.unreadable} of {expected.sampled} looked at"
-    facts["notes"] = notes
-    return facts
-
-
 def _act_check(options: argparse.Namespace) -> int:
-    from convnextv2.data.check import check
+    from rich.console import Console
 
-    problems = check(options.folder, decode=options.decode)
+    from pipelines.progress import Screen
+
+    screen = Screen(Console(stderr=True, soft_wrap=True))
+    screen.starts("check", f"comparing {options.folder} with its manifest")
+    try:
+        from convnextv2.data.check import check
+
+        problems = check(options.folder, decode=options.decode, progress=screen.progress)
+    finally:
+        screen.stop()
     if options.json:
         print(json.dumps({"folder": str(options.folder), "problems": problems}, indent=1))
     elif problems:

@@ -1,6 +1,7 @@
 """Command `data sample`: a picture of what a training batch looks like."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def add_sample_command(verbs: Any) -> None:
     )
     sample.add_argument("--count", type=int, default=64, help="images (default: 64)")
     sample.add_argument("--epoch", type=int, default=0)
+    sample.add_argument("--json", action="store_true", help="print what was drawn as JSON")
     sample.set_defaults(act=_act_sample)
 
 
@@ -65,5 +67,15 @@ def _act_sample(options: argparse.Namespace) -> int:
     batches = loader.batches(order.batch(options.epoch, 0), options.epoch)
     contact_sheet(next(batches), manifest.classes).save(options.output, format="PNG")
     batches.close()
-    print(f"{options.output}: {count} images of {options.folder}, epoch {options.epoch}")
+    if options.json:
+        drawn = {
+            "file": str(options.output),
+            "folder": str(options.folder),
+            "images": count,
+            "epoch": options.epoch,
+            "stage": options.stage,
+        }
+        print(json.dumps(drawn, indent=1))
+    else:
+        print(f"{options.output}: {count} images of {options.folder}, epoch {options.epoch}")
     return 0

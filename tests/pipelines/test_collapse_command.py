@@ -93,5 +93,5 @@ def test_collapse_says_what_is_wrong_and_writes_nothing(
 ) -> None:
     weights, output = saved(classifier(), tmp_path / "a.safetensors"), tmp_path / "out"
     assert run("collapse", weights, "--images", photos, "--output", output, *words) == 1
-    assert re.search(rf"^error: .*{message}", capsys.readouterr().err)
+    assert re.search(rf"^error: .*{message}", capsys.readouterr().err, re.MULTILINE)
     assert not output.exists()

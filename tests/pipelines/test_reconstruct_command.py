@@ -137,5 +137,5 @@ def test_reconstruct_says_what_is_wrong_and_writes_nothing(
     assert run("reconstruct", tmp_path / words[0], photos, "--output", output, *words[1:]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert re.search(rf"^error: .*{message}", err)
+    assert re.search(rf"^error: .*{message}", err, re.MULTILINE)
     assert not output.exists()
