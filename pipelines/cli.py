@@ -40,7 +40,12 @@ EXAMPLES = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(prog="convnextv2", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(
+        prog="convnextv2",
+        description=DESCRIPTION,
+        epilog="example:\n  convnextv2 demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -63,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, help_text in STAGE_COMMANDS.items():
         example = EXAMPLES.get(name, "--preset demo --set seed=1")
         stage = command(commands, name, help_text, f"convnextv2 {name} {example}")
-        stage.add_argument("--preset", default="demo", help="its name (default: demo)")
+        stage.add_argument("--preset", default="demo", help="whose stages to run (default: demo)")
         _add_pipeline_options(stage)
         stage.set_defaults(act=_act_pipeline)
 
@@ -76,7 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = command(
         commands, "doctor", "check this machine and say what to fix", "convnextv2 doctor --json"
     )
-    doctor.add_argument("--run-dir", type=Path, default=DEFAULT_ROOT, help="where runs will go")
+    doctor.add_argument(
+        "--run-dir", type=Path, default=DEFAULT_ROOT, help="where runs will go (default: runs)"
+    )
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
     doctor.set_defaults(act=_act_doctor)
     return parser

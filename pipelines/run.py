@@ -115,7 +115,7 @@ def _run(request: Request, session: Session, screen: Screen, log: Path) -> Outco
         outline=stages,
         visits=session.visits,
     )
-    screen.note(f"details: {log}", style="dim")
+    screen.note(f"what libraries print goes to {log}", style="dim")
     if request.rerun is not None:
         redone = pipeline.invalidate(request.rerun)
         screen.note(f"redoing {', '.join(redone)}")

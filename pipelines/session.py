@@ -145,7 +145,10 @@ class Session:
                         f"worker ({line['skipped_steps']} so far)"
                     )
                 elif line["kind"] == "rejected":
-                    self.screen.note(f"passed over {line['path']}: {line['reason']}")
+                    self.screen.note(
+                        f"checkpoint {line['path']} is not whole and is passed over: "
+                        f"{line['reason']}"
+                    )
             self.tracker.points(run, [each for each in lines if each["kind"] in MEASURED])
 
         self._workers().run(

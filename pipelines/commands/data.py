@@ -43,30 +43,54 @@ def _add_write(verbs: Any) -> None:
     write.add_argument("source", type=Path, help="the collection: any layout of docs/data.md")
     write.add_argument("destination", type=Path, help="the folder for the shards")
     _add_source_options(write)
-    write.add_argument("--mode", choices=MODES, default="jpg", help="as FFCV's RGBImageField")
-    write.add_argument("--max-resolution", type=int, help="longest side in pixels")
-    write.add_argument("--jpeg-quality", type=int, default=90)
-    write.add_argument("--smart-threshold", type=int, help="bytes; for --mode smart")
-    write.add_argument("--compress-probability", type=float, default=0.5, help="for proportion")
+    write.add_argument(
+        "--mode",
+        choices=MODES,
+        default="jpg",
+        help="how images are stored, as in FFCV's RGBImageField: all as JPEG, as pixels (raw), or "
+        "some of each (default: jpg)",
+    )
+    write.add_argument("--max-resolution", type=int, help="longest side in pixels (default: any)")
+    write.add_argument("--jpeg-quality", type=int, default=90, help="1 to 100 (default: 90)")
+    write.add_argument(
+        "--smart-threshold", type=int, help="bytes from which --mode smart stores a JPEG"
+    )
+    write.add_argument(
+        "--compress-probability",
+        type=float,
+        default=0.5,
+        help="share that --mode proportion stores as JPEG (default: 0.5)",
+    )
     size = write.add_mutually_exclusive_group()
-    size.add_argument("--shard-gb", type=float, default=30.0, help="size of a shard (default: 30)")
-    size.add_argument("--num-shards", type=int, help="their number instead")
-    write.add_argument("--max-unreadable", type=int, default=0, help="images that may be skipped")
-    write.add_argument("--num-workers", type=int, default=2, help="shards written at a time")
+    size.add_argument(
+        "--shard-gb", type=float, default=30.0, help="size of a shard in GB (default: 30)"
+    )
+    size.add_argument("--num-shards", type=int, help="number of shards, instead of their size")
+    write.add_argument(
+        "--max-unreadable",
+        type=int,
+        default=0,
+        help="images that may be skipped because they cannot be read (default: 0)",
+    )
+    write.add_argument(
+        "--num-workers", type=int, default=2, help="shards written at a time (default: 2)"
+    )
     write.add_argument("--address", help="a running Ray cluster (default: one is started here)")
     write.add_argument("--json", action="store_true", help="print the manifest as JSON")
     write.set_defaults(act=_act_write)
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--split", choices=("train", "val"), default="train")
+    parser.add_argument(
+        "--split", choices=("train", "val"), default="train", help="which one (default: train)"
+    )
     parser.add_argument("--labels", type=Path, help="label file of ImageNet-1K's validation tar")
     parser.add_argument("--image-column", help="column of parquet files with the images")
     parser.add_argument("--label-column", help="column of parquet files with the labels")
     parser.add_argument("--hold-out", type=float, help="share that makes the split val")
-    parser.add_argument("--labels-per-class", type=int, help="keep so many images of each class")
+    parser.add_argument("--labels-per-class", type=int, help="keep so many images per class")
     parser.add_argument("--classes", type=Path, help="file with the classes to keep, one a line")
-    parser.add_argument("--limit", type=int, help="keep so many images")
+    parser.add_argument("--limit", type=int, help="keep so many images in all")
 
 
 def _open(path: Path, options: argparse.Namespace) -> tuple[Any, Any]:

@@ -41,7 +41,7 @@ def help_of(command: tuple[str, ...], capsys: Capture) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ALL, ids=" ".join)
+@pytest.mark.parametrize("command", [(), *ALL], ids=" ".join)
 def test_help_has_an_example_that_would_run(command: tuple[str, ...], capsys: Capture) -> None:
     example = shlex.split(help_of(command, capsys).partition("example:\n")[2])
     assert example[: len(command) + 1] == ["convnextv2", *command]
@@ -56,6 +56,26 @@ def test_every_command_prints_json_where_it_is_asked_to(
     command: tuple[str, ...], capsys: Capture
 ) -> None:
     assert re.search(r"^  --json +print", help_of(command, capsys), re.MULTILINE)
+
+
+def options_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
+    """Every option and argument, of the commands below, too."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from options_of(below)
+        else:
+            yield f"{parser.prog} {action.dest}", action
+
+
+OPTIONS = dict(options_of(cli.build_parser()))
+
+
+@pytest.mark.parametrize("action", OPTIONS.values(), ids=list(OPTIONS))
+def test_every_option_says_what_it_is_and_what_it_is_by_default(action: argparse.Action) -> None:
+    assert action.help
+    if action.default not in (None, False, [], argparse.SUPPRESS):
+        assert "default: " in action.help
 
 
 def listed(readme: str) -> Iterator[tuple[str, ...]]:
