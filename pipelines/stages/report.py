@@ -84,7 +84,6 @@ def gather(
         command=shlex.join(command),
         config=config.model_dump(mode="json"),
         stages=[_stage_row(visit) for visit in session.visits if visit.place.stage.name in inputs],
-        wall_seconds=time.time() - session.began,
         spools={
             name: read_spool(directory)
             for name, directory in inputs.items()
@@ -110,6 +109,8 @@ def gather(
             )
             if stage in inputs
         ),
+        # The last, so that what it took to gather the rest is in it.
+        wall_seconds=time.time() - session.began,
     )
 
 
