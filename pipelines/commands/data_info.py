@@ -48,7 +48,7 @@ def _act_info(options: argparse.Namespace) -> int:
         for name, value in words.items():
             print(f"{name:>24}  {value}")
         for note in facts.get("notes", []):
-            print(f"{'note':>24}  {note}")
+            print(f"{'notes':>24}  {note}")
     return 0
 
 
