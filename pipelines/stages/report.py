@@ -18,7 +18,7 @@ from convnextv2.masking import sample_masks
 from pipelines import pages
 from pipelines.config import PipelineConfig
 from pipelines.files import atomically
-from pipelines.graph import COMPLETE, Outputs, Place, Stage, Visit, digest_of, hash_files
+from pipelines.graph import COMPLETE, Outputs, Place, Stage, digest_of, hash_files
 from pipelines.metrics import read_spool
 from pipelines.outline import EVALUATIONS, SCRATCH, outline
 from pipelines.pages.times import StageRow
@@ -79,11 +79,15 @@ def gather(
 ) -> ReportInput:
     """Read the outputs of the stages before."""
     inputs = place.inputs
+    statuses = {visit.place.stage.name: visit.status for visit in session.visits}
     return ReportInput(
         title=config.name,
         command=shlex.join(command),
         config=config.model_dump(mode="json"),
-        stages=[_stage_row(visit) for visit in session.visits if visit.place.stage.name in inputs],
+        stages=[
+            _stage_row(name, directory, statuses.get(name, "done"))
+            for name, directory in inputs.items()
+        ],
         spools={
             name: read_spool(directory)
             for name, directory in inputs.items()
@@ -163,13 +167,10 @@ def pictures(place: Place, config: PipelineConfig) -> Reconstruction:
     return reconstruct(model, batch.images, mask)
 
 
-def _stage_row(visit: Visit) -> StageRow:
-    complete = _read(visit.place.directory / COMPLETE)
+def _stage_row(name: str, directory: Path, status: str) -> StageRow:
+    complete = _read(directory / COMPLETE)
     return StageRow(
-        name=visit.place.stage.name,
-        seconds=complete["seconds"],
-        status=visit.status,
-        finished=complete["finished"],
+        name=name, seconds=complete["seconds"], status=status, finished=complete["finished"]
     )
 
 

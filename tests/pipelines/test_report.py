@@ -184,6 +184,13 @@ def test_times_add_up_to_the_wall_time(data: ReportInput, page: str) -> None:
         assert sum(map(seconds, told)) == pytest.approx(stage.seconds, abs=0.5 * len(told))
 
 
+def test_without_any_stage_there_is_a_page(data: ReportInput) -> None:
+    bare = dataclasses.replace(
+        data, stages=[], spools={}, evaluations={}, reconstruction=None, wall_seconds=3.0
+    )
+    assert "3.0 s for this command" in words(render_report(bare))
+
+
 def seconds(words: str) -> float:
     """What `duration` made words of."""
     number = iter(words.split())
