@@ -26,12 +26,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any
 
 from cluster import durable, group
 from cluster.durable import Entry
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 MANIFEST = "MANIFEST.json"
 SCHEMA = 2
@@ -69,7 +70,7 @@ def publish(
     step: int,
     write: Write,
     notes: dict[str, Any],
-    workers: dist.ProcessGroup | None = None,
+    workers: "dist.ProcessGroup | None" = None,
 ) -> Checkpoint:
     """Save collectively: every worker calls `write(directory)`; returns the checkpoint.
 
@@ -170,7 +171,7 @@ def _unused_name(name: str) -> str:
 def _together(
     what: str,
     act: Callable[[], Any],
-    workers: dist.ProcessGroup | None,
+    workers: "dist.ProcessGroup | None",
     *,
     everywhere: bool,
 ) -> Any:

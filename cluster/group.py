@@ -1,33 +1,50 @@
-"""What the workers of a group say to each other; a process outside a group is a group of one."""
+"""What the workers of a group say to each other; a process outside a group is a group of one.
 
-from typing import TypeVar
+PyTorch is imported inside a group only: a look at a checkpoint must not wait for it.
+"""
 
-import torch.distributed as dist
+import sys
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 T = TypeVar("T")
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    if not _in_group():
+        return 0
+    import torch.distributed as dist
+
+    return dist.get_rank()
 
 
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    if not _in_group():
+        return 1
+    import torch.distributed as dist
+
+    return dist.get_world_size()
 
 
-def gather(item: T, workers: dist.ProcessGroup | None = None) -> list[T]:
+def gather(item: T, workers: "dist.ProcessGroup | None" = None) -> list[T]:
     """Items of all workers in rank order, on every worker; by way of the group `workers`."""
-    if not dist.is_initialized():
+    if not _in_group():
         return [item]
+    import torch.distributed as dist
+
     items: list[T | None] = [None] * world_size()
     dist.all_gather_object(items, item, group=workers)
     return items  # type: ignore[return-value]
 
 
-def new_group() -> dist.ProcessGroup | None:
+def new_group() -> "dist.ProcessGroup | None":
     """Another group of the same workers, on the CPU, for messages from another thread."""
-    if not dist.is_initialized():
+    if not _in_group():
         return None
+    import torch.distributed as dist
+
     workers = dist.new_group(backend="gloo")
     assert isinstance(workers, dist.ProcessGroup)
     return workers
@@ -35,8 +52,16 @@ def new_group() -> dist.ProcessGroup | None:
 
 def from_first(item: T) -> T:
     """Rank 0's item on every worker."""
-    if not dist.is_initialized():
+    if not _in_group():
         return item
+    import torch.distributed as dist
+
     box = [item]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def _in_group() -> bool:
+    # Whoever has joined a group has imported this.
+    loaded = sys.modules.get("torch.distributed")
+    return loaded is not None and bool(loaded.is_initialized())

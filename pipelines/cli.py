@@ -5,19 +5,22 @@ import json
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-from pipelines.commands import command
+from pipelines.commands import command, say
 from pipelines.commands.analysis import add_analysis_commands
 from pipelines.commands.checkpoint import add_checkpoint_commands
 from pipelines.commands.data import add_data_commands
 from pipelines.commands.presets import add_presets_command
 from pipelines.commands.weights import add_weights_commands
 from pipelines.outline import stages_of_command
+from pipelines.provenance import version
 
+DEFAULT_ROOT = Path("runs")
 DESCRIPTION = "Pretrain (FCMAE), fine-tune and evaluate ConvNeXt V2."
 STAGE_COMMANDS = {
     "pretrain": "pretrain with FCMAE (and write the data first, if need be)",
@@ -38,7 +41,13 @@ EXAMPLES = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(prog="convnextv2", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(
+        prog="convnextv2",
+        description=DESCRIPTION,
+        epilog="example:\n  convnextv2 demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = command(
@@ -60,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, help_text in STAGE_COMMANDS.items():
         example = EXAMPLES.get(name, "--preset demo --set seed=1")
         stage = command(commands, name, help_text, f"convnextv2 {name} {example}")
-        stage.add_argument("--preset", default="demo", help="its name (default: demo)")
+        stage.add_argument("--preset", default="demo", help="whose stages to run (default: demo)")
         _add_pipeline_options(stage)
         stage.set_defaults(act=_act_pipeline)
 
@@ -73,7 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = command(
         commands, "doctor", "check this machine and say what to fix", "convnextv2 doctor --json"
     )
-    doctor.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs will go")
+    doctor.add_argument(
+        "--run-dir", type=Path, default=DEFAULT_ROOT, help="where runs will go (default: runs)"
+    )
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
     doctor.set_defaults(act=_act_doctor)
     return parser
@@ -94,9 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, act, and turn errors of ours into one message and an exit code."""
     # Kubernetes stops a pod with SIGTERM: the same orderly way out as Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
+    began = time.time()
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = build_parser().parse_args(words)
-    options.words = words
+    options.words, options.began = words, began
     try:
         code: int = options.act(options)
         return code
@@ -131,28 +143,32 @@ def _act_pipeline(options: argparse.Namespace) -> int:
     overrides = [*options.set, *source, *cache]
     config = load_preset(options.preset, overrides)
 
-    from rich.console import Console
-
-    from pipelines.run import DEFAULT_ROOT, Request, closing_table, run_pipeline
-
     until: Sequence[str] = ()
     if options.command in STAGE_COMMANDS:
         until = stages_of_command(options.command, config)
+    run_dir = options.run_dir or DEFAULT_ROOT / config.name
+    say(f"{config.name} in {run_dir}")
+
+    from rich.console import Console
+
+    from pipelines.run import Request, closing_words, run_pipeline
+
     request = Request(
         config=config,
-        run_dir=options.run_dir or DEFAULT_ROOT / config.name,
+        run_dir=run_dir,
         command=["convnextv2", *options.words],
         until=until,
         rerun=options.rerun,
         render_only=options.command == "report",
         whole_command=_whole_command(options),
         fetch_fashion_mnist=options.preset == "demo",
+        began=options.began,
     )
     outcome = run_pipeline(request)
     if options.json:
         print(json.dumps(outcome.as_json(), indent=1))
     else:
-        Console(soft_wrap=True).print(closing_table(outcome))
+        Console(soft_wrap=True, highlight=False).print(closing_words(outcome))
     return 0
 
 
@@ -169,13 +185,16 @@ def _whole_command(options: argparse.Namespace) -> str:
 def _act_doctor(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from pipelines.doctor import diagnose, render
+    from pipelines.doctor import diagnose, in_words
 
-    checks = diagnose(options.run_dir)
+    console = Console(soft_wrap=True, highlight=False)
+    checks = []
+    for check in diagnose(options.run_dir):
+        checks.append(check)
+        if not options.json:
+            console.print(in_words(check))
     if options.json:
         print(json.dumps([asdict(check) for check in checks], indent=1))
-    else:
-        Console().print(render(checks))
     return 1 if any(check.status == "fail" for check in checks) else 0
 
 

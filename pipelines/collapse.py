@@ -1,13 +1,12 @@
 """The collapse analysis of one checkpoint, or of two side by side: numbers, plots and a page."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
@@ -15,7 +14,14 @@ from convnextv2.analysis.collapse import CollapseMeter, activation_maps, block_n
 from convnextv2.analysis.images import Views, open_images, require_rgb
 from convnextv2.analysis.models import best_device, read_encoder
 from convnextv2.encoder import ConvNeXtV2
-from pipelines.collapse_figures import Checkpoint, activations_png, curve_png, distance_curve
+from pipelines.collapse_figures import (
+    PAGE_SIZE,
+    Checkpoint,
+    activations_png,
+    coloured,
+    curve_png,
+    distance_curve,
+)
 from pipelines.figures import picture, themed_svg
 from pipelines.files import atomically, write_json
 from pipelines.pages import render
@@ -86,12 +92,11 @@ def analyse_collapse(
         ],
     }
     output.mkdir(parents=True, exist_ok=True)
-    activations = activations_png(photos.numpy(), checkpoints)
     facts = {"images": f"{len(views.shown):,}", "size": f"{image_size[0]} × {image_size[1]}"}
-    page = collapse_page(checkpoints, activations, facts=facts, skipped=views.skipped)
+    page = collapse_page(checkpoints, photos.numpy(), facts=facts, skipped=views.skipped)
     for name, content in (
         ("collapse.png", curve_png(checkpoints)),
-        ("activations.png", activations),
+        ("activations.png", activations_png(photos.numpy(), checkpoints)),
         ("collapse.html", page.encode()),
     ):
         with atomically(output / name) as partial:
@@ -108,17 +113,25 @@ def labels(files: Sequence[Path]) -> list[str]:
 
 def collapse_page(
     checkpoints: Sequence[Checkpoint],
-    activations: bytes,
+    photos: NDArray[np.uint8],
     *,
     facts: Mapping[str, object],
     skipped: Sequence[str],
 ) -> str:
-    """The page joining curve, maps (the PNG `activations`) and numbers."""
+    """The page joining curve, maps (beside the `photos` (N, H, W, 3) they are of) and numbers."""
     by_name = [{block.block: block for block in checkpoint.blocks} for checkpoint in checkpoints]
     names = sorted({name for blocks in by_name for name in blocks}, key=_place)
     title = "Cosine distance of the channels of each block"
-    with Image.open(io.BytesIO(activations)) as image:
-        maps = picture(np.asarray(image.convert("RGB")), "Activation maps")
+    maps = [
+        [
+            picture(photo, f"image {number}"),
+            *(
+                picture(coloured(checkpoint.maps[number - 1]), f"{checkpoint.label}, {number}")
+                for checkpoint in checkpoints
+            ),
+        ]
+        for number, photo in enumerate(photos, start=1)
+    ]
     return render(
         "collapse.html.j2",
         title="Mean distance "
@@ -126,7 +139,7 @@ def collapse_page(
         overline="Feature collapse",
         facts=facts,
         checkpoints=checkpoints,
-        curve=themed_svg(distance_curve(checkpoints), title),
+        curve=themed_svg(distance_curve(checkpoints, PAGE_SIZE), title),
         channels=checkpoints[0].maps.shape[1],
         maps=maps,
         rows=[(name, [blocks.get(name) for blocks in by_name]) for name in names],

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -14,6 +15,8 @@ from pipelines.figures import LIGHT, STYLE
 
 COLOURS = (LIGHT["pretrained"], LIGHT["warn"])
 DPI = 160
+SHEET_SIZE, PAGE_SIZE = (7.4, 3.4), (5.0, 2.9)
+"""Of the curve in inches: as a picture, and on the page, where a phone must show its labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +42,10 @@ class Checkpoint:
         return sum(known) / len(known) if known else None
 
 
-def distance_curve(checkpoints: Sequence[Checkpoint]) -> Figure:
-    """Distance over the normalised layer index, as the paper's Fig. 3."""
+def distance_curve(checkpoints: Sequence[Checkpoint], size: tuple[float, float]) -> Figure:
+    """Distance over the normalised layer index, as the paper's Fig. 3; `size` in inches."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 3.4), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         for checkpoint, colour in zip(checkpoints, COLOURS, strict=False):
             # An undefined distance is a gap in the line.
@@ -64,7 +67,7 @@ def distance_curve(checkpoints: Sequence[Checkpoint]) -> Figure:
 
 
 def curve_png(checkpoints: Sequence[Checkpoint]) -> bytes:
-    figure = distance_curve(checkpoints)
+    figure = distance_curve(checkpoints, SHEET_SIZE)
     with rc_context(STYLE):
         figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=LIGHT["soft"])
         return _png(figure)
@@ -87,9 +90,14 @@ def activations_png(photos: NDArray[np.uint8], checkpoints: Sequence[Checkpoint]
                 f"{checkpoint.label}\n{checkpoint.drawn}", fontsize=9, color=LIGHT["ink"]
             )
             for axes, maps in zip(grid[:, column], checkpoint.maps, strict=True):
-                low, high = np.percentile(maps, (1, 99))
-                axes.imshow(tiled(maps), cmap="viridis", vmin=low, vmax=high)
+                axes.imshow(coloured(maps))
         return _png(figure)
+
+
+def coloured(maps: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(C, h, w) maps laid out in a square as RGBA, transparent between them."""
+    scale = Normalize(*np.percentile(maps, (1, 99)))
+    return colormaps["viridis"](scale(np.ma.masked_invalid(tiled(maps))), bytes=True)
 
 
 def tiled(maps: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -81,7 +81,7 @@ def chart(
     """
     # The last one drawn lies on top.
     back_to_front = list(series.items())[::-1]
-    with rc_context({**STYLE, "svg.hashsalt": title}):
+    with rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         if learning_rate:
             axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -140,7 +140,8 @@ def smoothed(values: NDArray[Any]) -> NDArray[Any]:
 def themed_svg(figure: Figure, title: str) -> Markup:
     """Render for inlining: no metadata, page-wide styles or spare ids; colours as variables."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
+    with rc_context({**STYLE, "svg.hashsalt": title}):
+        figure.savefig(buffer, format="svg")
     root = ElementTree.fromstring(buffer.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):

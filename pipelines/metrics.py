@@ -13,7 +13,9 @@ what came after that step before.
     {"kind": "end", "step": 1248, "seconds": {...}}
 """
 
+import itertools
 import json
+import math
 import os
 import time
 from collections import defaultdict
@@ -22,6 +24,9 @@ from typing import Any
 
 SPOOL = "metrics.jsonl"
 Line = dict[str, Any]
+
+STARTING, LOST, HAND_OVER = "starting", "lost", "hand-over"
+"""Phases of a stage in which no worker keeps time."""
 
 
 class Spool:
@@ -85,14 +90,44 @@ def restarts(lines: list[Line]) -> list[Line]:
 def seconds_by_phase(lines: list[Line]) -> dict[str, float]:
     """Time of rank 0 by phase, over all groups; of a killed group, up to its last checkpoint."""
     total: dict[str, float] = defaultdict(float)
-    current: dict[str, float] = {}
-    for line in lines:
-        if line["kind"] == "start":
-            _add(total, current)
-            current = {}
-        current = line.get("seconds", current)
-    _add(total, current)
+    for group in _groups(lines):
+        timed = [line["seconds"] for line in group if "seconds" in line]
+        _add(total, timed[-1] if timed else {})
     return dict(total)
+
+
+def wall_by_phase(lines: list[Line], began: float, finished: float) -> dict[str, float]:
+    """Where a stage's wall time went; the values add up to `finished - began` (epoch seconds).
+
+    Besides the workers' own phases: `STARTING` the first group; `LOST`, from a killed group's last
+    checkpoint until the next group is there; `HAND_OVER`, from the last group's end.
+    """
+    total: dict[str, float] = defaultdict(float)
+    known, gap = began, STARTING
+    for group in _groups(lines):
+        timed = [line for line in group if "seconds" in line]
+        if timed:
+            last = timed[-1]
+            total[gap] += max(0.0, last["time"] - math.fsum(last["seconds"].values()) - known)
+            _add(total, last["seconds"])
+            known = last["time"]
+        gap = LOST
+    total[HAND_OVER] = max(0.0, finished - known)
+    return dict(total)
+
+
+def split(lines: list[Line], began: float) -> tuple[list[Line], list[Line]]:
+    """The lines of the groups that started before `began` (epoch seconds), and the others."""
+    for place, line in enumerate(lines):
+        if line["kind"] == "start" and line["time"] >= began:
+            return lines[:place], lines[place:]
+    return lines, []
+
+
+def _groups(lines: list[Line]) -> list[list[Line]]:
+    """The lines of each worker group, from its "start" on."""
+    starts = [place for place, line in enumerate(lines) if line["kind"] == "start"]
+    return [lines[start:end] for start, end in itertools.pairwise([*starts, len(lines)])]
 
 
 def _add(total: dict[str, float], part: dict[str, float]) -> None:

@@ -3,7 +3,8 @@
 import os
 import subprocess
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 LIBRARIES = ("torch", "deepspeed", "ray", "ffcv", "spconv", "mlflow", "numpy", "numba")
@@ -26,13 +27,14 @@ def git_commit() -> str:
 
 def versions() -> dict[str, str]:
     """Installed versions of the libraries that decide results."""
-    return {name: _version(name) for name in ("convnextv2", *LIBRARIES)}
+    return {name: version(name) for name in ("convnextv2", *LIBRARIES)}
 
 
-def _version(name: str) -> str:
+def version(name: str = "convnextv2") -> str:
+    """The installed version of a distribution, or "not installed"."""
     for variant in (name, *VARIANTS.get(name, ())):
         try:
-            return version(variant)
+            return metadata.version(variant)
         except PackageNotFoundError:
             continue
     return "not installed"

@@ -5,7 +5,6 @@ page (a content policy forbids loading anything), and every text is escaped by t
 """
 
 import itertools
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +15,11 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from cluster.goodput import OTHER
 from convnextv2.analysis.reconstruct import Reconstruction
 from pipelines.figures import LIGHT, chart, pictures
-from pipelines.metrics import Line, curve, restarts, seconds_by_phase
+from pipelines.metrics import Line, curve, restarts
 from pipelines.pages import environment
+from pipelines.pages.times import PHASES, STATUSES, StageRow, duration, training_time
 from pipelines.scores import (
     MODELS,
     PRETRAINED,
@@ -61,18 +60,8 @@ VALUES = {
     "val_top1_ema": ("validation", "accuracy on the validation split, EMA"),
 }
 """Values that are drawn: in which lines they are, and what they are called."""
-PHASES = ("step", "data", "log", "evaluate", "checkpoint", "start-up")
 MOST_SAMPLES = 8
 MOST_CLASSES = 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageRow:
-    """Wall seconds of one stage; status as in `pipelines.graph.Visit`."""
-
-    name: str
-    seconds: float
-    status: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +73,7 @@ class ReportInput:
         command: The command line that made it.
         config: The resolved configuration as JSON values.
         stages: Stages in the order they ran.
+        wall_seconds: Of the command that made the page, until now.
         spools: Lines of the stages that train, by name.
         evaluations: Of the models "pretrained", "scratch" (the control, or all there is without
             pretraining) and "probe" (linear).
@@ -103,6 +93,7 @@ class ReportInput:
     command: str
     config: dict[str, Any]
     stages: Sequence[StageRow]
+    wall_seconds: float
     spools: Mapping[str, list[Line]]
     evaluations: Mapping[str, Evaluation]
     labelled_images: int
@@ -156,8 +147,16 @@ def render_report(data: ReportInput) -> str:
         else [],
         pairs=confused_pairs(main, control, most=MOST_CLASSES) if main and not few else [],
         stage_titles=STAGE_TITLES,
-        training=[_training_time(name, lines) for name, lines in data.spools.items()],
-        phases=(*PHASES, OTHER),
+        statuses=STATUSES,
+        before=sum(stage.seconds for stage in data.stages if stage.status == "done"),
+        between=data.wall_seconds
+        - sum(stage.seconds for stage in data.stages if stage.status != "done"),
+        training=[
+            training_time(stage, data.spools[stage.name])
+            for stage in data.stages
+            if stage.name in data.spools
+        ],
+        phases=PHASES,
         events=events(data.spools),
         config=yaml.safe_dump(data.config, sort_keys=False, allow_unicode=True),
     )
@@ -184,17 +183,6 @@ def events(spools: Mapping[str, list[Line]]) -> list[str]:
             if line["kind"] == "rejected"
         ]
     return sentences
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two units a person would say."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _numbers_marked(sentence: str) -> Markup:
@@ -233,21 +221,4 @@ def _samples(reconstruction: Reconstruction) -> dict[str, list[Markup]]:
     return {
         kind: list(pictures(getattr(reconstruction, kind)[:MOST_SAMPLES], f"{kind}, sample"))
         for kind in ("original", "masked", "predicted")
-    }
-
-
-def _training_time(stage: str, lines: list[Line]) -> dict[str, Any]:
-    """Where the time of a training stage went, and how many images it got through."""
-    spent = seconds_by_phase(lines)
-    total = math.fsum(spent.values())
-    seconds = {phase: spent.pop(phase, 0.0) for phase in PHASES}
-    points = curve(lines)
-    images = points[-1]["images"] if points else 0
-    return {
-        "title": STAGE_TITLES.get(stage, stage),
-        "seconds": {**seconds, OTHER: math.fsum(spent.values())},
-        "total": total,
-        "images": images,
-        "steps": points[-1]["step"] if points else 0,
-        "rate": images / total if total else 0.0,
     }

@@ -1,6 +1,7 @@
 """Running a pipeline: from a resolved configuration to a closing table."""
 
 import json
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from convnextv2.data.collection import DataError
 from pipelines import fashion_mnist
@@ -21,15 +22,14 @@ from pipelines.progress import Screen
 from pipelines.session import Session
 from pipelines.tracking import open_hint
 
-DEFAULT_ROOT = Path("runs")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What the command line asks for.
 
     `until` bounds the stages, `rerun` redoes some. With `render_only` nothing is run but the report
-    of what is there; `whole_command` is the one that would make the rest.
+    of what is there; `whole_command` is the one that would make the rest. `began` is
+    when its command did (epoch seconds).
     """
 
     config: PipelineConfig
@@ -40,6 +40,7 @@ class Request:
     render_only: bool = False
     whole_command: str = ""
     fetch_fashion_mnist: bool = False
+    began: float = field(default_factory=time.time)
 
 
 @dataclass
@@ -107,7 +108,8 @@ def run_pipeline(request: Request) -> Outcome:
     with redirected(log) as terminal:
         screen = Screen(Console(file=terminal, soft_wrap=True))
         try:
-            with Session(request.config, request.run_dir, screen) as session:
+            session = Session(request.config, request.run_dir, screen, began=request.began)
+            with session:
                 return _run(request, session, screen, log)
         except Exception:
             traceback.print_exc()  # Into the log; a person gets the message alone.
@@ -121,9 +123,10 @@ def _run(request: Request, session: Session, screen: Screen, log: Path) -> Outco
         on_start=screen.stage_starts,
         on_done=screen.stage_ends,
         say=screen.note,
+        visits=session.visits,
     )
     outcome = Outcome(request.run_dir, session.tracking_uri, log, pipeline.visits)
-    screen.note(f"details: {log}", style="dim")
+    screen.note(f"what libraries print goes to {log}", style="dim")
     try:
         pipeline.run(rerun=request.rerun)
     finally:
@@ -160,24 +163,25 @@ def _source(request: Request, screen: Screen) -> Path:
     return fashion_mnist.fetch(request.run_dir / "data" / "fashion-mnist", screen.note)
 
 
-def closing_table(outcome: Outcome) -> Table:
-    """What came out and where it is."""
-    table = Table(show_header=False, box=None, padding=(0, 2))
+def closing_words(outcome: Outcome) -> Text:
+    """What came out and where it is: a line each, to be printed unwrapped and copied whole."""
+    rows = []
     results = outcome.evaluations()
     for name, result in results.items():
-        table.add_row(_how(name, outcome), _in_words(result))
+        rows.append((_how(name, outcome), _in_words(result)))
         if "ema" in result:
-            table.add_row("  average of its weights (EMA)", _in_words(result["ema"]))
+            rows.append(("  average of its weights (EMA)", _in_words(result["ema"])))
     if SCRATCH in results:
         gain = results["finetune"]["top1"] - results[SCRATCH]["top1"]
-        table.add_row("gain", f"[bold]{100 * gain:+.2f} points[/bold]")
+        rows.append(("gain", Text(f"{100 * gain:+.2f} points", "bold")))
     for visit in outcome.visits:
         if visit.place.stage.name == "report":
-            table.add_row("report", str(visit.place.directory / "report.html"))
-    table.add_row("run folder", str(outcome.run_dir))
-    table.add_row("log", str(outcome.log))
-    table.add_row("MLflow", open_hint(outcome.mlflow))
-    return table
+            rows.append(("report", Text(str(visit.place.directory / "report.html"))))
+    rows.append(("run folder", Text(str(outcome.run_dir))))
+    rows.append(("log", Text(str(outcome.log))))
+    rows.append(("MLflow", Text(open_hint(outcome.mlflow))))
+    width = max(len(name) for name, _ in rows)
+    return Text("\n").join(Text(f"  {name:{width}}  ").append(said) for name, said in rows)
 
 
 def _how(name: str, outcome: Outcome) -> str:
@@ -194,8 +198,7 @@ def _how(name: str, outcome: Outcome) -> str:
     return {"linear-probe": "linear probe", "knn": "nearest neighbours"}[name]
 
 
-def _in_words(result: dict[str, Any]) -> str:
-    return (
-        f"[bold]{result['top1']:.2%}[/bold] top-1, {result['top5']:.2%} top-5 "
-        f"on {result['images']:,} images"
+def _in_words(result: dict[str, Any]) -> Text:
+    return Text(f"{result['top1']:.2%}", "bold").append(
+        f" top-1, {result['top5']:.2%} top-5 on {result['images']:,} images", "not bold"
     )

@@ -13,7 +13,7 @@ from cluster.checkpoint import sweep
 from cluster.launch import Cluster, Placement
 from pipelines.config import PipelineConfig
 from pipelines.files import write_json
-from pipelines.graph import Place
+from pipelines.graph import Place, Visit
 from pipelines.metrics import Follower
 from pipelines.progress import Screen, SpeedWords
 from pipelines.provenance import provenance
@@ -38,17 +38,23 @@ class Session:
         config: The whole pipeline's.
         run_dir: The run's folder, which is locked.
         screen: Where people look.
+        began: When its command did (epoch seconds); now if it is not given.
 
     Attributes:
         tracked_as: Name of this invocation's run in MLflow, the parent of its stages' runs.
+        visits: What became of the stages so far.
         results: Final numbers of the pipeline, which that run gets at the end.
     """
 
-    def __init__(self, config: PipelineConfig, run_dir: Path, screen: Screen) -> None:
+    def __init__(
+        self, config: PipelineConfig, run_dir: Path, screen: Screen, *, began: float | None = None
+    ) -> None:
         self.config, self.run_dir, self.screen = config, run_dir, screen
         self.destination = Destination.of(config.tracking, run_dir)
         self.tracked_as = _dated(config.name)
         self.results: dict[str, float] = {}
+        self.began = time.time() if began is None else began
+        self.visits: list[Visit] = []
         self._stack = ExitStack()
         self._cluster: Cluster | None = None
         self._tracker: Tracker | None = None
@@ -163,7 +169,10 @@ class Session:
                         f"worker ({line['skipped_steps']} so far)"
                     )
                 elif line["kind"] == "rejected":
-                    self.screen.note(f"passed over {line['path']}: {line['reason']}")
+                    self.screen.note(
+                        f"checkpoint {line['path']} is not whole and is passed over: "
+                        f"{line['reason']}"
+                    )
             self.tracker.points(run, [each for each in lines if each["kind"] in MEASURED])
 
         self._workers().run(

@@ -1,6 +1,7 @@
 """Shards against their manifest: is every byte as it was written, and what is in them?"""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,42 @@ from convnextv2.data.writing.encode import JPEG
 from convnextv2.paths import PathLike
 
 
-def check(folder: PathLike, *, decode: bool = False) -> list[str]:
+def check(
+    folder: PathLike,
+    *,
+    decode: bool = False,
+    progress: Callable[[float, str], None] = lambda share, words: None,
+) -> list[str]:
     """What is wrong with the shards in `folder`, in words; nothing, if they are as written.
 
     Reads every byte. `decode` decodes every image as well, and names those that are damaged.
+    `progress` is told the share of the work that is done, and what comes next.
 
     Raises:
         DataError: When there is no manifest.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    problems = [
-        problem for shard in manifest.shards if (problem := _compare(folder / shard.name, shard))
-    ]
+    rounds = 2 if decode else 1
+    problems = []
+    for number, shard in enumerate(manifest.shards):
+        progress(number / len(manifest.shards) / rounds, f"reading {shard.name}")
+        problem = _compare(folder / shard.name, shard)
+        problems += [problem] if problem else []
     try:
         shards = open_shards(folder, manifest)
     except DataError as error:
         return [*problems, str(error)]
     problems += _compare_counts(shards, manifest)
     if decode:
-        problems += _damaged(shards)
+        for number, shard in enumerate(manifest.shards):
+            progress((1 + number / len(manifest.shards)) / rounds, f"decoding {shard.name}")
+            problems += _damaged(shards, number)
     return problems
 
 
 def describe(folder: PathLike) -> dict[str, Any]:
-    """A summary of the shards in `folder`, as JSON.
+    """A summary of the shards in `folder`: JSON values, numbers with their unit in the name.
 
     Raises:
         DataError: When they are not complete.
@@ -51,20 +63,24 @@ def describe(folder: PathLike) -> dict[str, Any]:
         "split": manifest.split,
         "images": manifest.samples,
         "classes": len(manifest.classes),
-        "images per class": _spread(np.array(manifest.class_counts)) if manifest.classes else "-",
+        "images_per_class": _spread(np.array(manifest.class_counts)) if manifest.classes else None,
         "shards": len(manifest.shards),
         "bytes": manifest.bytes,
-        "bytes per image": round(manifest.bytes / manifest.samples),
-        "longest side": _spread(longest),
-        "JPEG": f"{(fields['mode'] == JPEG).mean():.1%}",
-        "skipped": len(manifest.skipped),
+        "bytes_per_image": round(manifest.bytes / manifest.samples),
+        "longest_side_pixels": _spread(longest),
+        "jpeg_share": float((fields["mode"] == JPEG).mean()),
+        "skipped_images": len(manifest.skipped),
         "source": manifest.source,
         "fingerprint": manifest.fingerprint,
     }
 
 
-def _spread(values: "np.ndarray[Any, Any]") -> str:
-    return f"{values.min()} to {values.max()}, median {np.median(values):g}"
+def _spread(values: "np.ndarray[Any, Any]") -> dict[str, float]:
+    return {
+        "least": int(values.min()),
+        "most": int(values.max()),
+        "median": float(np.median(values)),
+    }
 
 
 def _compare(path: Path, shard: Shard) -> str | None:
@@ -98,22 +114,22 @@ def _compare_counts(shards: Shards, manifest: Manifest) -> list[str]:
     ]
 
 
-def _damaged(shards: Shards) -> list[str]:
+def _damaged(shards: Shards, number: int) -> list[str]:
+    """The images of a shard that cannot be decoded, or are of another size than it says."""
     problems = []
-    for number, row in enumerate(shards.table):
-        fields = shards.records(number)["f0"]
-        page_size = int(row["page_size"])
-        for inside, field in enumerate(fields):
-            begin = int(field["data_ptr"])
-            end = (begin // page_size + 1) * page_size
-            if inside + 1 < len(fields):
-                end = min(end, int(fields[inside + 1]["data_ptr"]))
-            shape = (int(field["height"]), int(field["width"]), 3)
-            where = shards.describe(int(row["first"]) + inside)
-            try:
-                stored = shards.read(number, begin, end)
-                if field["mode"] == JPEG and decode_image(stored, where).shape != shape:
-                    problems.append(f"{where}: it is not {shape[1]} x {shape[0]}")
-            except UnreadableImage as error:
-                problems.append(str(error))
+    row, fields = shards.table[number], shards.records(number)["f0"]
+    page_size = int(row["page_size"])
+    for inside, field in enumerate(fields):
+        begin = int(field["data_ptr"])
+        end = (begin // page_size + 1) * page_size
+        if inside + 1 < len(fields):
+            end = min(end, int(fields[inside + 1]["data_ptr"]))
+        shape = (int(field["height"]), int(field["width"]), 3)
+        where = shards.describe(int(row["first"]) + inside)
+        try:
+            stored = shards.read(number, begin, end)
+            if field["mode"] == JPEG and decode_image(stored, where).shape != shape:
+                problems.append(f"{where}: it is not {shape[1]} x {shape[0]}")
+        except UnreadableImage as error:
+            problems.append(str(error))
     return problems

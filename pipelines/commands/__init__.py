@@ -1,6 +1,7 @@
 """Groups of commands, one file each: arguments, and what a command prints."""
 
 import argparse
+import sys
 from typing import Any
 
 
@@ -14,3 +15,8 @@ def command(commands: Any, name: str, help_text: str, example: str) -> argparse.
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return made
+
+
+def say(words: str) -> None:
+    """Tell a person what is being done, before libraries are imported, which takes seconds."""
+    print(words, file=sys.stderr, flush=True)

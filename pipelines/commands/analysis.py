@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.commands import command
+from pipelines.commands import command, say
 
 Value = TypeVar("Value")
 
@@ -52,8 +52,10 @@ def _add_reconstruct(commands: Any) -> None:
     parser.add_argument("weights", type=Path, help="weights of a pretraining, with the decoder")
     parser.add_argument("images", type=Path, help="folder of images, flat or in class folders")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--mask-ratio", type=float, default=0.6, help="share of hidden patches")
-    parser.add_argument("--seed", type=int, default=0, help="which patches are hidden")
+    parser.add_argument(
+        "--mask-ratio", type=float, default=0.6, help="share of patches to hide (default: 0.6)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="which patches are hidden (default: 0)")
     parser.add_argument("--limit", type=int, default=16, help="images at most (default: 16)")
     parser.add_argument(
         "--image-size", type=image_size, metavar="N|HxW", help="in pixels (default: 7 patches)"
@@ -101,7 +103,9 @@ def _add_export(commands: Any) -> None:
     )
     parser.add_argument("weights", type=Path, help="weights of any kind")
     parser.add_argument("destination", type=Path, help="file to write")
-    parser.add_argument("--format", choices=("onnx", "torch"), required=True)
+    parser.add_argument(
+        "--format", choices=("onnx", "torch"), required=True, help="ONNX, or a torch.export program"
+    )
     parser.add_argument(
         "--outputs",
         choices=("logits", "features", "stages"),
@@ -125,6 +129,7 @@ def _add_export(commands: Any) -> None:
 
 
 def _act_reconstruct(options: argparse.Namespace) -> int:
+    say(f"reconstructing images of {options.images} with {options.weights}")
     from pipelines.gallery import make_gallery
 
     made = make_gallery(
@@ -141,12 +146,15 @@ def _act_reconstruct(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(made, indent=1))
     else:
-        print(f"{made['images']} images, loss {made['loss']:.3f}: {', '.join(made['files'])}")
+        print(f"{made['images']} images, loss {made['loss']:.3f}")
+        for file in made["files"]:
+            print(f"  {file}")
         _print_skipped(made["skipped"])
     return 0
 
 
 def _act_collapse(options: argparse.Namespace) -> int:
+    say(f"measuring {options.weights} on images of {options.images}")
     from pipelines.collapse import analyse_collapse
 
     found = analyse_collapse(
@@ -172,6 +180,7 @@ def _act_collapse(options: argparse.Namespace) -> int:
 
 
 def _act_export(options: argparse.Namespace) -> int:
+    say(f"exporting {options.weights}")
     from convnextv2.analysis.models import read_classifier, read_encoder
     from convnextv2.export import Outputs, export_onnx, export_torch
     from pipelines.weights.reading import inspect

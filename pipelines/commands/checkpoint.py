@@ -14,7 +14,7 @@ from pipelines.graph.complete import COMPLETE, verified_outputs
 # Where the checkpoints lie, seen from a checkpoints folder, a stage folder and a run folder.
 PLACES = ("step-*", "checkpoints/step-*", "stages/*/*/checkpoints/step-*")
 STAGES = ("", "stages/*/*/")
-COLUMNS = ("stage", "step", "size", "when", "workers", "ZeRO", "precision", "metrics", "good")
+COLUMNS = ("stage", "step", "size", "when", "workers", "ZeRO", "precision", "whole", "metrics")
 DIR_HELP = "a run folder, a stage folder, a folder of checkpoints, or one checkpoint"
 
 
@@ -45,8 +45,8 @@ class Found:
             _short(self.workers),
             _short(self.zero_stage),
             _short(self.dtype),
-            ", ".join(f"{name} {_short(value)}" for name, value in self.metrics.items()) or "-",
             "NO" if self.problem else "by size",
+            ", ".join(f"{name} {_short(value)}" for name, value in self.metrics.items()) or "-",
         )
 
 
@@ -88,7 +88,9 @@ def add_checkpoint_commands(commands: Any) -> None:
         "--output fcmae.safetensors",
     )
     export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a step-... folder")
-    export.add_argument("--output", type=Path, required=True, metavar="FILE")
+    export.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="safetensors file to write"
+    )
     export.add_argument(
         "--average", action="store_true", help="the moving average (EMA) of the weights instead"
     )
@@ -113,9 +115,9 @@ def _act_list(options: argparse.Namespace) -> int:
         print(f"no checkpoints in {options.folder}")
     for each in found:
         if each.problem:
-            print(f"not good: {each.path}: {each.problem}")
+            print(f"not whole: {each.path}: {each.problem}")
     for path in aside:
-        print(f"did not verify, and training began before it: {path}")
+        print(f"set aside: {path}: it was not whole, and training went on from before it")
     return 0
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.commands import command
+from pipelines.commands.data_info import add_info_command
 from pipelines.commands.data_sample import add_sample_command
 
 WRITE_EXAMPLE = (
     "convnextv2 data write /data/imagenet22k shards/train --max-resolution 384 --num-workers 32"
 )
 MODES = ("raw", "jpg", "smart", "proportion")
-SIDES = (256, 384, 512)
 
 
 def add_data_commands(commands: Any) -> None:
@@ -22,16 +22,7 @@ def add_data_commands(commands: Any) -> None:
     data = command(commands, "data", "work with image collections", WRITE_EXAMPLE)
     verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_write(verbs)
-    info = command(
-        verbs,
-        "info",
-        "what a folder of shards holds, or what a collection would take",
-        "convnextv2 data info /data/imagenet22k",
-    )
-    info.add_argument("path", type=Path, help="a folder of shards, or a collection")
-    _add_source_options(info)
-    info.add_argument("--json", action="store_true", help="print as JSON")
-    info.set_defaults(act=_act_info)
+    add_info_command(verbs, _add_source_options, _open)
     check = command(
         verbs,
         "check",
@@ -52,30 +43,54 @@ def _add_write(verbs: Any) -> None:
     write.add_argument("source", type=Path, help="the collection: any layout of docs/data.md")
     write.add_argument("destination", type=Path, help="the folder for the shards")
     _add_source_options(write)
-    write.add_argument("--mode", choices=MODES, default="jpg", help="as FFCV's RGBImageField")
-    write.add_argument("--max-resolution", type=int, help="longest side in pixels")
-    write.add_argument("--jpeg-quality", type=int, default=90)
-    write.add_argument("--smart-threshold", type=int, help="bytes; for --mode smart")
-    write.add_argument("--compress-probability", type=float, default=0.5, help="for proportion")
+    write.add_argument(
+        "--mode",
+        choices=MODES,
+        default="jpg",
+        help="how images are stored, as in FFCV's RGBImageField: all as JPEG, as pixels (raw), or "
+        "some of each (default: jpg)",
+    )
+    write.add_argument("--max-resolution", type=int, help="longest side in pixels (default: any)")
+    write.add_argument("--jpeg-quality", type=int, default=90, help="1 to 100 (default: 90)")
+    write.add_argument(
+        "--smart-threshold", type=int, help="bytes from which --mode smart stores a JPEG"
+    )
+    write.add_argument(
+        "--compress-probability",
+        type=float,
+        default=0.5,
+        help="share that --mode proportion stores as JPEG (default: 0.5)",
+    )
     size = write.add_mutually_exclusive_group()
-    size.add_argument("--shard-gb", type=float, default=30.0, help="size of a shard (default: 30)")
-    size.add_argument("--num-shards", type=int, help="their number instead")
-    write.add_argument("--max-unreadable", type=int, default=0, help="images that may be skipped")
-    write.add_argument("--num-workers", type=int, default=2, help="shards written at a time")
+    size.add_argument(
+        "--shard-gb", type=float, default=30.0, help="size of a shard in GB (default: 30)"
+    )
+    size.add_argument("--num-shards", type=int, help="number of shards, instead of their size")
+    write.add_argument(
+        "--max-unreadable",
+        type=int,
+        default=0,
+        help="images that may be skipped because they cannot be read (default: 0)",
+    )
+    write.add_argument(
+        "--num-workers", type=int, default=2, help="shards written at a time (default: 2)"
+    )
     write.add_argument("--address", help="a running Ray cluster (default: one is started here)")
     write.add_argument("--json", action="store_true", help="print the manifest as JSON")
     write.set_defaults(act=_act_write)
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--split", choices=("train", "val"), default="train")
+    parser.add_argument(
+        "--split", choices=("train", "val"), default="train", help="which one (default: train)"
+    )
     parser.add_argument("--labels", type=Path, help="label file of ImageNet-1K's validation tar")
     parser.add_argument("--image-column", help="column of parquet files with the images")
     parser.add_argument("--label-column", help="column of parquet files with the labels")
     parser.add_argument("--hold-out", type=float, help="share that makes the split val")
-    parser.add_argument("--labels-per-class", type=int, help="keep so many images of each class")
+    parser.add_argument("--labels-per-class", type=int, help="keep so many images per class")
     parser.add_argument("--classes", type=Path, help="file with the classes to keep, one a line")
-    parser.add_argument("--limit", type=int, help="keep so many images")
+    parser.add_argument("--limit", type=int, help="keep so many images in all")
 
 
 def _open(path: Path, options: argparse.Namespace) -> tuple[Any, Any]:
@@ -150,50 +165,19 @@ def _act_write(options: argparse.Namespace) -> int:
     return 0
 
 
-def _act_info(options: argparse.Namespace) -> int:
-    from convnextv2.data.manifest import MANIFEST
-
-    if (options.path / MANIFEST).exists():
-        from convnextv2.data.check import describe
-
-        facts = describe(options.path)
-    else:
-        facts = _estimate(options)
-    if options.json:
-        print(json.dumps(facts, indent=1))
-    else:
-        for name, value in facts.items():
-            for line in value if isinstance(value, list) else [value]:
-                print(f"{name:>24}  {line}")
-    return 0
-
-
-def _estimate(options: argparse.Namespace) -> dict[str, Any]:
-    """What a collection holds and would take as JPEGs of some sizes."""
-    from convnextv2.data.writing import WriteSettings
-    from convnextv2.data.writing.estimate import estimate
-    from convnextv2.data.writing.plan import choose
-    from convnextv2.data.writing.write import here
-
-    source, selection = _open(options.path, options)
-    notes: list[str] = []
-    sequence, classes = choose(source, selection, 0, here, notes.append)
-    facts: dict[str, Any] = {"images": f"{len(sequence):,}", "classes": f"{len(classes):,}"}
-    for side in SIDES:
-        expected = estimate(source, sequence, WriteSettings(max_resolution=side))
-        facts["source"] = f"{expected.source_bytes / 1e9:.3g} GB"
-        facts[f"at {side} px"] = (
-            f"{expected.bytes / 1e9:.3g} GB, {expected.seconds / 3600:.2g} hours on one core"
-        )
-        facts["unreadable"] = f"{expected.unreadable} of {expected.sampled} looked at"
-    facts["notes"] = notes
-    return facts
-
-
 def _act_check(options: argparse.Namespace) -> int:
-    from convnextv2.data.check import check
+    from rich.console import Console
 
-    problems = check(options.folder, decode=options.decode)
+    from pipelines.progress import Screen
+
+    screen = Screen(Console(stderr=True, soft_wrap=True))
+    screen.starts("check", f"comparing {options.folder} with its manifest")
+    try:
+        from convnextv2.data.check import check
+
+        problems = check(options.folder, decode=options.decode, progress=screen.progress)
+    finally:
+        screen.stop()
     if options.json:
         print(json.dumps({"folder": str(options.folder), "problems": problems}, indent=1))
     elif problems:

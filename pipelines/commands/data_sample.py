@@ -1,6 +1,7 @@
 """Command `data sample`: a picture of what a training batch looks like."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,21 @@ def add_sample_command(verbs: Any) -> None:
         "convnextv2 data sample shards/train --output sheet.png --preset imagenet1k",
     )
     sample.add_argument("folder", type=Path, help="a folder of shards")
-    sample.add_argument("--output", type=Path, default=Path("sheet.png"))
-    sample.add_argument("--preset", default="imagenet1k", help="whose augmentation is shown")
-    sample.add_argument("--stage", choices=RECIPES, default="finetune")
+    sample.add_argument(
+        "--output", type=Path, default=Path("sheet.png"), help="PNG file (default: sheet.png)"
+    )
+    sample.add_argument(
+        "--preset", default="imagenet1k", help="whose augmentation is shown (default: imagenet1k)"
+    )
+    sample.add_argument(
+        "--stage", choices=RECIPES, default="finetune", help="of the preset (default: finetune)"
+    )
     sample.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="change a setting (repeatable)"
     )
     sample.add_argument("--count", type=int, default=64, help="images (default: 64)")
-    sample.add_argument("--epoch", type=int, default=0)
+    sample.add_argument("--epoch", type=int, default=0, help="whose first batch (default: 0)")
+    sample.add_argument("--json", action="store_true", help="print what was drawn as JSON")
     sample.set_defaults(act=_act_sample)
 
 
@@ -65,5 +73,15 @@ def _act_sample(options: argparse.Namespace) -> int:
     batches = loader.batches(order.batch(options.epoch, 0), options.epoch)
     contact_sheet(next(batches), manifest.classes).save(options.output, format="PNG")
     batches.close()
-    print(f"{options.output}: {count} images of {options.folder}, epoch {options.epoch}")
+    if options.json:
+        drawn = {
+            "file": str(options.output),
+            "folder": str(options.folder),
+            "images": count,
+            "epoch": options.epoch,
+            "stage": options.stage,
+        }
+        print(json.dumps(drawn, indent=1))
+    else:
+        print(f"{options.output}: {count} images of {options.folder}, epoch {options.epoch}")
     return 0

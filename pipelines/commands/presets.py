@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from pipelines.commands import command
@@ -38,9 +39,13 @@ def _act_presets(options: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(preset: "Preset") -> dict[str, str]:
+def _facts(preset: "Preset") -> dict[str, Any]:
     names = ("name", "what", "published", "cost", "command")
-    return {name: getattr(preset, name) for name in names}
+    top1 = re.match(r"\d+\.\d+", preset.published)
+    return {
+        **{name: getattr(preset, name) for name in names},
+        "published_top1_percent": float(top1[0]) if top1 else None,
+    }
 
 
 def _table(presets: list["Preset"]) -> str:

@@ -51,7 +51,9 @@ def _add_convert(verbs: Any) -> None:
         metavar="DEST",
         help="official, timm: a .safetensors or .pt file; hf: a new folder",
     )
-    parser.add_argument("--to", choices=("official", "timm", "hf"), required=True)
+    parser.add_argument(
+        "--to", choices=("official", "timm", "hf"), required=True, help="whose layout to write"
+    )
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="names of the classes, one per line"
     )

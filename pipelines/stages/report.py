@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,15 @@ from convnextv2.data.load import BetonLoader
 from convnextv2.data.manifest import read_manifest
 from convnextv2.data.shards import open_shards
 from convnextv2.masking import sample_masks
+from pipelines import pages
 from pipelines.config import PipelineConfig
 from pipelines.files import atomically
-from pipelines.graph import COMPLETE, Outputs, Place, Stage, hash_files
+from pipelines.graph import COMPLETE, Outputs, Place, Stage, digest_of, hash_files
 from pipelines.metrics import SPOOL, read_spool
 from pipelines.outline import EVALUATIONS, SCRATCH, outline
+from pipelines.pages.times import StageRow
 from pipelines.provenance import git_commit, versions
-from pipelines.report import ReportInput, StageRow, render_report
+from pipelines.report import ReportInput, render_report
 from pipelines.samples import count, training_samples
 from pipelines.scores import PRETRAINED, PROBE, Evaluation
 from pipelines.scores import SCRATCH as FROM_SCRATCH
@@ -33,7 +36,6 @@ from pipelines.tracking import open_hint
 from pipelines.views import evaluation_view
 
 PAGE = "report.html"
-TEMPLATES = Path(__file__).parent.parent
 TEMPLATE_FILES = ("report.html.j2", "report.css.j2")
 SAMPLES = 8
 
@@ -60,7 +62,8 @@ def report_stage(
     after = outline(config)["report"]
     settings: dict[str, Any] = {
         "title": config.name,
-        "template": hash_files(TEMPLATES, *TEMPLATE_FILES),
+        # Short, for a person reads it where it is said what has changed.
+        "template": digest_of(hash_files(pages.TEMPLATES, *TEMPLATE_FILES))[:8],
     }
     if gaps is not None:
         after = tuple(name for name in after if name not in gaps.why)
@@ -75,7 +78,7 @@ def report_stage(
 
     def run(place: Place) -> Outputs:
         with session.attempt(place) as run:
-            data = gather(place, config, command, session.tracking_uri, gaps)
+            data = gather(place, config, command, session, gaps)
             with atomically(place.directory / PAGE) as partial:
                 partial.write_text(render_report(data))
             session.tracker.artifact(run, place.directory / PAGE)
@@ -105,18 +108,19 @@ def gather(
     place: Place,
     config: PipelineConfig,
     command: Sequence[str],
-    tracking_uri: str,
+    session: Session,
     gaps: Gaps | None = None,
 ) -> ReportInput:
     """Read the outputs of the stages before."""
     inputs = place.inputs
     begun = {**inputs, **(gaps.half_done if gaps else {})}
+    statuses = {visit.place.stage.name: visit.status for visit in session.visits}
     return ReportInput(
         title=config.name,
         command=shlex.join(command),
         config=config.model_dump(mode="json"),
         stages=[
-            StageRow(name=name, seconds=_seconds(directory), status="run")
+            _stage_row(name, directory, statuses.get(name, "done"))
             for name, directory in inputs.items()
         ],
         spools={
@@ -134,7 +138,7 @@ def gather(
         versions=versions(),
         commit=git_commit(),
         facts=_facts(place, config),
-        mlflow_hint=open_hint(tracking_uri),
+        mlflow_hint=open_hint(session.tracking_uri),
         neighbours=_read(inputs["knn"] / knn.RESULT) if "knn" in inputs else None,
         pretraining=" with ".join(
             words
@@ -146,6 +150,8 @@ def gather(
         ),
         missing=gaps.why if gaps else {},
         whole_command=gaps.whole_command if gaps else "",
+        # The last, so that what it took to gather the rest is in it.
+        wall_seconds=time.time() - session.began,
     )
 
 
@@ -198,9 +204,11 @@ def pictures(place: Place, config: PipelineConfig) -> Reconstruction:
     return reconstruct(model, batch.images, mask)
 
 
-def _seconds(directory: Path) -> float:
-    seconds: float = _read(directory / COMPLETE)["seconds"]
-    return seconds
+def _stage_row(name: str, directory: Path, status: str) -> StageRow:
+    complete = _read(directory / COMPLETE)
+    return StageRow(
+        name=name, seconds=complete["seconds"], status=status, finished=complete["finished"]
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

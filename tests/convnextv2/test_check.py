@@ -114,13 +114,23 @@ def test_the_summary_is_of_what_was_written(folder: Path) -> None:
     assert facts["images"] == len(longest)
     assert facts["classes"] == 3
     assert facts["shards"] == 2
-    assert facts["skipped"] == 1
+    assert facts["skipped_images"] == 1
     assert facts["bytes"] == sum(path.stat().st_size for path in folder.glob("*.beton"))
-    assert facts["longest side"] == f"{longest[0]} to 300, median {np.median(longest):g}"
-    assert facts["images per class"].startswith("6 to 7")
-    assert facts["JPEG"] == "100.0%"
+    spread = {"least": longest[0], "most": 300, "median": np.median(longest)}
+    assert facts["longest_side_pixels"] == spread
+    counts = facts["images_per_class"]
+    assert (counts["least"], counts["most"]) == (6, 7)
+    assert facts["jpeg_share"] == 1.0
 
 
 def test_the_summary_tells_pixels_from_jpegs(tmp_path: Path) -> None:
     write(Pictures(((20, 20),) * 9), tmp_path, WriteSettings(mode="raw"))
-    assert describe(tmp_path)["JPEG"] == "0.0%"
+    assert describe(tmp_path)["jpeg_share"] == 0.0
+
+
+def test_progress_is_told_shard_by_shard(folder: Path) -> None:
+    told: list[tuple[float, str]] = []
+    check(folder, decode=True, progress=lambda share, words: told.append((share, words)))
+    names = sorted(path.name for path in folder.glob("*.beton"))
+    words = [f"{what} {name}" for what in ("reading", "decoding") for name in names]
+    assert told == list(zip((0, 0.25, 0.5, 0.75), words, strict=True))

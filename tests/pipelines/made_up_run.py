@@ -9,17 +9,26 @@ import numpy as np
 from convnextv2.analysis.reconstruct import Reconstruction
 from convnextv2.data.sources.idx import FASHION_CLASSES
 from pipelines.metrics import Line
+from pipelines.pages.times import StageRow
 from pipelines.presets.demo import demo
-from pipelines.report import ReportInput, StageRow
+from pipelines.report import ReportInput
 from pipelines.scores import Evaluation
+
+BEGAN = 1.76e9
+"""When the first worker group of every stage has started."""
+STARTING_SECONDS, DEAD_SECONDS, HAND_OVER_SECONDS = 20.0, 12.0, 2.0
+BETWEEN_SECONDS = 8.4
 
 
 def made_up_spool(
     *, steps: int, first: float, last: float, peak_lr: float, accuracy: bool, killed_at: int = 0
 ) -> list[Line]:
-    """A training stage's lines; `killed_at`: a worker died there, two steps were done again."""
+    """A training stage's lines, the first group's from BEGAN on; `killed_at`: a worker died there,
+    two steps were done again.
+    """
     noise = np.random.default_rng(steps + round(100 * last))
-    lines: list[Line] = [{"kind": "start", "step": 0, "workers": 2, "time": 1.76e9}]
+    began = BEGAN
+    lines: list[Line] = [{"kind": "start", "step": 0, "workers": 2, "time": began + 9}]
     spent = {"start-up": 9.0, "step": 0.0, "data": 0.0, "log": 0.0, "checkpoint": 0.0, "other": 0.1}
     order = list(range(10, steps + 1, 10))
     if killed_at:
@@ -28,13 +37,14 @@ def made_up_spool(
     previous = 0
     for step in order:
         if step <= previous:
-            lines.append({"kind": "start", "step": killed_at, "workers": 2, "time": 1.76e9 + step})
+            began += sum(spent.values()) + DEAD_SECONDS
+            lines.append({"kind": "start", "step": killed_at, "workers": 2, "time": began + 9})
         previous = step
         done = step / steps
         spent = {**spent, "step": step * 0.08, "data": step * 0.006, "log": step * 0.001}
         point: Line = {
-            "kind": "point", "step": step, "time": 1.76e9 + step, "images": step * 128,
-            "epoch": done * 8,
+            "kind": "point", "step": step, "time": began + sum(spent.values()),
+            "images": step * 128, "epoch": done * 8,
             "loss": last + (first - last) * math.exp(-5 * done) + noise.normal(0, 0.01),
             "lr": peak_lr * min(1, done / 0.1) * (1 + math.cos(math.pi * done)) / 2,
         }  # fmt: skip
@@ -43,8 +53,17 @@ def made_up_spool(
         lines.append(point)
         if step % 100 == 0:
             spent["checkpoint"] = step * 0.004
-            lines.append({"kind": "checkpoint", "step": step, "time": 0.0, "seconds": spent})
-    return [*lines, {"kind": "end", "step": steps, "time": 1.76e9 + 200, "seconds": spent}]
+            now = began + sum(spent.values())
+            lines.append({"kind": "checkpoint", "step": step, "time": now, "seconds": spent})
+    end = began + sum(spent.values())
+    return [*lines, {"kind": "end", "step": steps, "time": end, "seconds": spent}]
+
+
+def training_row(name: str, lines: list[Line]) -> StageRow:
+    """The row of a training stage, from before its first group starts until the hand-over."""
+    finished = lines[-1]["time"] + HAND_OVER_SECONDS
+    seconds = finished - (BEGAN - STARTING_SECONDS)
+    return StageRow(name=name, seconds=seconds, status="run", finished=finished)
 
 
 def made_up_evaluation(classes: tuple[str, ...], recalls: np.ndarray[Any, Any]) -> Evaluation:
@@ -70,29 +89,28 @@ def made_up_input(reconstruction: Reconstruction | None = None) -> ReportInput:
     recalls = np.array([0.75, 0.93, 0.66, 0.82, 0.71, 0.90, 0.45, 0.88, 0.94, 0.92])
     gains = np.array([0.02, 0.01, 0.06, 0.03, 0.05, 0.02, -0.01, 0.02, 0.02, 0.04])
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 32, 32, 3), dtype=np.uint8)
+    spools = {
+        "pretrain": made_up_spool(
+            steps=1240, first=1.0, last=0.41, peak_lr=2e-3, accuracy=False, killed_at=400
+        ),
+        "finetune": made_up_spool(steps=400, first=2.2, last=0.62, peak_lr=1.5e-3, accuracy=True),
+        "finetune-scratch": made_up_spool(
+            steps=400, first=2.3, last=0.74, peak_lr=1.5e-3, accuracy=True
+        ),
+    }
+    trained = [training_row(name, lines) for name, lines in spools.items()]
     return ReportInput(
         title="demo",
         command="convnextv2 demo --set seed=1",
         config=demo().model_dump(mode="json"),
         stages=[
-            StageRow(name="write", seconds=14.2, status="done"),
-            StageRow(name="pretrain", seconds=214.0, status="resumed"),
-            StageRow(name="finetune", seconds=61.0, status="run"),
-            StageRow(name="finetune-scratch", seconds=60.4, status="run"),
-            StageRow(name="evaluate", seconds=6.3, status="run"),
-            StageRow(name="evaluate-scratch", seconds=6.1, status="run"),
+            StageRow(name="write", seconds=14.2, status="done", finished=BEGAN - 3600),
+            *trained,
+            StageRow(name="evaluate", seconds=6.3, status="run", finished=BEGAN + 400),
+            StageRow(name="evaluate-scratch", seconds=6.1, status="run", finished=BEGAN + 410),
         ],
-        spools={
-            "pretrain": made_up_spool(
-                steps=1240, first=1.0, last=0.41, peak_lr=2e-3, accuracy=False, killed_at=400
-            ),
-            "finetune": made_up_spool(
-                steps=400, first=2.2, last=0.62, peak_lr=1.5e-3, accuracy=True
-            ),
-            "finetune-scratch": made_up_spool(
-                steps=400, first=2.3, last=0.74, peak_lr=1.5e-3, accuracy=True
-            ),
-        },
+        wall_seconds=sum(row.seconds for row in trained) + 6.3 + 6.1 + BETWEEN_SECONDS,
+        spools=spools,
         evaluations={
             "pretrained": made_up_evaluation(FASHION_CLASSES, recalls),
             "scratch": made_up_evaluation(FASHION_CLASSES, recalls - gains),
@@ -127,12 +145,11 @@ def with_average(data: ReportInput) -> ReportInput:
 
 def frozen(data: ReportInput) -> ReportInput:
     """A linear probe and nearest neighbours instead of fine-tuning."""
+    spools = {"pretrain": data.spools["pretrain"], "linear-probe": data.spools["finetune"]}
     return dataclasses.replace(
         data,
-        spools={
-            "pretrain": data.spools["pretrain"],
-            "linear-probe": data.spools["finetune"],
-        },
+        stages=[training_row(name, lines) for name, lines in spools.items()],
+        spools=spools,
         evaluations={"probe": data.evaluations["pretrained"]},
         neighbours={"images": 10_000, "top1": 0.612, "top5": 0.83, "bank": 60_000},
     )

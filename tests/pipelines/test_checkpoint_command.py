@@ -67,14 +67,14 @@ def test_list_shows_a_run(pretrain: Path, tmp_path: Path, capsys: Capture) -> No
     assert run("checkpoint", "list", tmp_path / "run") == 0
     *table, last = capsys.readouterr().out.splitlines()
     assert [re.split("  +", line) for line in table] == [
-        ["stage", "step", "size", "when", "workers", "ZeRO", "precision", "metrics", "good"],
-        ["finetune", "50", "0.0 MB", ANY, "-", "-", "-", "-", "by size"],
-        ["pretrain", "200", "0.0 MB", ANY, "-", "-", "-", "-", "NO"],
-        ["pretrain", "1,000", "0.0 MB", ANY, "2", "1", "bf16", "loss 0.25, top1 0.5", "by size"],
+        ["stage", "step", "size", "when", "workers", "ZeRO", "precision", "whole", "metrics"],
+        ["finetune", "50", "0.0 MB", ANY, "-", "-", "-", "by size", "-"],
+        ["pretrain", "200", "0.0 MB", ANY, "-", "-", "-", "NO", "-"],
+        ["pretrain", "1,000", "0.0 MB", ANY, "2", "1", "bf16", "by size", "loss 0.25, top1 0.5"],
     ]
     assert len({len(line.removesuffix(re.split("  +", line)[-1])) for line in table}) == 1
     assert re.fullmatch(
-        f"not good: {pretrain}/checkpoints/step-00000200: rank-00000.safetensors has 99 bytes "
+        f"not whole: {pretrain}/checkpoints/step-00000200: rank-00000.safetensors has 99 bytes "
         r"instead of \d+",
         last,
     )
@@ -137,7 +137,9 @@ def test_what_was_set_aside_is_named(pretrain: Path, capsys: Capture) -> None:
     assert run("checkpoint", "list", pretrain) == 0
     (aside,) = (pretrain / "checkpoints").glob("*.rejected-*")
     out = capsys.readouterr().out
-    assert out.endswith(f"did not verify, and training began before it: {aside}\n")
+    assert out.endswith(
+        f"set aside: {aside}: it was not whole, and training went on from before it\n"
+    )
     assert "1,000" not in out
     assert run("checkpoint", "list", pretrain, "--json") == 0
     assert json.loads(capsys.readouterr().out)["set_aside"] == [str(aside)]

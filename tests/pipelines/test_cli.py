@@ -1,11 +1,10 @@
-"""The command line: help, what a command asks of the pipeline, and how it ends.
+"""The command line: what a command asks of the pipeline, and how it ends.
 
-Bad input is in tests/integration/test_bad_input.py.
+Bad input is in tests/integration/test_bad_input.py, help and manual in test_manual.py.
 """
 
 import argparse
 import json
-import shlex
 import signal
 import subprocess
 import sys
@@ -29,38 +28,6 @@ def _own_signals() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
-
-
-def commands(parser: argparse.ArgumentParser, *before: str) -> Iterator[tuple[str, ...]]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, below in action.choices.items():
-                yield (*before, name)
-                yield from commands(below, *before, name)
-
-
-ALL = list(commands(cli.build_parser()))
-
-
-def test_the_commands_are_those_of_the_manual() -> None:
-    names = {"demo", "run", "pretrain", "finetune", "evaluate", "report", "data", "doctor"}
-    names |= {"reconstruct", "collapse", "export", "weights", "presets"}
-    names |= {"knn", "linear-probe", "intermediate", "checkpoint"}
-    verbs = {("weights", "inspect"), ("weights", "convert")}
-    verbs |= {("checkpoint", verb) for verb in ("list", "verify", "export")}
-    verbs |= {("data", verb) for verb in ("write", "info", "check", "sample")}
-    assert set(ALL) == {*((name,) for name in names), *verbs}
-
-
-@pytest.mark.parametrize("command", ALL, ids=" ".join)
-def test_help_has_an_example_that_parses(command: tuple[str, ...], capsys: Capture) -> None:
-    with pytest.raises(SystemExit) as end:
-        cli.main([*command, "--help"])
-    assert end.value.code == 0
-    example = shlex.split(capsys.readouterr().out.partition("example:\n")[2])
-    assert example[: len(command) + 1] == ["convnextv2", *command]
-    parsed = cli.build_parser().parse_args(example[1:])
-    assert callable(parsed.act)
 
 
 @pytest.mark.parametrize("words", [[], ["data"], ["dmeo"], ["demo", "--sets", "a=1"]])

@@ -52,7 +52,8 @@ def test_collapse_puts_two_checkpoints_side_by_side(
 
     page = Page(output / "collapse.html")
     assert self_contained(page)
-    assert page.pictures == ["Activation maps"]
+    labels = ("image", "healthy.safetensors,", "ill.safetensors,")
+    assert page.pictures == [f"{label} {row}" for row in (1, 2, 3) for label in labels]
     for text in ("healthy.safetensors", "ill.safetensors", "broken.jpg", *BLOCKS):
         assert text in page.text
     for block in (*first["blocks"], *second["blocks"]):
@@ -92,5 +93,5 @@ def test_collapse_says_what_is_wrong_and_writes_nothing(
 ) -> None:
     weights, output = saved(classifier(), tmp_path / "a.safetensors"), tmp_path / "out"
     assert run("collapse", weights, "--images", photos, "--output", output, *words) == 1
-    assert re.search(rf"^error: .*{message}", capsys.readouterr().err)
+    assert re.search(rf"^error: .*{message}", capsys.readouterr().err, re.MULTILINE)
     assert not output.exists()

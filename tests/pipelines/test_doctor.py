@@ -1,13 +1,14 @@
 """Every check of the doctor is made to fail, and must then say what to do."""
 
 import io
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from pipelines import doctor, limits
+from pipelines.doctor.interpreter import Interpreter
 
 Patch = pytest.MonkeyPatch
 Write = Callable[[str, str], None]
@@ -63,6 +65,12 @@ def command(tmp_path: Path, monkeypatch: Patch) -> Write:
         (bin_dir / name).chmod(0o755)
 
     return write
+
+
+@pytest.fixture
+def interpreter() -> Iterator[Interpreter]:
+    with Interpreter() as made:
+        yield made
 
 
 def free_space(monkeypatch: Patch, free: int) -> None:
@@ -177,28 +185,30 @@ def test_a_running_cluster_is_noticed(tmp_path: Path, monkeypatch: Patch) -> Non
 NO_GPU = "class cuda: device_count = staticmethod(lambda: 0)\nclass version: cuda = None"
 
 
-def test_a_gpu_that_torch_does_not_see(command: Write, stub_module: Write) -> None:
+def test_a_gpu_that_torch_does_not_see(
+    command: Write, stub_module: Write, interpreter: Interpreter
+) -> None:
     command("nvidia-smi", "echo 8; echo 8")
     stub_module("torch", NO_GPU)
-    check = doctor.gpus()
+    check = doctor.gpus(interpreter)
     assert (check.status, "8 listed" in check.found) == ("fail", True)
     assert "CUDA_VISIBLE_DEVICES" in check.advice
 
 
-def test_a_driver_that_does_not_answer(command: Write) -> None:
+def test_a_driver_that_does_not_answer(command: Write, interpreter: Interpreter) -> None:
     command("nvidia-smi", "echo 'Driver/library version mismatch'; exit 18")
-    check = doctor.gpus()
+    check = doctor.gpus(interpreter)
     assert (check.status, check.found) == ("fail", "nvidia-smi: Driver/library version mismatch")
     assert "driver" in check.advice
 
 
-def test_no_gpu_is_no_fault(command: Write, stub_module: Write) -> None:
+def test_no_gpu_is_no_fault(command: Write, stub_module: Write, interpreter: Interpreter) -> None:
     stub_module("torch", NO_GPU)
-    assert doctor.gpus() == doctor.Check("GPUs", "ok", "none: training runs on the CPU")
+    assert doctor.gpus(interpreter) == doctor.Check("GPUs", "ok", "none: training runs on the CPU")
 
 
-def test_a_library_that_is_not_there() -> None:
-    check = doctor.library("nosuchlibrary")
+def test_a_library_that_is_not_there(interpreter: Interpreter) -> None:
+    check = doctor.library("nosuchlibrary", interpreter)
     assert (check.status, check.found) == ("fail", "not installed")
     assert "make setup" in check.advice
 
@@ -210,22 +220,26 @@ def test_a_library_that_is_not_there() -> None:
         ("import os; os.abort()", "exit code -6"),
     ],
 )
-def test_a_library_that_does_not_import(code: str, found: str, stub_module: Write) -> None:
+def test_a_library_that_does_not_import(
+    code: str, found: str, stub_module: Write, interpreter: Interpreter
+) -> None:
     stub_module("numpy", code)
-    check = doctor.library("numpy")
+    check = doctor.library("numpy", interpreter)
     assert (check.status, found in check.found) == ("fail", True)
     assert "make setup" in check.advice
 
 
-def test_a_library_of_another_version(tmp_path: Path, monkeypatch: Patch) -> None:
+def test_a_library_of_another_version(
+    tmp_path: Path, monkeypatch: Patch, interpreter: Interpreter
+) -> None:
     monkeypatch.setattr(doctor, "PINS", tmp_path / "constraints.txt")
-    assert doctor.library("numpy").status == "warn"
+    assert doctor.library("numpy", interpreter).status == "warn"
     doctor.PINS.write_text("numpydoc==1.2\nnumpy==1.2.3\n")
-    check = doctor.library("numpy")
+    check = doctor.library("numpy", interpreter)
     assert check.status == "warn"
     assert "tested with 1.2.3" in check.advice
     doctor.PINS.write_text(f"numpy=={check.found}\n")
-    assert doctor.library("numpy").status == "ok"
+    assert doctor.library("numpy", interpreter).status == "ok"
 
 
 def test_every_library_looked_at_has_a_pin() -> None:
@@ -233,21 +247,52 @@ def test_every_library_looked_at_has_a_pin() -> None:
     assert set(doctor.PINNED) <= pinned
 
 
-def test_ray_that_does_not_start(stub_module: Write) -> None:
+def test_ray_that_does_not_start(stub_module: Write, interpreter: Interpreter) -> None:
     stub_module("ray", "def init(**_): raise RuntimeError('The current node timed out')")
-    check = doctor.ray_starts()
+    check = doctor.ray_starts(interpreter)
     assert check.status == "fail"
     assert "The current node timed out" in check.found
     assert "logs" in check.advice
 
 
 @pytest.mark.slow
-def test_ray_starts_here() -> None:
-    assert doctor.ray_starts() == doctor.Check("Ray", "ok", "one task answered 42")
+def test_ray_starts_here(interpreter: Interpreter) -> None:
+    assert doctor.ray_starts(interpreter) == doctor.Check("Ray", "ok", "one task answered 42")
 
 
 def test_a_process_that_hangs_is_ended() -> None:
     assert doctor._run("sleep", "600", timeout=0.1) == (1, "no answer within 0.1 s")
+
+
+def test_libraries_are_imported_in_one_process(interpreter: Interpreter) -> None:
+    code, first = interpreter.run("import os; print('noise'); print(os.getpid())")
+    assert (code, interpreter.run("import os; print(os.getpid())")) == (0, (0, first))
+    assert int(first) != os.getpid()
+    assert interpreter.run("raise ValueError('bad')") == (1, "ValueError: bad")
+    assert interpreter.run("import sys; sys.exit('no licence')") == (1, "SystemExit: no licence")
+
+
+def test_what_a_library_prints_is_no_answer(interpreter: Interpreter) -> None:
+    assert interpreter.run("import os; os.write(1, b'from C'); print(6)") == (0, "6")
+    assert interpreter.run("print(7)") == (0, "7")
+
+
+@pytest.mark.parametrize(
+    ("code", "answer"),
+    [
+        ("import os; os.abort()", (-6, "exit code -6")),
+        ("import os; os.write(2, b'no AVX'); os._exit(3)", (3, "no AVX")),
+        ("import time; time.sleep(600)", (1, "no answer within 0.5 s")),
+    ],
+)
+def test_after_a_crash_the_others_are_looked_at(
+    code: str, answer: tuple[int, str], interpreter: Interpreter
+) -> None:
+    _, before = interpreter.run("import os; print(os.getpid())")
+    assert interpreter.run(code, timeout=0.5 if "sleep" in code else 60) == answer
+    code_after, after = interpreter.run("import os; print(os.getpid())")
+    assert (code_after, after == before) == (0, False)
+    assert not psutil.pid_exists(int(before))
 
 
 @pytest.mark.parametrize(("free", "status"), [(1, "fail"), (10, "warn"), (300, "ok")])
@@ -308,12 +353,25 @@ def test_a_database_over_the_network(tmp_path: Path, monkeypatch: Patch) -> None
 
 
 def test_the_report_keeps_the_order_and_every_word(tmp_path: Path, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(doctor, "SLOW", [lambda: doctor.Check("last", "fail", "[12]", "[b]x[/b]")])
-    checks = doctor.diagnose(tmp_path)
+    advice = "reinstall [b]it[/b]: " + "x" * 100
+    last = doctor.Check("last", "fail", "[12]", advice)
+    monkeypatch.setattr(doctor, "SLOW", [lambda interpreter: last])
+    checks = list(doctor.diagnose(tmp_path))
     assert [check.name for check in checks][:2] == ["cores", "memory"]
     assert [check.name for check in checks][-2:] == ["database", "last"]
-    assert json.loads(json.dumps([asdict(check) for check in checks]))[-1]["advice"] == "[b]x[/b]"
+    assert json.loads(json.dumps([asdict(check) for check in checks]))[-1]["advice"] == advice
 
-    console = Console(record=True, width=200, file=io.StringIO())
-    console.print(doctor.render(checks))
-    assert console.export_text().splitlines()[-1].split() == ["fail", "last", "[12]", "[b]x[/b]"]
+    console = Console(record=True, width=80, file=io.StringIO(), soft_wrap=True, highlight=False)
+    console.print(doctor.in_words(last))
+    assert console.export_text() == f"fail  last            [12]\n      {advice}\n"
+
+
+def test_what_is_known_is_said_while_the_rest_is_looked_at(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    def not_yet(_: Interpreter) -> doctor.Check:
+        raise AssertionError("the quick checks wait for the slow ones")
+
+    monkeypatch.setattr(doctor, "SLOW", [not_yet])
+    quick = itertools.islice(doctor.diagnose(tmp_path), len(doctor.QUICK) + len(doctor.FOLDER))
+    assert [check.name for check in quick][-1] == "database"

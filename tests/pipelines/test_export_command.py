@@ -45,7 +45,7 @@ def test_export_says_what_is_wrong_and_writes_nothing(
 ) -> None:
     weights = saved(model, tmp_path / "model.safetensors")
     assert run("export", weights, tmp_path / "out.pt2", "--format", "torch", *words) == 1
-    assert re.search(rf"^error: .*{message}", capsys.readouterr().err)
+    assert re.search(rf"^error: .*{message}", capsys.readouterr().err, re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 

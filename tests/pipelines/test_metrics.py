@@ -5,13 +5,19 @@ from pathlib import Path
 import pytest
 
 from pipelines.metrics import (
+    HAND_OVER,
+    LOST,
     SPOOL,
+    STARTING,
     Follower,
+    Line,
     Spool,
     curve,
     read_spool,
     restarts,
     seconds_by_phase,
+    split,
+    wall_by_phase,
 )
 from pipelines.progress import SpeedWords
 
@@ -69,6 +75,38 @@ def test_what_a_restart_takes_back_does_not_count(tmp_path: Path) -> None:
     assert [line["step"] for line in restarts(lines)] == [4]
     # The killed group counts up to its last checkpoint.
     assert seconds_by_phase(lines) == {"step": 5.0, "data": 1.0}
+
+
+def test_wall_time_is_that_of_the_workers_and_what_is_around_them() -> None:
+    lines: list[Line] = [
+        {"kind": "start", "step": 0, "time": 103.0},
+        {"kind": "checkpoint", "step": 4, "time": 110.0, "seconds": {"start-up": 2.0, "step": 5.0}},
+        {"kind": "point", "step": 6, "time": 112.0},
+        # This one died before its first checkpoint: all of its time is lost.
+        {"kind": "start", "step": 4, "time": 120.0},
+        {"kind": "start", "step": 4, "time": 131.0},
+        {"kind": "end", "step": 8, "time": 140.0, "seconds": {"start-up": 2.0, "step": 8.0}},
+    ]
+    spent = wall_by_phase(lines, 99.5, 141.5)
+    assert spent == {
+        STARTING: 3.5,
+        LOST: 20.0,
+        "start-up": 4.0,
+        "step": 13.0,
+        HAND_OVER: 1.5,
+    }
+    assert sum(spent.values()) == 141.5 - 99.5
+    # A worker's clock that is late makes no time negative.
+    assert min(wall_by_phase(lines, 104.0, 139.0).values()) == 0
+    assert wall_by_phase([], 10.0, 12.0) == {HAND_OVER: 2.0}
+
+
+def test_groups_are_told_apart_by_when_they_started() -> None:
+    first: list[Line] = [{"kind": "start", "step": 0, "time": 1.0}, {"kind": "point", "step": 1}]
+    second: list[Line] = [{"kind": "start", "step": 1, "time": 9.0}]
+    assert split([*first, *second], 5.0) == (first, second)
+    assert split([*first, *second], 0.5) == ([], [*first, *second])
+    assert split(first, 5.0) == (first, [])
 
 
 def test_words_beside_the_bar() -> None:

@@ -279,7 +279,14 @@ def test_the_list_has_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["presets", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in listed] == list(PRESETS)
-    assert set(listed[0]) == {"name", "what", "published", "cost", "command"}
+    facts = {"name", "what", "published", "published_top1_percent", "cost", "command"}
+    assert set(listed[0]) == facts
+    percents = {each["name"]: each["published_top1_percent"] for each in listed}
+    assert (percents["demo"], percents["imagenet1k-atto"], percents["knn-atto"]) == (
+        None,
+        76.7,
+        None,
+    )
 
 
 @pytest.mark.parametrize("name", ["imagenet1k-base", "imagenet1k", "knn-huge"])

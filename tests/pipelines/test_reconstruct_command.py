@@ -54,7 +54,7 @@ def test_reconstruct_makes_a_page_and_a_sheet(
 
     assert run(*words) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"5 images, loss {printed['loss']:.3f}: ")
+    assert out.startswith(f"5 images, loss {printed['loss']:.3f}\n  {output / 'gallery.html'}\n")
     assert "  skipped " in out
     assert (image_of(output / "gallery.png") == sheet).all()
     assert run(*words, "--seed", 1) == 0
@@ -137,5 +137,5 @@ def test_reconstruct_says_what_is_wrong_and_writes_nothing(
     assert run("reconstruct", tmp_path / words[0], photos, "--output", output, *words[1:]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert re.search(rf"^error: .*{message}", err)
+    assert re.search(rf"^error: .*{message}", err, re.MULTILINE)
     assert not output.exists()

@@ -11,7 +11,8 @@ import pytest
 
 from pipelines.figures import chart
 from pipelines.metrics import Line
-from pipelines.report import ReportInput, StageRow, duration, render_report
+from pipelines.pages.times import StageRow, duration
+from pipelines.report import ReportInput, render_report
 from pipelines.scores import Evaluation, confused_pairs
 from pipelines.verdict import verdict
 from tests.pipelines.made_up_run import (
@@ -113,7 +114,7 @@ def test_user_text_is_escaped(data: ReportInput) -> None:
         commit=NASTY,
         facts={NASTY: NASTY},
         mlflow_hint=NASTY,
-        stages=[StageRow(name=NASTY, seconds=1, status=NASTY)],
+        stages=[StageRow(name=NASTY, seconds=1, status=NASTY, finished=0)],
         evaluations={
             name: dataclasses.replace(evaluation, classes=(NASTY, *evaluation.classes[1:]))
             for name, evaluation in data.evaluations.items()
@@ -153,11 +154,64 @@ def test_restarts_and_rejected_checkpoints_are_told(data: ReportInput, page: str
 
 def test_time_is_told_by_stage_and_by_phase(page: str) -> None:
     text = words(page)
-    assert "6 min 2 s over all stages." in text
-    assert "Pretraining 3 min 34 s resumed" in text
+    assert "5 min 59 s for this command, up to this page." in text
+    assert "What was done before took 14 s, in other commands." in text
+    assert "Writing data 14 s done before Pretraining 3 min 23 s run now" in text
+    assert "Between stages, and this page 8.4 s now" in text
     # Of the killed group what its last checkpoint knew counts, at 400; the second did 1240.
-    assert "step 2 min 11 s" in text
-    assert "1,240 steps, 158,720 images" in text
+    assert "starting the workers 20 s building and loading 18 s steps 2 min 11 s" in text
+    assert "lost to restarts 14 s handing over 2.0 s" in text
+    assert "1,240 steps, 158,720 images, 782 images/s over the whole time" in text
+    # What is too short to be told is left out.
+    assert " 0.0 s" not in text
+
+
+def test_times_add_up_to_the_wall_time(data: ReportInput, page: str) -> None:
+    section = page[page.index("<h2>Where the time went") : page.index("<h2>What happened")]
+    bars, *trainings = re.split(r'<div class="training">', section)
+    rows = re.findall(
+        r'width:[\d.]+%"></span></span>\s*<span class="number">(.*?)</span>\s*'
+        r"<span><small>(.*?)</small>", bars
+    )  # fmt: skip
+    now = [seconds(time) for time, status in rows if status in ("run now", "resumed", "now")]
+    assert len(rows) == len(data.stages) + 1
+    assert sum(now) == pytest.approx(data.wall_seconds, abs=0.5 * len(now))
+    trained = [stage for stage in data.stages if stage.name in data.spools]
+    for stage, training in zip(trained, trainings, strict=True):
+        widths = [float(width) for width in re.findall(r"width:([\d.]+)%", training)]
+        assert sum(widths) == pytest.approx(100, abs=0.1)
+        told = re.findall(r"</i>\D+([\d.]+ .*?)</li>", training)
+        assert sum(map(seconds, told)) == pytest.approx(stage.seconds, abs=0.5 * len(told))
+
+
+def test_without_any_stage_there_is_a_page(data: ReportInput) -> None:
+    bare = dataclasses.replace(
+        data, stages=[], spools={}, evaluations={}, reconstruction=None, wall_seconds=3.0
+    )
+    assert "3.0 s for this command" in words(render_report(bare))
+
+
+def seconds(words: str) -> float:
+    """What `duration` made words of."""
+    number = iter(words.split())
+    return sum(float(count) * {"h": 3600, "min": 60, "s": 1}[next(number)] for count in number)
+
+
+def test_what_a_stopped_command_trained_is_told_apart(data: ReportInput) -> None:
+    # The driver was killed, too: only the second group trained in the command of this page.
+    lines = data.spools["pretrain"]
+    second = [line for line in lines if line["kind"] == "start"][1]
+    (pretrain,) = (stage for stage in data.stages if stage.name == "pretrain")
+    shorter = dataclasses.replace(
+        pretrain, status="resumed", seconds=pretrain.finished - second["time"] + 15
+    )
+    page = render_report(dataclasses.replace(data, stages=[shorter]))
+    text = words(page)
+    assert "resumed" in text
+    assert "starting the workers 6.0 s" in text
+    assert "lost to restarts" not in text
+    # Of the first group, what its checkpoint at 400 knew: 9 + 32 + 2.4 + 0.4 + 1.6 and a little.
+    assert "and 46 s in commands that were stopped" in text
 
 
 def test_without_control(data: ReportInput) -> None:

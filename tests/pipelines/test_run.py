@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipelines.graph import Place, Stage, Visit
 from pipelines.metrics import Spool
-from pipelines.run import Outcome, closing_table
+from pipelines.run import Outcome, closing_words
 
 RESULT = {"top1": 0.5, "top5": 0.75, "images": 1000, "confusion": [[1]]}
 BETTER = {**RESULT, "top1": 0.5625}
@@ -30,9 +30,9 @@ def outcome(folder: Path, stages: dict[str, dict[str, Any]]) -> Outcome:
 
 
 def said(outcome: Outcome) -> list[list[str]]:
-    """Rows of the table, cell by cell."""
+    """Rows of the table, cell by cell, as on a terminal of 80 columns."""
     text = io.StringIO()
-    Console(file=text, width=300).print(closing_table(outcome))
+    Console(file=text, width=80, soft_wrap=True, highlight=False).print(closing_words(outcome))
     rows = [line.strip().split("  ") for line in text.getvalue().splitlines()]
     return [[cell.strip() for cell in row if cell.strip()] for row in rows]
 
@@ -83,6 +83,19 @@ def test_final_numbers_by_their_names(tmp_path: Path) -> None:
         "finetune.ema.top5": 0.75,
         "pretrain.loss": 0.25,
     }
+
+
+def test_paths_and_commands_are_whole_at_80_columns(tmp_path: Path) -> None:
+    folder = tmp_path / ("a folder with a long name, " * 3 + "and [brackets]")
+    folder.mkdir()
+    done = outcome(folder, {"report": {}})
+    done.mlflow = f"sqlite:///{folder}/mlflow.db"
+    assert said(done) == [
+        ["report", f"{folder}/report/report.html"],
+        ["run folder", str(folder)],
+        ["log", f"{folder}/driver.log"],
+        ["MLflow", f"mlflow ui --backend-store-uri 'sqlite:///{folder}/mlflow.db'"],
+    ]
 
 
 @pytest.mark.parametrize(

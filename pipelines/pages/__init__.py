@@ -7,11 +7,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipelines.figures import LIGHT
 
+TEMPLATES = Path(__file__).parent
+
 
 def environment() -> Environment:
     """The templates; every text is escaped, and a name that is not given is an error."""
     return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,8 +1,8 @@
 """What this machine has and lacks for a run, and what to do about it.
 
 Every check is one function that returns one `Check`; the lists at the end say which are made.
-Whatever is slow, or may crash or hang (importing a library, starting Ray), happens in a process of
-its own, so that a broken machine gives a line in the table instead of a dead doctor.
+Whatever is slow, or may crash or hang (importing a library, starting Ray), happens in another
+process, so that a broken machine gives a line of the report instead of a dead doctor.
 """
 
 import contextlib
@@ -14,8 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -23,13 +22,13 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
+from pipelines.doctor.interpreter import Interpreter
 from pipelines.limits import core_quotas, memory_limits
 
 MB, GB = 10**6, 10**9
-PINS = Path(__file__).parents[1] / "constraints.txt"
+PINS = Path(__file__).parents[2] / "constraints.txt"
 SHARED_MEMORY = Path("/dev/shm")
 PINNED = ("torch", "torchvision", "deepspeed", "ray", "ffcv", "spconv", "mlflow", "numba", "numpy")
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "ceph", "gluster", "beegfs", "9p", "fuse.")
@@ -114,13 +113,15 @@ def ray_clusters() -> Check:
     return Check("Ray clusters", "ok", "none running")
 
 
-def gpus() -> Check:
+def gpus(interpreter: Interpreter) -> Check:
     listed = "0"
     if shutil.which("nvidia-smi"):
         code, listed = _run("nvidia-smi", "--query-gpu=count", "--format=csv,noheader")
         if code != 0:
             return Check("GPUs", "fail", f"nvidia-smi: {listed}", "install or restart the driver")
-    code, output = _run_python("import torch; print(torch.cuda.device_count(), torch.version.cuda)")
+    code, output = interpreter.run(
+        "import torch; print(torch.cuda.device_count(), torch.version.cuda)"
+    )
     if code != 0:
         return Check("GPUs", "fail", f"{listed}, but torch cannot say: {output}", SET_UP)
     seen, cuda = output.split()
@@ -131,13 +132,13 @@ def gpus() -> Check:
     return Check("GPUs", "ok", found if int(seen) else "none: training runs on the CPU")
 
 
-def library(name: str) -> Check:
+def library(name: str, interpreter: Interpreter) -> Check:
     same_module = re.compile(f"{name}(-cu[0-9]+)?")  # spconv-cu126 is spconv, too
     builds = {d.name for d in metadata.distributions() if same_module.fullmatch(d.name)}
     if not builds:
         return Check(name, "fail", "not installed", SET_UP)
     version = metadata.version(builds.pop()).partition("+")[0]
-    code, output = _run_python(f"import {name}")
+    code, output = interpreter.run(f"import {name}")
     if code != 0:
         return Check(name, "fail", f"{version} does not import: {output}", SET_UP)
     if not PINS.exists():
@@ -149,8 +150,8 @@ def library(name: str) -> Check:
     return Check(name, "ok", version)
 
 
-def ray_starts() -> Check:
-    code, output = _run_python(
+def ray_starts(interpreter: Interpreter) -> Check:
+    code, output = interpreter.run(
         "import ray\n"
         "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
         "print('one task answered', ray.get(ray.remote(lambda: 6 * 7).remote()))"
@@ -239,25 +240,27 @@ def _run(*command: str, timeout: float = 180) -> tuple[int, str]:
     return process.returncode, lines[-1] if lines else f"exit code {process.returncode}"
 
 
-# In the order of the report. The quick ones come first and one by one: a Ray that this doctor
-# starts must not be reported as one that was there.
+# In the order of the report. A Ray that this doctor starts must not be reported as one that was
+# there, so that comes last.
 QUICK: list[Callable[[], Check]] = [cores, memory, shared_memory, compiler, python, ray_clusters]
 FOLDER: list[Callable[[Path], Check]] = [disk, durable_writes, database]
-IMPORTS: list[Callable[[], Check]] = [partial(library, name) for name in PINNED]
-SLOW: list[Callable[[], Check]] = [gpus, *IMPORTS, ray_starts]
+IMPORTS: list[Callable[[Interpreter], Check]] = [partial(library, name) for name in PINNED]
+SLOW: list[Callable[[Interpreter], Check]] = [*IMPORTS, gpus, ray_starts]
 
 
-def diagnose(run_dir: Path) -> list[Check]:
-    """Makes every check; none of them raises because the machine is in a bad state."""
-    quick = [check() for check in QUICK] + [check(run_dir) for check in FOLDER]
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        return quick + list(pool.map(lambda check: check(), SLOW))
+def diagnose(run_dir: Path) -> Iterator[Check]:
+    """Makes every check, one by one; none of them raises because the machine is in a bad state."""
+    for check in QUICK:
+        yield check()
+    for look_at in FOLDER:
+        yield look_at(run_dir)
+    with Interpreter() as interpreter:
+        for ask in SLOW:
+            yield ask(interpreter)
 
 
-def render(checks: list[Check]) -> Table:
-    """The checks as a table for a terminal."""
-    table = Table("", "check", "found", "what to do", box=None, pad_edge=False)
-    marks = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[bold red]fail[/]"}
-    for check in checks:
-        table.add_row(marks[check.status], check.name, escape(check.found), escape(check.advice))
-    return table
+def in_words(check: Check) -> Text:
+    """The check as a line, and what to do in a line of its own; for printing unwrapped."""
+    style = {"ok": "green", "warn": "yellow", "fail": "bold red"}[check.status]
+    words = Text(f"{check.status:4}", style).append(f"  {check.name:14}  {check.found}", "default")
+    return words.append(f"\n      {check.advice}", "default") if check.advice else words

@@ -1,0 +1,132 @@
+"""Command `data info`: what a folder of shards holds, or what a collection would take."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.commands import command
+
+SIDES = (256, 384, 512)
+
+Open = Callable[[Path, argparse.Namespace], tuple[Any, Any]]
+
+
+def add_info_command(
+    verbs: Any, add_source_options: Callable[[argparse.ArgumentParser], None], opened: Open
+) -> None:
+    """Add the verb `info`; `opened` makes source and selection of the options."""
+    info = command(
+        verbs,
+        "info",
+        "what a folder of shards holds, or what a collection would take",
+        "convnextv2 data info /data/imagenet22k",
+    )
+    info.add_argument("path", type=Path, help="a folder of shards, or a collection")
+    add_source_options(info)
+    info.add_argument("--json", action="store_true", help="print as JSON")
+    info.set_defaults(act=_act_info, opened=opened)
+
+
+def _act_info(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from pipelines.progress import Screen
+
+    screen = Screen(Console(stderr=True, soft_wrap=True))
+    screen.starts("info", f"looking at {options.path}")
+    try:
+        facts, words = (
+            _of_shards(options) if _holds_shards(options.path) else _of_collection(options, screen)
+        )
+    finally:
+        screen.stop()
+    if options.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        for name, value in words.items():
+            print(f"{name:>24}  {value}")
+        for note in facts.get("notes", []):
+            print(f"{'notes':>24}  {note}")
+    return 0
+
+
+def _holds_shards(path: Path) -> bool:
+    from convnextv2.data.manifest import MANIFEST
+
+    return (path / MANIFEST).exists()
+
+
+def _of_shards(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    from convnextv2.data.check import describe
+
+    facts = describe(options.path)
+    counts, sides = facts["images_per_class"], facts["longest_side_pixels"]
+    return facts, {
+        "split": facts["split"],
+        "images": f"{facts['images']:,}, {facts['skipped_images']:,} skipped",
+        "classes": f"{facts['classes']:,}",
+        "images per class": _spread(counts) if counts else "-",
+        "shards": f"{facts['shards']:,}",
+        "size": f"{facts['bytes'] / 1e9:,.3g} GB, {facts['bytes_per_image']:,} bytes per image",
+        "longest side": f"{_spread(sides)} pixels",
+        "JPEG": f"{facts['jpeg_share']:.1%}",
+        "source": facts["source"],
+        "fingerprint": facts["fingerprint"],
+    }
+
+
+def _spread(numbers: dict[str, float]) -> str:
+    return f"{numbers['least']:,} to {numbers['most']:,}, median {numbers['median']:,g}"
+
+
+def _of_collection(
+    options: argparse.Namespace, screen: Any
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a collection holds and would take as JPEGs of some sizes."""
+    from convnextv2.data.writing import WriteSettings
+    from convnextv2.data.writing.estimate import estimate
+    from convnextv2.data.writing.plan import choose
+
+    def listed(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        parts = list(items)
+        for number, part in enumerate(parts):
+            screen.progress(0.5 * number / len(parts), "listing the images")
+            yield function(part)
+
+    source, selection = options.opened(options.path, options)
+    notes: list[str] = []
+    sequence, classes = choose(source, selection, 0, listed, notes.append)
+    written = []
+    for number, side in enumerate(SIDES):
+        screen.progress(0.5 + 0.5 * number / len(SIDES), f"writing a few at {side} px")
+        expected = estimate(source, sequence, WriteSettings(max_resolution=side))
+        written.append(
+            {
+                "max_resolution_pixels": side,
+                "bytes": expected.bytes,
+                "hours_on_one_core": expected.seconds / 3600,
+            }
+        )
+    facts = {
+        "images": len(sequence),
+        "classes": len(classes),
+        "source_bytes": expected.source_bytes,
+        "sampled_images": expected.sampled,
+        "unreadable_sampled_images": expected.unreadable,
+        "written": written,
+        "notes": notes,
+    }
+    words = {
+        "images": f"{len(sequence):,}",
+        "classes": f"{len(classes):,}",
+        "source": f"{expected.source_bytes / 1e9:.3g} GB",
+        **{
+            f"at {each['max_resolution_pixels']} px": f"{each['bytes'] / 1e9:.3g} GB, "
+            f"{each['hours_on_one_core']:.2g} hours on one core"
+            for each in written
+        },
+        "unreadable": f"{expected.unreadable} of {expected.sampled} looked at",
+    }
+    return facts, words
