@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 Split = Literal["train", "val"]
 RGBImage = NDArray[np.uint8]
+"""(height, width, 3)"""
+Pixels = NDArray[np.uint8 | np.uint16]
+"""(height, width, channels)"""
 
 UNLABELLED = -1
 MEMBER = np.dtype([("key", "<u8"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
@@ -31,10 +34,10 @@ class UnreadableImage(DataError):
 
 
 class Stored(NamedTuple):
-    """An image as it lies in the source: a file's bytes, or pixels (H, W, 3)."""
+    """An image as it lies in the source: a file's bytes, or pixels (H, W, channels)."""
 
     name: str
-    content: bytes | RGBImage
+    content: bytes | Pixels
 
 
 class Source(Protocol):

@@ -11,9 +11,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from convnextv2.data import pixels
 from convnextv2.data.collection import UnreadableImage
-from convnextv2.data.pixels import decode, passes_through
+from convnextv2.data.pixels import decode, opening, passes_through
 
 ORIENTATION, DESCRIPTION = 0x0112, 0x010E
 Bytes = npt.NDArray[np.uint8]
@@ -135,7 +134,8 @@ def test_pixels_of_no_known_range_are_refused() -> None:
     fractions = Image.fromarray(np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4))
     assert "no known range" in unreadable(stored(fractions, "TIFF"))
     deep = Image.fromarray(np.array([[0, 70_000]], np.int32))
-    assert unreadable(stored(deep, "TIFF")) == "pixels from 0 to 70000 are no 16-bit greys"
+    words = "TIFF: its values (int32) go from 0 to 70000; 0 to 65535 would be read"
+    assert unreadable(stored(deep, "TIFF")) == words
 
 
 UPRIGHT: dict[int, Callable[[Bytes], Bytes]] = {
@@ -279,10 +279,10 @@ def test_a_decompression_bomb_is_refused_by_its_header(side: int) -> None:
 
 
 def test_the_largest_image_is_one_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixels, "MAX_PIXELS", 6 * 8)
+    monkeypatch.setattr(opening, "MAX_PIXELS", 6 * 8)
     assert decode(stored(picture(), "PNG"), "x").shape == (6, 8, 3)
     reason = unreadable(stored(picture(7, 8), "PNG"))
-    assert reason == "8 x 7 pixels, more than 48: a decompression bomb?"
+    assert reason == "PNG: 8 x 7 pixels, more than 48: a decompression bomb?"
     assert passes_through(stored(picture(7, 8), "JPEG"), None) is None
 
 

@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from ffcv.fields import IntField, RGBImageField
@@ -246,6 +247,31 @@ def test_sides_stay_at_least_a_pixel(shape: tuple[int, int]) -> None:
 def test_sides_beyond_ffcvs_format_are_shrunk_to_it() -> None:
     line = Pictures(((1, 70_000),)).image(0)
     assert encode(Stored("it", line), 0, WriteSettings(mode="raw")).width == 65_535
+
+
+@pytest.mark.parametrize("side", [65_500, 65_501, 65_535, 70_000])
+def test_sides_beyond_libjpegs_are_shrunk_to_them(side: int) -> None:
+    strip = Pictures(((2, side),)).image(0)
+    stored = encode(Stored("strip.png", strip), 0, WriteSettings())
+    assert (stored.mode, stored.width) == (JPEG, 65_500)
+    assert decode(stored.data, "it").shape == (stored.height, 65_500, 3)
+
+
+def refused(*_: object) -> tuple[bool, tuple[()]]:
+    return False, ()
+
+
+def broken(*_: object) -> None:
+    raise cv2.error("out of memory")
+
+
+@pytest.mark.parametrize("encoder", [refused, broken])
+def test_what_the_encoder_refuses_is_skipped_by_name(
+    encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "imencode", encoder)
+    with pytest.raises(UnreadableImage, match=r"a/x\.png: the JPEG encoder refuses it at 8 x 6"):
+        encode(Stored("a/x.png", np.zeros((6, 8, 3), np.uint8)), 0, WriteSettings())
 
 
 def test_what_is_larger_than_a_page_is_refused_and_the_way_out_is_named() -> None:

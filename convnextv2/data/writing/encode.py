@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 
 from convnextv2.data.collection import DataError, RGBImage, Stored, UnreadableImage
-from convnextv2.data.pixels import decode, passes_through
+from convnextv2.data.pixels import decode, jpeg, passes_through
 from convnextv2.randomness import Draw, uniform
 
 Mode = Literal["raw", "jpg", "smart", "proportion"]
 JPEG, RAW = 0, 1
 COMPRESS = Draw.HOLD_OUT + 3
 LONGEST_SIDE = 65_535
+"""Of FFCV's records, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,19 +101,20 @@ def encode(stored: Stored, key: int, settings: WriteSettings) -> Encoded:
     """Make of a source's image what is stored.
 
     Raises:
-        UnreadableImage: When it cannot be decoded, or is too large for a page.
+        UnreadableImage: When it cannot be decoded or encoded, or is too large for a page.
     """
     name, content = stored
     if settings.mode == "jpg" and isinstance(content, bytes):
         size = passes_through(content, settings.max_resolution)
         if size is not None and len(content) <= settings.page_size:
             return Encoded(JPEG, *size, content)
-    pixels = _shrink(decode(content, name), settings.max_resolution)
+    pixels = _shrink(decode(content, name), settings.max_resolution or LONGEST_SIDE)
+    mode = JPEG if _as_jpeg(pixels, key, settings) else RAW
+    if mode == JPEG:
+        pixels = _shrink(pixels, jpeg.LONGEST_SIDE)
     height, width = pixels.shape[:2]
-    if _as_jpeg(pixels, key, settings):
-        encoded = Encoded(JPEG, height, width, _jpeg(pixels, settings.jpeg_quality))
-    else:
-        encoded = Encoded(RAW, height, width, pixels.tobytes())
+    data = _jpeg(pixels, settings.jpeg_quality, name) if mode == JPEG else pixels.tobytes()
+    encoded = Encoded(mode, height, width, data)
     if len(encoded.data) > settings.page_size:
         raise UnreadableImage(
             f"{name}: {len(encoded.data):,} bytes at {width} x {height} are more than a page of "
@@ -121,9 +123,9 @@ def encode(stored: Stored, key: int, settings: WriteSettings) -> Encoded:
     return encoded
 
 
-def _shrink(pixels: RGBImage, max_resolution: int | None) -> RGBImage:
+def _shrink(pixels: RGBImage, longest_side: int) -> RGBImage:
     height, width = pixels.shape[:2]
-    ratio = min(max_resolution or LONGEST_SIDE, LONGEST_SIDE) / max(height, width)
+    ratio = longest_side / max(height, width)
     if ratio >= 1:
         return pixels
     size = max(1, int(ratio * width)), max(1, int(ratio * height))
@@ -141,9 +143,17 @@ def _as_jpeg(pixels: RGBImage, key: int, settings: WriteSettings) -> bool:
     return settings.mode == "jpg"
 
 
-def _jpeg(pixels: RGBImage, quality: int) -> bytes:
+def _jpeg(pixels: RGBImage, quality: int, name: str) -> bytes:
     blue_first = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    _, data = cv2.imencode(".jpg", blue_first, [int(cv2.IMWRITE_JPEG_QUALITY), quality])
+    reason = ""
+    try:
+        # Most of what it refuses OpenCV tells by this flag alone.
+        done, data = cv2.imencode(".jpg", blue_first, [int(cv2.IMWRITE_JPEG_QUALITY), quality])
+    except cv2.error as error:
+        done, reason = False, f": {error.err}"
+    if not done:
+        height, width = pixels.shape[:2]
+        raise UnreadableImage(f"{name}: the JPEG encoder refuses it at {width} x {height}{reason}")
     encoded: bytes = data.tobytes()
     return encoded
 
