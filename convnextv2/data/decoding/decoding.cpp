@@ -111,6 +111,14 @@ int32_t convnextv2_view(const Place* place, const Box* box, int32_t filter, int3
   if (place->mode == JPEG && decode == REDUCED) {
     while (shrink < 8 && tall >= 2 * shrink * height && wide >= 2 * shrink * width) shrink *= 2;
   }
+  const auto* stored = reinterpret_cast<const uint8_t*>(place->address);
+  if (place->mode == JPEG) {
+    const int32_t problem = unless_fault<UNREADABLE>([&]() -> int32_t {
+      const bool good = jpeg.open(stored, place->size, place->height, place->width, shrink);
+      return good ? NONE : DAMAGED;
+    });
+    if (problem != NONE) return problem;
+  }
   const int32_t rows = (place->height + shrink - 1) / shrink;
   const int32_t columns = (place->width + shrink - 1) / shrink;
   const double top = box->top / shrink, bottom = box->bottom / shrink;
@@ -132,11 +140,9 @@ int32_t convnextv2_view(const Place* place, const Box* box, int32_t filter, int3
     if (y >= first_row) resampler.take(y, pixels);
   };
   const auto done = [&] { return resampler.done(); };
-  const auto* stored = reinterpret_cast<const uint8_t*>(place->address);
   if (place->mode == JPEG) {
     return unless_fault<UNREADABLE>([&] {
-      const bool good = jpeg.rows(stored, place->size, place->height, place->width, shrink,
-                                  decode == FULL, first_row, first, last, start, take, done);
+      const bool good = jpeg.rows(decode == FULL, first_row, first, last, start, take, done);
       return good && done() ? NONE : DAMAGED;
     });
   }

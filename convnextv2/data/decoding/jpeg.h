@@ -31,13 +31,9 @@ class Jpeg {
   Jpeg(const Jpeg&) = delete;
   Jpeg& operator=(const Jpeg&) = delete;
 
-  // Hand the rows from `top` on at columns [left, right) of the image, shrunk by 1/`shrink`, to
-  // `take(y, pixels)` until `done()`. `start(first_column, columns)` hears before which columns
-  // the rows have: some more than asked for, or `whole` rows. Returns false when it is damaged.
-  template <class Start, class Take, class Done>
-  bool rows(const uint8_t* data, size_t size, int32_t height, int32_t width, int32_t shrink,
-            bool whole, int32_t top, int32_t left, int32_t right, Start start, Take take,
-            Done done) {
+  // Begin an image. `shrink` (1, 2, 4 or 8) becomes what it can be without loss of colour. Returns
+  // false when it is damaged, or not of this size.
+  bool open(const uint8_t* data, size_t size, int32_t height, int32_t width, int32_t& shrink) {
     // No C++ object with a destructor may live here: errors jump out of it.
     if (setjmp(errors_.back)) {
       jpeg_abort_decompress(&info_);
@@ -55,7 +51,21 @@ class Jpeg {
     info_.out_color_space = JCS_RGB;
     info_.dct_method = JDCT_ISLOW;
     info_.scale_num = 1;
+    while (shrink > 1 && !keeps_colour(shrink)) shrink /= 2;
     info_.scale_denom = shrink;
+    return true;
+  }
+
+  // Hand the rows of the image that is open, from `top` on at columns [left, right), to
+  // `take(y, pixels)` until `done()`. `start(first_column, columns)` hears before which columns
+  // the rows have: some more than asked for, or `whole` rows. Returns false when it is damaged.
+  template <class Start, class Take, class Done>
+  bool rows(bool whole, int32_t top, int32_t left, int32_t right, Start start, Take take,
+            Done done) {
+    if (setjmp(errors_.back)) {
+      jpeg_abort_decompress(&info_);
+      return false;
+    }
     jpeg_start_decompress(&info_);
     JDIMENSION first = 0, columns = info_.output_width, row = 0;
     if (!whole) {
@@ -94,6 +104,23 @@ class Jpeg {
     jpeg_error_mgr base;
     jmp_buf back;
   };
+
+  // Whether every component has at least half of the shrunk image's resolution, as 4:2:0 has of a
+  // whole one's. libjpeg shrinks colours that are stored at a lower resolution less, but only if
+  // that goes in both directions: of 4:1:1 it would leave a quarter.
+  bool keeps_colour(int32_t shrink) {
+    info_.scale_denom = shrink;
+    jpeg_calc_output_dimensions(&info_);
+    for (int n = 0; n < info_.num_components; ++n) {
+      const jpeg_component_info& part = info_.comp_info[n];
+      if (2 * part.downsampled_width < info_.output_width ||
+          2 * part.downsampled_height < info_.output_height) {
+        return false;
+      }
+    }
+    return true;
+  }
+
   jpeg_decompress_struct info_;
   Errors errors_;
   std::vector<uint8_t> buffer_;
