@@ -67,6 +67,8 @@ def describe(folder: PathLike) -> dict[str, Any]:
         "shards": len(manifest.shards),
         "bytes": manifest.bytes,
         "bytes_per_image": round(manifest.bytes / manifest.samples),
+        "channels": manifest.channels,
+        "bits": manifest.bits,
         "longest_side_pixels": _spread(longest),
         "jpeg_share": float((fields["mode"] == JPEG).mean()),
         "skipped_images": len(manifest.skipped),

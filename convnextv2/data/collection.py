@@ -19,6 +19,28 @@ RGBImage = NDArray[np.uint8]
 Pixels = NDArray[np.uint8 | np.uint16]
 """(height, width, channels)"""
 
+
+class PixelFormat(NamedTuple):
+    """What all images of a written collection have: channels, and bits of a value (8 or 16)."""
+
+    channels: int = 3
+    bits: int = 8
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8 | np.uint16]:
+        return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
+
+    @property
+    def pixel_bytes(self) -> int:
+        return self.channels * self.bits // 8
+
+    def __str__(self) -> str:
+        return f"{self.channels} channel{'s' * (self.channels != 1)} of {self.bits} bits"
+
+
+RGB = PixelFormat()
+"""What JPEGs hold; all else is stored as pixels."""
+
 UNLABELLED = -1
 MEMBER = np.dtype([("key", "<u8"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
 """An image: hash of its name, where it lies in its part, its bytes there, its class."""

@@ -35,7 +35,7 @@ class Batch:
     """What a step trains on; FFCV's pixels without a copy.
 
     Attributes:
-        images: (B, H, W, 3) uint8, which is (B, 3, H, W) in channels_last memory.
+        images: (B, H, W, C) uint8 or uint16, which is (B, C, H, W) in channels_last memory.
         labels: (B,) int64.
         indices: (B,) int64, sample numbers.
         epoch: Of the draws.
@@ -83,7 +83,8 @@ class BetonLoader:
 
     Raises:
         DataError: When the folder is not complete.
-        ValueError: When mixing is asked for with an odd batch size; when `batches_ahead` is 0.
+        ValueError: When mixing is asked for with an odd batch size, or RGB's augmentations for
+            other images; when `batches_ahead` is 0.
     """
 
     def __init__(
@@ -107,14 +108,19 @@ class BetonLoader:
         # numba starts as many threads as there are cores, and refuses to use more.
         self.num_workers = min(num_workers, numba.config.NUMBA_NUM_THREADS)
         self.batches_ahead = batches_ahead
-        self.shards = open_shards(folder, read_manifest(folder))
+        manifest = read_manifest(folder)
+        self.shards = open_shards(folder, manifest)
         self.clock = np.array([seed, 0], np.uint64)
         self.memory_manager = _Storage(self)
         # Two names the epoch thread asks its loader for; of ours nothing depends on them.
         self.reader, self.traversal_order = _NoMetadata(), None
         self._thread: _EpochThread | None = None
         with _compiled_already():
-            spec = PipelineSpec("image", DecodeView(view), augment.operations(self.clock))
+            decoder = DecodeView(view, manifest.pixel_format)
+            operations = augment.operations(
+                self.clock, manifest.pixel_format, manifest.normalization
+            )
+            spec = PipelineSpec("image", decoder, operations)
             fields = {"image": RGBImageField(), "label": IntField()}
             self.graph = Graph({"image": spec}, fields, {"image": 0}, _NoMetadata.metadata, None)
             self.code = self.graph.codegen_all(self.graph.collect_requirements()[1])
@@ -216,7 +222,11 @@ class _EpochThread(EpochIterator):
                 return
             self._move_to_cache(shards)
             library().convnextv2_prefetch(
-                shards.table.ctypes.data, len(shards.table), batch.ctypes.data, len(batch)
+                shards.table.ctypes.data,
+                len(shards.table),
+                batch.ctypes.data,
+                len(batch),
+                shards.pixel_format.pixel_bytes,
             )
             waiting.append(batch)
             if len(waiting) > self.loader.batches_ahead:

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convnextv2.data.collection import DataError
+from convnextv2.data.collection import DataError, PixelFormat
 from convnextv2.paths import PathLike
+from convnextv2.tasks import IMAGENET, Normalization
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -41,7 +42,8 @@ class Manifest:
     `settings` and `selection` are those it was written with; `source` and `source_fingerprint` say
     from what, and `digest` is a hash of all these. Sample numbers run through the shards in order:
     the first of a shard follows the last of the one before. `class_counts` has the samples of each
-    of `classes`.
+    of `classes`. Every image has `channels` values of `bits` a pixel. `mean` and `std` of these,
+    from 0 to 1, are measured as they are written, unless they are RGB of 8 bits.
     """
 
     split: str
@@ -54,11 +56,24 @@ class Manifest:
     source: str
     source_fingerprint: str
     digest: str = ""
+    channels: int = 3
+    bits: int = 8
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     schema: int = SCHEMA
 
     @property
     def samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        return PixelFormat(self.channels, self.bits)
+
+    @property
+    def normalization(self) -> Normalization:
+        """What the images are normalised by: what was measured, or ImageNet's numbers for RGB."""
+        return Normalization(self.mean, self.std, self.bits) if self.mean else IMAGENET
 
     @property
     def bytes(self) -> int:
@@ -91,8 +106,8 @@ def read_manifest(folder: PathLike) -> Manifest:
             raise DataError(f"{path} has schema {schema}, this version reads {SCHEMA}")
         content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
         content["skipped"] = tuple(Skipped(*item) for item in content["skipped"])
-        for name in ("classes", "class_counts"):
-            content[name] = tuple(content[name])
+        for name in ("classes", "class_counts", "mean", "std"):
+            content[name] = tuple(content.get(name, ()))
         return Manifest(**content)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is damaged ({error!r}); write the shards again") from error

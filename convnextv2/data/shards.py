@@ -19,13 +19,15 @@ from ffcv.types import (
 )
 from numpy.typing import NDArray
 
-from convnextv2.data.collection import DataError
+from convnextv2.data.collection import RGB, DataError, PixelFormat
 from convnextv2.data.manifest import Manifest
 from convnextv2.paths import PathLike
 
 RECORD = get_metadata_type([RGBImageField(), IntField()])
 """What FFCV stores of a sample: f0 = (mode, width, height, data_ptr), f1 = label. 24 bytes."""
 FIELD_TYPES = [2, 1]  # FFCV's numbers for these two fields
+# Of other channels the field is one of our own, so that no reader of FFCV's shows them as RGB.
+BAND_FIELD_TYPES = [255, 1]
 TABLE = np.dtype(
     [(name, "<u8") for name in ("first", "samples", "address", "bytes", "records", "page_size")]
 )
@@ -38,21 +40,22 @@ class Shards:
 
     Attributes:
         table: One row (`TABLE`) per shard, for compiled code (`convnextv2.data.decoding`).
+        pixel_format: Of all images.
     """
 
-    def __init__(self, paths: Sequence[PathLike]) -> None:
+    def __init__(self, paths: Sequence[PathLike], pixel_format: PixelFormat = RGB) -> None:
         """Map the files.
 
         Raises:
             DataError: When one is not there, cut short, or not of this kind.
         """
-        self.paths = [Path(path) for path in paths]
+        self.paths, self.pixel_format = [Path(path) for path in paths], pixel_format
         self.table = np.zeros(len(paths), TABLE)
         self._maps: list[NDArray[np.uint8]] = []
         self._old: list[NDArray[np.uint8]] = []
         first = 0
         for number, path in enumerate(self.paths):
-            mapped, row = _map(path)
+            mapped, row = _map(path, pixel_format)
             self._maps.append(mapped)
             self.table[number] = (first, *row)
             first += int(self.table[number]["samples"])
@@ -61,7 +64,7 @@ class Shards:
     def move(self, number: int, path: PathLike) -> None:
         """Read shard `number` from another file of the same content, from now on."""
         path = Path(path)
-        mapped, row = _map(path)
+        mapped, row = _map(path, self.pixel_format)
         old = self.table[number]
         if row[0] != old["samples"] or row[2] != old["bytes"]:
             raise DataError(f"{path} is not the same as {self.paths[number]}")
@@ -119,7 +122,7 @@ class Shards:
 def open_shards(folder: PathLike, manifest: Manifest) -> Shards:
     """Map the shards that `manifest` names; raises DataError when they are not as it says."""
     folder = Path(folder)
-    shards = Shards([folder / shard.name for shard in manifest.shards])
+    shards = Shards([folder / shard.name for shard in manifest.shards], manifest.pixel_format)
     for shard, row in zip(manifest.shards, shards.table, strict=True):
         if (shard.samples, shard.bytes) != (row["samples"], row["bytes"]):
             raise DataError(
@@ -129,7 +132,14 @@ def open_shards(folder: PathLike, manifest: Manifest) -> Shards:
     return shards
 
 
-def _map(path: Path) -> tuple[NDArray[np.uint8], tuple[int, int, int, int, int]]:
+def field_types(pixel_format: PixelFormat) -> list[int]:
+    """Types of the fields of a file with such images."""
+    return FIELD_TYPES if pixel_format == RGB else BAND_FIELD_TYPES
+
+
+def _map(
+    path: Path, pixel_format: PixelFormat
+) -> tuple[NDArray[np.uint8], tuple[int, int, int, int, int]]:
     """Map a file; its samples, address, bytes, where its records begin, and its page size."""
     try:
         mapped = np.memmap(path, np.uint8, mode="r")
@@ -144,8 +154,9 @@ def _map(path: Path) -> tuple[NDArray[np.uint8], tuple[int, int, int, int, int]]
     if not known or header["page_size"] == 0:
         raise DataError(f"{path} is no .beton file of images and labels")
     fields = mapped[start:records].view(FieldDescType)
-    if fields["type_id"].tolist() != FIELD_TYPES:
-        raise DataError(f"{path} holds other fields than an RGB image and an integer label")
+    if fields["type_id"].tolist() != field_types(pixel_format):
+        image = "an RGB image" if pixel_format == RGB else f"an image of {pixel_format}"
+        raise DataError(f"{path} holds other fields than {image} and an integer label")
     samples = int(header["num_samples"])
     # FFCV ends a file with a table of its images, which is empty where its writer failed.
     end = int(header["alloc_table_ptr"]) + samples * ALLOC_TABLE_TYPE.itemsize

@@ -16,7 +16,8 @@ from ffcv.pipeline.operation import Operation
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from convnextv2.data.decoding import Problem, library, locate, view
+from convnextv2.data.collection import RGB, PixelFormat
+from convnextv2.data.decoding import Problem, library, locate, view, view_bands
 from convnextv2.randomness import Draw, uniform
 
 Interpolation = Literal["bicubic", "area"]
@@ -102,21 +103,21 @@ class DamagedImage(RuntimeError):
 
 
 class DecodeView(Operation):
-    """Decoder of the field "image": (height, width, 3) uint8 of the given view.
+    """Decoder of the field "image": (height, width, channels) of the given view.
 
     Its storage state is (shards' table, clock), the clock being [seed, epoch].
     """
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, pixel_format: PixelFormat = RGB) -> None:
         super().__init__()
         library()
-        self.view = view
+        self.view, self.pixel_format = view, pixel_format
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, Any]:
-        shape, byte = (*self.view.size, 3), np.dtype("<u1")
+        shape, dtype = (*self.view.size, self.pixel_format.channels), self.pixel_format.dtype
         return (
-            replace(previous_state, jit_mode=True, shape=shape, dtype=byte),
-            (AllocationQuery(shape, byte), AllocationQuery((1,), byte)),
+            replace(previous_state, jit_mode=True, shape=shape, dtype=dtype),
+            (AllocationQuery(shape, dtype), AllocationQuery((1,), np.dtype("<u1"))),
         )
 
     def generate_code(self) -> Callable[..., Any]:
@@ -150,23 +151,26 @@ def serve_views(
     images: Any,
     problems: Any,
 ) -> None:
-    """Fill `images` (B, H, W, 3) with the views of `indices`, and `problems` (B, 1)."""
+    """Fill `images` (B, H, W, channels) with the views of `indices`, and `problems` (B, 1)."""
+    pixel_bytes = images.shape[3] * images.itemsize
     for slot in prange(len(indices)):
         place = np.empty(6, np.int64)
         sample = np.uint64(indices[slot])
-        problem = locate(table.ctypes.data, len(table), sample, place.ctypes.data)
+        problem = locate(table.ctypes.data, len(table), sample, pixel_bytes, place.ctypes.data)
         if problem == 0:
             box = choose_box(kind, numbers, clock, sample, place[3], place[4], images.shape[1:3])
-            problem = view(
-                place.ctypes.data,
-                box.ctypes.data,
-                filter_code,
-                decode_code,
-                images.shape[1],
-                images.shape[2],
-                images[slot].ctypes.data,
-            )
+            problem = show(place, box, filter_code, decode_code, images[slot])
         problems[slot, 0] = problem
+
+
+@njit(cache=True, nogil=True)
+def show(place: Any, box: Any, filter_code: Any, decode_code: Any, image: Any) -> int:
+    """Write the box of the image at `place` to `image` (H, W, channels); returns the problem."""
+    height, width, channels = image.shape
+    source, cut, out = place.ctypes.data, box.ctypes.data, image.ctypes.data
+    if channels == 3 and image.itemsize == 1:
+        return view(source, cut, filter_code, decode_code, height, width, out)
+    return view_bands(source, cut, filter_code, height, width, channels, image.itemsize, out)
 
 
 @njit(cache=True, nogil=True)

@@ -10,8 +10,9 @@ from timm.data.mixup import rand_bbox
 from timm.data.random_erasing import RandomErasing as TimmErasing
 from torchvision.transforms import ColorJitter as TorchvisionJitter
 
-from convnextv2.data.augment import ColorJitter, Mixing, RandAugment, RandomErasing, erasing, mixing
+from convnextv2.data.augment import ColorJitter, Mixing, RandAugment, RandomErasing, mixing
 from convnextv2.data.augment.rand_augment import Op, apply
+from convnextv2.tasks import IMAGENET
 from tests.convnextv2.test_augment_pixels import picture
 
 pytestmark = pytest.mark.slow
@@ -125,7 +126,7 @@ def test_erasing_with_pixels_is_rounded_normal_noise() -> None:
     values = np.concatenate([image[image.any(axis=2)] for image in images])
     assert len(values) > 60 * 64 * 64 / 5
     for channel in range(3):
-        noise = stats.norm(erasing.MEAN[channel], erasing.STD[channel])
+        noise = stats.norm(255 * IMAGENET.mean[channel], 255 * IMAGENET.std[channel])
         edges = np.arange(20, 240, 4)
         ours = (values[:, channel, None] < edges).mean(axis=0)
         theirs = noise.cdf(edges - 0.5)
@@ -143,7 +144,7 @@ def test_erasing_with_a_random_colour_fills_with_one() -> None:
         assert len(inside) <= 2
         colours.append(inside[-1])
     for channel, values in enumerate(np.array(colours).T):
-        noise = stats.norm(erasing.MEAN[channel], erasing.STD[channel])
+        noise = stats.norm(255 * IMAGENET.mean[channel], 255 * IMAGENET.std[channel])
         edges = np.arange(20, 240, 4)
         difference = (values[:, None] < edges).mean(axis=0) - noise.cdf(edges - 0.5)
         assert np.abs(difference).max() < 1.95 / np.sqrt(DRAWS)

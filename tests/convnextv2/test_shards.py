@@ -135,7 +135,7 @@ def test_a_record_that_lies_is_damage(folder: Path, tmp_path: Path, lie: str) ->
     found = [
         library().convnextv2_locate(
             ctypes.c_void_p(shards.table.ctypes.data), ctypes.c_int64(1), ctypes.c_uint64(sample),
-            ctypes.c_void_p(place.ctypes.data),
+            ctypes.c_int32(3), ctypes.c_void_p(place.ctypes.data),
         )
         for sample in (liar, liar + 1, 2**63)
     ]  # fmt: skip

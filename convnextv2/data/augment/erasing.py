@@ -1,21 +1,21 @@
 """Random erasing (Zhong et al., 2020) with timm's modes: a rectangle becomes noise or a colour.
 
 timm draws the noise after normalisation; here it is mean + std x normal of each channel in pixel
-values. The one difference: it is rounded and cut to a byte, which 3% of the values feel. Such noise
-has 256 values, so it is looked up: 16 random bits choose one, with its probability to 2^-16.
+values. The one difference: it is rounded and cut to what a value can be, which 3% of RGB's bytes
+feel. The noise is looked up: 16 random bits choose one of its quantiles.
 """
 
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numba import njit, prange
-from numpy.typing import NDArray
+from scipy.special import ndtri
 
-from convnextv2.data.augment.geometry import FILL
 from convnextv2.data.augment.operation import Clock, InPlace
+from convnextv2.data.collection import Pixels
 from convnextv2.randomness import Draw, random_bits, stream_bits, uniform
+from convnextv2.tasks import IMAGENET, Normalization
 
 Mode = Literal["pixel", "rand", "const"]
 
@@ -23,9 +23,9 @@ FIRST = int(Draw.ERASING)
 ATTEMPTS = 10
 RECTANGLE = FIRST + 4
 NOISE = RECTANGLE + 4 * ATTEMPTS
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
 CHOICES = 1 << 16
+PER_WORD = 4
+"""Of 64 random bits, 16 choose a channel's value."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RandomErasing:
         area: Bounds of the rectangle's share of the image.
         ratio: Bounds of its height / width, which is log-uniform.
         mode: "pixel": normal noise, of each pixel and channel its own; "rand": one colour of such
-            noise; "const": ImageNet's mean colour, which is 0 to the network.
+            noise; "const": the mean colour, which is 0 to the network.
 
     Raises:
         ValueError: When one is out of range.
@@ -58,30 +58,28 @@ class RandomErasing:
         if self.mode not in get_args(Mode):
             raise ValueError(f"mode {self.mode!r} of erasing; expected {get_args(Mode)}")
 
-    def operation(self, clock: Clock) -> InPlace:
-        """The FFCV operation."""
+    def operation(self, clock: Clock, normalization: Normalization = IMAGENET) -> InPlace:
+        """The FFCV operation, for images that are normalised like that."""
         numbers = np.array([self.probability, *self.area, *np.log(self.ratio)])
-        colors = quantiles()
-        if self.mode == "const":
-            colors[:] = np.array(FILL)[:, None]
+        colors = quantiles(normalization, constant=self.mode == "const")
         return InPlace(erase, clock, numbers, colors, self.mode == "pixel")
 
 
-def quantiles() -> NDArray[np.uint8]:
-    """Of each channel's noise as a byte, at the middles of `CHOICES` equal parts: (3, CHOICES)."""
-    middles = (np.arange(CHOICES) + 0.5) / CHOICES
-    edges = [
-        [NormalDist(mean, std).cdf(value + 0.5) for value in range(255)]
-        for mean, std in zip(MEAN, STD, strict=True)
-    ]
-    return np.stack([np.searchsorted(channel, middles) for channel in edges]).astype(np.uint8)
+def quantiles(normalization: Normalization = IMAGENET, *, constant: bool = False) -> Pixels:
+    """Of each channel's noise, at the middles of `CHOICES` equal parts: (channels, CHOICES)."""
+    white = normalization.white
+    mean, std = np.array(normalization.mean)[:, None], np.array(normalization.std)[:, None]
+    normal = ndtri((np.arange(CHOICES) + 0.5) / CHOICES)
+    values = np.rint((mean + std * (0 if constant else normal)) * white)
+    dtype = np.uint8 if normalization.bits == 8 else np.uint16
+    return np.broadcast_to(np.clip(values, 0, white), (len(mean), CHOICES)).astype(dtype)
 
 
 @njit(cache=True, nogil=True, parallel=True)
 def erase(
     images: Any, indices: Any, clock: Any, numbers: Any, colors: Any, every_pixel: Any
 ) -> None:
-    """Erase in a batch, in place; `colors` (3, CHOICES) are what a channel may become."""
+    """Erase in a batch, in place; `colors` (channels, CHOICES) are what a channel may become."""
     seed, epoch = clock
     for slot in prange(len(indices)):
         sample = np.uint64(indices[slot])
@@ -117,12 +115,15 @@ def rectangle(
 
 @njit(cache=True, nogil=True)
 def fill(part: Any, key: Any, colors: Any, every_pixel: Any) -> None:
-    """Colours for (H, W, 3): of 64 bits, 16 choose a channel's."""
+    """Colours for (H, W, channels), four channels from every 64 bits."""
     choice = np.uint64(CHOICES - 1)
+    channels = part.shape[2]
+    words = (channels + PER_WORD - 1) // PER_WORD
     for y in range(part.shape[0]):
         for x in range(part.shape[1]):
             number = y * part.shape[1] + x if every_pixel else 0
-            bits = stream_bits(key, np.uint64(number))
-            part[y, x, 0] = colors[0, bits & choice]
-            part[y, x, 1] = colors[1, (bits >> np.uint64(16)) & choice]
-            part[y, x, 2] = colors[2, (bits >> np.uint64(32)) & choice]
+            for word in range(words):
+                bits = stream_bits(key, np.uint64(number * words + word))
+                for c in range(PER_WORD * word, min(channels, PER_WORD * (word + 1))):
+                    part[y, x, c] = colors[c, bits & choice]
+                    bits >>= np.uint64(16)

@@ -66,13 +66,13 @@ def mix_pairs(images: Any, indices: Any, clock: Any, coefficients: Any, numbers:
 
 @njit(cache=True, nogil=True)
 def mix_in(own: Any, partner: Any, clock: Any, index: Any, numbers: Any) -> float:
-    """Change `own` (H, W, 3) in place; its share of the result."""
+    """Change `own` (H, W, channels) in place; its share of the result."""
     share, box = choose(clock, np.uint64(index), own.shape[0], own.shape[1], numbers)
     top, left, bottom, right = box
     if top < bottom and left < right:
         for y in range(top, bottom):
             for x in range(left, right):
-                for c in range(3):
+                for c in range(own.shape[2]):
                     own[y, x, c] = partner[y, x, c]
     elif share < 1.0:
         blend(own.reshape(-1), partner.reshape(-1), np.float32(share))
@@ -102,8 +102,8 @@ def choose(
 
 @njit(cache=True, nogil=True)
 def blend(own: Any, partner: Any, share: Any) -> None:
-    """Weighted mean of bytes, rounded, into `own`."""
+    """Weighted mean of values, rounded, into `own`."""
     rest = np.float32(1.0) - share
     for k in range(len(own)):
         mean = share * np.float32(own[k]) + rest * np.float32(partner[k])
-        own[k] = np.uint8(np.int32(np.rint(mean)))
+        own[k] = np.int32(np.rint(mean))

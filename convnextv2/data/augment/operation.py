@@ -13,7 +13,8 @@ Kernel = Callable[..., None]
 
 
 class InPlace(Operation):
-    """Calls `kernel(images, indices, clock, *numbers)`; images are (B, H, W, 3) uint8.
+    """Calls `kernel(images, indices, clock, *numbers)`; images are (B, H, W, C)
+    uint8 or uint16.
 
     The clock is [seed, epoch], changed by who owns it between epochs.
     """

@@ -1,10 +1,11 @@
 """The C++ decoder, and its functions as compiled code calls them.
 
-`locate(table, shards, sample, place)` fills `place` (6 int64: address, size, mode, height, width,
-label). `view(place, box, filter, decode, height, width, out)` writes the box (6 float64: top,
-left, bottom, right, mirrored, beyond) of that image to `out` (height, width, 3) uint8.
-`prefetch(table, shards, samples, count)` has the kernel read ahead. Arrays are given by address;
-the first two return a `Problem`.
+`locate(table, shards, sample, pixel_bytes, place)` fills `place` (6 int64: address, size, mode,
+height, width, label). `view(place, box, filter, decode, height, width, out)` writes the box (6
+float64: top, left, bottom, right, mirrored, beyond) of that image to `out` (height, width, 3)
+uint8; `view_bands(place, box, filter, height, width, channels, value_bytes, out)` does it for
+other channels and for 16 bits. `prefetch(table, shards, samples, count, pixel_bytes)` has the
+kernel read ahead. Arrays are given by address; the first three return a `Problem`.
 """
 
 import ctypes
@@ -19,7 +20,8 @@ from numba import types
 from convnextv2.compiler import built
 
 FOLDER = Path(__file__).parent
-SOURCES = [FOLDER / name for name in ("decoding.cpp", "faults.h", "jpeg.h", "resample.h")]
+HEADERS = ("axis.h", "bands.h", "faults.h", "jpeg.h", "resample.h")
+SOURCES = [FOLDER / name for name in ("decoding.cpp", *HEADERS)]
 
 
 class Problem(IntEnum):
@@ -34,11 +36,16 @@ class Problem(IntEnum):
 # By name, not by address, so that numba can keep what calls them on disk.
 _pointer = types.intp
 locate = types.ExternalFunction(
-    "convnextv2_locate", types.int32(_pointer, types.int64, types.uint64, _pointer)
+    "convnextv2_locate",
+    types.int32(_pointer, types.int64, types.uint64, types.int32, _pointer),
 )
 view = types.ExternalFunction(
     "convnextv2_view",
     types.int32(_pointer, _pointer, types.int32, types.int32, types.int32, types.int32, _pointer),
+)
+view_bands = types.ExternalFunction(
+    "convnextv2_view_bands",
+    types.int32(_pointer, _pointer, *[types.int32] * 5, _pointer),
 )
 
 
@@ -60,7 +67,7 @@ def library() -> ctypes.CDLL:
     llvmlite.binding.load_library_permanently(path)
     found = ctypes.CDLL(path)
     found.convnextv2_prefetch.argtypes = [
-        ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64,
+        ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32,
     ]  # fmt: skip
     found.convnextv2_prefetch.restype = None
     return found

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "bands.h"
 #include "faults.h"
 #include "jpeg.h"
 #include "resample.h"
@@ -57,13 +58,51 @@ int32_t clamp(double value, int32_t low, int32_t high) {
   return static_cast<int32_t>(std::min<double>(high, std::max<double>(low, value)));
 }
 
+// The weights of a view, of an image that is shrunk by 1/`shrink` as it is decoded.
+template <class AnyResampler>
+void make_axes(AnyResampler& resampler, const Place& place, const Box& box, int32_t filter,
+               int32_t height, int32_t width, int32_t shrink) {
+  const int32_t rows = (place.height + shrink - 1) / shrink;
+  const int32_t columns = (place.width + shrink - 1) / shrink;
+  const double top = box.top / shrink, bottom = box.bottom / shrink;
+  const double left = box.left / shrink, right = box.right / shrink;
+  const bool beyond = box.beyond != 0;
+  const bool enlarges =
+      box.bottom - box.top < shrink * height || box.right - box.left < shrink * width;
+  make_axis(resampler.rows, static_cast<Filter>(filter), height, top, bottom,
+            beyond ? 0 : clamp(std::floor(top), 0, rows - 1),
+            beyond ? rows : clamp(std::ceil(bottom), 1, rows), enlarges);
+  make_axis(resampler.columns, static_cast<Filter>(filter), width, left, right,
+            beyond ? 0 : clamp(std::floor(left), 0, columns - 1),
+            beyond ? columns : clamp(std::ceil(right), 1, columns), enlarges);
+}
+
+template <class Value>
+int32_t view_bands(const Place& place, const Box& box, int32_t filter, int32_t height,
+                   int32_t width, int32_t channels, Value* out) {
+  thread_local BandResampler<Value> resampler;
+  make_axes(resampler, place, box, filter, height, width, 1);
+  const int32_t first_row = resampler.rows.low();
+  const int32_t first = resampler.columns.low(), last = resampler.columns.high();
+  resampler.start(height, width, channels, box.mirrored != 0, first, last - first, out);
+  const auto* stored = reinterpret_cast<const Value*>(place.address);
+  return unless_fault<UNREADABLE>([&] {
+    for (int32_t y = first_row; !resampler.done(); ++y) {
+      resampler.take(y, stored + (static_cast<size_t>(y) * place.width + first) * channels);
+    }
+    return NONE;
+  });
+}
+
 }  // namespace
 
 extern "C" {
 
-// Where sample `sample` lies. FFCV keeps sizes in another table, 24 bytes a sample more; here an
+// Where sample `sample` lies; its pixels have `pixel_bytes`, and are no JPEG unless that is an RGB's
+// three. FFCV keeps sizes in another table, 24 bytes a sample more; here an
 // image ends where the next one begins, or with its page.
-int32_t convnextv2_locate(const Shard* shards, int64_t count, uint64_t sample, Place* place) {
+int32_t convnextv2_locate(const Shard* shards, int64_t count, uint64_t sample, int32_t pixel_bytes,
+                          Place* place) {
   const Shard* shard = shard_of(shards, count, sample);
   if (shard == nullptr) return NOT_THERE;
   return unless_fault<UNREADABLE>([&]() -> int32_t {
@@ -77,9 +116,10 @@ int32_t convnextv2_locate(const Shard* shards, int64_t count, uint64_t sample, P
       const uint64_t next = records[row + 1].pointer;
       if (next > begin && next < end) end = next;
     }
-    const uint64_t pixels = 3ull * record.height * record.width;
+    const uint64_t pixels = static_cast<uint64_t>(pixel_bytes) * record.height * record.width;
     // After the pages comes FFCV's table, 24 bytes a sample: a row may be read a vector too far.
     if (end + LANES > shard->bytes || pixels == 0 || record.mode > RAW) return DAMAGED;
+    if (record.mode == JPEG && pixel_bytes != 3) return DAMAGED;
     if (record.mode == RAW && pixels > end - begin) return DAMAGED;
     *place = {static_cast<int64_t>(shard->address + begin),
               static_cast<int64_t>(record.mode == RAW ? pixels : end - begin),
@@ -91,11 +131,11 @@ int32_t convnextv2_locate(const Shard* shards, int64_t count, uint64_t sample, P
 // Ask the kernel to read these samples while others are decoded. A sample that is not there is left
 // to the one who decodes it.
 void convnextv2_prefetch(const Shard* shards, int64_t count, const uint64_t* samples,
-                         int64_t wanted) {
+                         int64_t wanted, int32_t pixel_bytes) {
   const int64_t page = sysconf(_SC_PAGESIZE);
   for (int64_t n = 0; n < wanted; ++n) {
     Place place;
-    if (convnextv2_locate(shards, count, samples[n], &place) != NONE) continue;
+    if (convnextv2_locate(shards, count, samples[n], pixel_bytes, &place) != NONE) continue;
     const int64_t begin = place.address / page * page;
     madvise(reinterpret_cast<void*>(begin), place.address + place.size - begin, MADV_WILLNEED);
   }
@@ -119,18 +159,7 @@ int32_t convnextv2_view(const Place* place, const Box* box, int32_t filter, int3
     });
     if (problem != NONE) return problem;
   }
-  const int32_t rows = (place->height + shrink - 1) / shrink;
-  const int32_t columns = (place->width + shrink - 1) / shrink;
-  const double top = box->top / shrink, bottom = box->bottom / shrink;
-  const double left = box->left / shrink, right = box->right / shrink;
-  const bool beyond = box->beyond != 0;
-  const bool enlarges = tall < shrink * height || wide < shrink * width;
-  make_axis(resampler.rows, static_cast<Filter>(filter), height, top, bottom,
-            beyond ? 0 : clamp(std::floor(top), 0, rows - 1),
-            beyond ? rows : clamp(std::ceil(bottom), 1, rows), enlarges);
-  make_axis(resampler.columns, static_cast<Filter>(filter), width, left, right,
-            beyond ? 0 : clamp(std::floor(left), 0, columns - 1),
-            beyond ? columns : clamp(std::ceil(right), 1, columns), enlarges);
+  make_axes(resampler, *place, *box, filter, height, width, shrink);
   const int32_t first_row = resampler.rows.low();
   const int32_t first = resampler.columns.low(), last = resampler.columns.high();
   const auto start = [&](int32_t column, int32_t count) {
@@ -153,6 +182,15 @@ int32_t convnextv2_view(const Place* place, const Box* box, int32_t filter, int3
     }
     return NONE;
   });
+}
+
+// The same for pixels of any number of channels, of 8 or 16 bits: `out` is (height, width, channels).
+int32_t convnextv2_view_bands(const Place* place, const Box* box, int32_t filter, int32_t height,
+                              int32_t width, int32_t channels, int32_t value_bytes, void* out) {
+  if (value_bytes == 1) {
+    return view_bands(*place, *box, filter, height, width, channels, static_cast<uint8_t*>(out));
+  }
+  return view_bands(*place, *box, filter, height, width, channels, static_cast<uint16_t*>(out));
 }
 
 }  // extern "C"

@@ -47,7 +47,7 @@ class IdxSource:
         images = read_idx(self.images, 3)
         for number in members["offset"]:
             grey = images[int(number)]
-            yield Stored(f"{self.images}:{number}", np.repeat(grey[:, :, None], 3, axis=2))
+            yield Stored(f"{self.images}:{number}", grey[:, :, None])
 
     def fingerprint(self) -> str:
         return hash_files(self.images.parent, [self.images.name, self.labels.name], self.classes)

@@ -15,7 +15,8 @@ from typing import Self
 import numpy as np
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType
 
-from convnextv2.data.shards import FIELD_TYPES, RECORD
+from convnextv2.data.collection import RGB, PixelFormat
+from convnextv2.data.shards import RECORD, field_types
 from convnextv2.data.writing.encode import Encoded
 
 FIELD_NAMES = ("image", "label")
@@ -24,8 +25,10 @@ FIELD_NAMES = ("image", "label")
 class BetonWriter:
     """Writes at most `capacity` samples to `path`; the header comes last, in `finish`."""
 
-    def __init__(self, path: Path, capacity: int, page_size: int) -> None:
-        self.page_size = page_size
+    def __init__(
+        self, path: Path, capacity: int, page_size: int, pixel_format: PixelFormat = RGB
+    ) -> None:
+        self.page_size, self.field_types = page_size, field_types(pixel_format)
         self.records = np.zeros(capacity, RECORD)
         self.sizes = np.zeros(capacity, np.uint64)
         self.samples = 0
@@ -68,7 +71,7 @@ class BetonWriter:
         table["size"] = self.sizes[: self.samples]
         self._write(self._position, table.tobytes())
         fields = np.zeros(2, FieldDescType)
-        for field, name, type_id in zip(fields, FIELD_NAMES, FIELD_TYPES, strict=True):
+        for field, name, type_id in zip(fields, FIELD_NAMES, self.field_types, strict=True):
             field["type_id"] = type_id
             field["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
         self._write(HeaderType.itemsize, fields.tobytes() + self.records[: self.samples].tobytes())

@@ -5,17 +5,26 @@ byte; the random choice of mode "proportion" is a hash of the image's name.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 
-from convnextv2.data.collection import DataError, RGBImage, Stored, UnreadableImage
-from convnextv2.data.pixels import decode, jpeg, passes_through
+from convnextv2.data.collection import (
+    RGB,
+    DataError,
+    PixelFormat,
+    Pixels,
+    RGBImage,
+    Stored,
+    UnreadableImage,
+)
+from convnextv2.data.pixels import decode, decode_bands, jpeg, passes_through
 from convnextv2.randomness import Draw, uniform
 
 Mode = Literal["raw", "jpg", "smart", "proportion"]
 JPEG, RAW = 0, 1
+Image = TypeVar("Image", bound=Pixels)
 COMPRESS = Draw.HOLD_OUT + 3
 LONGEST_SIDE = 65_535
 """Of FFCV's records, in pixels."""
@@ -26,7 +35,10 @@ class WriteSettings:
     """How a collection is stored.
 
     Attributes:
-        mode: FFCV's: JPEGs, pixels, pixels of small images ("smart"), or a share of both.
+        mode: FFCV's: JPEGs, pixels, pixels of small images ("smart"), or a share of both. Images
+            that are not RGB of 8 bits are stored as pixels.
+        channels: 3 makes RGB of all images; of any other number, all must have it.
+        bits: Of a value, 8 or 16; None: 8 for RGB, else what the images have.
         max_resolution: Longest side in pixels; larger images are shrunk.
         jpeg_quality: Of images that are encoded.
         smart_threshold: Mode "smart": images of more raw bytes than this become JPEGs.
@@ -48,6 +60,8 @@ class WriteSettings:
     shuffle_buffer_bytes: int = 256 << 20
     page_size: int = 8 << 20
     max_unreadable: int = 0
+    channels: int = 3
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -77,15 +91,31 @@ class WriteSettings:
             )
             if not fine
         ]
+        if self.channels < 1:
+            problems.append(f"channels = {self.channels}; expected at least 1")
+        if self.bits not in (None, 8, 16):
+            problems.append(f"bits = {self.bits}; expected 8 or 16")
+        if self.mode in ("smart", "proportion") and self.pixel_format != RGB:
+            problems.append(f"mode {self.mode} is for RGB of 8 bits; set raw, all else is pixels")
         if self.mode == "smart" and self.smart_threshold is None:
             problems.append("mode smart needs a smart_threshold, in bytes")
         if problems:
             raise DataError("; ".join(problems))
 
     @property
+    def pixel_format(self) -> PixelFormat:
+        """What is stored; where `bits` are left to the images, of 8 until these are seen."""
+        return PixelFormat(self.channels, self.bits or 8)
+
+    @property
     def content(self) -> dict[str, Any]:
         """What decides the bytes of the shards."""
-        return {name: value for name, value in asdict(self).items() if name != "max_unreadable"}
+        known = asdict(self)
+        del known["max_unreadable"]
+        if (self.channels, self.bits) in ((3, None), (3, 8)):
+            # As it was before there were others: what was written then is complete now.
+            del known["channels"], known["bits"]
+        return known
 
 
 class Encoded(NamedTuple):
@@ -96,13 +126,21 @@ class Encoded(NamedTuple):
     width: int
     data: bytes
 
+    def pixels(self, pixel_format: PixelFormat) -> Pixels:
+        """What is stored as pixels, as an array."""
+        shape = (self.height, self.width, pixel_format.channels)
+        return np.frombuffer(self.data, pixel_format.dtype).reshape(shape)
+
 
 def encode(stored: Stored, key: int, settings: WriteSettings) -> Encoded:
     """Make of a source's image what is stored.
 
     Raises:
-        UnreadableImage: When it cannot be decoded or encoded, or is too large for a page.
+        UnreadableImage: When it cannot be decoded or encoded, is too large for a page, or has other
+            channels than the collection.
     """
+    if settings.pixel_format != RGB:
+        return _fitting(_as_bands(stored, settings), stored.name, settings)
     name, content = stored
     if settings.mode == "jpg" and isinstance(content, bytes):
         size = passes_through(content, settings.max_resolution)
@@ -114,7 +152,23 @@ def encode(stored: Stored, key: int, settings: WriteSettings) -> Encoded:
         pixels = _shrink(pixels, jpeg.LONGEST_SIDE)
     height, width = pixels.shape[:2]
     data = _jpeg(pixels, settings.jpeg_quality, name) if mode == JPEG else pixels.tobytes()
-    encoded = Encoded(mode, height, width, data)
+    return _fitting(Encoded(mode, height, width, data), name, settings)
+
+
+def _as_bands(stored: Stored, settings: WriteSettings) -> Encoded:
+    """All channels of an image, shrunk if need be."""
+    wanted = settings.pixel_format
+    values = decode_bands(stored.content, stored.name)
+    found = PixelFormat(values.shape[2], 8 * values.itemsize)
+    if found != wanted:
+        raise UnreadableImage(f"{stored.name}: {found}, and the collection has {wanted}")
+    values = _shrink(values, settings.max_resolution or LONGEST_SIDE)
+    return Encoded(RAW, *values.shape[:2], values.tobytes())
+
+
+def _fitting(encoded: Encoded, name: str, settings: WriteSettings) -> Encoded:
+    """The image, if it fits a page."""
+    _, height, width, _ = encoded
     if len(encoded.data) > settings.page_size:
         raise UnreadableImage(
             f"{name}: {len(encoded.data):,} bytes at {width} x {height} are more than a page of "
@@ -123,14 +177,18 @@ def encode(stored: Stored, key: int, settings: WriteSettings) -> Encoded:
     return encoded
 
 
-def _shrink(pixels: RGBImage, longest_side: int) -> RGBImage:
+def _shrink(pixels: Image, longest_side: int) -> Image:
     height, width = pixels.shape[:2]
     ratio = longest_side / max(height, width)
     if ratio >= 1:
         return pixels
     size = max(1, int(ratio * width)), max(1, int(ratio * height))
-    shrunk: RGBImage = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    return shrunk
+    if pixels.shape[2] == 3:
+        return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+    # Of more than four channels OpenCV takes only one at a time.
+    bands = [np.ascontiguousarray(pixels[..., number]) for number in range(pixels.shape[2])]
+    shrunk = [cv2.resize(band, size, interpolation=cv2.INTER_AREA) for band in bands]
+    return np.stack(shrunk, axis=-1)  # type: ignore[return-value]
 
 
 def _as_jpeg(pixels: RGBImage, key: int, settings: WriteSettings) -> bool:

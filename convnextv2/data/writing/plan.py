@@ -26,6 +26,7 @@ from convnextv2.data.sources import describe_kinds
 from convnextv2.data.writing.disk import check_room, refusals
 from convnextv2.data.writing.encode import WriteSettings
 from convnextv2.data.writing.estimate import estimate
+from convnextv2.data.writing.settle import settle
 
 WORK = ".writing"
 PLAN = "plan.json"
@@ -40,13 +41,14 @@ Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 class Plan:
     """What is written: `samples` per shard at most, fewer where images are unreadable.
 
-    `sample_bytes` is a forecast of what one of them takes.
+    `sample_bytes` is a forecast of what one of them takes, `bits` are those of a value.
     """
 
     digest: str
     classes: tuple[str, ...]
     samples: tuple[int, ...]
     sample_bytes: float
+    bits: int = 8
 
     def shard_name(self, split: str, number: int) -> str:
         return f"{split}-{number:05}-of-{len(self.samples):05}.beton"
@@ -71,15 +73,18 @@ def make_plan(
     """Decide what goes into which shard, and keep it in `folder`; `note` hears what is odd.
 
     Raises:
-        DataError: When nothing is left to write, or the disk is too small for it.
+        DataError: When nothing is left to write, images do not go together or not with the
+            settings, or the disk is too small.
     """
     sequence, classes = choose(source, selection, seed, run, note)
+    settings = settle(source, sequence, settings, note)
     expected = estimate(source, sequence, settings)
     check_room(folder, expected.bytes)
     count = settings.num_shards or max(1, round(expected.bytes / settings.shard_bytes))
     shards = _cut(sequence, count)
     sample_bytes = expected.bytes / len(sequence)
-    plan = Plan(digest, classes, tuple(map(len, shards)), sample_bytes)
+    bits = settings.pixel_format.bits
+    plan = Plan(digest, classes, tuple(map(len, shards)), sample_bytes, bits)
     with refusals(folder / WORK / PLAN, sequence.nbytes):
         for number, shard in enumerate(shards):
             with members_path(folder, number).open("wb") as file:
@@ -142,6 +147,7 @@ def read_plan(folder: Path) -> Plan | None:
         tuple(content["classes"]),
         tuple(content["samples"]),
         content["sample_bytes"],
+        content.get("bits", 8),
     )
 
 

@@ -15,11 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ffcv.fields import RGBImageField
 from ffcv.reader import Reader
 
-from convnextv2.data.collection import UNLABELLED, DataError, Source, UnreadableImage
+from convnextv2.data.collection import (
+    RGB,
+    UNLABELLED,
+    DataError,
+    PixelFormat,
+    Source,
+    UnreadableImage,
+)
 from convnextv2.data.manifest import Shard, Skipped, sync_folder, write_json
 from convnextv2.data.pixels import decode
+from convnextv2.data.statistics import ChannelSums
 from convnextv2.data.writing.beton import BetonWriter
 from convnextv2.data.writing.disk import refusals
 from convnextv2.data.writing.encode import JPEG, Encoded, WriteSettings, encode
@@ -31,12 +40,16 @@ PROGRESS_EVERY = 64
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a written shard; its file's name and hash are in `shard`."""
+    """What is known of a written shard; its file's name and hash are in `shard`.
+
+    `sums` are of all pixels, unless they are RGB of 8 bits: these are normalised by other numbers.
+    """
 
     digest: str
     shard: Shard | None
     class_counts: list[int]
     skipped: list[Skipped]
+    sums: ChannelSums | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,7 +116,8 @@ def finished(job: ShardJob) -> Record | None:
     content = json.loads(job.record_path.read_text())
     shard = None if content["shard"] is None else Shard(**content["shard"])
     skipped = [Skipped(*item) for item in content["skipped"]]
-    record = Record(content["digest"], shard, content["class_counts"], skipped)
+    sums = ChannelSums(**content["sums"]) if content.get("sums") else None
+    record = Record(content["digest"], shard, content["class_counts"], skipped, sums)
     there = shard is None or (job.path.exists() and job.path.stat().st_size == shard.bytes)
     return record if there and record.digest == job.plan.digest else None
 
@@ -111,20 +125,23 @@ def finished(job: ShardJob) -> Record | None:
 def _write(job: ShardJob, partial: Path) -> Record:
     counts = np.zeros(len(job.plan.classes), np.int64)
     skipped: list[Skipped] = []
-    capacity = job.plan.samples[job.number]
-    with BetonWriter(partial, capacity, job.settings.page_size) as beton:
+    capacity, pixel_format = job.plan.samples[job.number], job.settings.pixel_format
+    sums = None if pixel_format == RGB else ChannelSums.none(pixel_format.channels)
+    with BetonWriter(partial, capacity, job.settings.page_size, pixel_format) as beton:
         images = _encoded(job, skipped)
         for encoded, label in _shuffled(images, job.settings.shuffle_buffer_bytes, job.number):
             beton.append(encoded, label)
+            if sums is not None:
+                sums += ChannelSums.of(encoded.pixels(pixel_format))
             if label != UNLABELLED:
                 counts[label] += 1
         beton.finish()
         samples = beton.samples
     if samples == 0:
         return Record(job.plan.digest, None, counts.tolist(), skipped)
-    _verify(partial, samples)
+    _verify(partial, samples, pixel_format)
     shard = Shard(job.path.name, samples, partial.stat().st_size, _sync_and_hash(partial))
-    return Record(job.plan.digest, shard, counts.tolist(), skipped)
+    return Record(job.plan.digest, shard, counts.tolist(), skipped, sums)
 
 
 def _encoded(job: ShardJob, skipped: list[Skipped]) -> Iterator[tuple[Encoded, int]]:
@@ -188,9 +205,10 @@ def _shuffled(
         yield draw()
 
 
-def _verify(path: Path, samples: int) -> None:
+def _verify(path: Path, samples: int, pixel_format: PixelFormat) -> None:
     """Read the file back with FFCV's reader: all of it is there, and images decode."""
-    reader = Reader(str(path))
+    # Records are the same, whatever the pixels.
+    reader = Reader(str(path), {} if pixel_format == RGB else {"image": RGBImageField})
     records, table = reader.metadata, reader.alloc_table
     end = int(reader.header["alloc_table_ptr"])
     whole = (
@@ -204,17 +222,18 @@ def _verify(path: Path, samples: int) -> None:
         raise DataError(f"{path.parent} took only part of {path.name} (disk full?)")
     with path.open("rb") as file:
         for row in {0, samples // 2, samples - 1}:
-            _check_image(file, records[row]["f0"], int(table[row]["size"]), f"{path}, image {row}")
+            place = records[row]["f0"], int(table[row]["size"])
+            _check_image(file, *place, pixel_format.pixel_bytes, f"{path}, image {row}")
 
 
-def _check_image(file: Any, field: Any, size: int, name: str) -> None:
+def _check_image(file: Any, field: Any, size: int, pixel_bytes: int, name: str) -> None:
     file.seek(int(field["data_ptr"]))
     data = file.read(size)
-    shape = (int(field["height"]), int(field["width"]), 3)
+    height, width = int(field["height"]), int(field["width"])
     if field["mode"] == JPEG:
-        good = decode(data, name).shape == shape
+        good = decode(data, name).shape == (height, width, 3)
     else:
-        good = len(data) == np.prod(shape)
+        good = len(data) == height * width * pixel_bytes
     if not good:
         raise DataError(f"{name} did not come back as it was written")
 

@@ -8,15 +8,16 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convnextv2.data.collection import DataError, Source
+from convnextv2.data.collection import DataError, PixelFormat, Source
 from convnextv2.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from convnextv2.data.selection import Selection
+from convnextv2.data.statistics import ChannelSums
 from convnextv2.data.writing.disk import alone, check_room, refusals
 from convnextv2.data.writing.encode import WriteSettings
 from convnextv2.data.writing.plan import (
@@ -111,8 +112,9 @@ def _write_shards(
     run: Map,
 ) -> list[Record]:
     """The records of all shards in their order; what has none yet is written."""
+    settled = replace(settings, bits=plan.bits)
     jobs = [
-        ShardJob(source, destination, selection.split, plan, number, settings)
+        ShardJob(source, destination, selection.split, plan, number, settled)
         for number in range(len(plan.samples))
     ]
     records = {job.number: record for job in jobs if (record := finished(job))}
@@ -173,6 +175,10 @@ def _manifest(
     records: list[Record],
 ) -> Manifest:
     counts = np.array([record.class_counts for record in records], np.int64).sum(axis=0)
+    pixel_format = PixelFormat(settings.channels, plan.bits)
+    sums = [record.sums for record in records if record.sums is not None]
+    measured = sum(sums, start=ChannelSums.none(settings.channels))
+    mean, std, _ = measured.normalization(plan.bits) if measured.pixels else ((), (), 0)
     return Manifest(
         split=selection.split,
         shards=tuple(record.shard for record in records if record.shard is not None),
@@ -184,4 +190,7 @@ def _manifest(
         source=name,
         source_fingerprint=fingerprint,
         digest=plan.digest,
+        **pixel_format._asdict(),
+        mean=mean,
+        std=std,
     )

@@ -1,0 +1,103 @@
+"""Channels and bits that a collection is written with, settled by some of its images.
+
+What does not go together is said before anything is written; an image that was not among those and
+does not fit is left out by name, like one that cannot be read.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+from convnextv2.data.collection import (
+    RGB,
+    DataError,
+    Members,
+    PixelFormat,
+    Source,
+    UnreadableImage,
+)
+from convnextv2.data.pixels import decode_bands
+from convnextv2.data.writing.encode import WriteSettings
+from convnextv2.data.writing.estimate import some_of
+
+MADE_RGB = (1, 2, 3, 4)
+"""Channels of images that are made RGB: grey, RGB, and these with transparency."""
+_JPEG = b"\xff\xd8"
+
+
+def settle(
+    source: Source, sequence: Members, settings: WriteSettings, note: Callable[[str], None]
+) -> WriteSettings:
+    """Look at some images of `sequence` (rows of PLANNED); `bits` that are open become theirs.
+
+    `note` hears when levels will be lost.
+
+    Raises:
+        DataError: When more of them than may be left out do not go with `settings`, or with each
+            other; names one of each kind, and the setting that would work.
+    """
+    found, names = _look(source, sequence, settings)
+    if not found:
+        return settings
+    if settings.pixel_format == RGB:
+        misfits = {form: n for form, n in found.items() if form.channels not in MADE_RGB}
+        _refuse(misfits, found, names, settings)
+        deep = [form for form in found if form.bits > RGB.bits and form not in misfits]
+        if deep:
+            note(
+                f"{sum(found[form] for form in deep)} of {sum(found.values())} images looked at, "
+                f"such as {names[deep[0]]}, have more than 8 bits a value: they are stored with 8, "
+                "and levels are lost; data.write.bits=16 (data write: --bits 16) keeps them"
+            )
+        return settings
+    fitting = [form for form in found if form.channels == settings.channels]
+    usual = max(fitting, key=found.__getitem__, default=RGB)
+    settled = replace(settings, bits=settings.bits or usual.bits)
+    misfits = {form: n for form, n in found.items() if form != settled.pixel_format}
+    _refuse(misfits, found, names, settled)
+    return settled
+
+
+def _look(
+    source: Source, sequence: Members, settings: WriteSettings
+) -> tuple[Counter[PixelFormat], dict[PixelFormat, str]]:
+    """How many of the images have which format, and one of each."""
+    found: Counter[PixelFormat] = Counter()
+    names: dict[PixelFormat, str] = {}
+    for stored, _ in some_of(source, sequence):
+        content = stored.content
+        if settings.pixel_format == RGB and isinstance(content, bytes) and content[:2] == _JPEG:
+            form = RGB  # Any JPEG is made RGB of 8 bits, and need not be decoded for it.
+        else:
+            try:
+                values = decode_bands(content, stored.name)
+            except UnreadableImage:
+                continue
+            form = PixelFormat(values.shape[2], 8 * values.itemsize)
+        found[form] += 1
+        names.setdefault(form, stored.name)
+    return found, names
+
+
+def _refuse(
+    misfits: dict[PixelFormat, int],
+    found: Counter[PixelFormat],
+    names: dict[PixelFormat, str],
+    settings: WriteSettings,
+) -> None:
+    """Raise DataError when there are more misfits than images that may be left out."""
+    if sum(misfits.values()) <= settings.max_unreadable:
+        return
+    kinds = "; ".join(f"{form} ({names[form]})" for form in found)
+    asked = f"{settings.pixel_format} are asked for"
+    if len(found) > 1:
+        raise DataError(
+            f"images of different kinds: {kinds}, where {asked}; write each kind by itself, or make "
+            "them alike"
+        )
+    (form,) = found
+    bits = "" if form.bits == settings.bits else f", data.write.bits={form.bits}"
+    raise DataError(
+        f"the images have {kinds}, and {asked}; model.in_channels={form.channels}{bits} would work "
+        f"(data write: --channels {form.channels})"
+    )

@@ -1,0 +1,42 @@
+"""By which mean and deviation images are normalised, on the device that trains on them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Normalization(NamedTuple):
+    """Mean and deviation of each channel, for values from 0 to 1: the range of `bits`, 8 or 16."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bits: int = 8
+
+    @property
+    def white(self) -> int:
+        """The largest value as it is stored."""
+        return (1 << self.bits) - 1
+
+
+IMAGENET = Normalization(IMAGENET_MEAN, IMAGENET_STD)
+"""For RGB of 8 bits, whatever the collection: it is what published weights expect."""
+
+
+class Normalize(nn.Module):
+    """(B, H, W, C) uint8 or uint16 to (B, C, H, W) in `dtype`."""
+
+    def __init__(self, by: Normalization = IMAGENET) -> None:
+        super().__init__()
+        self.white = by.white
+        self.register_buffer("mean", torch.tensor(by.mean) * by.white, persistent=False)
+        self.register_buffer("std", torch.tensor(by.std) * by.white, persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        x = (images.float() - self.mean.float()) / self.std.float()
+        return x.to(dtype).permute(0, 3, 1, 2)
