@@ -35,7 +35,7 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
         else:
             found += _fine_tuning(train, config.model)
         problems += [f"{name}.{problem}" for problem in found]
-    return [*problems, *_stages(config)]
+    return [*problems, *_stages(config), *_pixels(config)]
 
 
 def _stages(config: PipelineConfig) -> Iterator[str]:
@@ -75,6 +75,29 @@ def _two_starts(config: PipelineConfig) -> Iterator[str]:
             f"{name}.weights: it starts from what {earlier} trains already; set {earlier}=null, "
             f"or give them to {earlier}.weights"
         )
+
+
+def _pixels(config: PipelineConfig) -> Iterator[str]:
+    """What is for RGB of 8 bits, where images are something else."""
+    channels, other = config.model.in_channels, config.intermediate
+    for prefix, data in (("data", config.data), ("intermediate.data", other and other.data)):
+        if data is None or (channels, data.write.bits or 8) == (3, 8):
+            continue
+        images = f"images have {channels} channels" if channels != 3 else "images have 16 bits"
+        if data.write.mode in ("smart", "proportion"):
+            yield (
+                f"{prefix}.write.mode: {data.write.mode} makes JPEGs of RGB of 8 bits, and {images}; "
+                "raw would work"
+            )
+        first = ("intermediate",) if data is not config.data else ()
+        for name in first or ("pretrain", "finetune", "linear_probe"):
+            train = getattr(config, name)
+            for field in ("color_jitter", "rand_augment"):
+                if train is not None and getattr(train.augment, field):
+                    yield (
+                        f"{name}.augment.{field}: changes colours of RGB of 8 bits, and {images}; "
+                        "0 would work"
+                    )
 
 
 def _training(train: TrainConfig) -> Iterator[str]:

@@ -8,9 +8,11 @@ from typing import Any
 from torch import nn
 
 from cluster.keep import KeepPolicy
+from convnextv2.data.manifest import read_manifest
 from convnextv2.data.order import GlobalOrder
 from convnextv2.recipe.duration import Duration
 from convnextv2.recipe.schedule import WarmupCosine, scaled_lr
+from convnextv2.tasks import Normalization
 from pipelines.config import FinetuneConfig, PipelineConfig, PretrainConfig
 from pipelines.samples import training_order
 
@@ -42,6 +44,11 @@ class TrainJob:
     initial_weights: Path | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def normalization(self) -> Normalization:
+        """Of the images that are trained on, by which those for validation are normalised, too."""
+        return read_manifest(self.shards).normalization
 
     def order(self) -> GlobalOrder:
         return training_order(self.shards, self.recipe, self.config.data, self.config.seed)

@@ -9,16 +9,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convnextv2.data.pixels.visible import visible
 from convnextv2.fcmae import FCMAE
 from convnextv2.masking import patchify, sample_masks, unpatchify
-from convnextv2.tasks import Normalize
+from convnextv2.tasks import IMAGENET, Normalization, Normalize
 
 MASK_GREY = 128
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Three pictures of each image, (N, H, W, 3) uint8, and the model's loss on all of them."""
+    """Three pictures of each image, (N, H, W, 3) uint8, and the model's loss on all of them.
+
+    Of images that are not RGB they show some channels (`convnextv2.data.pixels.visible`).
+    """
 
     original: NDArray[np.uint8]
     masked: NDArray[np.uint8]
@@ -27,8 +31,12 @@ class Reconstruction:
 
 
 @torch.no_grad()
-def reconstruct(model: FCMAE, images: Tensor, mask: Tensor) -> Reconstruction:
-    """Hide `mask` (N, L; 1 = masked) of `images` (N, H, W, 3; uint8) and fill it in by `model`.
+def reconstruct(
+    model: FCMAE, images: Tensor, mask: Tensor, normalization: Normalization = IMAGENET
+) -> Reconstruction:
+    """Hide `mask` (N, L; 1 = masked) of `images` (N, H, W, C) and fill it in by `model`.
+
+    Images are stored values, uint8 or uint16; `normalization` is what the model was trained with.
 
     With `norm_pix_loss` the model predicts patches of mean 0 and deviation 1. As in the MAE's
     visualisation, each is multiplied by the deviation of the true patch and its mean is added:
@@ -38,7 +46,7 @@ def reconstruct(model: FCMAE, images: Tensor, mask: Tensor) -> Reconstruction:
     """
     parameter = model.pred.weight
     images, hidden = images.to(parameter.device), mask.to(parameter.device).bool()
-    normalize = Normalize().to(parameter.device)
+    normalize = Normalize(normalization).to(parameter.device)
     was_training = model.training
     model.eval()
     output = model(normalize(images, parameter.dtype), mask=hidden)
@@ -51,14 +59,17 @@ def reconstruct(model: FCMAE, images: Tensor, mask: Tensor) -> Reconstruction:
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         prediction = prediction * (variance + 1e-6).sqrt() + mean
     pixels = unpatchify(prediction, model.grid, model.patch_size).permute(0, 2, 3, 1)
-    pixels = (pixels * normalize.std + normalize.mean).round().clamp(0, 255).to(torch.uint8)
+    pixels = (pixels * normalize.std + normalize.mean).round().clamp(0, normalize.white)
 
     per_pixel = hidden[..., None].expand(-1, -1, model.patch_size**2)
-    where = unpatchify(per_pixel, model.grid, model.patch_size).permute(0, 2, 3, 1)
+    where = unpatchify(per_pixel, model.grid, model.patch_size).permute(0, 2, 3, 1).cpu().numpy()
+    values = images.cpu().numpy()
+    original = visible(values, normalization)
+    filled = visible(pixels.cpu().numpy().astype(values.dtype), normalization)
     return Reconstruction(
-        original=images.cpu().numpy(),
-        masked=images.masked_fill(where, MASK_GREY).cpu().numpy(),
-        predicted=torch.where(where, pixels, images).cpu().numpy(),
+        original=original,
+        masked=np.where(where, np.uint8(MASK_GREY), original),
+        predicted=np.where(where, filled, original),
         loss=float(output.loss),
     )
 

@@ -1,7 +1,7 @@
 """Shards against their manifest: is every byte as it was written, and what is in them?"""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from convnextv2.data.collection import DataError, UnreadableImage
 from convnextv2.data.manifest import Manifest, Shard, read_manifest
 from convnextv2.data.pixels import decode as decode_image
 from convnextv2.data.shards import Shards, open_shards
+from convnextv2.data.statistics import ChannelSums
 from convnextv2.data.writing.encode import JPEG
 from convnextv2.paths import PathLike
+from convnextv2.tasks import Normalization
 
 
 def check(
@@ -77,6 +79,31 @@ def describe(folder: PathLike) -> dict[str, Any]:
     }
 
 
+def measure(folder: PathLike) -> Normalization:
+    """Mean and deviation of the channels of the shards in `folder`, for values from 0 to 1.
+
+    They are in the manifest, unless the images are RGB of 8 bits: these are decoded here.
+
+    Raises:
+        DataError: When the shards are not complete, or an image is damaged.
+    """
+    manifest = read_manifest(folder)
+    if manifest.mean:
+        return manifest.normalization
+    sums = ChannelSums.none(manifest.channels)
+    shards = open_shards(folder, manifest)
+    images = (image for number in range(len(shards.table)) for image in _images(shards, number))
+    for where, field, stored in images:
+        height, width = int(field["height"]), int(field["width"])
+        if field["mode"] == JPEG:
+            pixels = decode_image(stored, where)
+        else:
+            flat = np.frombuffer(stored, np.uint8, height * width * 3)
+            pixels = flat.reshape(height, width, 3)
+        sums += ChannelSums.of(pixels)
+    return sums.normalization(manifest.bits)
+
+
 def _spread(values: "np.ndarray[Any, Any]") -> dict[str, float]:
     return {
         "least": int(values.min()),
@@ -119,6 +146,18 @@ def _compare_counts(shards: Shards, manifest: Manifest) -> list[str]:
 def _damaged(shards: Shards, number: int) -> list[str]:
     """The images of a shard that cannot be decoded, or are of another size than it says."""
     problems = []
+    for where, field, stored in _images(shards, number):
+        shape = (int(field["height"]), int(field["width"]), 3)
+        try:
+            if field["mode"] == JPEG and decode_image(stored, where).shape != shape:
+                problems.append(f"{where}: it is not {shape[1]} x {shape[0]}")
+        except UnreadableImage as error:
+            problems.append(str(error))
+    return problems
+
+
+def _images(shards: Shards, number: int) -> Iterator[tuple[str, Any, bytes]]:
+    """Of every image of a shard: where it lies, FFCV's record of it, and its bytes."""
     row, fields = shards.table[number], shards.records(number)["f0"]
     page_size = int(row["page_size"])
     for inside, field in enumerate(fields):
@@ -126,12 +165,5 @@ def _damaged(shards: Shards, number: int) -> list[str]:
         end = (begin // page_size + 1) * page_size
         if inside + 1 < len(fields):
             end = min(end, int(fields[inside + 1]["data_ptr"]))
-        shape = (int(field["height"]), int(field["width"]), 3)
         where = shards.describe(int(row["first"]) + inside)
-        try:
-            stored = shards.read(number, begin, end)
-            if field["mode"] == JPEG and decode_image(stored, where).shape != shape:
-                problems.append(f"{where}: it is not {shape[1]} x {shape[0]}")
-        except UnreadableImage as error:
-            problems.append(str(error))
-    return problems
+        yield where, field, shards.read(number, begin, end)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from convnextv2.data.load import Batch
 from convnextv2.encoder import ConvNeXtV2
-from convnextv2.tasks import Normalize, TaskOutput
+from convnextv2.tasks import IMAGENET, Normalization, Normalize, TaskOutput
 
 
 class ClassifyTask(nn.Module):
@@ -25,11 +25,12 @@ class ClassifyTask(nn.Module):
         *,
         label_smoothing: float = 0.0,
         trained: Literal["all", "head"] = "all",
+        normalization: Normalization = IMAGENET,
     ) -> None:
         super().__init__()
         self.model, self.label_smoothing, self.trained = model, label_smoothing, trained
         self.depths = model.depths
-        self.normalize = Normalize()
+        self.normalize = Normalize(normalization)
         if trained == "head":
             assert model.head is not None
             model.requires_grad_(False)

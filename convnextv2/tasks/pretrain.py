@@ -5,17 +5,17 @@ from torch import nn
 from convnextv2.data.load import Batch
 from convnextv2.fcmae import FCMAE
 from convnextv2.masking import sample_masks
-from convnextv2.tasks import Normalize, TaskOutput
+from convnextv2.tasks import IMAGENET, Normalization, Normalize, TaskOutput
 
 
 class PretrainTask(nn.Module):
     """FCMAE on batches; masks depend on (seed, epoch, sample index) only."""
 
-    def __init__(self, model: FCMAE, *, seed: int) -> None:
+    def __init__(self, model: FCMAE, *, seed: int, normalization: Normalization = IMAGENET) -> None:
         super().__init__()
         self.model, self.seed = model, seed
         self.depths = model.encoder.depths
-        self.normalize = Normalize()
+        self.normalize = Normalize(normalization)
 
     def forward(self, batch: Batch) -> TaskOutput:
         masks = sample_masks(

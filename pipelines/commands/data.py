@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,15 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels-per-class", type=int, help="keep so many images per class")
     parser.add_argument("--classes", type=Path, help="file with the classes to keep, one a line")
     parser.add_argument("--limit", type=int, help="keep so many images in all")
+    parser.add_argument(
+        "--channels", type=int, default=3, help="of an image (default: 3, which makes RGB of all)"
+    )
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=(8, 16),
+        help="of a value (default: 8 for 3 channels, else as in the files)",
+    )
 
 
 def _open(path: Path, options: argparse.Namespace) -> tuple[Any, Any]:
@@ -126,6 +135,8 @@ def _act_write(options: argparse.Namespace) -> int:
         shard_bytes=round(options.shard_gb * 1e9),
         num_shards=options.num_shards,
         max_unreadable=options.max_unreadable,
+        channels=options.channels,
+        bits=options.bits,
     )
     source, selection = _open(options.source, options)
     screen = Screen(Console(stderr=True, soft_wrap=True))

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def add_info_command(
     )
     info.add_argument("path", type=Path, help="a folder of shards, or a collection")
     add_source_options(info)
+    info.add_argument(
+        "--stats",
+        action="store_true",
+        help="of shards: mean and deviation of each channel, for values from 0 to 1",
+    )
     info.add_argument("--json", action="store_true", help="print as JSON")
     info.set_defaults(act=_act_info, opened=opened)
 
@@ -34,6 +40,11 @@ def _act_info(options: argparse.Namespace) -> int:
 
     from pipelines.progress import Screen
 
+    if options.stats and not _holds_shards(options.path):
+        raise ValueError(
+            f"--stats is for shards, {options.path} has none; the channels of a collection are "
+            f"measured as it is written: convnextv2 data write {options.path} FOLDER"
+        )
     screen = Screen(Console(stderr=True, soft_wrap=True))
     screen.starts("info", f"looking at {options.path}")
     try:
@@ -59,9 +70,14 @@ def _holds_shards(path: Path) -> bool:
 
 
 def _of_shards(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
-    from convnextv2.data.check import describe
+    from convnextv2.data.check import describe, measure
 
-    facts = describe(options.path)
+    facts, measured = describe(options.path), {}
+    if options.stats:
+        found = measure(options.path)
+        for name in ("mean", "std"):
+            facts[name] = [round(value, 6) for value in getattr(found, name)]
+            measured[name] = " ".join(f"{value:.6f}" for value in facts[name])
     counts, sides = facts["images_per_class"], facts["longest_side_pixels"]
     return facts, {
         "split": facts["split"],
@@ -71,6 +87,8 @@ def _of_shards(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, s
         "shards": f"{facts['shards']:,}",
         "size": f"{facts['bytes'] / 1e9:,.3g} GB, {facts['bytes_per_image']:,} bytes per image",
         "longest side": f"{_spread(sides)} pixels",
+        "channels": f"{facts['channels']}, of {facts['bits']} bits",
+        **measured,
         "JPEG": f"{facts['jpeg_share']:.1%}",
         "source": facts["source"],
         "fingerprint": facts["fingerprint"],
@@ -88,6 +106,7 @@ def _of_collection(
     from convnextv2.data.writing import WriteSettings
     from convnextv2.data.writing.estimate import estimate
     from convnextv2.data.writing.plan import choose
+    from convnextv2.data.writing.settle import settle
 
     def listed(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         parts = list(items)
@@ -98,10 +117,12 @@ def _of_collection(
     source, selection = options.opened(options.path, options)
     notes: list[str] = []
     sequence, classes = choose(source, selection, 0, listed, notes.append)
+    asked = WriteSettings(channels=options.channels, bits=options.bits)
+    settings = settle(source, sequence, asked, notes.append)
     written = []
     for number, side in enumerate(SIDES):
         screen.progress(0.5 + 0.5 * number / len(SIDES), f"writing a few at {side} px")
-        expected = estimate(source, sequence, WriteSettings(max_resolution=side))
+        expected = estimate(source, sequence, replace(settings, max_resolution=side))
         written.append(
             {
                 "max_resolution_pixels": side,

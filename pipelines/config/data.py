@@ -12,7 +12,9 @@ class WriteConfig(Section):
     """How images are stored in .beton files."""
 
     mode: Literal["raw", "jpg", "smart", "proportion"] = "jpg"
-    """Pixels, JPEG, or FFCV's mixtures of both."""
+    """Pixels, JPEG, or FFCV's mixtures of both. What is not RGB of 8 bits is stored as pixels."""
+    bits: Literal[8, 16] | None = None
+    """Of a value. None: 8 for RGB, whatever the files have; else what the files have."""
     max_resolution: Positive | None = None
     """Longest side in pixels; larger images are shrunk."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90

@@ -24,6 +24,8 @@ class ModelConfig(Section):
     patch_size: Positive = 32
     """Side of a masked patch in pixels; a multiple of 8 x stem_stride."""
     stem_stride: Literal[1, 2, 4] = 4
+    in_channels: Positive = 3
+    """Channels of an image. 3 makes RGB of all images; of any other number, all must have it."""
 
 
 class EvaluateConfig(Section):

@@ -34,7 +34,14 @@ def build_stages(
         if name.startswith("write"):
             data, folder = _images(config, source, name)
             labels = readers_of_labels(name, outline(config), wanted)
-            return write_stage(data, folder, session, name=name, readers_of_labels=labels)
+            return write_stage(
+                data,
+                folder,
+                session,
+                name=name,
+                channels=config.model.in_channels,
+                readers_of_labels=labels,
+            )
         if name in SECTIONS:
             return finetune_stage(config, session, name)
         if name in EVALUATIONS:

@@ -23,7 +23,7 @@ from pipelines.metrics import Spool
 from pipelines.outline import EVALUATIONS, outline
 from pipelines.session import Session
 from pipelines.stages import finetune
-from pipelines.stages.finetune import build_classifier, recipe_of
+from pipelines.stages.finetune import ENCODER, build_classifier, recipe_of
 from pipelines.stages.training import averaged_name
 from pipelines.validation import Validation, share_of
 from pipelines.views import image_size_of
@@ -78,7 +78,7 @@ def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage
         name=name,
         run=run,
         settings={
-            "model": config.model.model_dump(include={"size", "stem_stride"}),
+            "model": config.model.model_dump(include=ENCODER),
             "image_size": image_size_of(recipe, config.model),
             "evaluate": config.evaluate.model_dump(exclude={"batch_size"}),
         },
@@ -140,7 +140,9 @@ def _count(
 def _load_task(job: EvaluateJob, file: Path, num_classes: int) -> ClassifyTask:
     model = build_classifier(job.config.model, job.recipe, num_classes)
     weights.load(model, weights.read(file))
-    return ClassifyTask(model).eval().to(worker_device())
+    trained_on = read_manifest(job.shards.with_name("train"))
+    task = ClassifyTask(model, normalization=trained_on.normalization)
+    return task.eval().to(worker_device())
 
 
 def describe(confusion: Confusion, classes: Sequence[str], seconds: float) -> dict[str, Any]:

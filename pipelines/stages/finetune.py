@@ -24,6 +24,8 @@ from pipelines.views import image_size_of
 from pipelines.weights.given import Given
 
 WEIGHTS = "model.safetensors"
+ENCODER = {"size", "stem_stride", "in_channels"}
+"""Settings of the model that make its encoder."""
 SECTIONS = {
     "intermediate": "intermediate",
     "finetune": "finetune",
@@ -66,7 +68,7 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             "seed": config.seed,
             "data": data.model_dump(include=ORDER),
             "dtype": config.cluster.dtype,
-            "model": config.model.model_dump(include={"size", "stem_stride"}),
+            "model": config.model.model_dump(include=ENCODER),
             "image_size": image_size_of(recipe, config.model),
             SECTIONS[name]: recipe.model_dump(exclude={*NOT_IN_KEY, "data", "image_size"}),
             **given.settings,
@@ -111,6 +113,7 @@ def build_classifier(model: ModelConfig, recipe: FinetuneConfig, num_classes: in
         model.size,
         num_classes=num_classes,
         stem_stride=model.stem_stride,
+        in_channels=model.in_channels,
         drop_path=recipe.drop_path,
         head_init_scale=recipe.head_init_scale,
         checkpoint_stages=recipe.activation_checkpointing,
@@ -127,7 +130,12 @@ def build_task(job: TrainJob) -> nn.Module:
         weights.load(model, start.state, may_miss=HEAD_ONLY)
     if recipe.compile:
         model.compile()
-    return ClassifyTask(model, label_smoothing=recipe.label_smoothing, trained=recipe.train)
+    return ClassifyTask(
+        model,
+        label_smoothing=recipe.label_smoothing,
+        trained=recipe.train,
+        normalization=job.normalization,
+    )
 
 
 def start_of(job: TrainJob, found: weights.Inspection) -> Start:

@@ -151,7 +151,7 @@ def features(
     )
     share = share_of(loader.shards.samples)
     device = worker_device()
-    normalize = Normalize().to(device)
+    normalize = Normalize(read_manifest(job.data / "train").normalization).to(device)
     found = torch.empty(len(share), encoder.dims[-1], device=device)
     place = 0
     for batch in loader.batches(share):

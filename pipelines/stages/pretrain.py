@@ -73,6 +73,7 @@ def build_fcmae(config: PipelineConfig) -> FCMAE:
     return FCMAE.from_size(
         model.size,
         stem_stride=model.stem_stride,
+        in_channels=model.in_channels,
         image_size=model.image_size,
         patch_size=model.patch_size,
         mask_ratio=recipe.mask_ratio,
@@ -93,7 +94,7 @@ def build_task(job: TrainJob) -> nn.Module:
         weights.load(model, start.state, may_miss=FCMAE_ONLY)
     if job.recipe.compile:
         model.encoder.compile()
-    return PretrainTask(model, seed=job.config.seed)
+    return PretrainTask(model, seed=job.config.seed, normalization=job.normalization)
 
 
 def start_of(job: TrainJob, found: weights.Inspection) -> Start:

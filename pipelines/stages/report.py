@@ -201,7 +201,8 @@ def pictures(place: Place, config: PipelineConfig) -> Reconstruction:
         num_patches=model.grid[0] * model.grid[1],
         mask_ratio=model.mask_ratio,
     )
-    return reconstruct(model, batch.images, mask)
+    trained_on = read_manifest(folder.with_name("train"))
+    return reconstruct(model, batch.images, mask, trained_on.normalization)
 
 
 def _stage_row(name: str, directory: Path, status: str) -> StageRow:

@@ -25,9 +25,12 @@ def write_stage(
     session: Session,
     *,
     name: str = "write",
+    channels: int = 3,
     readers_of_labels: Sequence[str] = (),
 ) -> Stage:
     """The stage for `source`, whose labels the stages `readers_of_labels` will need.
+
+    The model takes images of so many `channels`.
 
     Raises:
         DataError: When there is nothing usable, or there are no labels where they are needed:
@@ -43,7 +46,7 @@ def write_stage(
         for split in SPLITS:
             if readers_of_labels and not read_manifest(source / split).classes:
                 raise _unlabelled(source, split, readers_of_labels)
-        return _written_already(source, name)
+        return _written_already(source, name, channels)
     chosen = {split: _open(data, source, split) for split in SPLITS}
     for split, (images, _) in chosen.items():
         if readers_of_labels and not _has_labels(images):
@@ -58,7 +61,7 @@ def write_stage(
                     str(source),
                     place.directory / split,
                     selection,
-                    write_settings(data.write),
+                    write_settings(data.write, channels),
                     note=session.screen.note,
                     run=_mapper(session, place.directory / split, split),
                 )
@@ -76,6 +79,7 @@ def write_stage(
             },
             "selection": digest_of([repr(selection) for _, selection in chosen.values()]),
             "write": data.write.model_dump(exclude={"max_unreadable"}),
+            "channels": channels,
         },
         code=CODE,
         check=check,
@@ -84,9 +88,10 @@ def write_stage(
     )
 
 
-def write_settings(write: WriteConfig) -> WriteSettings:
+def write_settings(write: WriteConfig, channels: int) -> WriteSettings:
     """Settings of the writer from those of a pipeline."""
     return WriteSettings(
+        channels=channels,
         **write.model_dump(exclude={"shard_gb"}),
         shard_bytes=round(write.shard_gb * 1e9),
     )
@@ -128,9 +133,24 @@ def _unlabelled(source: Path, split: Split, readers: Sequence[str]) -> DataError
     )
 
 
-def _written_already(source: Path, name: str) -> Stage:
-    """A stage that points to shards written before, by `convnextv2 data write`."""
+def _written_already(source: Path, name: str, channels: int) -> Stage:
+    """A stage that points to shards written before, by `convnextv2 data write`.
+
+    Raises:
+        DataError: When their images have other channels than the model, or than each other.
+    """
     manifests: dict[str, Manifest] = {split: read_manifest(source / split) for split in SPLITS}
+    train, val = (manifests[split].pixel_format for split in SPLITS)
+    if train != val:
+        raise DataError(
+            f"{source}/train has images of {train}, {source}/val of {val}; write one of them again "
+            f"with data write --channels {train.channels} --bits {train.bits}"
+        )
+    if train.channels != channels:
+        raise DataError(
+            f"model.in_channels: {channels}, and the images of {source} have {train}; "
+            f"model.in_channels={train.channels} would work"
+        )
 
     def run(place: Place) -> Outputs:
         for split in SPLITS:

@@ -260,7 +260,7 @@ def test_idx_files_are_read_plain_and_packed(
     assert [label for _, label in found] == LABELS.tolist()
     for index, (stored, _) in enumerate(found):
         assert isinstance(stored.content, np.ndarray)
-        assert (stored.content.shape, stored.content.dtype) == ((4, 6, 3), np.uint8)
+        assert (stored.content.shape, stored.content.dtype) == ((4, 6, 1), np.uint8)
         assert (stored.content == IMAGES[index][:, :, None]).all()
     assert found[3][0].name == f"{tmp_path}/data/{stem}-images-idx3-ubyte{end}:3"
     assert [s.name[-1] for s in source.read(0, source.members(0)[[1, 4]])] == ["1", "4"]

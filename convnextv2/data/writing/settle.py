@@ -92,8 +92,8 @@ def _refuse(
     asked = f"{settings.pixel_format} are asked for"
     if len(found) > 1:
         raise DataError(
-            f"images of different kinds: {kinds}, where {asked}; write each kind by itself, or make "
-            "them alike"
+            f"images of different kinds: {kinds}, where {asked}; write each kind by itself, or "
+            "make them alike"
         )
     (form,) = found
     bits = "" if form.bits == settings.bits else f", data.write.bits={form.bits}"
