@@ -86,8 +86,8 @@ def _pixels(config: PipelineConfig) -> Iterator[str]:
         images = f"images have {channels} channels" if channels != 3 else "images have 16 bits"
         if data.write.mode in ("smart", "proportion"):
             yield (
-                f"{prefix}.write.mode: {data.write.mode} makes JPEGs of RGB of 8 bits, and {images}; "
-                "raw would work"
+                f"{prefix}.write.mode: {data.write.mode} makes JPEGs of RGB of 8 bits, and "
+                f"{images}; raw would work"
             )
         first = ("intermediate",) if data is not config.data else ()
         for name in first or ("pretrain", "finetune", "linear_probe"):

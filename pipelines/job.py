@@ -8,11 +8,10 @@ from typing import Any
 from torch import nn
 
 from cluster.keep import KeepPolicy
-from convnextv2.data.manifest import read_manifest
 from convnextv2.data.order import GlobalOrder
 from convnextv2.recipe.duration import Duration
 from convnextv2.recipe.schedule import WarmupCosine, scaled_lr
-from convnextv2.tasks import Normalization
+from convnextv2.tasks import IMAGENET, Normalization
 from pipelines.config import FinetuneConfig, PipelineConfig, PretrainConfig
 from pipelines.samples import training_order
 
@@ -29,6 +28,7 @@ class TrainJob:
         log: Where what libraries print goes.
         shards: The training images.
         num_classes: Of their labels.
+        normalization: Of the training images, by which those for validation are normalised, too.
         initial_weights: What training starts from, else random weights.
         metadata: What the weights say about themselves, as entries of a safetensors file.
         provenance: Code and library versions, and the tracking runs, for checkpoints.
@@ -41,14 +41,10 @@ class TrainJob:
     log: Path
     shards: Path
     num_classes: int
+    normalization: Normalization = IMAGENET
     initial_weights: Path | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def normalization(self) -> Normalization:
-        """Of the images that are trained on, by which those for validation are normalised, too."""
-        return read_manifest(self.shards).normalization
 
     def order(self) -> GlobalOrder:
         return training_order(self.shards, self.recipe, self.config.data, self.config.seed)

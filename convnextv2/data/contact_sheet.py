@@ -7,13 +7,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from convnextv2.data.load import Batch
-from convnextv2.data.manifest import Manifest
 from convnextv2.data.pixels.visible import visible
+from convnextv2.tasks import IMAGENET, Normalization
 
 MARGIN, CAPTION = 4, 14
 
 
-def contact_sheet(batch: Batch, manifest: Manifest) -> Image.Image:
+def contact_sheet(
+    batch: Batch, classes: Sequence[str], normalization: Normalization = IMAGENET
+) -> Image.Image:
     """Images of a batch in a square, with their classes (and what is mixed in) under them."""
     count, height, width = batch.images.shape[:3]
     columns = math.ceil(math.sqrt(count))
@@ -24,9 +26,9 @@ def contact_sheet(batch: Batch, manifest: Manifest) -> Image.Image:
     for number in range(count):
         left = MARGIN + number % columns * across
         top = MARGIN + number // columns * down
-        pixels = visible(batch.images[number].numpy(), manifest.normalization)
+        pixels = visible(batch.images[number].numpy(), normalization)
         sheet.paste(Image.fromarray(np.ascontiguousarray(pixels)), (left, top))
-        words = _caption(batch, number, manifest.classes)
+        words = _caption(batch, number, classes)
         while draw.textlength(words) > width and len(words) > 1:
             words = words[:-2] + "…"
         draw.text((left, top + height), words, fill="black")

@@ -71,7 +71,8 @@ def _act_sample(options: argparse.Namespace) -> int:
     )
     order = GlobalOrder(manifest.samples, count, config.seed)
     batches = loader.batches(order.batch(options.epoch, 0), options.epoch)
-    contact_sheet(next(batches), manifest).save(options.output, format="PNG")
+    sheet = contact_sheet(next(batches), manifest.classes, manifest.normalization)
+    sheet.save(options.output, format="PNG")
     batches.close()
     if options.json:
         drawn = {

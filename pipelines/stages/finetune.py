@@ -46,6 +46,7 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             for stage, directory in place.inputs.items()
             if stage.startswith("write")
         )
+        manifest = read_manifest(shards)
         job = TrainJob(
             config=config.model_copy(update={"data": data}),
             recipe=recipe,
@@ -53,7 +54,8 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             directory=place.directory.resolve(),
             log=(session.logs / place.stage.name).resolve(),
             shards=shards.resolve(),
-            num_classes=len(read_manifest(shards).classes),
+            num_classes=len(manifest.classes),
+            normalization=manifest.normalization,
             initial_weights=given.copy(place.directory) or initial_weights(config, place),
         )
         if job.initial_weights is not None:

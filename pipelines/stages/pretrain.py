@@ -27,6 +27,7 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
 
     def run(place: Place) -> Outputs:
         shards = place.inputs["write"] / "train"
+        manifest = read_manifest(shards)
         job = TrainJob(
             config=config,
             recipe=recipe,
@@ -34,7 +35,8 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
             directory=place.directory.resolve(),
             log=(session.logs / place.stage.name).resolve(),
             shards=shards.resolve(),
-            num_classes=len(read_manifest(shards).classes),
+            num_classes=len(manifest.classes),
+            normalization=manifest.normalization,
             initial_weights=given.copy(place.directory),
         )
         if job.initial_weights is not None:

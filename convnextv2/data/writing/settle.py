@@ -96,7 +96,9 @@ def _refuse(
             "make them alike"
         )
     (form,) = found
-    bits = "" if form.bits == settings.bits else f", data.write.bits={form.bits}"
+    # Of other than RGB the bits are the files' own, unless they are set.
+    wrong = form.bits != settings.pixel_format.bits and (settings.bits or form.channels == 3)
+    bits = f", data.write.bits={form.bits}" if wrong else ""
     raise DataError(
         f"the images have {kinds}, and {asked}; model.in_channels={form.channels}{bits} would work "
         f"(data write: --channels {form.channels})"
