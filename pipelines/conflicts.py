@@ -83,7 +83,7 @@ def _pixels(config: PipelineConfig) -> Iterator[str]:
     for prefix, data in (("data", config.data), ("intermediate.data", other and other.data)):
         if data is None or (channels, data.write.bits or 8) == (3, 8):
             continue
-        images = f"images have {channels} channels" if channels != 3 else "images have 16 bits"
+        images = f"model.in_channels is {channels}" if channels != 3 else "write.bits is 16"
         if data.write.mode in ("smart", "proportion"):
             yield (
                 f"{prefix}.write.mode: {data.write.mode} makes JPEGs of RGB of 8 bits, and "

@@ -1,5 +1,6 @@
 """Collections of any number of channels, of 8 and 16 bits: stored, measured, and seen as RGB is."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,11 @@ class Arrays:
     def parts(self) -> Sequence[str]:
         return self.classes
 
-    def members(self, part: int) -> Members:
+    @property
+    def notes(self) -> Sequence[str]:
+        return ()
+
+    def members(self, part: int, passed_over: Counter[str]) -> Members:
         listing = np.zeros(COUNT, MEMBER)
         listing["offset"], listing["size"] = range(COUNT), 100
         listing["key"] = [name_key(str(number)) for number in range(COUNT)]

@@ -24,6 +24,27 @@ CONFLICTS = {
         "cluster.zero.offload_param: means something in stage 3 only, this is stage 1",
         "cluster.zero.stage=3",
     ),
+    "colours of other channels": (
+        "demo",
+        ["model.in_channels=5", "finetune.augment.rand_augment=9"],
+        "finetune.augment.rand_augment: changes colours of RGB of 8 bits, and model.in_channels is "
+        "5; 0 would work",
+        "finetune.augment.rand_augment=0",
+    ),
+    "colours of 16 bits": (
+        "demo",
+        ["data.write.bits=16", "pretrain.augment.color_jitter=0.4"],
+        "pretrain.augment.color_jitter: changes colours of RGB of 8 bits, and write.bits is 16; 0 "
+        "would work",
+        "data.write.bits=8",
+    ),
+    "JPEGs of other channels": (
+        "demo",
+        ["model.in_channels=1", "data.write.mode=proportion"],
+        "data.write.mode: proportion makes JPEGs of RGB of 8 bits, and model.in_channels is 1; raw "
+        "would work",
+        "data.write.mode=raw",
+    ),
     "zero and workers": (
         "demo",
         ["cluster.zero.stage=3", "cluster.zero.hpz_partition_size=3"],
