@@ -79,9 +79,12 @@ def _two_starts(config: PipelineConfig) -> Iterator[str]:
 
 def _pixels(config: PipelineConfig) -> Iterator[str]:
     """What is for RGB of 8 bits, where images are something else."""
-    channels, other = config.model.in_channels, config.intermediate
-    for prefix, data in (("data", config.data), ("intermediate.data", other and other.data)):
-        if data is None or (channels, data.write.bits or 8) == (3, 8):
+    channels = config.model.in_channels
+    collections = {"data": config.data}
+    if config.intermediate is not None:
+        collections["intermediate.data"] = config.intermediate.data
+    for prefix, data in collections.items():
+        if (channels, data.write.bits or 8) == (3, 8):
             continue
         images = f"model.in_channels is {channels}" if channels != 3 else "write.bits is 16"
         if data.write.mode in ("smart", "proportion"):
@@ -89,8 +92,10 @@ def _pixels(config: PipelineConfig) -> Iterator[str]:
                 f"{prefix}.write.mode: {data.write.mode} makes JPEGs of RGB of 8 bits, and "
                 f"{images}; raw would work"
             )
-        first = ("intermediate",) if data is not config.data else ()
-        for name in first or ("pretrain", "finetune", "linear_probe"):
+        readers = (
+            ("pretrain", "finetune", "linear_probe") if prefix == "data" else ("intermediate",)
+        )
+        for name in readers:
             train = getattr(config, name)
             for field in ("color_jitter", "rand_augment"):
                 if train is not None and getattr(train.augment, field):

@@ -47,16 +47,13 @@ class Arrays:
     others: tuple[tuple[int, PixelFormat], ...] = ()
     classes: tuple[str, ...] = ("only",)
     has_splits: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> Sequence[str]:
         return self.classes
 
-    @property
-    def notes(self) -> Sequence[str]:
-        return ()
-
-    def members(self, part: int, passed_over: Counter[str]) -> Members:
+    def members(self, part: int, passed_over: Counter[str] | None = None) -> Members:
         listing = np.zeros(COUNT, MEMBER)
         listing["offset"], listing["size"] = range(COUNT), 100
         listing["key"] = [name_key(str(number)) for number in range(COUNT)]
@@ -116,7 +113,9 @@ def test_arrays_are_stored_as_they_are_and_measured(form: PixelFormat, tmp_path:
     assert manifest == read_manifest(tmp_path)
     assert manifest.pixel_format == form
     assert sorted(originals(tmp_path).values()) == list(range(COUNT))
-    pixels = np.concatenate([Arrays(form).array(n).reshape(-1, form.channels) for n in EVERY])
+    pixels = np.concatenate(
+        [Arrays(form).array(n).reshape(-1, form.channels) for n in range(COUNT)]
+    )
     white = (1 << form.bits) - 1
     np.testing.assert_allclose(manifest.mean, pixels.mean(axis=0) / white, rtol=1e-12)
     np.testing.assert_allclose(manifest.std, pixels.std(axis=0) / white, rtol=1e-9)

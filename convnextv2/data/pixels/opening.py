@@ -1,7 +1,7 @@
 """Opening an image file with Pillow, and turning it upright."""
 
 from io import BytesIO
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -55,10 +55,9 @@ def orientation_of(image: Image.Image) -> int:
 
 def turned(pixels: Array, orientation: int) -> Array:
     """Undo the camera's rotation of (H, W, C)."""
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)  # type: ignore[assignment]
+    upright: Any = pixels.transpose(1, 0, 2) if orientation >= 5 else pixels
     if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]  # type: ignore[assignment]
+        upright = upright[::-1]
     if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels
+        upright = upright[:, ::-1]
+    return cast(Array, upright)

@@ -5,7 +5,7 @@ byte; the random choice of mode "proportion" is a hash of the image's name.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -163,7 +163,8 @@ def _as_bands(stored: Stored, settings: WriteSettings) -> Encoded:
     if found != wanted:
         raise UnreadableImage(f"{stored.name}: {found}, and the collection has {wanted}")
     values = _shrink(values, settings.max_resolution or LONGEST_SIDE)
-    return Encoded(RAW, *values.shape[:2], values.tobytes())
+    height, width = values.shape[:2]
+    return Encoded(RAW, height, width, values.tobytes())
 
 
 def _fitting(encoded: Encoded, name: str, settings: WriteSettings) -> Encoded:
@@ -184,11 +185,11 @@ def _shrink(pixels: Image, longest_side: int) -> Image:
         return pixels
     size = max(1, int(ratio * width)), max(1, int(ratio * height))
     if pixels.shape[2] == 3:
-        return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+        return cast(Image, cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
     # Of more than four channels OpenCV takes only one at a time.
     bands = [np.ascontiguousarray(pixels[..., number]) for number in range(pixels.shape[2])]
     shrunk = [cv2.resize(band, size, interpolation=cv2.INTER_AREA) for band in bands]
-    return np.stack(shrunk, axis=-1)  # type: ignore[return-value]
+    return cast(Image, np.stack(shrunk, axis=-1))
 
 
 def _as_jpeg(pixels: RGBImage, key: int, settings: WriteSettings) -> bool:
