@@ -2,7 +2,6 @@
 
 from convnextv2.data.manifest import read_manifest
 from convnextv2.data.views import CenterView
-from convnextv2.tasks import IMAGENET_MEAN, IMAGENET_STD
 from convnextv2.weights import Evaluation, Metadata
 from pipelines.config import FinetuneConfig
 from pipelines.job import TrainJob
@@ -20,7 +19,7 @@ def metadata_of(job: TrainJob) -> Metadata:
             image_size=size,
             crop=view.crop if isinstance(view, CenterView) else None,
             interpolation=view.interpolation,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
+            mean=job.normalization.mean,
+            std=job.normalization.std,
         ),
     )

@@ -31,6 +31,7 @@ from pipelines.presets import load_preset
 from pipelines.session import Session
 from pipelines.stages import finetune, pretrain
 from pipelines.stages.write_data import write_stage
+from pipelines.weights.metadata import metadata_of
 from tests.convnextv2.archives import put, tar
 from tests.convnextv2.pictures import Pictures, write
 
@@ -133,6 +134,9 @@ def test_they_are_trained_on_normalised_by_what_was_measured(shards: Path, stage
     assert seen.shape == (4, CHANNELS, SIDE, SIDE)
     assert seen.mean(dim=(0, 2, 3)).abs().max() < 1e-4
     assert (seen.std(dim=(0, 2, 3), unbiased=False) - 1).abs().max() < 1e-4
+    evaluation = metadata_of(job).evaluation
+    assert evaluation is not None
+    assert (evaluation.mean, evaluation.std) == job.normalization[:2]
     task(batch).loss.backward()
     assert all(p.grad is not None for p in task.parameters() if p.requires_grad)
 
