@@ -1,6 +1,6 @@
 """The one evaluation loop: every image of the validation split once, on all workers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cluster import group
 from convnextv2.data.load import Batch, BetonLoader
+from convnextv2.data.manifest import read_manifest
 from convnextv2.data.shards import Indices
 from convnextv2.tasks import TaskOutput
 from pipelines.config import EvaluateConfig
@@ -33,19 +34,30 @@ class Validation:
         """The split beside the images that `job` trains on, at the size it trains at."""
         size = image_size_of(job.recipe, job.config.model)
         settings, threads = job.config.evaluate, job.config.data.num_workers
-        return cls.opened(job.shards.with_name("val"), size, settings, threads)
+        classes = read_manifest(job.shards).classes
+        return cls.opened(job.shards.with_name("val"), size, settings, threads, classes)
 
     @classmethod
     def opened(
-        cls, shards: Path, image_size: int, settings: EvaluateConfig, num_workers: int
+        cls,
+        shards: Path,
+        image_size: int,
+        settings: EvaluateConfig,
+        num_workers: int,
+        classes: Sequence[str],
     ) -> "Validation":
-        """Open a folder of shards; raises DataError when it is not complete."""
+        """Open a folder of shards to evaluate a classifier of `classes`.
+
+        Raises:
+            DataError: When the folder is not complete, or has a class that is not among them.
+        """
         return cls(
             BetonLoader(
                 shards,
                 batch_size=settings.batch_size,
                 view=evaluation_view(image_size, settings),
                 num_workers=num_workers,
+                classes=classes,
             )
         )
 

@@ -6,7 +6,7 @@ shards (`convnextv2.data.shards`).
 """
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import Empty
 from typing import Any
@@ -80,9 +80,10 @@ class BetonLoader:
         num_workers: Decoding threads, at most one for each core.
         batches_ahead: Batches prepared in advance.
         cache: A started node-local cache; shards are read from it as they arrive.
+        classes: Whose numbers the labels are, if not the folder's own; matched by name.
 
     Raises:
-        DataError: When the folder is not complete.
+        DataError: When the folder is not complete, or has a class that is not among `classes`.
         ValueError: When mixing is asked for with an odd batch size; when `batches_ahead` is 0.
     """
 
@@ -97,6 +98,7 @@ class BetonLoader:
         num_workers: int = 1,
         batches_ahead: int = 3,
         cache: LocalCache | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         augment = augment or Augment()
         if augment.mixing is not None and batch_size % 2:
@@ -107,7 +109,7 @@ class BetonLoader:
         # numba starts as many threads as there are cores, and refuses to use more.
         self.num_workers = min(num_workers, numba.config.NUMBA_NUM_THREADS)
         self.batches_ahead = batches_ahead
-        self.shards = open_shards(folder, read_manifest(folder))
+        self.shards = open_shards(folder, read_manifest(folder), classes)
         self.clock = np.array([seed, 0], np.uint64)
         self.memory_manager = _Storage(self)
         # Two names the epoch thread asks its loader for; of ours nothing depends on them.

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from convnextv2.data.census import Census
 from convnextv2.data.collection import DataError
 from convnextv2.paths import PathLike
 
@@ -59,6 +60,11 @@ class Manifest:
     @property
     def samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
+
+    @property
+    def census(self) -> Census:
+        unlabelled = self.samples - sum(self.class_counts)
+        return Census(self.samples, self.classes, self.class_counts, unlabelled)
 
     @property
     def bytes(self) -> int:

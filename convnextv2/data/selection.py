@@ -11,6 +11,7 @@ from difflib import get_close_matches
 import numpy as np
 from numpy.typing import NDArray
 
+from convnextv2.data.census import check_labels
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Source, Split
 from convnextv2.data.sources import Columns, open_source
 from convnextv2.paths import PathLike
@@ -85,6 +86,9 @@ def select(
         DataError: When nothing is left, or the labels that are asked for are not there.
     """
     total = sum(map(len, listings))
+    # Numbers are counted before anything is held out, so that both splits have the same classes.
+    classes = classes or _number_names(listings)
+    check_labels(listings, classes)
     chosen = list(listings)
     if selection.hold_out is not None:
         chosen = [_split(part, selection.split, selection.hold_out, seed) for part in chosen]
@@ -93,9 +97,8 @@ def select(
                 f"{total:,} images are too few to hold out a share of {selection.hold_out} as a "
                 f"{selection.split!r} split; make folders train/ and val/, or give another hold_out"
             )
-    classes = classes or _number_names(chosen)
     if selection.classes is not None:
-        chosen, classes = _take_classes(chosen, classes, selection.classes)
+        chosen, classes = _take_classes(chosen, classes, selection)
     if selection.labels_per_class is not None:
         chosen = _take_labels(chosen, classes, selection.labels_per_class, seed)
     if selection.limit is not None:
@@ -123,11 +126,13 @@ def _number_names(listings: Sequence[Members]) -> tuple[str, ...]:
 
 
 def _take_classes(
-    listings: Sequence[Members], classes: tuple[str, ...], wanted: tuple[str, ...]
+    listings: Sequence[Members], classes: tuple[str, ...], selection: Selection
 ) -> tuple[list[Members], tuple[str, ...]]:
-    names = tuple(sorted(wanted))
+    names = tuple(sorted(selection.classes or ()))
     numbers = {name: number for number, name in enumerate(classes)}
-    if missing := [name for name in names if name not in numbers]:
+    missing = [name for name in names if name not in numbers]
+    # A validation split may have no image of a class; the training images show what is a typo.
+    if missing and (selection.split == "train" or len(missing) == len(names)):
         near = get_close_matches(missing[0], classes, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise DataError(
@@ -136,7 +141,9 @@ def _take_classes(
         )
     # One more place at the end, for UNLABELLED (-1).
     renumbered = np.full(len(classes) + 1, UNLABELLED, np.int32)
-    renumbered[[numbers[name] for name in names]] = np.arange(len(names))
+    for number, name in enumerate(names):
+        if name in numbers:
+            renumbered[numbers[name]] = number
     chosen = []
     for part in listings:
         labels = renumbered[part["label"]]

@@ -19,6 +19,7 @@ from ffcv.types import (
 )
 from numpy.typing import NDArray
 
+from convnextv2.data.classes import match_classes
 from convnextv2.data.collection import DataError
 from convnextv2.data.manifest import Manifest
 from convnextv2.paths import PathLike
@@ -40,13 +41,14 @@ class Shards:
         table: One row (`TABLE`) per shard, for compiled code (`convnextv2.data.decoding`).
     """
 
-    def __init__(self, paths: Sequence[PathLike]) -> None:
-        """Map the files.
+    def __init__(self, paths: Sequence[PathLike], numbers: NDArray[np.int32] | None = None) -> None:
+        """Map the files; `numbers` are what their labels become, as of `match_classes`.
 
         Raises:
             DataError: When one is not there, cut short, or not of this kind.
         """
         self.paths = [Path(path) for path in paths]
+        self.numbers = numbers
         self.table = np.zeros(len(paths), TABLE)
         self._maps: list[NDArray[np.uint8]] = []
         self._old: list[NDArray[np.uint8]] = []
@@ -89,14 +91,17 @@ class Shards:
         """Labels of `samples` (of all of them, without)."""
         if samples is None:
             parts = [self.records(number)["f1"] for number in range(len(self.table))]
-            return np.concatenate(parts).astype(np.int64)
+            return self._renumbered(np.concatenate(parts))
         numbers = np.searchsorted(self.table["first"], samples, side="right") - 1
         labels = np.empty(len(samples), np.int64)
         for number in np.unique(numbers):
             chosen = numbers == number
             rows = samples[chosen] - self.table[number]["first"]
             labels[chosen] = self.records(int(number))["f1"][rows]
-        return labels
+        return self._renumbered(labels)
+
+    def _renumbered(self, labels: NDArray[np.signedinteger]) -> NDArray[np.int64]:
+        return (labels if self.numbers is None else self.numbers[labels]).astype(np.int64)
 
     def blocks(self) -> Indices:
         """First sample of every page of the files, and the number of samples at the end."""
@@ -116,10 +121,22 @@ class Shards:
         return f"{self.paths[number]}, image {inside} (sample {sample})"
 
 
-def open_shards(folder: PathLike, manifest: Manifest) -> Shards:
-    """Map the shards that `manifest` names; raises DataError when they are not as it says."""
+def open_shards(folder: PathLike, manifest: Manifest, classes: Sequence[str] | None = None) -> Shards:
+    """Map the shards that `manifest` names.
+
+    Labels are numbers of `classes`, where given: those of the shards are matched with them by name.
+
+    Raises:
+        DataError: When the shards are not as the manifest says, or have a class that `classes`
+            lack.
+    """
     folder = Path(folder)
-    shards = Shards([folder / shard.name for shard in manifest.shards])
+    numbers = None
+    if classes is not None and tuple(classes) != manifest.classes:
+        numbers = match_classes(
+            manifest.classes, classes, of=str(folder), among="what they are used with"
+        )
+    shards = Shards([folder / shard.name for shard in manifest.shards], numbers)
     for shard, row in zip(manifest.shards, shards.table, strict=True):
         if (shard.samples, shard.bytes) != (row["samples"], row["bytes"]):
             raise DataError(

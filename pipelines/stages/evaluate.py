@@ -30,7 +30,9 @@ from pipelines.views import image_size_of
 
 RESULT = "evaluation.json"
 CODE = (
+    "convnextv2.data.classes",
     "convnextv2.data.decoding",
+    "convnextv2.data.shards",
     "convnextv2.data.views",
     "convnextv2.encoder",
     "convnextv2.kernels",
@@ -42,13 +44,17 @@ CODE = (
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
-    """Plain data for the workers; `files` are the weights, and their average where one is kept."""
+    """Plain data for the workers.
+
+    `files` are the weights, and their average where one is kept; `data` has the images that are
+    evaluated in val/, and those the classes were learnt from in train/.
+    """
 
     config: PipelineConfig
     recipe: FinetuneConfig
     directory: Path
     log: Path
-    shards: Path
+    data: Path
     files: tuple[Path, ...]
 
 
@@ -66,7 +72,7 @@ def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             recipe=recipe,
             directory=place.directory.resolve(),
             log=(session.logs / place.stage.name).resolve(),
-            shards=(place.inputs["write"] / "val").resolve(),
+            data=place.inputs["write"].resolve(),
             files=tuple((place.inputs[of] / file).resolve() for file in trained),
         )
         with session.attempt(place) as run:
@@ -94,12 +100,13 @@ def evaluate(context: dict[str, Any]) -> None:
     """
     job: EvaluateJob = context["job"]
     with worker_log(job.log, group.rank()):
-        classes = read_manifest(job.shards).classes
+        classes = read_manifest(job.data / "train").classes
         validation = Validation.opened(
-            job.shards,
+            job.data / "val",
             image_size_of(job.recipe, job.config.model),
             job.config.evaluate,
             job.config.data.num_workers,
+            classes,
         )
         share = len(share_of(validation.loader.shards.samples))
         spool = Spool(job.directory, active=group.rank() == 0)

@@ -1,7 +1,6 @@
 """Which stages there are, what decides the result of each, and what training starts from."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,19 +11,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from convnextv2.data.collection import DataError
-from convnextv2.data.sources import open_source
 from convnextv2.data.writing import WriteSettings
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
 from convnextv2.tasks.classify import ClassifyTask
-from pipelines.config import DataConfig, PipelineConfig
+from pipelines.config import PipelineConfig
 from pipelines.graph import Place, Stage
 from pipelines.job import TrainJob
 from pipelines.outline import outline, stages_of_command
 from pipelines.presets import load_preset
 from pipelines.session import Session
 from pipelines.stages import build_stages, finetune
-from pipelines.stages.write_data import write_stage
 from tests.convnextv2.pictures import Pictures, write
 
 RECIPE = {"duration": "2 epochs", "global_batch_size": 8, "micro_batch_size": 4, "base_lr": 1}
@@ -276,46 +273,6 @@ def bare(tmp_path: Path) -> Path:
         for number in range(3):
             Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
     return tmp_path / "bare"
-
-
-@pytest.mark.parametrize(
-    ("wanted", "readers"),
-    [
-        ({"write", "pretrain", "finetune"}, "finetune"),
-        ({"write", "pretrain", "knn", "linear-probe"}, "knn, linear-probe"),
-    ],
-)
-def test_images_without_labels_are_refused_where_they_are_needed(
-    wanted: set[str], readers: str, bare: Path
-) -> None:
-    message = f"bare have no labels, which {readers} would need; convnextv2 pretrain works"
-    with pytest.raises(DataError, match=message):
-        build_stages(everything(), bare, NO_SESSION, [], wanted)
-
-
-def test_images_without_labels_are_good_for_pretraining(bare: Path) -> None:
-    stages = build_stages(everything(), bare, NO_SESSION, [], {"write", "pretrain"})
-    assert [stage.name for stage in stages] == ["write", "pretrain"]
-
-
-@pytest.mark.slow
-def test_shards_without_labels_are_refused_too(bare: Path, tmp_path: Path) -> None:
-    readers, shards = ["finetune", "knn"], tmp_path / "shards"
-    for split in ("train", "val"):
-        source = open_source(bare, split)
-        write(source, shards / split, WriteSettings(mode="raw"))
-    write_stage(DataConfig(), shards, NO_SESSION)
-    with pytest.raises(DataError, match="no labels, which finetune, knn would need"):
-        write_stage(DataConfig(), shards, NO_SESSION, readers_of_labels=readers)
-    # As when they were written for pretraining, and somebody fine-tunes now.
-    labelled = Path(shutil.copytree(bare, tmp_path / "labelled"))
-    for split in ("train", "val"):
-        (labelled / split / "cat").mkdir()
-        for image in (labelled / split).glob("*.png"):
-            image.rename(labelled / split / "cat" / image.name)
-    stage = write_stage(DataConfig(), labelled, NO_SESSION, readers_of_labels=readers)
-    with pytest.raises(DataError, match="no labels, which finetune, knn would need"):
-        stage.check(Place(stage, shards, "", {}, {}))
 
 
 def test_the_intermediate_step_needs_its_own_images(bare: Path) -> None:

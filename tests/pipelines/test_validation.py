@@ -23,7 +23,7 @@ from convnextv2.tasks.classify import ClassifyTask
 from pipelines.config import EvaluateConfig
 from pipelines.validation import Validation, share_of
 from tests.cluster.workers import run_group
-from tests.convnextv2.pictures import Pictures, write
+from tests.convnextv2.pictures import CLASSES, Pictures, write
 
 pytestmark = pytest.mark.slow
 
@@ -38,8 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(folder: Path, batch_size: int = BATCH) -> Validation:
-    return Validation.opened(folder, 16, EvaluateConfig(batch_size=batch_size, crop=1.0), 1)
+def opened(folder: Path, batch_size: int = BATCH, classes: tuple[str, ...] = CLASSES) -> Validation:
+    settings = EvaluateConfig(batch_size=batch_size, crop=1.0)
+    return Validation.opened(folder, 16, settings, 1, classes)
 
 
 def task() -> ClassifyTask:
@@ -77,6 +78,16 @@ def test_the_result_is_that_of_all_images_at_once(folder: Path) -> None:
     # Again, as between steps of training: the same, and no gradient was kept.
     assert validation.run(model, CPU) == result
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_images_are_judged_by_the_classes_of_the_model(folder: Path) -> None:
+    """The folder's labels are those of cat, dog, eel; the model has them as 2, 0, 1."""
+    renumbered = opened(folder, IMAGES, ("dog", "eel", "cat"))
+    (batch,) = opened(folder, IMAGES).loader.batches(np.arange(IMAGES, dtype=np.uint64))
+    ((scores, labels),) = renumbered.scored(task(), CPU)
+    assert labels.tolist() == [(2, 0, 1)[label] for label in batch.labels]
+    hits = (scores.argmax(dim=1) == labels).double().mean().item()
+    assert renumbered.run(task(), CPU)["val_top1"] == pytest.approx(hits)
 
 
 def of_many_classes(batch: Batch) -> TaskOutput:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from convnextv2.data.census import Census, take_census
 from convnextv2.data.collection import MEMBER, DataError, Members, Source, name_key
 from convnextv2.data.manifest import sync_folder, write_json
 from convnextv2.data.selection import Selection, select
@@ -40,13 +41,17 @@ Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 class Plan:
     """What is written: `samples` per shard at most, fewer where images are unreadable.
 
-    `sample_bytes` is a forecast of what one of them takes.
+    `census` counts all of them, `sample_bytes` is a forecast of what one of them takes.
     """
 
     digest: str
-    classes: tuple[str, ...]
+    census: Census
     samples: tuple[int, ...]
     sample_bytes: float
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.census.classes
 
     def shard_name(self, split: str, number: int) -> str:
         return f"{split}-{number:05}-of-{len(self.samples):05}.beton"
@@ -79,7 +84,8 @@ def make_plan(
     count = settings.num_shards or max(1, round(expected.bytes / settings.shard_bytes))
     shards = _cut(sequence, count)
     sample_bytes = expected.bytes / len(sequence)
-    plan = Plan(digest, classes, tuple(map(len, shards)), sample_bytes)
+    census = take_census(sequence["member"], classes)
+    plan = Plan(digest, census, tuple(map(len, shards)), sample_bytes)
     with refusals(folder / WORK / PLAN, sequence.nbytes):
         for number, shard in enumerate(shards):
             with members_path(folder, number).open("wb") as file:
@@ -132,17 +138,18 @@ def _list_parts(source: Source, parts: range) -> tuple[range, list[Members], Cou
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """The plan that was made in `folder`, if there is one."""
+    """The plan that was made in `folder`, if there is one that this version can go on with."""
     path = folder / WORK / PLAN
     if not path.exists():
         return None
     content = json.loads(path.read_text())
-    return Plan(
-        content["digest"],
-        tuple(content["classes"]),
-        tuple(content["samples"]),
-        content["sample_bytes"],
-    )
+    if "census" not in content:
+        return None
+    census = content["census"]
+    for name in ("classes", "class_counts"):
+        census[name] = tuple(census[name])
+    samples = tuple(content["samples"])
+    return Plan(content["digest"], Census(**census), samples, content["sample_bytes"])
 
 
 def members_path(folder: Path, number: int) -> Path:

@@ -8,12 +8,14 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from convnextv2.data.census import Census
 from convnextv2.data.collection import DataError, Source
 from convnextv2.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from convnextv2.data.selection import Selection
@@ -40,6 +42,34 @@ def here(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     return map(function, items)
 
 
+def plan_collection(
+    source: Source,
+    destination: Path,
+    selection: Selection,
+    settings: WriteSettings,
+    *,
+    seed: int = 0,
+    run: Map = here,
+    note: Callable[[str], None] = warnings.warn,
+) -> Census:
+    """List what `write_collection` would write, and keep the plan in `destination` for it.
+
+    Nothing is decoded but a few images, for the forecast of what they will take.
+
+    Raises:
+        DataError: As `write_collection` before its first shard.
+    """
+    digest = plan_digest(source.fingerprint(), selection, settings, seed)
+    with _at(destination, note):
+        complete = _complete(destination, digest)
+        if complete is not None:
+            return complete.census
+        plan = _find_plan(destination, digest, note) or make_plan(
+            source, destination, selection, settings, seed, run, digest, note
+        )
+        return plan.census
+
+
 def write_collection(
     source: Source,
     name: str,
@@ -64,19 +94,15 @@ def write_collection(
     destination = Path(destination)
     fingerprint = source.fingerprint()
     digest = plan_digest(fingerprint, selection, settings, seed)
-    with refusals(destination, 0):
-        destination.mkdir(parents=True, exist_ok=True)
-    with alone(destination, note):
+    with _at(destination, note):
         complete = _complete(destination, digest)
         if complete is not None:
             forget_plan(destination)
             note(f"{destination} is complete already: nothing to do")
             return complete
-        for stale in destination.glob(".*.partial"):
-            stale.unlink()
-        plan = _find_plan(destination, digest, note)
-        if plan is None:
-            plan = make_plan(source, destination, selection, settings, seed, run, digest, note)
+        plan = _find_plan(destination, digest, note) or make_plan(
+            source, destination, selection, settings, seed, run, digest, note
+        )
         records = _write_shards(source, destination, selection, settings, plan, run)
         manifest = _manifest(fingerprint, name, selection, settings, plan, records)
         if not manifest.shards:
@@ -87,8 +113,19 @@ def write_collection(
     return manifest
 
 
+@contextmanager
+def _at(destination: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """Make the folder, and be the only process that writes there."""
+    with refusals(destination, 0):
+        destination.mkdir(parents=True, exist_ok=True)
+    with alone(destination, note):
+        yield
+
+
 def _find_plan(destination: Path, digest: str, note: Callable[[str], None]) -> Plan | None:
     """The plan of an earlier attempt; one of other settings makes way, and so do its shards."""
+    for stale in destination.glob(".*.partial"):
+        stale.unlink()
     plan = read_plan(destination)
     if plan is not None and plan.digest == digest:
         return plan
