@@ -1,6 +1,7 @@
 """Which stages there are, what decides the result of each, and what training starts from."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from convnextv2.data.collection import DataError
+from convnextv2.data.manifest import write_manifest
 from convnextv2.data.writing import WriteSettings
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
@@ -99,10 +101,13 @@ def test_a_command_whose_stage_is_not_there_names_those_that_are() -> None:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of finished shards, train/ and val/."""
+    """Shards that are finished by their manifests, with as many images as the recipes ask for."""
     root = tmp_path_factory.mktemp("shards")
     for split in ("train", "val"):
-        write(Pictures(((16, 16),) * 9), root / split, WriteSettings(mode="raw"))
+        manifest = write(Pictures(((16, 16),) * 9), root / split, WriteSettings(mode="raw"))
+        shard = replace(manifest.shards[0], samples=60_000)
+        counted = replace(manifest, shards=(shard,), class_counts=(20_000,) * 3)
+        write_manifest(root / split, counted)
     return root
 
 
