@@ -77,7 +77,7 @@ class Outcome:
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: result[key] for key in ("top1", "top5", "images")}
+    return {key: result[key] for key in ("map", "top1", "top5", "images") if key in result}
 
 
 def run_pipeline(request: Request) -> Outcome:
@@ -128,7 +128,8 @@ def closing_table(outcome: Outcome) -> Table:
         if "ema" in result:
             table.add_row("  average of its weights (EMA)", _in_words(result["ema"]))
     if SCRATCH in results:
-        gain = results["finetune"]["top1"] - results[SCRATCH]["top1"]
+        metric = "map" if "map" in results["finetune"] else "top1"
+        gain = results["finetune"][metric] - results[SCRATCH][metric]
         table.add_row("gain", f"[bold]{100 * gain:+.2f} points[/bold]")
     for visit in outcome.visits:
         if visit.place.stage.name == "report":
@@ -154,7 +155,7 @@ def _how(name: str, outcome: Outcome) -> str:
 
 
 def _in_words(result: dict[str, Any]) -> str:
-    return (
-        f"[bold]{result['top1']:.2%}[/bold] top-1, {result['top5']:.2%} top-5 "
-        f"on {result['images']:,} images"
-    )
+    best = f"{result['top1']:.2%} top-1"
+    if "map" in result:
+        best = f"{result['map']:.2%} mAP, {best}"
+    return f"[bold]{best}[/bold], {result['top5']:.2%} top-5 on {result['images']:,} images"

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from cluster import group
@@ -16,6 +15,8 @@ from convnextv2.data.load import Batch, BetonLoader
 from convnextv2.data.manifest import read_manifest
 from convnextv2.data.shards import Indices
 from convnextv2.tasks import TaskOutput
+from convnextv2.tasks.classify import cross_entropies, is_among_best
+from convnextv2.tasks.precision import average_precision
 from pipelines.config import EvaluateConfig
 from pipelines.job import TrainJob
 from pipelines.views import evaluation_view, image_size_of
@@ -64,20 +65,31 @@ class Validation:
     def run(self, forward: Forward, device: torch.device) -> dict[str, float]:
         """Shares of hits and the mean cross entropy over the whole split, the same everywhere.
 
-        `forward` is the task as all workers call it, in evaluation mode: its output has scores.
+        Where images may be of several classes, it has their mAP, too. `forward` is the task as all
+        workers call it, in evaluation mode: its output has scores.
         """
         # Images, top-1 and top-5 hits, loss.
         totals = torch.zeros(4, dtype=torch.float64, device=device)
+        kept = []
         for scores, labels in self.scored(forward, device):
-            top = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
             totals[0] += len(labels)
-            totals[1] += (scores.argmax(dim=1) == labels).sum()
-            totals[2] += top.sum()
-            totals[3] += F.cross_entropy(scores, labels, reduction="sum")
+            totals[1] += is_among_best(scores, labels, 1).sum()
+            totals[2] += is_among_best(scores, labels, 5).sum()
+            totals[3] += cross_entropies(scores, labels).sum()
+            if self.multi_label:
+                kept.append((scores.cpu(), labels.cpu()))
         if group.world_size() > 1:
             dist.all_reduce(totals)
         top1, top5, loss = (totals[1:] / totals[0]).tolist()
-        return {"val_top1": top1, "val_top5": top5, "val_loss": loss}
+        values = {"val_top1": top1, "val_top5": top5, "val_loss": loss}
+        if self.multi_label:
+            values["val_map"] = mean_of(average_precision(*of_all_workers(kept)))
+        return values
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether images may be of several classes."""
+        return self.loader.shards.label_sets is not None
 
     def scored(self, forward: Forward, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Scores (B, classes) and labels (B) of this worker's share, batch by batch.
@@ -98,6 +110,18 @@ class Validation:
                 assert scores is not None, "only tasks that classify can be evaluated"
                 if number < own:
                     yield scores, batch.labels
+
+
+def of_all_workers(kept: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Scores and labels (N, C) of the batches of all workers, on every worker."""
+    batches = [batch for worker in group.gather(kept) for batch in worker]
+    scores, labels = zip(*batches, strict=True)
+    return torch.cat(scores), torch.cat(labels)
+
+
+def mean_of(precisions: Tensor) -> float:
+    """mAP, of the classes that an image has."""
+    return float(precisions.nanmean())
 
 
 def share_of(samples: int) -> Indices:

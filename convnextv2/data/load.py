@@ -36,7 +36,8 @@ class Batch:
 
     Attributes:
         images: (B, H, W, 3) uint8, which is (B, 3, H, W) in channels_last memory.
-        labels: (B,) int64.
+        labels: (B,) int64; where images may be of several classes, (B, classes) float32 of 0 and
+            1.
         indices: (B,) int64, sample numbers.
         epoch: Of the draws.
         coefficients: (B,) float32, the share of its own label where images are mixed with their
@@ -51,10 +52,10 @@ class Batch:
 
     @property
     def partner_labels(self) -> Tensor | None:
-        """(B,) int64, labels of the images mixed in: rows 2q and 2q + 1 are partners."""
+        """As `labels`, of the images mixed in: rows 2q and 2q + 1 are partners."""
         if self.coefficients is None:
             return None
-        return self.labels.reshape(-1, 2).flip(1).reshape(-1)
+        return self.labels.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to `device`; on CPU the tensors are shared."""
@@ -142,7 +143,7 @@ class BetonLoader:
                 indices, (images, coefficients) = taken
                 yield Batch(
                     torch.from_numpy(images),
-                    torch.from_numpy(self.shards.labels(indices)),
+                    torch.from_numpy(self.shards.targets(indices)),
                     torch.from_numpy(indices.astype(np.int64)),
                     epoch,
                     None if coefficients is None else torch.from_numpy(coefficients),

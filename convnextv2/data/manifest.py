@@ -35,6 +35,15 @@ class Shard:
     sha256: str
 
 
+@dataclass(frozen=True)
+class LabelSetsFile:
+    """The file with the sets of classes that labels are numbers of."""
+
+    name: str
+    sets: int
+    sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a folder of shards holds.
@@ -42,7 +51,7 @@ class Manifest:
     `settings` and `selection` are those it was written with; `source` and `source_fingerprint` say
     from what, and `digest` is a hash of all these. Sample numbers run through the shards in order:
     the first of a shard follows the last of the one before. `class_counts` has the samples of each
-    of `classes`.
+    of `classes`. Where images may be of several, `label_sets` is the file that says of which.
     """
 
     split: str
@@ -55,6 +64,7 @@ class Manifest:
     source: str
     source_fingerprint: str
     digest: str = ""
+    label_sets: LabelSetsFile | None = None
     schema: int = SCHEMA
 
     @property
@@ -63,6 +73,8 @@ class Manifest:
 
     @property
     def census(self) -> Census:
+        if self.label_sets is not None:
+            return Census(self.samples, self.classes, self.class_counts, 0, multi_label=True)
         unlabelled = self.samples - sum(self.class_counts)
         return Census(self.samples, self.classes, self.class_counts, unlabelled)
 
@@ -74,7 +86,8 @@ class Manifest:
     def fingerprint(self) -> str:
         """Identity of the content: two folders with the same one serve the same samples."""
         hashes = [[shard.samples, shard.sha256] for shard in self.shards]
-        return hashlib.sha256(json.dumps([hashes, self.classes]).encode()).hexdigest()
+        sets = [] if self.label_sets is None else [self.label_sets.sha256]
+        return hashlib.sha256(json.dumps([hashes, self.classes, *sets]).encode()).hexdigest()
 
 
 def read_manifest(folder: PathLike) -> Manifest:
@@ -97,6 +110,8 @@ def read_manifest(folder: PathLike) -> Manifest:
             raise DataError(f"{path} has schema {schema}, this version reads {SCHEMA}")
         content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
         content["skipped"] = tuple(Skipped(*item) for item in content["skipped"])
+        if content.get("label_sets") is not None:
+            content["label_sets"] = LabelSetsFile(**content["label_sets"])
         for name in ("classes", "class_counts"):
             content[name] = tuple(content[name])
         return Manifest(**content)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from convnextv2.data.census import check_labels
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Source, Split
+from convnextv2.data.label_sets import LabelSets
 from convnextv2.data.sources import Columns, open_source
 from convnextv2.paths import PathLike
 from convnextv2.randomness import Draw, uniform
@@ -67,6 +68,10 @@ def open_selected(
     Raises:
         DataError: When the collection cannot be used.
     """
+    if columns is not None and columns.multi_label:
+        for name in ("classes", "labels_per_class"):
+            if getattr(selection, name) is not None:
+                raise DataError(f"{name} chooses images by their one label; leave it out here")
     split = selection.split if selection.hold_out is None else "train"
     source = open_source(root, split, labels, columns)
     if selection.hold_out is None and not source.has_splits:
@@ -75,9 +80,15 @@ def open_selected(
 
 
 def select(
-    listings: Sequence[Members], classes: tuple[str, ...], selection: Selection, seed: int = 0
+    listings: Sequence[Members],
+    classes: tuple[str, ...],
+    selection: Selection,
+    seed: int = 0,
+    label_sets: LabelSets | None = None,
 ) -> tuple[list[Members], tuple[str, ...]]:
     """What `selection` leaves of a collection's parts, and the names of its classes.
+
+    Labels are numbers of `label_sets`, where images may have several.
 
     Labels without names get their numbers as such. Memory: beside the listings and the result
     (24 bytes an image each), 40 bytes for each image that a limit or labels per class choose from.
@@ -88,7 +99,7 @@ def select(
     total = sum(map(len, listings))
     # Numbers are counted before anything is held out, so that both splits have the same classes.
     classes = classes or _number_names(listings)
-    check_labels(listings, classes)
+    check_labels(listings, classes, label_sets)
     chosen = list(listings)
     if selection.hold_out is not None:
         chosen = [_split(part, selection.split, selection.hold_out, seed) for part in chosen]

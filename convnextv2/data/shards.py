@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from convnextv2.data.classes import match_classes
 from convnextv2.data.collection import DataError
+from convnextv2.data.label_sets import LabelSets, read_label_sets
 from convnextv2.data.manifest import Manifest
 from convnextv2.paths import PathLike
 
@@ -41,14 +42,23 @@ class Shards:
         table: One row (`TABLE`) per shard, for compiled code (`convnextv2.data.decoding`).
     """
 
-    def __init__(self, paths: Sequence[PathLike], numbers: NDArray[np.int32] | None = None) -> None:
-        """Map the files; `numbers` are what their labels become, as of `match_classes`.
+    def __init__(
+        self,
+        paths: Sequence[PathLike],
+        numbers: NDArray[np.int32] | None = None,
+        label_sets: LabelSets | None = None,
+        num_classes: int = 0,
+    ) -> None:
+        """Map the files.
+
+        `numbers` are what their labels become, as of `match_classes`; or labels are numbers of
+        `label_sets`, of `num_classes` classes.
 
         Raises:
             DataError: When one is not there, cut short, or not of this kind.
         """
         self.paths = [Path(path) for path in paths]
-        self.numbers = numbers
+        self.numbers, self.label_sets, self.num_classes = numbers, label_sets, num_classes
         self.table = np.zeros(len(paths), TABLE)
         self._maps: list[NDArray[np.uint8]] = []
         self._old: list[NDArray[np.uint8]] = []
@@ -103,6 +113,13 @@ class Shards:
     def _renumbered(self, labels: NDArray[np.signedinteger]) -> NDArray[np.int64]:
         return (labels if self.numbers is None else self.numbers[labels]).astype(np.int64)
 
+    def targets(self, samples: Indices) -> NDArray[np.int64] | NDArray[np.float32]:
+        """What a classifier is to answer: labels (B,) or, of sets, (B, classes) of 0 and 1."""
+        labels = self.labels(samples)
+        if self.label_sets is None:
+            return labels
+        return self.label_sets.multi_hot(labels, self.num_classes)
+
     def blocks(self) -> Indices:
         """First sample of every page of the files, and the number of samples at the end."""
         starts = []
@@ -131,12 +148,18 @@ def open_shards(folder: PathLike, manifest: Manifest, classes: Sequence[str] | N
             lack.
     """
     folder = Path(folder)
-    numbers = None
+    numbers = sets = None
     if classes is not None and tuple(classes) != manifest.classes:
         numbers = match_classes(
             manifest.classes, classes, of=str(folder), among="what they are used with"
         )
-    shards = Shards([folder / shard.name for shard in manifest.shards], numbers)
+    if (file := manifest.label_sets) is not None:
+        sets = read_label_sets(folder / file.name, file.sets, file.sha256)
+        if numbers is not None:
+            sets, numbers = sets.renumbered(numbers), None
+    paths = [folder / shard.name for shard in manifest.shards]
+    count = len(manifest.classes if classes is None else classes)
+    shards = Shards(paths, numbers, sets, count)
     for shard, row in zip(manifest.shards, shards.table, strict=True):
         if (shard.samples, shard.bytes) != (row["samples"], row["bytes"]):
             raise DataError(

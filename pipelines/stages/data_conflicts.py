@@ -11,7 +11,7 @@ from convnextv2.data.census import Census
 from convnextv2.data.classes import match_classes
 from convnextv2.data.collection import DataError, Split
 from convnextv2.data.order import GlobalOrder
-from pipelines.config import PipelineConfig, TrainConfig
+from pipelines.config import DataConfig, PipelineConfig, TrainConfig
 from pipelines.job import Plan
 from pipelines.outline import EVALUATIONS, outline
 from pipelines.samples import find_shortages, most_samples
@@ -29,7 +29,11 @@ def find_data_conflicts(
 ) -> list[str]:
     """All that is wrong for the `wanted` stages that read what the stage `written` writes."""
     stages = outline(config)
-    readers = [name for name, after in stages.items() if name in wanted and written in after]
+    readers = [
+        name
+        for name, after in stages.items()
+        if name in wanted and written in after and name != "report"
+    ]
     problems = [
         f"{RECIPES[name]}.{problem}"
         for name in readers
@@ -39,6 +43,8 @@ def find_data_conflicts(
     if "knn" in readers:
         problems += _neighbours(config, images["train"])
     problems += _labels(config, written, readers, source, images)
+    if any(name != "pretrain" for name in readers):
+        problems += _several_labels(config, written, readers, images)
     # The control has the recipe of what it is compared with, and so its problems.
     return list(dict.fromkeys(problems))
 
@@ -72,7 +78,7 @@ def _labels(
     images: Mapping[Split, Census],
 ) -> Iterator[str]:
     """Labels that are missing, and classes of the validation images that are never learnt."""
-    data = "data" if written == "write" else "intermediate.data"
+    data = _section(written)
     train, val = images["train"], images["val"]
     learning = [name for name in readers if name in SECTIONS or name == "knn"]
     judging = [name for name in readers if _is_judged(config, name)]
@@ -99,6 +105,40 @@ def _labels(
                 f"{data}: {error}\n  {data}.classes with classes that both have would work, or "
                 f"{data}.hold_out=0.1, which takes some of the training images instead"
             )
+
+
+def _several_labels(
+    config: PipelineConfig, written: str, readers: list[str], images: Mapping[Split, Census]
+) -> Iterator[str]:
+    """Images of one label and of several, and what is not defined for those."""
+    wanted = _data_of(config, written).multi_label
+    strange = [
+        split for split, each in images.items() if each.classes and each.multi_label != wanted
+    ]
+    have = "have one label each; false" if wanted else "may have several labels; true"
+    for split in strange:
+        yield f"{_section(written)}.multi_label: the {split} images {have} would work"
+    if strange or not wanted:
+        return
+    if "knn" in readers:
+        yield "knn: neighbours vote for one class of an image; leave knn out"
+    for name in dict.fromkeys(RECIPES[name] for name in readers if name in SECTIONS):
+        if getattr(config, name).labels_per_class is not None:
+            yield (
+                f"{name}.labels_per_class: images are of several classes; {name}.train_images "
+                "would train on few of them"
+            )
+
+
+def _data_of(config: PipelineConfig, written: str) -> DataConfig:
+    if written == "write":
+        return config.data
+    assert config.intermediate is not None
+    return config.intermediate.data
+
+
+def _section(written: str) -> str:
+    return "data" if written == "write" else "intermediate.data"
 
 
 def _is_judged(config: PipelineConfig, name: str) -> bool:

@@ -135,7 +135,7 @@ def _open(data: DataConfig, source: Path, split: Split) -> tuple[Source, Selecti
         classes=read_classes(data.classes),
         limit=data.limit,
     )
-    columns = Columns(data.image_column, data.label_column)
+    columns = Columns(data.image_column, data.label_column, data.multi_label)
     return open_selected(source, selection, data.labels, columns)
 
 

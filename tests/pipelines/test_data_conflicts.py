@@ -139,6 +139,33 @@ def test_classes_are_matched_by_name(classes: tuple[str, ...], wrong: str | None
         assert "data.hold_out=0.1" in found[0]
 
 
+SEVERAL = Census(24, NAMES, (8, 20, 9), 0, multi_label=True)
+
+
+def test_images_of_several_classes_are_said_to_be() -> None:
+    found = problems("finetune.labels_per_class=null", train=SEVERAL, val=SEVERAL)
+    assert found == [
+        f"data.multi_label: the {split} images may have several labels; true would work"
+        for split in ("train", "val")
+    ]
+    found = problems("data.multi_label=true")
+    assert found == [
+        f"data.multi_label: the {split} images have one label each; false would work"
+        for split in ("train", "val")
+    ]
+    assert problems("data.multi_label=true", wanted={"write", "pretrain"}) == []
+
+
+def test_what_is_not_defined_for_several_classes_is_refused() -> None:
+    several: dict[str, Any] = {"train": SEVERAL, "val": SEVERAL}
+    assert problems("data.multi_label=true", KNN, **several) == [
+        "knn: neighbours vote for one class of an image; leave knn out",
+        "finetune.labels_per_class: images are of several classes; finetune.train_images would "
+        "train on few of them",
+    ]
+    assert problems("data.multi_label=true", "finetune.labels_per_class=null", **several) == []
+
+
 def test_the_intermediate_step_is_asked_for_its_own_images() -> None:
     recipe = "{duration: 2, global_batch_size: 32, micro_batch_size: 16, base_lr: 1}"
     found = problems(f"intermediate={recipe}", written="write-intermediate")

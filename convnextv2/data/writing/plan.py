@@ -21,6 +21,7 @@ import numpy as np
 
 from convnextv2.data.census import Census, take_census
 from convnextv2.data.collection import MEMBER, DataError, Members, Source, name_key
+from convnextv2.data.label_sets import label_sets_of
 from convnextv2.data.manifest import sync_folder, write_json
 from convnextv2.data.selection import Selection, select
 from convnextv2.data.sources import describe_kinds
@@ -84,7 +85,7 @@ def make_plan(
     count = settings.num_shards or max(1, round(expected.bytes / settings.shard_bytes))
     shards = _cut(sequence, count)
     sample_bytes = expected.bytes / len(sequence)
-    census = take_census(sequence["member"], classes)
+    census = take_census(sequence["member"], classes, label_sets_of(source))
     plan = Plan(digest, census, tuple(map(len, shards)), sample_bytes)
     with refusals(folder / WORK / PLAN, sequence.nbytes):
         for number, shard in enumerate(shards):
@@ -114,7 +115,8 @@ def choose(
         if not any(map(len, listings)):
             raise DataError(f"no images in {', '.join(source.parts[:3])}, only {kinds}")
         note(f"{selection.split}: passed over {kinds}")
-    chosen, classes = select(listings, source.classes, selection, seed)
+    sets = label_sets_of(source)
+    chosen, classes = select(listings, source.classes, selection, seed, sets)
     del listings
     return _sequence(source, chosen, seed), classes
 

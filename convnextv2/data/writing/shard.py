@@ -18,6 +18,7 @@ import numpy as np
 from ffcv.reader import Reader
 
 from convnextv2.data.collection import UNLABELLED, DataError, Source, UnreadableImage
+from convnextv2.data.label_sets import label_sets_of
 from convnextv2.data.manifest import Shard, Skipped, sync_folder, write_json
 from convnextv2.data.pixels import decode
 from convnextv2.data.writing.beton import BetonWriter
@@ -109,6 +110,7 @@ def finished(job: ShardJob) -> Record | None:
 
 
 def _write(job: ShardJob, partial: Path) -> Record:
+    sets = label_sets_of(job.source)
     counts = np.zeros(len(job.plan.classes), np.int64)
     skipped: list[Skipped] = []
     capacity = job.plan.samples[job.number]
@@ -117,7 +119,7 @@ def _write(job: ShardJob, partial: Path) -> Record:
         for encoded, label in _shuffled(images, job.settings.shuffle_buffer_bytes, job.number):
             beton.append(encoded, label)
             if label != UNLABELLED:
-                counts[label] += 1
+                counts[label if sets is None else sets.classes_of(label)] += 1
         beton.finish()
         samples = beton.samples
     if samples == 0:

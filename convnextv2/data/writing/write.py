@@ -4,12 +4,13 @@ Every shard is published by itself and has a record beside the plan; what has on
 The manifest is written when all are there, and the plan is removed last.
 """
 
+import hashlib
 import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ import numpy as np
 
 from convnextv2.data.census import Census
 from convnextv2.data.collection import DataError, Source
-from convnextv2.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from convnextv2.data.label_sets import LABEL_SETS, label_sets_of
+from convnextv2.data.manifest import (
+    MANIFEST,
+    LabelSetsFile,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
 from convnextv2.data.selection import Selection
 from convnextv2.data.writing.disk import alone, check_room, refusals
 from convnextv2.data.writing.encode import WriteSettings
@@ -108,6 +116,7 @@ def write_collection(
         if not manifest.shards:
             raise DataError(f"not one of the {sum(plan.samples)} images of {name} can be read")
         with refusals(destination / MANIFEST, 0):
+            manifest = _with_label_sets(manifest, source, destination)
             write_manifest(destination, manifest)
         forget_plan(destination)
     return manifest
@@ -120,6 +129,17 @@ def _at(destination: Path, note: Callable[[str], None]) -> Iterator[None]:
         destination.mkdir(parents=True, exist_ok=True)
     with alone(destination, note):
         yield
+
+
+def _with_label_sets(manifest: Manifest, source: Source, destination: Path) -> Manifest:
+    """Write the sets of classes beside the shards, where labels are numbers of these."""
+    sets = label_sets_of(source)
+    if sets is None:
+        return manifest
+    path = destination / LABEL_SETS
+    sets.save(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return replace(manifest, label_sets=LabelSetsFile(path.name, sets.count, digest))
 
 
 def _find_plan(destination: Path, digest: str, note: Callable[[str], None]) -> Plan | None:
