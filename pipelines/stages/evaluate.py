@@ -121,7 +121,7 @@ def evaluate(context: dict[str, Any]) -> None:
             results.append(result | {"seconds": time.perf_counter() - begin})
         if group.rank() == 0:
             result = results[0]
-            shown = [key for key in ("top1", "top5", "map") if key in result]
+            shown = [key for key in result if key in ("map", "top1", "top5")]
             last = {key: result[key] for key in shown}
             if len(results) == 2:
                 result["ema"] = results[1]
