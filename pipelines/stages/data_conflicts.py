@@ -83,9 +83,11 @@ def _labels(
     learning = [name for name in readers if name in SECTIONS or name == "knn"]
     judging = [name for name in readers if _is_judged(config, name)]
     if learning and train.unlabelled:
+        some = train.unlabelled < train.images
+        other = f"{data}.classes leaves them out" if some else "give images with classes"
         yield (
             f"{data}: {_without_labels(train, 'training', source)}, which {', '.join(learning)} "
-            f"would need; convnextv2 pretrain works, or {data}.classes leaves them out"
+            f"would need; convnextv2 pretrain works, or {other}"
         )
     elif judging and val.unlabelled:
         yield (

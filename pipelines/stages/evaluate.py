@@ -91,7 +91,13 @@ def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             "evaluate": config.evaluate.model_dump(exclude={"batch_size"}),
         },
         after=outline(config)[name],
-        code=(*CODE, "convnextv2.tasks", "pipelines.stages.evaluate"),
+        code=(
+            *CODE,
+            "convnextv2.data.label_sets",
+            "convnextv2.tasks.classify",
+            "convnextv2.tasks.precision",
+            "pipelines.stages.evaluate",
+        ),
     )
 
 

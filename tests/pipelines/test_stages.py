@@ -61,6 +61,11 @@ def test_the_outline_of_everything() -> None:
     }
 
 
+def test_all_images_are_written_before_anything_is_trained() -> None:
+    """So that what is wrong with them is said before hours are spent."""
+    assert list(outline(everything()))[:3] == ["write", "write-intermediate", "pretrain"]
+
+
 def test_the_outline_without_pretraining() -> None:
     config = configured("finetune.control=false", pretrain=None)
     assert dict(outline(config)) == {
