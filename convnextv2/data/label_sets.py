@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextv2.data.collection import UNLABELLED, DataError, Source
+from convnextv2.paths import PathLike
 
 LABEL_SETS = "label-sets.npy"
 
@@ -64,9 +65,9 @@ class LabelSets:
             self.count, np.stack([self.pairs[:, 0], numbers[self.pairs[:, 1]]], axis=1)
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: PathLike) -> None:
         """Write a file that `read_label_sets` reads."""
-        with path.open("wb") as file:
+        with Path(path).open("wb") as file:
             np.save(file, self.pairs)
 
     @cached_property
@@ -74,10 +75,10 @@ class LabelSets:
         return np.searchsorted(self.pairs[:, 0], np.arange(self.count + 1))
 
 
-def read_label_sets(path: Path, count: int, sha256: str) -> LabelSets:
+def read_label_sets(path: PathLike, count: int, sha256: str) -> LabelSets:
     """Read `count` sets; raises DataError when the file is not as it was written."""
     try:
-        content = path.read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if hashlib.sha256(content).hexdigest() != sha256:

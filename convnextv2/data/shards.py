@@ -138,7 +138,9 @@ class Shards:
         return f"{self.paths[number]}, image {inside} (sample {sample})"
 
 
-def open_shards(folder: PathLike, manifest: Manifest, classes: Sequence[str] | None = None) -> Shards:
+def open_shards(
+    folder: PathLike, manifest: Manifest, classes: Sequence[str] | None = None
+) -> Shards:
     """Map the shards that `manifest` names.
 
     Labels are numbers of `classes`, where given: those of the shards are matched with them by name.

@@ -52,7 +52,7 @@ def here(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
 
 def plan_collection(
     source: Source,
-    destination: Path,
+    destination: PathLike,
     selection: Selection,
     settings: WriteSettings,
     *,
@@ -67,6 +67,7 @@ def plan_collection(
     Raises:
         DataError: As `write_collection` before its first shard.
     """
+    destination = Path(destination)
     digest = plan_digest(source.fingerprint(), selection, settings, seed)
     with _at(destination, note):
         complete = _complete(destination, digest)
