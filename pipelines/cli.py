@@ -130,7 +130,7 @@ def _words(error: Exception) -> str:
     if not isinstance(error, ConfigError):
         return str(error)
     count = len(error.problems)
-    lines = [f"{count} problem{'s' * (count > 1)} in the settings", *error.problems]
+    lines = [f"{count} problem{'s' * (count > 1)} in {error.about}", *error.problems]
     return "\n  ".join(lines)
 
 

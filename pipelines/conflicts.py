@@ -8,12 +8,16 @@ from convnextv2.recipe.duration import Duration
 from convnextv2.recipe.layer_decay import GROUPED_DEPTHS
 from convnextv2.sizes import DECODER_UNITS, nearest_multiples, size_of
 from pipelines.config import (
+    DataConfig,
     FinetuneConfig,
+    IntermediateConfig,
     ModelConfig,
     PipelineConfig,
     PretrainConfig,
     TrainConfig,
 )
+
+VALIDATED = ("val_top1", "val_top1_ema", "val_map", "val_map_ema")
 
 
 def find_conflicts(config: PipelineConfig) -> list[str]:
@@ -29,7 +33,8 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
             Topology(train.global_batch_size, train.micro_batch_size, cluster.num_workers)
         except ValueError as error:
             problems.append(f"{name}: {error}")
-        found = [*_training(train), *_augmentation(train, cluster.num_workers)]
+        data = train.data if isinstance(train, IntermediateConfig) else config.data
+        found = [*_training(train, data), *_augmentation(train, cluster.num_workers)]
         if isinstance(train, PretrainConfig):
             found += _pretraining(train)
         else:
@@ -105,7 +110,7 @@ def _pixels(config: PipelineConfig) -> Iterator[str]:
                     )
 
 
-def _training(train: TrainConfig) -> Iterator[str]:
+def _training(train: TrainConfig, data: DataConfig) -> Iterator[str]:
     """Durations, what is kept, averages."""
     warmup, duration = (
         _comparable(length, train.global_batch_size) for length in (train.warmup, train.duration)
@@ -114,11 +119,11 @@ def _training(train: TrainConfig) -> Iterator[str]:
         yield f"duration: {train.duration} of what? Epochs, steps or images would work"
     if warmup.unit == duration.unit and warmup.amount > duration.amount:
         yield f"warmup: {train.warmup} is longer than the {train.duration} of training"
-    known = _metrics(train)
+    known = _metrics(train, data)
     if train.keep_best is not None and train.keep_best not in known:
         yield (
             f"keep_best: {train.keep_best!r} is not measured in this training; "
-            f"{' or '.join(known)} would work{_missing(train)}"
+            f"{' or '.join(known)} would work{_missing(train, data)}"
         )
 
 
@@ -129,25 +134,27 @@ def _comparable(duration: Duration, global_batch_size: int) -> Duration:
     return Duration(round(duration.amount / global_batch_size), "steps")
 
 
-def _metrics(train: TrainConfig) -> list[str]:
+def _metrics(train: TrainConfig, data: DataConfig) -> list[str]:
     """Names that keep_best may have."""
     if isinstance(train, PretrainConfig):
         return ["loss"]
     names = ["loss", "accuracy"]
     if train.evaluate_every is not None:
-        names.append("val_top1")
-        if train.ema_decay is not None:
-            names.append("val_top1_ema")
+        measured = ["val_top1", *(["val_map"] if data.multi_label else [])]
+        averaged = [f"{name}_ema" for name in measured if train.ema_decay is not None]
+        names += [*measured, *averaged]
     return names
 
 
-def _missing(train: TrainConfig) -> str:
+def _missing(train: TrainConfig, data: DataConfig) -> str:
     """What has to be set for the metric that was asked for."""
-    if isinstance(train, PretrainConfig) or train.keep_best not in ("val_top1", "val_top1_ema"):
+    if isinstance(train, PretrainConfig) or train.keep_best not in VALIDATED:
         return ""
     needed = ["evaluate_every"] if train.evaluate_every is None else []
-    if train.keep_best == "val_top1_ema" and train.ema_decay is None:
+    if train.keep_best.endswith("_ema") and train.ema_decay is None:
         needed.append("ema_decay")
+    if train.keep_best.startswith("val_map") and not data.multi_label:
+        needed.append("data.multi_label")
     return f", or set {' and '.join(needed)}"
 
 

@@ -12,7 +12,7 @@ from convnextv2.data.order import GlobalOrder
 from convnextv2.recipe.duration import Duration
 from convnextv2.recipe.schedule import WarmupCosine, scaled_lr
 from convnextv2.tasks import IMAGENET, Normalization
-from pipelines.config import FinetuneConfig, PipelineConfig, PretrainConfig
+from pipelines.config import FinetuneConfig, PipelineConfig, PretrainConfig, TrainConfig
 from pipelines.samples import training_order
 
 
@@ -51,7 +51,7 @@ class TrainJob:
 
     @property
     def total_steps(self) -> int:
-        return Plan.of(self, self.order()).total_steps
+        return Plan.of(self.recipe, self.order()).total_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +66,8 @@ class Plan:
     keep: KeepPolicy
 
     @classmethod
-    def of(cls, job: TrainJob, order: GlobalOrder) -> "Plan":
+    def of(cls, recipe: TrainConfig, order: GlobalOrder) -> "Plan":
         """Convert, once; raises ValueError for a warm-up longer than the training."""
-        recipe = job.recipe
 
         def steps(duration: Duration | None, total: int | None) -> int:
             if duration is None:

@@ -21,6 +21,9 @@ def outline(config: PipelineConfig) -> Outline:
     """Names of the stages in the order they run, each with those whose outputs it reads."""
     stages: dict[str, tuple[str, ...]] = {"write": ()}
     start: tuple[str, ...] = ()  # Where fine-tuning gets its weights from.
+    if config.intermediate is not None:
+        # Before anything is trained, so that what is wrong with the images is said before.
+        stages["write-intermediate"] = ()
     if config.pretrain is not None:
         stages["pretrain"] = ("write",)
         start = ("pretrain",)
@@ -29,7 +32,6 @@ def outline(config: PipelineConfig) -> Outline:
     if config.linear_probe is not None:
         stages["linear-probe"] = ("write", *start)
     if config.intermediate is not None:
-        stages["write-intermediate"] = ()
         stages["intermediate"] = ("write-intermediate", *start)
         start = ("intermediate",)
     if config.finetune is not None:
@@ -40,16 +42,6 @@ def outline(config: PipelineConfig) -> Outline:
         if trained in stages:
             stages[evaluated] = ("write", trained)
     return {**stages, "report": tuple(stages)}
-
-
-def readers_of_labels(written: str, stages: Outline, wanted: set[str]) -> list[str]:
-    """Those of the `wanted` stages that need labels of what the stage `written` writes."""
-    without = ("pretrain", "report")
-    return [
-        name
-        for name, after in stages.items()
-        if name in wanted and written in after and name not in without
-    ]
 
 
 def stages_of_command(command: str, config: PipelineConfig) -> list[str]:

@@ -78,6 +78,7 @@ class SpeedWords:
         "accuracy": ".3f",
         "top1": ".4f",
         "top5": ".4f",
+        "map": ".4f",
     }
 
     def __init__(self) -> None:

@@ -58,6 +58,8 @@ VALUES = {
     "accuracy": ("point", "accuracy on training batches"),
     "val_top1": ("validation", "accuracy on the validation split"),
     "val_top1_ema": ("validation", "accuracy on the validation split, EMA"),
+    "val_map": ("validation", "mAP on the validation split"),
+    "val_map_ema": ("validation", "mAP on the validation split, EMA"),
 }
 """Values that are drawn: in which lines they are, and what they are called."""
 MOST_SAMPLES = 8
@@ -141,7 +143,9 @@ def render_report(data: ReportInput) -> str:
         norm_pix_loss=(data.config.get("pretrain") or {}).get("norm_pix_loss", False),
         classes=class_table(main, control, most=MOST_CLASSES) if main else [],
         confusions=[
-            (name, confusion_table(evaluation)) for name, evaluation in data.evaluations.items()
+            (name, confusion_table(evaluation))
+            for name, evaluation in data.evaluations.items()
+            if evaluation.confusion
         ]
         if few
         else [],

@@ -12,10 +12,13 @@ from pipelines.conflicts import find_conflicts
 
 
 class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, one problem per line."""
+    """Everything that is wrong with a configuration, one problem per line.
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = list(problems)
+    `about` says what was looked at: the settings alone, or with the images they are for.
+    """
+
+    def __init__(self, problems: Sequence[str], about: str = "the settings") -> None:
+        self.problems, self.about = list(problems), about
         super().__init__("\n".join(self.problems))
 
 

@@ -98,7 +98,7 @@ class Outcome:
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: result[key] for key in ("top1", "top5", "images")}
+    return {key: result[key] for key in ("map", "top1", "top5", "images") if key in result}
 
 
 def run_pipeline(request: Request) -> Outcome:
@@ -172,7 +172,8 @@ def closing_words(outcome: Outcome) -> Text:
         if "ema" in result:
             rows.append(("  average of its weights (EMA)", _in_words(result["ema"])))
     if SCRATCH in results:
-        gain = results["finetune"]["top1"] - results[SCRATCH]["top1"]
+        metric = "map" if "map" in results["finetune"] else "top1"
+        gain = results["finetune"][metric] - results[SCRATCH][metric]
         rows.append(("gain", Text(f"{100 * gain:+.2f} points", "bold")))
     for visit in outcome.visits:
         if visit.place.stage.name == "report":
@@ -199,6 +200,9 @@ def _how(name: str, outcome: Outcome) -> str:
 
 
 def _in_words(result: dict[str, Any]) -> Text:
-    return Text(f"{result['top1']:.2%}", "bold").append(
-        f" top-1, {result['top5']:.2%} top-5 on {result['images']:,} images", "not bold"
+    best = f"{result['top1']:.2%} top-1"
+    if "map" in result:
+        best = f"{result['map']:.2%} mAP, {best}"
+    return Text(best, "bold").append(
+        f", {result['top5']:.2%} top-5 on {result['images']:,} images", "not bold"
     )

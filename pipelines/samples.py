@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from convnextv2.data.census import Census
 from convnextv2.data.manifest import read_manifest
 from convnextv2.data.order import GlobalOrder, few_labels
 from convnextv2.data.shards import Indices, Shards, open_shards
@@ -18,26 +19,53 @@ def training_samples(folder: Path, recipe: TrainConfig, seed: int) -> Indices | 
     Raises:
         ValueError: When there are fewer than asked for, or less than one global batch.
     """
-    total = read_manifest(folder).samples
+    manifest = read_manifest(folder)
+    if shortages := find_shortages(recipe, manifest.census):
+        raise ValueError("; ".join(shortages))
+    total = manifest.samples
     samples: Indices | int = total
     if recipe.train_images is not None:
-        if recipe.train_images > total:
-            raise ValueError(
-                f"train_images {recipe.train_images} is more than the {total} images of {folder}; "
-                f"{total} would work"
-            )
         chosen = np.random.default_rng(seed).permutation(total)[: recipe.train_images]
         samples = np.sort(chosen).astype(np.uint64)
     if isinstance(recipe, FinetuneConfig) and recipe.labels_per_class is not None:
         labels = _shards(folder).labels()
         among = np.arange(total, dtype=np.uint64) if isinstance(samples, int) else samples
         samples = few_labels(labels, among, recipe.labels_per_class, seed)
-    if count(samples) < recipe.global_batch_size:
-        raise ValueError(
-            f"global_batch_size {recipe.global_batch_size} is more than the {count(samples)} "
-            f"training images of {folder}; at most {count(samples)} would work"
-        )
     return samples
+
+
+def find_shortages(recipe: TrainConfig, images: Census) -> list[str]:
+    """What a recipe asks for and the training images have not: each begins with a field's name."""
+    problems = []
+    if (recipe.train_images or 0) > images.images:
+        problems.append(
+            f"train_images: {recipe.train_images} is more than the {images.images} training "
+            f"images; {images.images} would work"
+        )
+    per_class = recipe.labels_per_class if isinstance(recipe, FinetuneConfig) else None
+    if per_class is not None and any(images.class_counts):
+        fewest, name = min(zip(images.class_counts, images.classes, strict=True))
+        if fewest < per_class:
+            problems.append(
+                f"labels_per_class: {per_class} is more than the {fewest} training images of class "
+                f"{name}; {fewest} would work"
+            )
+    there = most_samples(recipe, images)
+    if there < recipe.global_batch_size:
+        problems.append(
+            f"global_batch_size: {recipe.global_batch_size} is more than the {there} training "
+            f"images; at most {there} would work"
+        )
+    return problems
+
+
+def most_samples(recipe: TrainConfig, images: Census) -> int:
+    """How many images a recipe trains on; fewer, where `train_images` leave a class too few."""
+    most = min(recipe.train_images or images.images, images.images)
+    if isinstance(recipe, FinetuneConfig) and recipe.labels_per_class is not None:
+        labelled = sum(min(recipe.labels_per_class, count) for count in images.class_counts)
+        most = min(most, labelled)
+    return most
 
 
 def count(samples: Indices | int) -> int:

@@ -17,6 +17,10 @@ class Evaluation:
     Shares are from 0 to 1; `per_class` is recall, None (or NaN) where the set holds none of a
     class; `confusion` has true classes as rows and predicted ones as columns. `ema` is the same
     of the moving average of the weights, where one was kept.
+
+    Where images may be of several classes there is `map`, their mean average precision, which
+    `per_class` has of each class. A hit in top-1 or top-5 is one of the image's classes, and there
+    is no `confusion`.
     """
 
     images: int
@@ -27,6 +31,17 @@ class Evaluation:
     confusion: Sequence[Sequence[int]]
     seconds: float
     ema: "Evaluation | None" = None
+    map: float | None = None
+
+    @property
+    def score(self) -> float:
+        """What models are compared by."""
+        return self.top1 if self.map is None else self.map
+
+    @property
+    def metric(self) -> str:
+        """Name of the score."""
+        return "top-1" if self.map is None else "mAP"
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Evaluation":
@@ -78,6 +93,7 @@ class ResultRow:
     top1: float
     top5: float
     images: int
+    map: float | None = None
 
 
 def results(
@@ -88,22 +104,26 @@ def results(
     for model, name in MODELS.items():
         found = evaluations.get(model)
         if found is not None:
-            rows.append(ResultRow(name, model, found.top1, found.top5, found.images))
+            rows.append(ResultRow(name, model, found.top1, found.top5, found.images, found.map))
         if found is not None and found.ema is not None:
             ema = found.ema
-            rows.append(ResultRow(f"{name}, EMA", model, ema.top1, ema.top5, ema.images))
+            rows.append(ResultRow(f"{name}, EMA", model, ema.top1, ema.top5, ema.images, ema.map))
     if neighbours is not None:
         values = [neighbours[key] for key in ("top1", "top5", "images")]
         rows.append(ResultRow("nearest neighbours", PROBE, *values))
     return rows
 
 
-def margin(first: Evaluation, second: Evaluation) -> float:
+def margin(first: Evaluation, second: Evaluation) -> float | None:
     """Half the 95% interval of the difference in top-1 that comes from finite test sets.
+
+    None for mAP, which is no share of images.
 
     It treats the two test sets as independent. They are the same images, on which models tend to
     agree, so the true interval is rather narrower. The spread over seeds is not in it.
     """
+    if first.map is not None or second.map is not None:
+        return None
     variances = [model.top1 * (1 - model.top1) / model.images for model in (first, second)]
     return 1.96 * math.sqrt(math.fsum(variances))
 

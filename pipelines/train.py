@@ -83,7 +83,7 @@ class Run:
         recipe = job.recipe
         topology = Topology(recipe.global_batch_size, recipe.micro_batch_size, group.world_size())
         order = job.order()
-        plan = Plan.of(job, order)
+        plan = Plan.of(recipe, order)
         return cls(
             job,
             clock,

@@ -24,22 +24,23 @@ def verdict(
     labels = f"{labelled_images:,} labels"
     pretrained, scratch = evaluations.get(PRETRAINED), evaluations.get(SCRATCH)
     if pretrained is None and scratch is not None:
-        return f"Trained from scratch on {labels}, the model reaches {scratch.top1:.1%} top-1."
+        return f"Trained from scratch on {labels}, the model reaches {reached_text(scratch)}."
     if pretrained is None:
         return _of_frozen(evaluations.get(PROBE), neighbours, labels, pretraining)
     if scratch is None:
         return (
             f"Fine-tuned on {labels} after {pretraining}, the model reaches "
-            f"{pretrained.top1:.1%} top-1; there is no control from scratch to compare with."
+            f"{reached_text(pretrained)}; there is no control from scratch to compare with."
         )
-    gain = pretrained.top1 - scratch.top1
+    gain, known = pretrained.score - scratch.score, margin(pretrained, scratch)
+    metric = pretrained.metric
     change = (
-        f"{'lifts' if gain > 0 else 'lowers'} top-1 at {labels} from {scratch.top1:.1%} to "
-        f"{pretrained.top1:.1%} ({points_text(gain)} points)"
+        f"{'lifts' if gain > 0 else 'lowers'} {metric} at {labels} from {scratch.score:.1%} to "
+        f"{pretrained.score:.1%} ({points_text(gain)} points)"
     )
     if round(100 * gain, 1) == 0:
-        change = f"leaves top-1 at {labels} at {pretrained.top1:.1%}, as without it"
-    elif abs(gain) < margin(pretrained, scratch):
+        change = f"leaves {metric} at {labels} at {pretrained.score:.1%}, as without it"
+    elif known is not None and abs(gain) < known:
         change += f", a difference that {pretrained.images:,} test images cannot tell from chance"
     return f"{pretraining[0].upper()}{pretraining[1:]} {change}."
 
@@ -50,7 +51,7 @@ def _of_frozen(
     """The sentence where nothing was fine-tuned."""
     reached = []
     if probe is not None:
-        reached.append(f"a linear classifier with {labels} reaches {probe.top1:.1%} top-1")
+        reached.append(f"a linear classifier with {labels} reaches {reached_text(probe)}")
     if neighbours is not None:
         reached.append(f"nearest neighbours reach {neighbours['top1']:.1%} top-1")
     if not reached and not pretraining:
@@ -58,6 +59,11 @@ def _of_frozen(
     if not reached:
         return f"{pretraining[0].upper()}{pretraining[1:]} is done; nothing was evaluated."
     return f"On the frozen features of {pretraining}, {' and '.join(reached)}."
+
+
+def reached_text(evaluation: Evaluation) -> str:
+    """The score with its name."""
+    return f"{evaluation.score:.1%} {evaluation.metric}"
 
 
 def points_text(share: float | None) -> str:

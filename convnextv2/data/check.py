@@ -130,11 +130,15 @@ def _compare(path: Path, shard: Shard) -> str | None:
 def _compare_counts(shards: Shards, manifest: Manifest) -> list[str]:
     if not manifest.classes:
         return []
-    labels = shards.labels()
-    wrong = labels[(labels < -1) | (labels >= len(manifest.classes))]
+    labels, sets = shards.labels(), shards.label_sets
+    known = len(manifest.classes) if sets is None else sets.count
+    wrong = labels[(labels < -1) | (labels >= known)]
     if len(wrong):
-        return [f"label {wrong[0]} is none of {len(manifest.classes)} classes"]
-    counts = np.bincount(labels[labels >= 0], minlength=len(manifest.classes))
+        return [f"label {wrong[0]} is none of {known} {'classes' if sets is None else 'sets'}"]
+    if sets is None:
+        counts = np.bincount(labels[labels >= 0], minlength=known)
+    else:
+        counts = sets.class_counts(labels, len(manifest.classes))
     differs = np.flatnonzero(counts != manifest.class_counts)
     return [
         f"class {manifest.classes[label]} has {counts[label]} images, was written with "

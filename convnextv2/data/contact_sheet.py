@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from convnextv2.data.load import Batch
 from convnextv2.data.pixels.visible import visible
@@ -36,14 +37,14 @@ def contact_sheet(
 
 
 def _caption(batch: Batch, number: int, classes: Sequence[str]) -> str:
-    own = _name(int(batch.labels[number]), classes)
+    own = _name(batch.labels[number], classes)
     if batch.coefficients is None or batch.partner_labels is None:
         return own
     share = float(batch.coefficients[number])
-    return f"{share:.0%} {own}, {1 - share:.0%} " + _name(
-        int(batch.partner_labels[number]), classes
-    )
+    return f"{share:.0%} {own}, {1 - share:.0%} " + _name(batch.partner_labels[number], classes)
 
 
-def _name(label: int, classes: Sequence[str]) -> str:
-    return classes[label] if 0 <= label < len(classes) else "-"
+def _name(label: Tensor, classes: Sequence[str]) -> str:
+    """The class of a label, or those of a label (classes,) of 0 and 1."""
+    labels = [int(label)] if label.ndim == 0 else label.nonzero()[:, 0].tolist()
+    return "+".join(classes[each] for each in labels if 0 <= each < len(classes)) or "-"

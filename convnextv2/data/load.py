@@ -6,7 +6,7 @@ shards (`convnextv2.data.shards`).
 """
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import Empty
 from typing import Any
@@ -36,7 +36,8 @@ class Batch:
 
     Attributes:
         images: (B, H, W, C) uint8 or uint16, which is (B, C, H, W) in channels_last memory.
-        labels: (B,) int64.
+        labels: (B,) int64; where images may be of several classes, (B, classes) float32 of 0 and
+            1.
         indices: (B,) int64, sample numbers.
         epoch: Of the draws.
         coefficients: (B,) float32, the share of its own label where images are mixed with their
@@ -51,10 +52,10 @@ class Batch:
 
     @property
     def partner_labels(self) -> Tensor | None:
-        """(B,) int64, labels of the images mixed in: rows 2q and 2q + 1 are partners."""
+        """As `labels`, of the images mixed in: rows 2q and 2q + 1 are partners."""
         if self.coefficients is None:
             return None
-        return self.labels.reshape(-1, 2).flip(1).reshape(-1)
+        return self.labels.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to `device`; on CPU the tensors are shared."""
@@ -80,9 +81,10 @@ class BetonLoader:
         num_workers: Decoding threads, at most one for each core.
         batches_ahead: Batches prepared in advance.
         cache: A started node-local cache; shards are read from it as they arrive.
+        classes: Whose numbers the labels are, if not the folder's own; matched by name.
 
     Raises:
-        DataError: When the folder is not complete.
+        DataError: When the folder is not complete, or has a class that is not among `classes`.
         ValueError: When mixing is asked for with an odd batch size, or RGB's augmentations for
             other images; when `batches_ahead` is 0.
     """
@@ -98,6 +100,7 @@ class BetonLoader:
         num_workers: int = 1,
         batches_ahead: int = 3,
         cache: LocalCache | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         augment = augment or Augment()
         if augment.mixing is not None and batch_size % 2:
@@ -109,7 +112,7 @@ class BetonLoader:
         self.num_workers = min(num_workers, numba.config.NUMBA_NUM_THREADS)
         self.batches_ahead = batches_ahead
         manifest = read_manifest(folder)
-        self.shards = open_shards(folder, manifest)
+        self.shards = open_shards(folder, manifest, classes)
         self.clock = np.array([seed, 0], np.uint64)
         self.memory_manager = _Storage(self)
         # Two names the epoch thread asks its loader for; of ours nothing depends on them.
@@ -146,7 +149,7 @@ class BetonLoader:
                 indices, (images, coefficients) = taken
                 yield Batch(
                     torch.from_numpy(images),
-                    torch.from_numpy(self.shards.labels(indices)),
+                    torch.from_numpy(self.shards.targets(indices)),
                     torch.from_numpy(indices.astype(np.int64)),
                     epoch,
                     None if coefficients is None else torch.from_numpy(coefficients),

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from convnextv2.data.census import Census
 from convnextv2.data.collection import DataError, PixelFormat
 from convnextv2.paths import PathLike
 from convnextv2.tasks import IMAGENET, Normalization
@@ -35,6 +36,15 @@ class Shard:
     sha256: str
 
 
+@dataclass(frozen=True)
+class LabelSetsFile:
+    """The file with the sets of classes that labels are numbers of."""
+
+    name: str
+    sets: int
+    sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a folder of shards holds.
@@ -42,8 +52,9 @@ class Manifest:
     `settings` and `selection` are those it was written with; `source` and `source_fingerprint` say
     from what, and `digest` is a hash of all these. Sample numbers run through the shards in order:
     the first of a shard follows the last of the one before. `class_counts` has the samples of each
-    of `classes`. Every image has `channels` values of `bits` a pixel. `mean` and `std` of these,
-    from 0 to 1, are measured as they are written, unless they are RGB of 8 bits.
+    of `classes`. Where images may be of several, `label_sets` is the file that says of which.
+    Every image has `channels` values of `bits` a pixel. `mean` and `std` of these, from 0 to 1, are
+    measured as they are written, unless they are RGB of 8 bits.
     """
 
     split: str
@@ -56,6 +67,7 @@ class Manifest:
     source: str
     source_fingerprint: str
     digest: str = ""
+    label_sets: LabelSetsFile | None = None
     channels: int = 3
     bits: int = 8
     mean: tuple[float, ...] = ()
@@ -76,6 +88,13 @@ class Manifest:
         return Normalization(self.mean, self.std, self.bits) if self.mean else IMAGENET
 
     @property
+    def census(self) -> Census:
+        if self.label_sets is not None:
+            return Census(self.samples, self.classes, self.class_counts, 0, multi_label=True)
+        unlabelled = self.samples - sum(self.class_counts)
+        return Census(self.samples, self.classes, self.class_counts, unlabelled)
+
+    @property
     def bytes(self) -> int:
         return sum(shard.bytes for shard in self.shards)
 
@@ -83,7 +102,8 @@ class Manifest:
     def fingerprint(self) -> str:
         """Identity of the content: two folders with the same one serve the same samples."""
         hashes = [[shard.samples, shard.sha256] for shard in self.shards]
-        return hashlib.sha256(json.dumps([hashes, self.classes]).encode()).hexdigest()
+        sets = [] if self.label_sets is None else [self.label_sets.sha256]
+        return hashlib.sha256(json.dumps([hashes, self.classes, *sets]).encode()).hexdigest()
 
 
 def read_manifest(folder: PathLike) -> Manifest:
@@ -106,6 +126,8 @@ def read_manifest(folder: PathLike) -> Manifest:
             raise DataError(f"{path} has schema {schema}, this version reads {SCHEMA}")
         content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
         content["skipped"] = tuple(Skipped(*item) for item in content["skipped"])
+        if content.get("label_sets") is not None:
+            content["label_sets"] = LabelSetsFile(**content["label_sets"])
         for name in ("classes", "class_counts", "mean", "std"):
             content[name] = tuple(content.get(name, ()))
         return Manifest(**content)

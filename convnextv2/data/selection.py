@@ -11,7 +11,9 @@ from difflib import get_close_matches
 import numpy as np
 from numpy.typing import NDArray
 
+from convnextv2.data.census import check_labels
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Source, Split
+from convnextv2.data.label_sets import LabelSets
 from convnextv2.data.sources import Columns, open_source
 from convnextv2.paths import PathLike
 from convnextv2.randomness import Draw, uniform
@@ -66,6 +68,10 @@ def open_selected(
     Raises:
         DataError: When the collection cannot be used.
     """
+    if columns is not None and columns.multi_label:
+        for name in ("classes", "labels_per_class"):
+            if getattr(selection, name) is not None:
+                raise DataError(f"{name} chooses images by their one label; leave it out here")
     split = selection.split if selection.hold_out is None else "train"
     source = open_source(root, split, labels, columns)
     if selection.hold_out is None and not source.has_splits:
@@ -74,9 +80,15 @@ def open_selected(
 
 
 def select(
-    listings: Sequence[Members], classes: tuple[str, ...], selection: Selection, seed: int = 0
+    listings: Sequence[Members],
+    classes: tuple[str, ...],
+    selection: Selection,
+    seed: int = 0,
+    label_sets: LabelSets | None = None,
 ) -> tuple[list[Members], tuple[str, ...]]:
     """What `selection` leaves of a collection's parts, and the names of its classes.
+
+    Labels are numbers of `label_sets`, where images may have several.
 
     Labels without names get their numbers as such. Memory: beside the listings and the result
     (24 bytes an image each), 40 bytes for each image that a limit or labels per class choose from.
@@ -85,6 +97,9 @@ def select(
         DataError: When nothing is left, or the labels that are asked for are not there.
     """
     total = sum(map(len, listings))
+    # Numbers are counted before anything is held out, so that both splits have the same classes.
+    classes = classes or _number_names(listings)
+    check_labels(listings, classes, label_sets)
     chosen = list(listings)
     if selection.hold_out is not None:
         chosen = [_split(part, selection.split, selection.hold_out, seed) for part in chosen]
@@ -93,9 +108,8 @@ def select(
                 f"{total:,} images are too few to hold out a share of {selection.hold_out} as a "
                 f"{selection.split!r} split; make folders train/ and val/, or give another hold_out"
             )
-    classes = classes or _number_names(chosen)
     if selection.classes is not None:
-        chosen, classes = _take_classes(chosen, classes, selection.classes)
+        chosen, classes = _take_classes(chosen, classes, selection)
     if selection.labels_per_class is not None:
         chosen = _take_labels(chosen, classes, selection.labels_per_class, seed)
     if selection.limit is not None:
@@ -123,11 +137,13 @@ def _number_names(listings: Sequence[Members]) -> tuple[str, ...]:
 
 
 def _take_classes(
-    listings: Sequence[Members], classes: tuple[str, ...], wanted: tuple[str, ...]
+    listings: Sequence[Members], classes: tuple[str, ...], selection: Selection
 ) -> tuple[list[Members], tuple[str, ...]]:
-    names = tuple(sorted(wanted))
+    names = tuple(sorted(selection.classes or ()))
     numbers = {name: number for number, name in enumerate(classes)}
-    if missing := [name for name in names if name not in numbers]:
+    missing = [name for name in names if name not in numbers]
+    # A validation split may have no image of a class; the training images show what is a typo.
+    if missing and (selection.split == "train" or len(missing) == len(names)):
         near = get_close_matches(missing[0], classes, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise DataError(
@@ -136,7 +152,9 @@ def _take_classes(
         )
     # One more place at the end, for UNLABELLED (-1).
     renumbered = np.full(len(classes) + 1, UNLABELLED, np.int32)
-    renumbered[[numbers[name] for name in names]] = np.arange(len(names))
+    for number, name in enumerate(names):
+        if name in numbers:
+            renumbered[numbers[name]] = number
     chosen = []
     for part in listings:
         labels = renumbered[part["label"]]

@@ -19,7 +19,9 @@ from ffcv.types import (
 )
 from numpy.typing import NDArray
 
+from convnextv2.data.classes import match_classes
 from convnextv2.data.collection import RGB, DataError, PixelFormat
+from convnextv2.data.label_sets import LabelSets, read_label_sets
 from convnextv2.data.manifest import Manifest
 from convnextv2.paths import PathLike
 
@@ -43,13 +45,24 @@ class Shards:
         pixel_format: Of all images.
     """
 
-    def __init__(self, paths: Sequence[PathLike], pixel_format: PixelFormat = RGB) -> None:
+    def __init__(
+        self,
+        paths: Sequence[PathLike],
+        pixel_format: PixelFormat = RGB,
+        numbers: NDArray[np.int32] | None = None,
+        label_sets: LabelSets | None = None,
+        num_classes: int = 0,
+    ) -> None:
         """Map the files.
+
+        `numbers` are what their labels become, as of `match_classes`; or labels are numbers of
+        `label_sets`, of `num_classes` classes.
 
         Raises:
             DataError: When one is not there, cut short, or not of this kind.
         """
         self.paths, self.pixel_format = [Path(path) for path in paths], pixel_format
+        self.numbers, self.label_sets, self.num_classes = numbers, label_sets, num_classes
         self.table = np.zeros(len(paths), TABLE)
         self._maps: list[NDArray[np.uint8]] = []
         self._old: list[NDArray[np.uint8]] = []
@@ -92,14 +105,24 @@ class Shards:
         """Labels of `samples` (of all of them, without)."""
         if samples is None:
             parts = [self.records(number)["f1"] for number in range(len(self.table))]
-            return np.concatenate(parts).astype(np.int64)
+            return self._renumbered(np.concatenate(parts))
         numbers = np.searchsorted(self.table["first"], samples, side="right") - 1
         labels = np.empty(len(samples), np.int64)
         for number in np.unique(numbers):
             chosen = numbers == number
             rows = samples[chosen] - self.table[number]["first"]
             labels[chosen] = self.records(int(number))["f1"][rows]
-        return labels
+        return self._renumbered(labels)
+
+    def _renumbered(self, labels: NDArray[np.signedinteger]) -> NDArray[np.int64]:
+        return (labels if self.numbers is None else self.numbers[labels]).astype(np.int64)
+
+    def targets(self, samples: Indices) -> NDArray[np.int64] | NDArray[np.float32]:
+        """What a classifier is to answer: labels (B,) or, of sets, (B, classes) of 0 and 1."""
+        labels = self.labels(samples)
+        if self.label_sets is None:
+            return labels
+        return self.label_sets.multi_hot(labels, self.num_classes)
 
     def blocks(self) -> Indices:
         """First sample of every page of the files, and the number of samples at the end."""
@@ -119,10 +142,30 @@ class Shards:
         return f"{self.paths[number]}, image {inside} (sample {sample})"
 
 
-def open_shards(folder: PathLike, manifest: Manifest) -> Shards:
-    """Map the shards that `manifest` names; raises DataError when they are not as it says."""
+def open_shards(
+    folder: PathLike, manifest: Manifest, classes: Sequence[str] | None = None
+) -> Shards:
+    """Map the shards that `manifest` names.
+
+    Labels are numbers of `classes`, where given: those of the shards are matched with them by name.
+
+    Raises:
+        DataError: When the shards are not as the manifest says, or have a class that `classes`
+            lack.
+    """
     folder = Path(folder)
-    shards = Shards([folder / shard.name for shard in manifest.shards], manifest.pixel_format)
+    numbers = sets = None
+    if classes is not None and tuple(classes) != manifest.classes:
+        numbers = match_classes(
+            manifest.classes, classes, of=str(folder), among="what they are used with"
+        )
+    if (file := manifest.label_sets) is not None:
+        sets = read_label_sets(folder / file.name, file.sets, file.sha256)
+        if numbers is not None:
+            sets, numbers = sets.renumbered(numbers), None
+    paths = [folder / shard.name for shard in manifest.shards]
+    count = len(manifest.classes if classes is None else classes)
+    shards = Shards(paths, manifest.pixel_format, numbers, sets, count)
     for shard, row in zip(manifest.shards, shards.table, strict=True):
         if (shard.samples, shard.bytes) != (row["samples"], row["bytes"]):
             raise DataError(

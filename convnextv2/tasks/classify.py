@@ -15,6 +15,9 @@ from convnextv2.tasks import IMAGENET, Normalization, Normalize, TaskOutput
 class ClassifyTask(nn.Module):
     """Cross entropy with label smoothing; of mixed images, that of both labels by their shares.
 
+    Where images may be of several classes (labels (B, classes) of 0 and 1) it is binary cross
+    entropy, the mean over classes. Smoothed by s, its targets are s / 2 and 1 - s / 2.
+
     Trained "all", or only the "head": then encoder and final norm stay as they are, behave as in
     evaluation, and no gradient is computed for them (a linear probe).
     """
@@ -51,18 +54,34 @@ class ClassifyTask(nn.Module):
 
     def forward(self, batch: Batch) -> TaskOutput:
         logits = self.logits(batch)
-        correct = (logits.argmax(dim=1) == batch.labels).float().mean()
+        correct = is_among_best(logits, batch.labels, 1).float().mean()
         loss = self._loss(logits, batch)
         return TaskOutput(loss, {"accuracy": correct.detach()}, logits.detach())
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        own = cross_entropies(logits, batch.labels, self.label_smoothing)
         if batch.coefficients is None or batch.partner_labels is None:
-            return F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        own, partner = (
-            F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
-            for labels in (batch.labels, batch.partner_labels)
-        )
+            return own.mean()
+        partner = cross_entropies(logits, batch.partner_labels, self.label_smoothing)
         return (batch.coefficients * own + (1 - batch.coefficients) * partner).mean()
+
+
+def cross_entropies(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Of each image (B,), from scores (B, C) and labels (B,), or (B, C) of 0 and 1."""
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+    targets = labels * (1 - label_smoothing) + label_smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
+
+
+def is_among_best(scores: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Whether (B,) the label, or one of the labels, is among the `count` best of scores (B, C)."""
+    if count == 1:
+        best = scores.argmax(dim=1, keepdim=True)
+    else:
+        best = scores.topk(min(count, scores.shape[1]), dim=1).indices
+    right = best == labels[:, None] if labels.ndim == 1 else labels.gather(1, best) > 0
+    return right.any(dim=1)
 
 
 @dataclass
@@ -81,8 +100,7 @@ class Confusion:
         classes = len(self.counts)
         flat = labels.cpu() * classes + logits.argmax(dim=1).cpu()
         self.counts += torch.bincount(flat, minlength=classes**2).view(classes, classes)
-        top = logits.topk(min(5, classes), dim=1).indices
-        self.top5_hits += int((top == labels[:, None]).any(dim=1).sum())
+        self.top5_hits += int(is_among_best(logits, labels, 5).sum())
 
     @property
     def top1(self) -> float:

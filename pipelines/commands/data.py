@@ -85,8 +85,11 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         "--split", choices=("train", "val"), default="train", help="which one (default: train)"
     )
     parser.add_argument("--labels", type=Path, help="label file of ImageNet-1K's validation tar")
-    parser.add_argument("--image-column", help="column of parquet files with the images")
-    parser.add_argument("--label-column", help="column of parquet files with the labels")
+    parser.add_argument("--image-column", help="column of parquet files or lists with the images")
+    parser.add_argument("--label-column", help="that with the labels")
+    parser.add_argument(
+        "--multi-label", action="store_true", help="images of a list may be of several classes"
+    )
     parser.add_argument("--hold-out", type=float, help="share that makes the split val")
     parser.add_argument("--labels-per-class", type=int, help="keep so many images per class")
     parser.add_argument("--classes", type=Path, help="file with the classes to keep, one a line")
@@ -114,7 +117,7 @@ def _open(path: Path, options: argparse.Namespace) -> tuple[Any, Any]:
         labels_per_class=options.labels_per_class,
         limit=options.limit,
     )
-    columns = Columns(options.image_column, options.label_column)
+    columns = Columns(options.image_column, options.label_column, options.multi_label)
     return open_selected(path, selection, options.labels, columns)
 
 

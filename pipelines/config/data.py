@@ -37,9 +37,12 @@ class DataConfig(Section):
     labels: Path | None = None
     """Label file of ImageNet-1K's validation tar, when it is not beside it."""
     image_column: str | None = None
-    """Column of parquet files with the images; by default the one that fits."""
+    """Column of parquet files or lists with the images; by default the one that fits."""
     label_column: str | None = None
-    """Column of parquet files with the labels; by default the one that fits."""
+    """Column of parquet files or lists with the labels; by default the one that fits."""
+    multi_label: bool = False
+    """An image may be of several classes, or of none, as a list says: trained with binary cross
+    entropy, evaluated by mean average precision (mAP). docs/data.md."""
     hold_out: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the training images that becomes the validation split, by a hash of the names. By
     default the source's own split, or a tenth where it has none."""

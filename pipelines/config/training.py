@@ -52,7 +52,8 @@ class TrainConfig(Section):
     keep_every: Interval | None = None
     """and one of every so long,"""
     keep_best: str | None = None
-    """and the one with the best loss, accuracy, val_top1 or val_top1_ema."""
+    """and the one with the best loss, accuracy, val_top1, val_top1_ema, or with data.multi_label
+    val_map or val_map_ema."""
     evaluate_every: Interval | None = None
     """Fine-tuning: look at the validation split in between, weights and average."""
 

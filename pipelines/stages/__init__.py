@@ -1,13 +1,15 @@
 """The stages of a pipeline, in the order they run."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from convnextv2.data.collection import DataError
 from pipelines.config import DataConfig, PipelineConfig
 from pipelines.graph import Pipeline, Stage
-from pipelines.outline import EVALUATIONS, outline, readers_of_labels
+from pipelines.outline import EVALUATIONS, outline
 from pipelines.session import Session
+from pipelines.stages.data_conflicts import find_data_conflicts
 from pipelines.stages.evaluate import evaluate_stage
 from pipelines.stages.finetune import SECTIONS, finetune_stage
 from pipelines.stages.knn import knn_stage
@@ -26,21 +28,21 @@ def build_stages(
     """Those of the configuration's stages that are `wanted`; what they need is among them.
 
     Raises:
-        DataError: When `source` (or the intermediate step's own) holds nothing usable, or no
-            labels where a wanted stage needs them.
+        DataError: When `source` (or the intermediate step's own) holds nothing usable.
+        ConfigError: When shards that are there do not go with the settings.
     """
 
     def build(name: str) -> Stage:
         if name.startswith("write"):
             data, folder = _images(config, source, name)
-            labels = readers_of_labels(name, outline(config), wanted)
+            conflicts = partial(find_data_conflicts, config, name, wanted, folder)
             return write_stage(
                 data,
                 folder,
                 session,
                 name=name,
                 channels=config.model.in_channels,
-                readers_of_labels=labels,
+                find_conflicts=conflicts,
             )
         if name in SECTIONS:
             return finetune_stage(config, session, name)

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from cluster import group
 from cluster.engine import worker_device
 from convnextv2 import weights
 from convnextv2.data.manifest import read_manifest
-from convnextv2.tasks.classify import ClassifyTask, Confusion
+from convnextv2.tasks.classify import ClassifyTask, Confusion, is_among_best
+from convnextv2.tasks.precision import average_precision
 from pipelines.config import FinetuneConfig, PipelineConfig
 from pipelines.files import write_json
 from pipelines.graph import Outputs, Place, Stage, hash_files
@@ -25,12 +27,14 @@ from pipelines.session import Session
 from pipelines.stages import finetune
 from pipelines.stages.finetune import ENCODER, build_classifier, recipe_of
 from pipelines.stages.training import averaged_name
-from pipelines.validation import Validation, share_of
+from pipelines.validation import Validation, mean_of, of_all_workers, share_of
 from pipelines.views import image_size_of
 
 RESULT = "evaluation.json"
 CODE = (
+    "convnextv2.data.classes",
     "convnextv2.data.decoding",
+    "convnextv2.data.shards",
     "convnextv2.data.views",
     "convnextv2.encoder",
     "convnextv2.kernels",
@@ -42,13 +46,17 @@ CODE = (
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
-    """Plain data for the workers; `files` are the weights, and their average where one is kept."""
+    """Plain data for the workers.
+
+    `files` are the weights, and their average where one is kept; `data` has the images that are
+    evaluated in val/, and those the classes were learnt from in train/.
+    """
 
     config: PipelineConfig
     recipe: FinetuneConfig
     directory: Path
     log: Path
-    shards: Path
+    data: Path
     files: tuple[Path, ...]
 
 
@@ -66,7 +74,7 @@ def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             recipe=recipe,
             directory=place.directory.resolve(),
             log=(session.logs / place.stage.name).resolve(),
-            shards=(place.inputs["write"] / "val").resolve(),
+            data=place.inputs["write"].resolve(),
             files=tuple((place.inputs[of] / file).resolve() for file in trained),
         )
         with session.attempt(place) as run:
@@ -83,7 +91,13 @@ def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             "evaluate": config.evaluate.model_dump(exclude={"batch_size"}),
         },
         after=outline(config)[name],
-        code=(*CODE, "convnextv2.tasks.classify", "pipelines.stages.evaluate"),
+        code=(
+            *CODE,
+            "convnextv2.data.label_sets",
+            "convnextv2.tasks.classify",
+            "convnextv2.tasks.precision",
+            "pipelines.stages.evaluate",
+        ),
     )
 
 
@@ -94,12 +108,13 @@ def evaluate(context: dict[str, Any]) -> None:
     """
     job: EvaluateJob = context["job"]
     with worker_log(job.log, group.rank()):
-        classes = read_manifest(job.shards).classes
+        classes = read_manifest(job.data / "train").classes
         validation = Validation.opened(
-            job.shards,
+            job.data / "val",
             image_size_of(job.recipe, job.config.model),
             job.config.evaluate,
             job.config.data.num_workers,
+            classes,
         )
         share = len(share_of(validation.loader.shards.samples))
         spool = Spool(job.directory, active=group.rank() == 0)
@@ -107,23 +122,30 @@ def evaluate(context: dict[str, Any]) -> None:
         results = []
         for number, file in enumerate(job.files):
             begin = time.perf_counter()
-            confusion = _count(job, file, len(classes), validation, spool, number * share)
-            results.append(describe(confusion, classes, time.perf_counter() - begin))
+            judge = _judge_several if validation.multi_label else _judge
+            result = judge(job, file, classes, validation, spool, number * share)
+            results.append(result | {"seconds": time.perf_counter() - begin})
         if group.rank() == 0:
             result = results[0]
-            last = {key: result[key] for key in ("top1", "top5")}
+            shown = [key for key in result if key in ("map", "top1", "top5")]
+            last = {key: result[key] for key in shown}
             if len(results) == 2:
                 result["ema"] = results[1]
-                last |= {f"{key}_ema": result["ema"][key] for key in ("top1", "top5")}
+                last |= {f"{key}_ema": result["ema"][key] for key in shown}
             write_json(job.directory / RESULT, result)
             spool.write("point", share * len(job.files), **last)
 
 
-def _count(
-    job: EvaluateJob, file: Path, classes: int, validation: Validation, spool: Spool, seen: int
-) -> Confusion:
-    """What the weights of a file make of all images: the same counts on every worker."""
-    task, device = _load_task(job, file, classes), worker_device()
+def _judge(
+    job: EvaluateJob,
+    file: Path,
+    names: Sequence[str],
+    validation: Validation,
+    spool: Spool,
+    seen: int,
+) -> dict[str, Any]:
+    """What the weights of a file make of all images, as JSON: the same on every worker."""
+    task, device, classes = _load_task(job, file, len(names)), worker_device(), len(names)
     confusion = Confusion.empty(classes)
     for scores, labels in validation.scored(task, device):
         confusion.update(scores.cpu(), labels.cpu())
@@ -134,18 +156,35 @@ def _count(
     if group.world_size() > 1:
         dist.all_reduce(totals)
     counts, hits = totals.cpu().split([classes * classes, 1])
-    return Confusion(counts.view(classes, classes), int(hits))
+    return describe(Confusion(counts.view(classes, classes), int(hits)), names)
+
+
+def _judge_several(
+    job: EvaluateJob,
+    file: Path,
+    names: Sequence[str],
+    validation: Validation,
+    spool: Spool,
+    seen: int,
+) -> dict[str, Any]:
+    """As `_judge`, where images may be of several classes."""
+    kept = []
+    for scores, labels in validation.scored(_load_task(job, file, len(names)), worker_device()):
+        kept.append((scores.cpu(), labels.cpu()))
+        seen += len(labels)
+        spool.write("point", seen, images=seen * group.world_size())
+    return describe_several(*of_all_workers(kept), names)
 
 
 def _load_task(job: EvaluateJob, file: Path, num_classes: int) -> ClassifyTask:
     model = build_classifier(job.config.model, job.recipe, num_classes)
     weights.load(model, weights.read(file))
-    trained_on = read_manifest(job.shards.with_name("train"))
+    trained_on = read_manifest(job.data / "train")
     task = ClassifyTask(model, normalization=trained_on.normalization)
     return task.eval().to(worker_device())
 
 
-def describe(confusion: Confusion, classes: Sequence[str], seconds: float) -> dict[str, Any]:
+def describe(confusion: Confusion, classes: Sequence[str]) -> dict[str, Any]:
     """The result as JSON; a class without images has no recall."""
     return {
         "images": int(confusion.counts.sum()),
@@ -154,5 +193,23 @@ def describe(confusion: Confusion, classes: Sequence[str], seconds: float) -> di
         "classes": list(classes),
         "per_class": [None if math.isnan(value) else value for value in confusion.per_class],
         "confusion": confusion.counts.tolist(),
-        "seconds": seconds,
+    }
+
+
+def describe_several(scores: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """The result as JSON, from scores and labels (N, C), where images may be of several classes.
+
+    Per class it has average precision. An image is a hit where the best answer, or one of the best
+    five, is among its classes; there is no matrix of mistakes.
+    """
+    precisions = average_precision(scores, labels)
+    top1, top5 = (is_among_best(scores, labels, n).double().mean().item() for n in (1, 5))
+    return {
+        "images": len(scores),
+        "map": mean_of(precisions),
+        "top1": top1,
+        "top5": top5,
+        "classes": list(classes),
+        "per_class": [None if math.isnan(value) else value for value in precisions.tolist()],
+        "confusion": [],
     }

@@ -76,7 +76,12 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             **given.settings,
         },
         after=outline(config)[name],
-        code=(*CODE, "convnextv2.tasks.classify", "convnextv2.weights"),
+        code=(
+            *CODE,
+            "convnextv2.data.label_sets",
+            "convnextv2.tasks.classify",
+            "convnextv2.weights",
+        ),
     )
 
 

@@ -18,7 +18,6 @@ from cluster import group
 from cluster.engine import worker_device
 from convnextv2.analysis.knn import hits, merged, nearest, numbers_of, pooled, similarities, votes
 from convnextv2.analysis.models import read_encoder
-from convnextv2.data.collection import DataError
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.manifest import read_manifest
 from convnextv2.data.shards import open_shards
@@ -61,12 +60,6 @@ def knn_stage(config: PipelineConfig, session: Session) -> Stage:
     given = Given.of(settings.weights)
 
     def run(place: Place) -> Outputs:
-        bank = read_manifest(place.inputs["write"] / "train").samples
-        if settings.neighbours > bank:
-            raise DataError(
-                f"knn.neighbours {settings.neighbours} is more than the {bank} training images; "
-                f"{bank} would work"
-            )
         job = KnnJob(
             config=config,
             settings=settings,
@@ -109,8 +102,9 @@ def classify(context: dict[str, Any]) -> None:
         bank, numbers = features(job, "train", encoder, spool, 0)
         queries, own = features(job, "val", encoder, spool, len(bank))
 
+        classes = splits["train"].classes
         voters = open_shards(job.data / "train", splits["train"])
-        truth = torch.from_numpy(open_shards(job.data / "val", splits["val"]).labels())
+        truth = torch.from_numpy(open_shards(job.data / "val", splits["val"], classes).labels())
         counts = torch.zeros(3, dtype=torch.int64)  # Images, top-1 and top-5 hits.
         for rows, neighbours in answered(queries, bank, numbers, job.settings.neighbours):
             names = numbers_of(neighbours).cpu().numpy().astype("uint64")
@@ -119,7 +113,7 @@ def classify(context: dict[str, Any]) -> None:
                 similarities(neighbours).cpu(),
                 labels,
                 job.settings.temperature,
-                len(splits["train"].classes),
+                len(classes),
             )
             wanted = truth[own[rows].cpu()]
             counts += torch.tensor([len(wanted), *(hits(shares, wanted, n) for n in (1, 5))])

@@ -1,22 +1,25 @@
 """Stages `write`, `write-intermediate`: an image collection as shards in train/ and val/."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convnextv2.data.collection import UNLABELLED, DataError, Source, Split
+from convnextv2.data.census import Census
+from convnextv2.data.collection import DataError, Source, Split
 from convnextv2.data.manifest import MANIFEST, Manifest, read_manifest
 from convnextv2.data.selection import Selection, open_selected
 from convnextv2.data.sources import Columns
-from convnextv2.data.writing import WriteSettings, write_collection
+from convnextv2.data.writing import WriteSettings, plan_collection, write_collection
 from convnextv2.data.writing.write import progress
 from pipelines.config import DataConfig, WriteConfig
 from pipelines.graph import Outputs, Place, Stage, digest_of, hash_files
+from pipelines.resolve import ConfigError
 from pipelines.session import Session
 
 SPLITS: tuple[Split, ...] = ("train", "val")
-CODE = ("convnextv2.data.pixels", "convnextv2.data.selection", "convnextv2.data.sources",
-        "convnextv2.data.writing")  # fmt: skip
+CODE = ("convnextv2.data.label_sets", "convnextv2.data.pixels", "convnextv2.data.selection",
+        "convnextv2.data.sources", "convnextv2.data.writing")  # fmt: skip
+FindConflicts = Callable[[Mapping[Split, Census]], Sequence[str]]
 
 
 def write_stage(
@@ -26,42 +29,41 @@ def write_stage(
     *,
     name: str = "write",
     channels: int = 3,
-    readers_of_labels: Sequence[str] = (),
+    find_conflicts: FindConflicts = lambda images: [],
 ) -> Stage:
-    """The stage for `source`, whose labels the stages `readers_of_labels` will need.
+    """The stage for `source`; it writes nothing if `find_conflicts` finds any in what is there.
 
     The model takes images of so many `channels`.
 
     Raises:
-        DataError: When there is nothing usable, or there are no labels where they are needed:
-            that is said now, and not when pretraining is over.
+        DataError: When there is nothing usable.
+        ConfigError: When shards that were written before do not go with the settings.
     """
 
-    def check(place: Place) -> None:
-        for split in SPLITS:
-            if readers_of_labels and not read_manifest(place.directory / split).classes:
-                raise _unlabelled(source, split, readers_of_labels)
+    def refuse(problems: Sequence[str]) -> None:
+        if problems:
+            raise ConfigError(problems, f"the settings, for the images of {source}")
+
+    def check(folder: Path) -> None:
+        refuse(find_conflicts({split: read_manifest(folder / split).census for split in SPLITS}))
 
     if all((source / split / MANIFEST).exists() for split in SPLITS):
-        for split in SPLITS:
-            if readers_of_labels and not read_manifest(source / split).classes:
-                raise _unlabelled(source, split, readers_of_labels)
+        check(source)
         return _written_already(source, name, channels)
     chosen = {split: _open(data, source, split) for split in SPLITS}
-    for split, (images, _) in chosen.items():
-        if readers_of_labels and not _has_labels(images):
-            raise _unlabelled(source, split, readers_of_labels)
+    settings = write_settings(data.write, channels)
 
     def run(place: Place) -> Outputs:
         outputs: Outputs = {}
         with session.attempt(place):
+            refuse(_plan(place, chosen, settings, session, find_conflicts))
             for split, (images, selection) in chosen.items():
                 manifest = write_collection(
                     images,
                     str(source),
                     place.directory / split,
                     selection,
-                    write_settings(data.write, channels),
+                    settings,
                     note=session.screen.note,
                     run=_mapper(session, place.directory / split, split),
                 )
@@ -82,10 +84,36 @@ def write_stage(
             "channels": channels,
         },
         code=CODE,
-        check=check,
+        check=lambda place: check(place.directory),
         when_damaged=f"Its images would be written anew by the same command with --rerun {name}; "
         "what there is would be kept beside them",
     )
+
+
+def _plan(
+    place: Place,
+    chosen: Mapping[Split, tuple[Source, Selection]],
+    settings: WriteSettings,
+    session: Session,
+    find_conflicts: FindConflicts,
+) -> list[str]:
+    """List both splits, keep the plans of what is to be written, and say what is wrong."""
+    problems: list[str] = []
+    found: dict[Split, Census] = {}
+    for split, (images, selection) in chosen.items():
+        folder = place.directory / split
+        try:
+            found[split] = plan_collection(
+                images,
+                folder,
+                selection,
+                settings,
+                note=session.screen.note,
+                run=_mapper(session, folder, split),
+            )
+        except DataError as error:
+            problems.append(f"{split}: {error}")
+    return problems or [*find_conflicts(found)]
 
 
 def write_settings(write: WriteConfig, channels: int) -> WriteSettings:
@@ -114,23 +142,8 @@ def _open(data: DataConfig, source: Path, split: Split) -> tuple[Source, Selecti
         classes=read_classes(data.classes),
         limit=data.limit,
     )
-    columns = Columns(data.image_column, data.label_column)
+    columns = Columns(data.image_column, data.label_column, data.multi_label)
     return open_selected(source, selection, data.labels, columns)
-
-
-def _has_labels(images: Source) -> bool:
-    """Whether the first part that holds images has labels; parts are listed, nothing is read."""
-    if images.classes:
-        return True
-    listings = (images.members(part) for part in range(len(images.parts)))
-    return any((listing["label"] != UNLABELLED).any() for listing in filter(len, listings))
-
-
-def _unlabelled(source: Path, split: Split, readers: Sequence[str]) -> DataError:
-    return DataError(
-        f"the {split} images of {source} have no labels, which {', '.join(readers)} would need; "
-        "convnextv2 pretrain works, or give --data with classes"
-    )
 
 
 def _written_already(source: Path, name: str, channels: int) -> Stage:
@@ -170,9 +183,11 @@ def _written_already(source: Path, name: str, channels: int) -> Stage:
 
 
 def _outputs(folder: Path, split: str) -> Outputs:
-    """The manifest, and the shards with the hashes that it holds."""
-    shards = read_manifest(folder / split).shards
-    hashes = {f"{split}/{shard.name}": shard.sha256 for shard in shards}
+    """The manifest, and the files with the hashes that it holds."""
+    manifest = read_manifest(folder / split)
+    hashes = {f"{split}/{shard.name}": shard.sha256 for shard in manifest.shards}
+    if (sets := manifest.label_sets) is not None:
+        hashes[f"{split}/{sets.name}"] = sets.sha256
     return {**hash_files(folder, f"{split}/{MANIFEST}"), **hashes}
 
 

@@ -159,6 +159,32 @@ def test_labels_without_names_are_named_by_their_numbers() -> None:
     assert [members["label"].tolist() for members in selected] == [[0], [], []]
 
 
+def test_a_hold_out_has_the_numbers_of_all_images() -> None:
+    listings = [part([str(number)], number) for number in range(40)]
+    for split in ("train", "val"):
+        selected, classes = select(listings, (), Selection(split, hold_out=0.5))
+        assert len(classes) == 40
+        assert 0 < sum(map(len, selected)) < 40
+
+
+def test_a_validation_split_need_not_have_every_class_that_is_named() -> None:
+    few, wanted = [part(["a", "b"], 1)], ("ant", "cat")
+    selected, classes = select(few, ("bee", "cat"), Selection("val", classes=wanted))
+    assert classes == wanted
+    assert selected[0]["label"].tolist() == [1, 1]
+    with pytest.raises(DataError, match=r"1 of the 2 classes asked for are not among .* as ant"):
+        select(few, ("bee", "cat"), Selection("train", classes=wanted))
+    with pytest.raises(DataError, match="2 of the 2 classes asked for are not among"):
+        select(few, ("bee", "cat"), Selection("val", classes=("ant", "fly")))
+
+
+@pytest.mark.parametrize("label", [4, 1000, -2])
+def test_a_label_that_is_no_class_is_explained(label: int) -> None:
+    listings = [*per_class(), part(["x"], label)]
+    with pytest.raises(DataError, match=f"a label {label}, and 4 classes .* expected 0 to 3, or"):
+        select(listings, CLASSES, Selection())
+
+
 @pytest.mark.parametrize(
     ("selection", "message"),
     [

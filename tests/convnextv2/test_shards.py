@@ -50,6 +50,16 @@ def test_sample_numbers_run_through_the_shards(shards: Shards) -> None:
     assert shards.labels(some).tolist() == [found[n] % 3 for n in some]
 
 
+def test_labels_are_matched_by_name_with_other_classes(folder: Path, shards: Shards) -> None:
+    manifest, some = read_manifest(folder), np.array([39, 0, 17], np.uint64)
+    other = open_shards(folder, manifest, ("eel", "fly", "cat", "dog"))
+    for samples in (None, some):
+        names = [manifest.classes[label] for label in shards.labels(samples)]
+        assert [("eel", "fly", "cat", "dog")[label] for label in other.labels(samples)] == names
+    with pytest.raises(DataError, match=r"1 of the 3 classes of .* are not among the 2 of .*: dog"):
+        open_shards(folder, manifest, ("cat", "eel"))
+
+
 def test_blocks_are_pages(shards: Shards) -> None:
     blocks = shards.blocks()
     assert blocks[0] == 0

@@ -173,7 +173,7 @@ TAR_OF_TARS = tar({"n01440764.tar": CLASS_TAR})
     [
         ({}, "nowhere", r"nowhere does not exist"),
         ({}, "", r"is empty"),
-        ({"1.jpg": b""}, "1.jpg", r"1\.jpg is a file; give a \.tar, a \.parquet, or the folder"),
+        ({"1.jpg": b""}, "1.jpg", r"1\.jpg is a file; give a \.tar, a \.parquet, a list \(\.csv"),
         ({"x.tar.gz": b""}, "x.tar.gz", r"is compressed and cannot be read in place: make it a"),
         ({"a/note.md": b""}, "", r"no images under .*; there are \.md \(1\)\. Read are .*\.webp"),
         ({"val/a/1.png": b""}, "", r"has a folder val but none for 'train'; names for it are tr"),

@@ -22,7 +22,7 @@ from convnextv2.data.collection import DataError, RGBImage, Stored, UnreadableIm
 from convnextv2.data.manifest import Manifest, read_manifest
 from convnextv2.data.pixels import decode
 from convnextv2.data.selection import Selection, open_selected
-from convnextv2.data.writing import WriteSettings, write_collection
+from convnextv2.data.writing import WriteSettings, plan_collection, write_collection
 from convnextv2.data.writing.disk import alone
 from convnextv2.data.writing.encode import JPEG, RAW, Encoded, encode
 from convnextv2.data.writing.write import progress
@@ -433,6 +433,17 @@ class TestFolder:
         assert notes == [f"removed what {tmp_path} had of another collection, or of other settings"]
         names = {shard.name for shard in manifest.shards} | {"manifest.json", "mine.beton"}
         assert {path.name for path in tmp_path.iterdir()} == names
+
+    def test_a_plan_counts_what_is_written_by_it(self, tmp_path: Path) -> None:
+        planned = plan_collection(SOURCE, tmp_path, Selection(), self.SETTINGS)
+        assert not list(tmp_path.glob("*.beton"))
+        assert not (tmp_path / "manifest.json").exists()
+        manifest = write(SOURCE, tmp_path, self.SETTINGS)
+        assert planned == manifest.census
+        assert planned.classes == SOURCE.classes
+        assert sum(planned.class_counts) == planned.images == len(SHAPES)
+        # Of what is complete, the manifest tells it.
+        assert plan_collection(SOURCE, tmp_path, Selection(), self.SETTINGS) == planned
 
     def test_one_process_writes_at_a_time(self, tmp_path: Path) -> None:
         with (

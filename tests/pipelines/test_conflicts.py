@@ -108,6 +108,13 @@ CONFLICTS = {
         "val_top1 would work, or set ema_decay",
         "finetune.ema_decay=0.999",
     ),
+    "precision of images of one class": (
+        "demo",
+        ["finetune.keep_best=val_map", "finetune.evaluate_every=5%"],
+        "finetune.keep_best: 'val_map' is not measured in this training; loss or accuracy or "
+        "val_top1 would work, or set data.multi_label",
+        "data.multi_label=true",
+    ),
     "evaluation without labels": (
         "demo",
         ["pretrain.evaluate_every=1 epoch"],

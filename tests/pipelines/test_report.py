@@ -291,6 +291,23 @@ def test_curves_that_were_not_measured_are_left_out(data: ReportInput) -> None:
     assert not svgs(render_report(dataclasses.replace(data, spools={})))
 
 
+def test_images_of_several_classes(data: ReportInput) -> None:
+    """Their mAP stands first and is what is compared; there is no matrix of mistakes."""
+    evaluations = {
+        name: dataclasses.replace(evaluation, map=score, confusion=[])
+        for (name, evaluation), score in zip(data.evaluations.items(), (0.625, 0.5), strict=True)
+    }
+    page = render_report(dataclasses.replace(data, evaluations=evaluations))
+    text = re.sub(r"<[^>]*>", "", page)
+    assert "lifts mAP at 1,000 labels from 50.0% to 62.5% (+12.5 points)" in text
+    assert "<th>mAP</th>" in page
+    assert "<td>62.5%</td>" in page
+    assert "Average precision of each class" in page
+    assert "Mistaken for one another" not in page
+    assert "the gain is known to" not in page
+    assert "<th>mAP</th>" not in render_report(data)
+
+
 def test_classes_absent_from_the_test_set_have_no_recall(data: ReportInput) -> None:
     unknown = {
         name: dataclasses.replace(evaluation, per_class=[absent, *evaluation.per_class[1:]])

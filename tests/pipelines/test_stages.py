@@ -1,7 +1,7 @@
 """Which stages there are, what decides the result of each, and what training starts from."""
 
 import json
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,19 +12,18 @@ from safetensors.torch import save_file
 from torch import nn
 
 from convnextv2.data.collection import DataError
-from convnextv2.data.sources import open_source
+from convnextv2.data.manifest import write_manifest
 from convnextv2.data.writing import WriteSettings
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
 from convnextv2.tasks.classify import ClassifyTask
-from pipelines.config import DataConfig, PipelineConfig
+from pipelines.config import PipelineConfig
 from pipelines.graph import Place, Stage
 from pipelines.job import TrainJob
 from pipelines.outline import outline, stages_of_command
 from pipelines.presets import load_preset
 from pipelines.session import Session
 from pipelines.stages import build_stages, finetune
-from pipelines.stages.write_data import write_stage
 from tests.convnextv2.pictures import Pictures, write
 
 RECIPE = {"duration": "2 epochs", "global_batch_size": 8, "micro_batch_size": 4, "base_lr": 1}
@@ -60,6 +59,11 @@ def test_the_outline_of_everything() -> None:
         "evaluate-linear-probe": ("write", "linear-probe"),
         "report": tuple(name for name in outline(everything()) if name != "report"),
     }
+
+
+def test_all_images_are_written_before_anything_is_trained() -> None:
+    """So that what is wrong with them is said before hours are spent."""
+    assert list(outline(everything()))[:3] == ["write", "write-intermediate", "pretrain"]
 
 
 def test_the_outline_without_pretraining() -> None:
@@ -102,10 +106,13 @@ def test_a_command_whose_stage_is_not_there_names_those_that_are() -> None:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of finished shards, train/ and val/."""
+    """Shards that are finished by their manifests, with as many images as the recipes ask for."""
     root = tmp_path_factory.mktemp("shards")
     for split in ("train", "val"):
-        write(Pictures(((16, 16),) * 9), root / split, WriteSettings(mode="raw"))
+        manifest = write(Pictures(((16, 16),) * 9), root / split, WriteSettings(mode="raw"))
+        shard = replace(manifest.shards[0], samples=60_000)
+        counted = replace(manifest, shards=(shard,), class_counts=(20_000,) * 3)
+        write_manifest(root / split, counted)
     return root
 
 
@@ -276,46 +283,6 @@ def bare(tmp_path: Path) -> Path:
         for number in range(3):
             Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
     return tmp_path / "bare"
-
-
-@pytest.mark.parametrize(
-    ("wanted", "readers"),
-    [
-        ({"write", "pretrain", "finetune"}, "finetune"),
-        ({"write", "pretrain", "knn", "linear-probe"}, "knn, linear-probe"),
-    ],
-)
-def test_images_without_labels_are_refused_where_they_are_needed(
-    wanted: set[str], readers: str, bare: Path
-) -> None:
-    message = f"bare have no labels, which {readers} would need; convnextv2 pretrain works"
-    with pytest.raises(DataError, match=message):
-        build_stages(everything(), bare, NO_SESSION, [], wanted)
-
-
-def test_images_without_labels_are_good_for_pretraining(bare: Path) -> None:
-    stages = build_stages(everything(), bare, NO_SESSION, [], {"write", "pretrain"})
-    assert [stage.name for stage in stages] == ["write", "pretrain"]
-
-
-@pytest.mark.slow
-def test_shards_without_labels_are_refused_too(bare: Path, tmp_path: Path) -> None:
-    readers, shards = ["finetune", "knn"], tmp_path / "shards"
-    for split in ("train", "val"):
-        source = open_source(bare, split)
-        write(source, shards / split, WriteSettings(mode="raw"))
-    write_stage(DataConfig(), shards, NO_SESSION)
-    with pytest.raises(DataError, match="no labels, which finetune, knn would need"):
-        write_stage(DataConfig(), shards, NO_SESSION, readers_of_labels=readers)
-    # As when they were written for pretraining, and somebody fine-tunes now.
-    labelled = Path(shutil.copytree(bare, tmp_path / "labelled"))
-    for split in ("train", "val"):
-        (labelled / split / "cat").mkdir()
-        for image in (labelled / split).glob("*.png"):
-            image.rename(labelled / split / "cat" / image.name)
-    stage = write_stage(DataConfig(), labelled, NO_SESSION, readers_of_labels=readers)
-    with pytest.raises(DataError, match="no labels, which finetune, knn would need"):
-        stage.check(Place(stage, shards, "", {}, {}))
 
 
 def test_the_intermediate_step_needs_its_own_images(bare: Path) -> None:

@@ -9,21 +9,25 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image
+from sklearn.metrics import average_precision_score
 
 from cluster import group
 from cluster.engine import DeepSpeedEngine, EngineSettings
 from cluster.topology import Topology
 from cluster.zero import ZeroSettings
 from convnextv2.data.load import Batch
+from convnextv2.data.sources import Columns, open_source
 from convnextv2.data.writing import WriteSettings
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from convnextv2.tasks import TaskOutput
 from convnextv2.tasks.classify import ClassifyTask
 from pipelines.config import EvaluateConfig
+from pipelines.stages.evaluate import describe_several
 from pipelines.validation import Validation, share_of
 from tests.cluster.workers import run_group
-from tests.convnextv2.pictures import Pictures, write
+from tests.convnextv2.pictures import CLASSES, Pictures, write
 
 pytestmark = pytest.mark.slow
 
@@ -38,8 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(folder: Path, batch_size: int = BATCH) -> Validation:
-    return Validation.opened(folder, 16, EvaluateConfig(batch_size=batch_size, crop=1.0), 1)
+def opened(folder: Path, batch_size: int = BATCH, classes: tuple[str, ...] = CLASSES) -> Validation:
+    settings = EvaluateConfig(batch_size=batch_size, crop=1.0)
+    return Validation.opened(folder, 16, settings, 1, classes)
 
 
 def task() -> ClassifyTask:
@@ -77,6 +82,16 @@ def test_the_result_is_that_of_all_images_at_once(folder: Path) -> None:
     # Again, as between steps of training: the same, and no gradient was kept.
     assert validation.run(model, CPU) == result
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_images_are_judged_by_the_classes_of_the_model(folder: Path) -> None:
+    """The folder's labels are those of cat, dog, eel; the model has them as 2, 0, 1."""
+    renumbered = opened(folder, IMAGES, ("dog", "eel", "cat"))
+    (batch,) = opened(folder, IMAGES).loader.batches(np.arange(IMAGES, dtype=np.uint64))
+    ((scores, labels),) = renumbered.scored(task(), CPU)
+    assert labels.tolist() == [(2, 0, 1)[label] for label in batch.labels]
+    hits = (scores.argmax(dim=1) == labels).double().mean().item()
+    assert renumbered.run(task(), CPU)["val_top1"] == pytest.approx(hits)
 
 
 def of_many_classes(batch: Batch) -> TaskOutput:
@@ -122,6 +137,48 @@ def sharded() -> ClassifyTask:
     )
     assert all(parameter.numel() == 0 for parameter in module.parameters())
     return module.eval()
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images that may be of several of three classes."""
+    root = tmp_path_factory.mktemp("several")
+    labels = ("cat", "dog|eel", "", "cat|dog", "eel", "dog", "cat|eel")
+    for number in range(len(labels)):
+        Image.fromarray(Pictures(((16, 16),) * 9).image(number)).save(root / f"{number}.png")
+    rows = [f"{number}.png,{names}" for number, names in enumerate(labels)]
+    (root / "list.csv").write_text("\n".join(["path,label", *rows]))
+    source = open_source(root / "list.csv", "train", columns=Columns(multi_label=True))
+    write(source, root / "val", WriteSettings(mode="raw"))
+    return root / "val"
+
+
+def work_on_several(several: Path, alone: dict[str, float]) -> None:
+    expected = {name: pytest.approx(value, rel=1e-5) for name, value in alone.items()}
+    assert opened(several).run(task(), CPU) == expected
+
+
+def test_images_of_several_classes_have_a_mean_average_precision(
+    several: Path, tmp_path: Path
+) -> None:
+    validation, model = opened(several), task()
+    (batch,) = opened(several, 7).loader.batches(np.arange(7, dtype=np.uint64))
+    logits = model.logits(batch).detach()
+    result = validation.run(model, CPU)
+    best = logits.argmax(dim=1)
+    assert result == {
+        "val_top1": pytest.approx(batch.labels[torch.arange(7), best].mean().item()),
+        "val_top5": pytest.approx(6 / 7),  # One of them is of no class.
+        "val_loss": pytest.approx(
+            F.binary_cross_entropy_with_logits(logits, batch.labels).item(), rel=1e-5
+        ),
+        "val_map": pytest.approx(average_precision_score(batch.labels, logits, average="macro")),
+    }
+    described = describe_several(logits, batch.labels, CLASSES)
+    assert described["map"] == result["val_map"]
+    assert np.mean(described["per_class"]) == pytest.approx(result["val_map"])
+    assert described["top1"] == pytest.approx(result["val_top1"])
+    run_group(work_on_several, 3, tmp_path, several, result)
 
 
 def test_three_workers_find_what_one_finds(folder: Path, tmp_path: Path) -> None:

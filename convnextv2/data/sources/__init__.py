@@ -20,6 +20,7 @@ from convnextv2.data.sources.folders import (
 from convnextv2.data.sources.idx import open_idx
 from convnextv2.data.sources.leftovers import is_leftover
 from convnextv2.data.sources.listing import IMAGE_SUFFIXES, SPLIT_NAMES, missing_split
+from convnextv2.data.sources.lists import LIST_SUFFIXES, ListSource, find_metadata, open_list
 from convnextv2.data.sources.parquet import (
     BELOW,
     NEAR,
@@ -50,20 +51,30 @@ def open_source(
     labels: PathLike | None = None,
     columns: Columns | None = None,
 ) -> Source:
-    """Open the `split` of the collection at `root`: a folder, one tar, or one parquet file.
+    """Open the `split` of the collection at `root`: a folder, a tar, a parquet file, or a list.
 
     Where the collection has no splits (no folders or files named for them), all of it is listed,
     and the source's `has_splits` is false. Folders `train/` and `val/` go before other things
     beside them. `labels` is the label file of ImageNet-1K's validation tar, if not beside it;
-    `columns` are those of parquet files, where they are not the ones that fit.
+    `columns` are those of parquet files and lists, where they are not the ones that fit.
 
     Raises:
         DataError: When nothing usable is there, or more than one thing could be meant.
     """
     root, labels = Path(root), None if labels is None else Path(labels)
     source = _open(root, split, labels, columns or Columns())
-    if columns not in (None, Columns()) and not isinstance(source, ParquetFiles):
-        raise DataError(f"{root} has no parquet files, of which image and label columns are named")
+    if columns in (None, Columns()) or isinstance(source, ListSource):
+        return source
+    if columns is not None and columns.multi_label:
+        raise DataError(
+            f"{root}: images of several labels (data.multi_label) are read from a list, as CSV, "
+            "TSV, JSON or JSON lines"
+        )
+    if not isinstance(source, ParquetFiles):
+        raise DataError(
+            f"{root} is no list and has no parquet files, of which image and label columns are "
+            "named"
+        )
     return source
 
 
@@ -88,7 +99,13 @@ def _open_file(path: Path, split: Split, labels: Path | None, columns: Columns) 
         return open_parquet_files(path.parent, [path.name], split, False, columns)
     if path.name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise DataError(f"{path} is compressed and cannot be read in place: make it a .tar first")
-    raise DataError(f"{path} is a file; give a .tar, a .parquet, or the folder it lies in")
+    if path.suffix in LIST_SUFFIXES:
+        _refuse_labels(labels, path)
+        return open_list(path, split, columns)
+    raise DataError(
+        f"{path} is a file; give a .tar, a .parquet, a list ({', '.join(LIST_SUFFIXES)}), or the "
+        "folder it lies in"
+    )
 
 
 def _open_folder(
@@ -113,6 +130,9 @@ def _open_folder(
         return open_webdataset(root, tars, split, has_splits, (note,))
     if not tars and not tables:
         _refuse_labels(labels, root)
+        metadata = find_metadata(root, columns)
+        if metadata is not None:
+            return open_list(metadata, split, columns, has_splits)
         return open_folders(root, has_splits)
     found = [*tars[:1], *tables[:1], *([f"{folder}/"] if folder else [])]
     if len(found) > 1:

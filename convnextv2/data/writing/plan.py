@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from convnextv2.data.census import Census, take_census
 from convnextv2.data.collection import MEMBER, DataError, Members, Source, name_key
+from convnextv2.data.label_sets import label_sets_of
 from convnextv2.data.manifest import sync_folder, write_json
 from convnextv2.data.selection import Selection, select
 from convnextv2.data.sources import describe_kinds
@@ -41,14 +43,19 @@ Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 class Plan:
     """What is written: `samples` per shard at most, fewer where images are unreadable.
 
-    `sample_bytes` is a forecast of what one of them takes, `bits` are those of a value.
+    `census` counts all of them, `sample_bytes` is a forecast of what one of them takes, `bits` are
+    those of a value.
     """
 
     digest: str
-    classes: tuple[str, ...]
+    census: Census
     samples: tuple[int, ...]
     sample_bytes: float
     bits: int = 8
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.census.classes
 
     def shard_name(self, split: str, number: int) -> str:
         return f"{split}-{number:05}-of-{len(self.samples):05}.beton"
@@ -83,8 +90,9 @@ def make_plan(
     count = settings.num_shards or max(1, round(expected.bytes / settings.shard_bytes))
     shards = _cut(sequence, count)
     sample_bytes = expected.bytes / len(sequence)
+    census = take_census(sequence["member"], classes, label_sets_of(source))
     bits = settings.pixel_format.bits
-    plan = Plan(digest, classes, tuple(map(len, shards)), sample_bytes, bits)
+    plan = Plan(digest, census, tuple(map(len, shards)), sample_bytes, bits)
     with refusals(folder / WORK / PLAN, sequence.nbytes):
         for number, shard in enumerate(shards):
             with members_path(folder, number).open("wb") as file:
@@ -113,7 +121,8 @@ def choose(
         if not any(map(len, listings)):
             raise DataError(f"no images in {', '.join(source.parts[:3])}, only {kinds}")
         note(f"{selection.split}: passed over {kinds}")
-    chosen, classes = select(listings, source.classes, selection, seed)
+    sets = label_sets_of(source)
+    chosen, classes = select(listings, source.classes, selection, seed, sets)
     del listings
     return _sequence(source, chosen, seed), classes
 
@@ -137,17 +146,22 @@ def _list_parts(source: Source, parts: range) -> tuple[range, list[Members], Cou
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """The plan that was made in `folder`, if there is one."""
+    """The plan that was made in `folder`, if there is one that this version can go on with."""
     path = folder / WORK / PLAN
     if not path.exists():
         return None
     content = json.loads(path.read_text())
+    if "census" not in content:
+        return None
+    census = content["census"]
+    for name in ("classes", "class_counts"):
+        census[name] = tuple(census[name])
     return Plan(
         content["digest"],
-        tuple(content["classes"]),
+        Census(**census),
         tuple(content["samples"]),
         content["sample_bytes"],
-        content.get("bits", 8),
+        content["bits"],
     )
 
 

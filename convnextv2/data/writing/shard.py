@@ -26,6 +26,7 @@ from convnextv2.data.collection import (
     Source,
     UnreadableImage,
 )
+from convnextv2.data.label_sets import label_sets_of
 from convnextv2.data.manifest import Shard, Skipped, sync_folder, write_json
 from convnextv2.data.pixels import decode
 from convnextv2.data.statistics import ChannelSums
@@ -123,6 +124,7 @@ def finished(job: ShardJob) -> Record | None:
 
 
 def _write(job: ShardJob, partial: Path) -> Record:
+    sets = label_sets_of(job.source)
     counts = np.zeros(len(job.plan.classes), np.int64)
     skipped: list[Skipped] = []
     capacity, pixel_format = job.plan.samples[job.number], job.settings.pixel_format
@@ -134,7 +136,7 @@ def _write(job: ShardJob, partial: Path) -> Record:
             if sums is not None:
                 sums += ChannelSums.of(encoded.pixels(pixel_format))
             if label != UNLABELLED:
-                counts[label] += 1
+                counts[label if sets is None else sets.classes_of(label)] += 1
         beton.finish()
         samples = beton.samples
     if samples == 0:

@@ -4,18 +4,28 @@ Every shard is published by itself and has a record beside the plan; what has on
 The manifest is written when all are there, and the plan is removed last.
 """
 
+import hashlib
 import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from convnextv2.data.census import Census
 from convnextv2.data.collection import DataError, PixelFormat, Source
-from convnextv2.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from convnextv2.data.label_sets import LABEL_SETS, label_sets_of
+from convnextv2.data.manifest import (
+    MANIFEST,
+    LabelSetsFile,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
 from convnextv2.data.selection import Selection
 from convnextv2.data.statistics import ChannelSums
 from convnextv2.data.writing.disk import alone, check_room, refusals
@@ -39,6 +49,35 @@ SHARD_NAME = re.compile(r"(train|val)-\d{5}-of-\d{5}\.beton")
 def here(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """The map of a single process."""
     return map(function, items)
+
+
+def plan_collection(
+    source: Source,
+    destination: PathLike,
+    selection: Selection,
+    settings: WriteSettings,
+    *,
+    seed: int = 0,
+    run: Map = here,
+    note: Callable[[str], None] = warnings.warn,
+) -> Census:
+    """List what `write_collection` would write, and keep the plan in `destination` for it.
+
+    Nothing is decoded but a few images, for the forecast of what they will take.
+
+    Raises:
+        DataError: As `write_collection` before its first shard.
+    """
+    destination = Path(destination)
+    digest = plan_digest(source.fingerprint(), selection, settings, seed)
+    with _at(destination, note):
+        complete = _complete(destination, digest)
+        if complete is not None:
+            return complete.census
+        plan = _find_plan(destination, digest, note) or make_plan(
+            source, destination, selection, settings, seed, run, digest, note
+        )
+        return plan.census
 
 
 def write_collection(
@@ -65,31 +104,50 @@ def write_collection(
     destination = Path(destination)
     fingerprint = source.fingerprint()
     digest = plan_digest(fingerprint, selection, settings, seed)
-    with refusals(destination, 0):
-        destination.mkdir(parents=True, exist_ok=True)
-    with alone(destination, note):
+    with _at(destination, note):
         complete = _complete(destination, digest)
         if complete is not None:
             forget_plan(destination)
             note(f"{destination} is complete already: nothing to do")
             return complete
-        for stale in destination.glob(".*.partial"):
-            stale.unlink()
-        plan = _find_plan(destination, digest, note)
-        if plan is None:
-            plan = make_plan(source, destination, selection, settings, seed, run, digest, note)
+        plan = _find_plan(destination, digest, note) or make_plan(
+            source, destination, selection, settings, seed, run, digest, note
+        )
         records = _write_shards(source, destination, selection, settings, plan, run)
         manifest = _manifest(fingerprint, name, selection, settings, plan, records)
         if not manifest.shards:
             raise DataError(f"not one of the {sum(plan.samples)} images of {name} can be read")
         with refusals(destination / MANIFEST, 0):
+            manifest = _with_label_sets(manifest, source, destination)
             write_manifest(destination, manifest)
         forget_plan(destination)
     return manifest
 
 
+@contextmanager
+def _at(destination: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """Make the folder, and be the only process that writes there."""
+    with refusals(destination, 0):
+        destination.mkdir(parents=True, exist_ok=True)
+    with alone(destination, note):
+        yield
+
+
+def _with_label_sets(manifest: Manifest, source: Source, destination: Path) -> Manifest:
+    """Write the sets of classes beside the shards, where labels are numbers of these."""
+    sets = label_sets_of(source)
+    if sets is None:
+        return manifest
+    path = destination / LABEL_SETS
+    sets.save(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return replace(manifest, label_sets=LabelSetsFile(path.name, sets.count, digest))
+
+
 def _find_plan(destination: Path, digest: str, note: Callable[[str], None]) -> Plan | None:
     """The plan of an earlier attempt; one of other settings makes way, and so do its shards."""
+    for stale in destination.glob(".*.partial"):
+        stale.unlink()
     plan = read_plan(destination)
     if plan is not None and plan.digest == digest:
         return plan

@@ -18,10 +18,14 @@ _SETTINGS = {"image": "--image-column (data.image_column)",
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns with the images and with their labels; where it is None, the one that fits."""
+    """The columns with the images and with their labels; where it is None, the one that fits.
+
+    With `multi_label` an image may have several labels; they are read from lists.
+    """
 
     image: str | None = None
     label: str | None = None
+    multi_label: bool = False
 
 
 def choose_columns(path: Path, schema: pa.Schema, wanted: Columns) -> Columns:
