@@ -35,7 +35,7 @@ def test_a_limit_spreads_over_all_classes(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"image folder .*gone does not exist"):
         open_images(tmp_path / "gone", 1)
-    with pytest.raises(DataError, match=r"no images under .*; read are \.bmp, \.jpeg"):
+    with pytest.raises(DataError, match=r"no images under .*; read are \.apng, \.bmp"):
         open_images(tmp_path, 1)
     save(tmp_path / "one.png", 0)
     with pytest.raises(DataError, match=r"one\.png is a file; give the folder it lies in"):
