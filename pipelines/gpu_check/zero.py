@@ -78,8 +78,9 @@ def join_group(device: torch.device) -> None:
     """Make the process a group of one: by NCCL on a GPU."""
     if torch.distributed.is_initialized():
         return
-    # DeepSpeed reads them even where the group is there already.
+    # Where one is missing DeepSpeed asks MPI, even though the group is there already.
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
     backend = "nccl" if device.type == "cuda" else "gloo"
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
