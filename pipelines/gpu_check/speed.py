@@ -16,7 +16,7 @@ from pipelines.bench.flops import encoder_macs, fcmae_macs
 from pipelines.gpu_check.calibration import BANDWIDTH, BF16_RATE
 from pipelines.gpu_check.parts import Row, Setting, Skipped
 from pipelines.gpu_check.roofline import Chip, images_per_second
-from pipelines.gpu_check.timing import seconds_of, synchronize
+from pipelines.gpu_check.timing import seconds_of
 from pipelines.gpu_check.workload import Pretraining, random_pixels
 
 BATCHES = {"atto": 512, "tiny": 512, "base": 256, "large": 256, "huge": 128}
@@ -25,7 +25,6 @@ PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S"
 """Dense bf16 FLOP/s by the data sheets of what fits a server's board (SXM)."""
 CLOCK = 1.755e9
 """Hz; an H100's under load, for devices that do not say theirs."""
-TOP_KERNELS = 12
 
 Step = Callable[[], object]
 MakeStep = Callable[[int], Step]
@@ -51,7 +50,7 @@ def speed(setting: Setting) -> Iterator[Row]:
     side = 64 if setting.quick else 224
     sizes = setting.sizes
     for size in sizes:
-        yield from measured(fcmae(size, "gather", side, setting), setting, profile=True)
+        yield from measured(fcmae(size, "gather", side, setting), setting)
     compared = [size for size in sizes if size in ("base", "atto")]
     for size in compared:
         for who in ("ours", "timm"):
@@ -143,8 +142,8 @@ def batch_of(size: str, setting: Setting) -> int:
     return 2 if setting.quick else BATCHES.get(size, 128)
 
 
-def measured(what: Measured, setting: Setting, *, profile: bool = False) -> Iterator[Row]:
-    """A row of figures, with the largest batch that fits; with `profile` one of its kernels."""
+def measured(what: Measured, setting: Setting) -> Iterator[Row]:
+    """A row of figures, with the largest batch that fits."""
     if what.name.split()[2] == "timm" and find_spec("timm") is None:
         return
     device = torch.device(setting.device)
@@ -155,19 +154,17 @@ def measured(what: Measured, setting: Setting, *, profile: bool = False) -> Iter
             torch.cuda.reset_peak_memory_stats()
         try:
             step = what.build(batch)
-            rounds, calls = (1, 1) if setting.quick else (3, 5)
-            seconds = seconds_of(step, device, rounds=rounds, calls=calls)
+            rounds, calls, warm = (1, 1, 1) if setting.quick else (3, 5, 3)
+            seconds = seconds_of(step, device, rounds=rounds, calls=calls, warm=warm)
             break
         except torch.OutOfMemoryError:
             if batch <= LEAST_BATCH:
-                words = f"not even {batch} images fit; checkpoint_stages keeps less of them"
+                words = f"not even {batch} images fit: set checkpoint_stages, which keeps less for backward"
                 yield Row(what.name, {}, words)
                 return
         step = None
         batch //= 2
     yield Row(what.name, figures_of(what, batch, seconds, setting))
-    if profile and setting.on_gpu:
-        yield Row(f"kernels of {what.name}", kernels_of(step, device))
 
 
 def figures_of(
@@ -193,20 +190,4 @@ def figures_of(
         )
         ceiling = images_per_second(what.size, chip, batch, dense=what.dense)
         figures["of roofline %"] = 100 * rate / ceiling
-    return figures
-
-
-def kernels_of(step: Step, device: torch.device) -> dict[str, float | str]:
-    """The device's time in one step (ms), its launches, and the kernels that take most of it."""
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
-        step()
-        synchronize(device)
-    events = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)
-    figures: dict[str, float | str] = {
-        "ms": sum(event.self_device_time_total for event in events) / 1e3,
-        "launches": float(sum(event.count for event in events)),
-    }
-    for event in events[:TOP_KERNELS]:
-        figures[f"{event.key[:60]} x{event.count}"] = event.self_device_time_total / 1e3
     return figures
