@@ -159,7 +159,7 @@ def measured(what: Measured, setting: Setting) -> Iterator[Row]:
             break
         except torch.OutOfMemoryError:
             if batch <= LEAST_BATCH:
-                words = f"not even {batch} images fit: set checkpoint_stages, which keeps less for backward"
+                words = f"not even {batch} images fit; with checkpoint_stages more would"
                 yield Row(what.name, {}, words)
                 return
         step = None
