@@ -146,25 +146,27 @@ def measured(what: Measured, setting: Setting) -> Iterator[Row]:
     """A row of figures, with the largest batch that fits."""
     if what.name.split()[2] == "timm" and find_spec("timm") is None:
         return
-    device = torch.device(setting.device)
     batch = what.batch
-    while True:
-        if setting.on_gpu:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        try:
-            step = what.build(batch)
-            rounds, calls, warm = (1, 1, 1) if setting.quick else (3, 5, 3)
-            seconds = seconds_of(step, device, rounds=rounds, calls=calls, warm=warm)
-            break
-        except torch.OutOfMemoryError:
-            if batch <= LEAST_BATCH:
-                words = f"not even {batch} images fit; with checkpoint_stages more would"
-                yield Row(what.name, {}, words)
-                return
-        step = None
+    while (seconds := seconds_of_step(what, batch, setting)) is None:
+        if batch <= LEAST_BATCH:
+            words = f"not even {batch} images fit; with checkpoint_stages more would"
+            yield Row(what.name, {}, words)
+            return
         batch //= 2
     yield Row(what.name, figures_of(what, batch, seconds, setting))
+
+
+def seconds_of_step(what: Measured, batch: int, setting: Setting) -> float | None:
+    """The time of a step; None when the batch does not fit into the device's memory."""
+    if setting.on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    rounds, calls, warm = (1, 1, 1) if setting.quick else (3, 5, 3)
+    device = torch.device(setting.device)
+    try:
+        return seconds_of(what.build(batch), device, rounds=rounds, calls=calls, warm=warm)
+    except torch.OutOfMemoryError:
+        return None
 
 
 def figures_of(
