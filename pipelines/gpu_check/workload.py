@@ -1,30 +1,23 @@
 """What the parts train: pretraining on random pixels, without a loader."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from convnextv2.batch import Batch
 from convnextv2.fcmae import FCMAE
-from convnextv2.masking import sample_masks
-from convnextv2.tasks import Normalize, TaskOutput
+from convnextv2.tasks import TaskOutput
+from convnextv2.tasks.pretrain import PretrainTask
 
 
-class Pretraining(nn.Module):
-    """`convnextv2.tasks.pretrain.PretrainTask` on bare pixels: that one needs FFCV's batches."""
+class Pretraining(PretrainTask):
+    """The pretraining task on bare pixels (B, H, W, 3)."""
 
     def __init__(self, model: FCMAE) -> None:
-        super().__init__()
-        self.model, self.depths, self.normalize = model, model.encoder.depths, Normalize()
+        super().__init__(model, seed=0)
 
-    def forward(self, pixels: Tensor) -> TaskOutput:
-        masks = sample_masks(
-            seed=0,
-            epoch=0,
-            indices=range(len(pixels)),
-            num_patches=self.model.grid[0] * self.model.grid[1],
-            mask_ratio=self.model.mask_ratio,
-        )
-        images = self.normalize(pixels, self.model.pred.weight.dtype)
-        return TaskOutput(self.model(images, mask=masks, prediction="masked").loss, {})
+    def forward(self, pixels: Tensor) -> TaskOutput:  # type: ignore[override]
+        numbers = torch.arange(len(pixels))
+        return super().forward(Batch(pixels, numbers, numbers, 0))
 
 
 def random_pixels(batch: int, size: int, device: torch.device, seed: int = 0) -> Tensor:

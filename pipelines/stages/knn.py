@@ -18,6 +18,7 @@ from cluster import group
 from cluster.engine import worker_device
 from convnextv2.analysis.knn import hits, merged, nearest, numbers_of, pooled, similarities, votes
 from convnextv2.analysis.models import read_encoder
+from convnextv2.batch import on_device
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.manifest import read_manifest
 from convnextv2.data.shards import open_shards
@@ -148,8 +149,8 @@ def features(
     normalize = Normalize(read_manifest(job.data / "train").normalization).to(device)
     found = torch.empty(len(share), encoder.dims[-1], device=device)
     place = 0
-    for batch in loader.batches(share):
-        images = normalize(batch.to(device).images, torch.float32)
+    for batch in on_device(loader.batches(share), device):
+        images = normalize(batch.images, torch.float32)
         found[place : place + len(images)] = pooled(encoder, images)
         place += len(images)
         spool.write("point", seen + place, images=(seen + place) * group.world_size())
