@@ -122,6 +122,8 @@ def deepspeed_config(
         "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},
         "steps_per_print": 1 << 62,
         "wall_clock_breakdown": False,
+        # Its timer waits for the GPU in every forward pass and every step.
+        "timers": {"throughput": {"enabled": False}},
     }
 
 
