@@ -15,7 +15,7 @@ from cluster.adamw import LayerwiseAdamW
 from cluster.checkpoint import CheckpointError
 from cluster.outcome import Outcome
 from cluster.partitions import PARTITIONS, Partition
-from cluster.placement import give_back_freed_memory
+from cluster.placement import ClusterError, give_back_freed_memory
 from cluster.state_files import StateFiles
 from cluster.states import Average, Piece
 from cluster.topology import Topology
@@ -278,11 +278,20 @@ class DeepSpeedEngine:
         self._partition.refresh(None)
 
 
-def worker_device() -> torch.device:
-    """The accelerator given to this worker, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+def worker_device(*, use_gpu: bool) -> torch.device:
+    """Where this worker computes: on its GPU, or on the CPU whatever GPUs the machine has.
+
+    Raises:
+        ClusterError: When it should have a GPU and PyTorch finds none.
+    """
+    if not use_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ClusterError(
+            "cluster.use_gpu is true, but PyTorch finds no GPU in this worker: look at nvidia-smi "
+            "on its node (an old driver?), or set cluster.use_gpu=false to train on CPUs"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def mean_over_workers(metrics: dict[str, Tensor]) -> dict[str, float]:

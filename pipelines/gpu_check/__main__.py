@@ -28,11 +28,11 @@ PARTS = (
     Part("machine", 90, machine),
     Part("calibration", 20, calibration),
     Part("kernels", 60, kernels),
+    Part("loader", 20, loader),
+    Part("syncs", 40, syncs),
     Part("speed", 120, speed),
     Part("kernel-speed", 40, kernel_speed),
     Part("profile", 30, profile),
-    Part("syncs", 40, syncs),
-    Part("loader", 20, loader),
     Part("backends", 30, backends),
     Part("zero", 60, zero),
     Part("training", 40, training),
@@ -50,8 +50,6 @@ def main(words: Sequence[str] | None = None) -> int:
     sizes = options.sizes or (QUICK_SIZES if options.quick else Setting.sizes)
     setting = Setting(device=options.device, quick=options.quick, sizes=tuple(sizes))
     if not setting.on_gpu:
-        # Read when Triton is imported, which the processes of the parts do.
-        os.environ["TRITON_INTERPRET"] = "1"
         os.environ["DS_ACCELERATOR"] = "cpu"
     chosen = [part for part in PARTS if part.name in options.parts]
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -30,14 +30,22 @@ def zero(setting: Setting) -> Iterator[Row]:
     pixels = random_pixels(BATCH, SIDE, device)
     for precision, bar in BARS.items():
         first: list[float] = []
-        for stage in (1, 3) if setting.quick else (1, 2, 3, 0):
+        # Stage 0 in bf16 is refused where GPUs are configured.
+        stages = (1, 2, 3, 0) if precision == "fp32" else (1, 2, 3)
+        for stage in stages[:1] if setting.quick else stages:
             engine = build_engine(stage, precision, "pocket", SIDE, BATCH, device)
             losses = [one_step(engine, pixels) for _ in range(STEPS)]
             first = first or losses
             spread = max(abs(a - b) / b for a, b in zip(losses, first, strict=True))
             problem = "" if spread < bar else f"losses differ from stage 1's by more than {bar:g}"
             problem = problem or round_trip(engine, stage, precision, pixels)
-            milliseconds = 1e3 * seconds_of(lambda e=engine: one_step(e, pixels), device, rounds=3)  # type: ignore[misc]
+            milliseconds = 1e3 * seconds_of(
+                lambda e=engine: e.train_step([pixels, pixels], RATE),  # type: ignore[misc]
+                device,
+                rounds=1 if setting.quick else 3,
+                calls=1 if setting.quick else 10,
+                warm=1,
+            )
             figures = {"last loss": losses[-1], "spread": spread, "ms": milliseconds}
             yield Row(f"stage {stage} {precision}", {**figures}, problem)
 

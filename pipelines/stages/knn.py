@@ -94,7 +94,7 @@ def classify(context: dict[str, Any]) -> None:
     job: KnnJob = context["job"]
     with worker_log(job.log, group.rank()):
         begin = time.perf_counter()
-        device = worker_device()
+        device = worker_device(use_gpu=job.config.cluster.use_gpu)
         encoder = read_encoder(job.weights).to(device)
         spool = Spool(job.directory, active=group.rank() == 0)
         splits = {split: read_manifest(job.data / split) for split in ("train", "val")}
@@ -145,7 +145,7 @@ def features(
         num_workers=job.config.data.num_workers,
     )
     share = share_of(loader.shards.samples)
-    device = worker_device()
+    device = worker_device(use_gpu=job.config.cluster.use_gpu)
     normalize = Normalize(read_manifest(job.data / "train").normalization).to(device)
     found = torch.empty(len(share), encoder.dims[-1], device=device)
     place = 0
