@@ -170,7 +170,9 @@ def _judge_several(
 ) -> dict[str, Any]:
     """As `_judge`, where images may be of several classes."""
     kept = []
-    for scores, labels in validation.scored(_load_task(job, file, len(names)), worker_device()):
+    device = worker_device(use_gpu=job.config.cluster.use_gpu)
+    task = _load_task(job, file, len(names)).to(device)
+    for scores, labels in validation.scored(task, device):
         kept.append((scores.cpu(), labels.cpu()))
         seen += len(labels)
         spool.write("point", seen, images=seen * group.world_size())
