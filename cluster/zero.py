@@ -88,8 +88,8 @@ def find_problems(
         problems.append(f"round_robin_gradients: stages 1 and 2 only, this is stage {zero.stage}")
     if zero.stage == 0 and precision == "bf16" and use_gpu:
         problems.append(
-            "stage: 0 in bf16 keeps a GPU waiting for the host once for every parameter; stage 1 "
-            "does not, and needs less memory (or train in fp32)"
+            "stage: 0 in bf16 has DeepSpeed wait for the GPU and treat every parameter by itself; "
+            "stage 1 is faster and needs no more memory"
         )
     if zero.offload_optimizer != "none" and zero.stage == 0:
         problems.append("offload_optimizer: stage 0 keeps whole states; stage 1, 2 or 3 offloads")

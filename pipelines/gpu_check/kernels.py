@@ -93,8 +93,8 @@ def others(case: Case, dtype: torch.dtype, device: torch.device) -> Iterator[Row
     yield compare("dense depthwise", case, pair, leaves, BARS)
     visible = (case.batch, VISIBLE, case.side, case.side, channels)
     leaves = random_leaves((visible, (channels,), (channels,)), dtype, device)
-    groups = {"groups": case.batch}
-    pair = partial(dispatched.gelu_grn, **groups), partial(plain.gelu_grn, **groups)
+    images = case.batch
+    pair = partial(dispatched.gelu_grn, groups=images), partial(plain.gelu_grn, groups=images)
     yield compare("GELU + GRN", case, pair, leaves, CHAIN_BARS)
     pair = partial(dispatched.layer_norm, eps=1e-6), partial(plain.layer_norm, eps=1e-6)
     yield compare("LayerNorm", case, pair, leaves, CHAIN_BARS)
