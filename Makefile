@@ -3,7 +3,7 @@ VENV ?= .venv
 ARGS ?=
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-soak bench bench-data bench-model bench-train lint format doctor clean
+.PHONY: help setup demo test test-fast test-soak bench bench-data bench-model bench-train lint format doctor gpu-check clean
 
 help: ## list the targets (VENV=PATH for another environment, ARGS="..." for the command's options)
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -47,6 +47,9 @@ format: setup ## ruff's formatter and its safe fixes
 
 doctor: setup ## check this machine and say what to fix
 	@exec '$(VENV)/bin/convnextv2' doctor $(ARGS)
+
+gpu-check: setup ## is this GPU machine right, and how fast is it; five minutes
+	@exec '$(VENV)/bin/python' -m pipelines.gpu_check $(ARGS)
 
 clean: ## remove caches and build leftovers; runs/ and the environment stay
 	@rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -24,6 +24,8 @@ class LayerwiseAdamW(torch.optim.AdamW):
 
     Attributes:
         stretches: By tensor that is updated; elements outside of them stay as they are.
+        found_inf: () fp32 where the weights are. Where it is 1 a step changes nothing and is not
+            counted; nobody has to wait for it.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, betas: tuple[float, float]) -> None:
@@ -35,6 +37,7 @@ class LayerwiseAdamW(torch.optim.AdamW):
             merged[decay]["params"] += group["params"]
             self.scales |= dict.fromkeys(group["params"], group["lr_scale"])
         self.stretches: Mapping[Tensor, Sequence[Stretch]] = {}
+        self.found_inf: Tensor | None = None
         super().__init__(list(merged.values()), lr=0.0, betas=betas)
 
     @torch.no_grad()
@@ -42,14 +45,15 @@ class LayerwiseAdamW(torch.optim.AdamW):
         assert closure is None
         if not self.stretches:
             return  # DeepSpeed's bf16 makes states by a step of zeros; ours are made elsewhere.
+        counted = 1 if self.found_inf is None else 1 - self.found_inf
         for group in self.param_groups:
+            updated = [tensor for tensor in group["params"] if tensor.grad is not None]
+            if updated:
+                torch._foreach_add_([self.state[tensor]["step"] for tensor in updated], counted)
             columns: dict[float, tuple[list[Tensor], ...]] = defaultdict(lambda: ([], [], [], []))
             steps: dict[float, list[Tensor]] = defaultdict(list)
-            for tensor in group["params"]:
-                if tensor.grad is None:
-                    continue
+            for tensor in updated:
                 state = self.state[tensor]
-                state["step"] += 1
                 parts = (tensor, tensor.grad, state["exp_avg"], state["exp_avg_sq"])
                 for begin, end, scale in self.stretches[tensor]:
                     for column, part in zip(columns[scale], parts, strict=True):
@@ -70,6 +74,7 @@ class LayerwiseAdamW(torch.optim.AdamW):
                     eps=group["eps"],
                     amsgrad=False,
                     maximize=False,
+                    found_inf=self.found_inf,
                 )
 
 

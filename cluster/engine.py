@@ -1,6 +1,5 @@
 """The training engine: what a loop needs from sharded training, and DeepSpeed behind it."""
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from cluster import group
 from cluster.adamw import LayerwiseAdamW
 from cluster.checkpoint import CheckpointError
+from cluster.outcome import Outcome
 from cluster.partitions import PARTITIONS, Partition
-from cluster.placement import give_back_freed_memory
+from cluster.placement import ClusterError, give_back_freed_memory
 from cluster.state_files import StateFiles
 from cluster.states import Average, Piece
 from cluster.topology import Topology
@@ -30,9 +30,18 @@ class Engine(Protocol):
     """Trains a module whose forward takes a batch and returns `.loss` and `.metrics`."""
 
     device: torch.device
-    pieces: list[Piece]
-    updates: int
-    skipped_steps: int
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """What this worker keeps of the parameters and of their optimizer state."""
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps done."""
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps left out because the loss or gradient of a worker was not finite."""
 
     def train_step(self, batches: Iterable[Any], learning_rate: float) -> dict[str, Tensor]:
         """One optimizer step over the micro batches; mean metrics of this worker, detached."""
@@ -49,7 +58,7 @@ class EngineSettings:
     """Sharding, precision (bf16 keeps fp32 masters), clipping, averaging.
 
     `ema_decay` None keeps no moving average. After `max_skipped_steps` steps in a row whose loss
-    or gradient is not finite training stops.
+    or gradient is not finite training stops, at the latest in the step after.
     """
 
     zero: ZeroSettings = field(default_factory=ZeroSettings)
@@ -71,10 +80,8 @@ class DeepSpeedEngine:
         device: Where this worker computes.
         identify: Sample indices of a micro batch, for messages.
 
-    Attributes:
-        pieces: What this worker keeps of the parameters and of their optimizer state.
-        updates: Optimizer steps done.
-        skipped_steps: Steps left out because the loss or gradient of a worker was not finite.
+    The host learns a step late whether a step was left out (`cluster.outcome`). Whatever depends
+    on it (pieces, counters, the moving average) waits for that: all workers read those alike.
     """
 
     def __init__(
@@ -97,9 +104,10 @@ class DeepSpeedEngine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.device, self._module, self._identify = device, module, identify
         self._settings = settings
+        self._adamw: LayerwiseAdamW | None = None
         module.to(device)
         if settings.zero.offload_optimizer == "none":
-            optimizer = LayerwiseAdamW(groups, betas=betas)
+            self._adamw = optimizer = LayerwiseAdamW(groups, betas=betas)
             scales = {name: optimizer.scales.get(p, 1.0) for name, p in module.named_parameters()}
         else:
             optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(list(groups), lr=0.0, betas=betas)
@@ -117,11 +125,27 @@ class DeepSpeedEngine:
             optimizer.stretches = self._partition.stretches(scales)
         if device.type == "cpu":
             give_back_freed_memory()
-        self.pieces = self._partition.pieces()
-        self.updates = self.skipped_steps = self._skipped_in_a_row = 0
+        self._pieces = self._partition.pieces()
+        self._updates = self._skipped_steps = self._skipped_in_a_row = 0
+        self._unsettled: Outcome | None = None
         self._average = None
         if settings.ema_decay is not None:
-            self._average = Average(self.pieces, settings.ema_decay)
+            self._average = Average(self._pieces, settings.ema_decay)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        self.settle()
+        return self._pieces
+
+    @property
+    def updates(self) -> int:
+        self.settle()
+        return self._updates
+
+    @property
+    def skipped_steps(self) -> int:
+        self.settle()
+        return self._skipped_steps
 
     def train_step(self, batches: Iterable[Any], learning_rate: float) -> dict[str, Tensor]:
         for settings in self._optimizer.param_groups:
@@ -148,29 +172,44 @@ class DeepSpeedEngine:
 
         One scalar goes round: what is not finite on one worker makes the sum so on all of them.
         """
-        squares = self._partition.squared_gradient_norm()
-        total = squares + 0 * loss.float()
+        own = self._partition.squared_gradient_norm() + 0 * loss.float()
+        total = own.clone()
         if group.world_size() > 1:
             torch.distributed.all_reduce(total)
-        finite = math.isfinite(total.item())
-        if not finite:
+        # The device has this step to compute meanwhile, and the weights are still the last one's.
+        self.settle()
+        outcome = Outcome.of(total, own, loss, indices)
+        if self._adamw is not None:
+            self._adamw.found_inf = outcome.found_inf
+        elif outcome.left_out():
             self._partition.skip_next_step()
         self._engine.step()
-        if finite:
-            self.updates += 1
+        self._unsettled = outcome
+        return total.sqrt()
+
+    def settle(self) -> None:
+        """Count the last step, and take its weights into the average, unless it was left out.
+
+        Raises:
+            NonFinite: When it was one too many in a row; on all workers, which call alike.
+        """
+        outcome, self._unsettled = self._unsettled, None
+        if outcome is None:
+            return
+        if not outcome.left_out():
+            self._updates += 1
             self._skipped_in_a_row = 0
             if self._average is not None:
                 self._average.update()
-        else:
-            self.skipped_steps += 1
-            self._skipped_in_a_row += 1
-            if self._skipped_in_a_row >= self._settings.max_skipped_steps:
-                mine_is_finite = math.isfinite(float(squares + 0 * loss.float()))
-                raise NonFinite(self._describe(loss, indices, mine_is_finite))
-        return total.sqrt()
+            return
+        self._skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= self._settings.max_skipped_steps:
+            raise NonFinite(self._describe(outcome))
 
-    def _describe(self, loss: Tensor, indices: list[int], finite: bool) -> str:
-        report = (group.rank(), loss.item(), finite, indices)
+    def _describe(self, outcome: Outcome) -> str:
+        finite = bool(outcome.own.isfinite())
+        report = (group.rank(), outcome.loss.item(), finite, outcome.indices)
         words = [
             f"worker {rank}: loss {value:g}"
             + ("" if fine else f", samples {', '.join(map(str, samples))}")
@@ -193,10 +232,11 @@ class DeepSpeedEngine:
             self._take(files)
         except ValueError as error:
             raise CheckpointError(str(error)) from error
-        self.updates, self.skipped_steps = notes["updates"], notes["skipped_steps"]
+        self._unsettled = None
+        self._updates, self._skipped_steps = notes["updates"], notes["skipped_steps"]
         if self._average is not None:
-            self._average.updates = self.updates
-        self._partition.refresh(self.updates)
+            self._average.updates = self._updates
+        self._partition.refresh(self._updates)
 
     @torch.no_grad()
     def _take(self, files: StateFiles) -> None:
@@ -207,7 +247,7 @@ class DeepSpeedEngine:
                     f"{files.directory} is not whole, or of another model: it {words} "
                     f"{len(names)} parameters, such as {min(names)}"
                 )
-        for piece in self.pieces:
+        for piece in self._pieces:
             if files.shapes[piece.name] != piece.shape:
                 raise ValueError(
                     f"{files.directory}: {piece.name} has shape {files.shapes[piece.name]}, the "
@@ -219,6 +259,7 @@ class DeepSpeedEngine:
     @contextmanager
     def evaluating(self, *, averaged: bool = False) -> Iterator[Callable[[Any], Any]]:
         """The module in evaluation mode, to be called without gradients by all workers alike."""
+        self.settle()
         self._engine.eval()
         if averaged:
             self._swap()
@@ -237,11 +278,20 @@ class DeepSpeedEngine:
         self._partition.refresh(None)
 
 
-def worker_device() -> torch.device:
-    """The accelerator given to this worker, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+def worker_device(*, use_gpu: bool) -> torch.device:
+    """Where this worker computes: on its GPU, or on the CPU whatever GPUs the machine has.
+
+    Raises:
+        ClusterError: When it should have a GPU and PyTorch finds none.
+    """
+    if not use_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ClusterError(
+            "cluster.use_gpu is true, but PyTorch finds no GPU in this worker: look at nvidia-smi "
+            "on its node (an old driver?), or set cluster.use_gpu=false to train on CPUs"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def mean_over_workers(metrics: dict[str, Tensor]) -> dict[str, float]:

@@ -28,7 +28,9 @@ class Partition(Protocol):
         """This worker's part: the sum over workers is the squared norm of the whole gradient."""
 
     def skip_next_step(self) -> None:
-        """Have the next step throw the gradients away and change nothing."""
+        """Have the next step throw the gradients away and change nothing: for optimizers on the
+        host, which stage 0 has none of. Others leave a step out by `LayerwiseAdamW.found_inf`.
+        """
 
     def refresh(self, updates: int | None) -> None:
         """Have the module compute with the pieces as they are now; the optimizer has done
@@ -52,6 +54,7 @@ class _Base:
 
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
         self._module, self._optimizer = module, optimizer
+        self._skip = False
         self._adam: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
 
     def _places(self) -> Iterator[_Place]:
@@ -95,6 +98,9 @@ class _Base:
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(flat, requires_grad=False)
         return state
+
+    def skip_next_step(self) -> None:
+        self._skip = True
 
     def _count(self, flats: Iterable[Tensor], updates: int | None) -> None:
         if updates is None:
@@ -143,13 +149,6 @@ class Replicated(_Base):
         gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
         return _squares(gradients) / group.world_size()
 
-    def skip_next_step(self) -> None:
-        for parameter in self._module.parameters():
-            parameter.grad = None  # AdamW passes over what has none.
-        checker = getattr(self._optimizer, "overflow_checker", None)
-        if checker is not None:
-            checker.check = _once(True, checker, "check")
-
     def refresh(self, updates: int | None) -> None:
         masters = self._masters()
         self._count(masters.values(), updates)
@@ -164,9 +163,9 @@ class Flat(_Base):
 
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
         super().__init__(module, optimizer)
-        self._skip = False
-        # DeepSpeed asks itself before a step whether gradients overflowed, in bf16 and fp16.
-        optimizer.check_grad_overflow = True
+        # Has DeepSpeed ask before a step whether gradients overflowed, by waiting for the GPU: only
+        # for an optimizer that does not know `found_inf`.
+        optimizer.check_grad_overflow = bool(optimizer.cpu_offload)
         optimizer.has_overflow = self._has_overflow
 
     def _has_overflow(self, partition_gradients: bool = True) -> bool:
@@ -191,9 +190,6 @@ class Flat(_Base):
         gradients = self._optimizer.averaged_gradients
         return _squares([each for number in range(len(flats)) for each in gradients[number]])
 
-    def skip_next_step(self) -> None:
-        self._skip = True
-
     def refresh(self, updates: int | None) -> None:
         self._count(self._optimizer.single_partition_of_fp32_groups, updates)
         self._optimizer.update_lp_params()
@@ -204,7 +200,6 @@ class Scattered(_Base):
 
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
         super().__init__(module, optimizer)
-        self._skip = False
         self._clean_up: Callable[[], bool] = optimizer._loss_scale_update_and_overflow_cleanup
         optimizer._overflow_check_and_loss_scale_update = self._check
 
@@ -241,9 +236,6 @@ class Scattered(_Base):
             return _squares([flat.grad for flat in optimizer.fp32_partitioned_groups_flat])
         return _squares([each for part in optimizer.averaged_gradients.values() for each in part])
 
-    def skip_next_step(self) -> None:
-        self._skip = True
-
     def refresh(self, updates: int | None) -> None:
         optimizer = self._optimizer
         self._count(optimizer.fp32_partitioned_groups_flat, updates)
@@ -261,16 +253,6 @@ def _squares(gradients: list[Tensor]) -> Tensor:
         return torch.zeros(())
     norms = torch._foreach_norm(gradients, 2, torch.float32)
     return torch.stack(norms).square().sum()
-
-
-def _once(answer: bool, owner: Any, name: str) -> Callable[..., bool]:
-    """A method that answers so one time, and is the class's own again then."""
-
-    def method(*_: Any) -> bool:
-        delattr(owner, name)
-        return answer
-
-    return method
 
 
 PARTITIONS: dict[str, Callable[[nn.Module, Any], Partition]] = {

@@ -14,6 +14,10 @@ KEEP_PAGES = {
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824"
     ":glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1"
 }
+# Ray shows a worker that asked for no GPU all that the machine has.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+# Memory freed by batches of one size can be used for those of another.
+FEW_FRAGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 def give_back_freed_memory() -> None:
@@ -69,11 +73,11 @@ class Placement:
     @property
     def environment(self) -> dict[str, str]:
         """Environment variables of the workers."""
-        cpu = {} if self.use_gpu else {"DS_ACCELERATOR": "cpu", **KEEP_PAGES}
+        device = FEW_FRAGMENTS if self.use_gpu else NO_GPU | KEEP_PAGES
         return {
             "OMP_NUM_THREADS": str(self.cpus_per_worker),
             "RAY_CHDIR_TO_TRIAL_DIR": "0",
-            **cpu,
+            **device,
         }
 
     @property

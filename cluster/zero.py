@@ -71,7 +71,9 @@ STAGE_3_ONLY = (
 )
 
 
-def find_problems(zero: ZeroSettings, *, use_gpu: bool, world_size: int) -> list[str]:
+def find_problems(
+    zero: ZeroSettings, *, use_gpu: bool, precision: Precision, world_size: int
+) -> list[str]:
     """What contradicts itself, one line each, beginning with the field's name."""
     changed = zero.model_fields_set & {
         name for name, field in ZeroSettings.model_fields.items()
@@ -84,6 +86,11 @@ def find_problems(zero: ZeroSettings, *, use_gpu: bool, world_size: int) -> list
     ]
     if zero.round_robin_gradients and zero.stage not in (1, 2):
         problems.append(f"round_robin_gradients: stages 1 and 2 only, this is stage {zero.stage}")
+    if zero.stage == 0 and precision == "bf16" and use_gpu:
+        problems.append(
+            "stage: 0 in bf16 has DeepSpeed wait for the GPU and treat every parameter by itself; "
+            "stage 1 is faster and needs no more memory"
+        )
     if zero.offload_optimizer != "none" and zero.stage == 0:
         problems.append("offload_optimizer: stage 0 keeps whole states; stage 1, 2 or 3 offloads")
     if zero.offload_optimizer == "nvme":
@@ -122,6 +129,8 @@ def deepspeed_config(
         "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},
         "steps_per_print": 1 << 62,
         "wall_clock_breakdown": False,
+        # Its timer waits for the GPU in every forward pass and every step.
+        "timers": {"throughput": {"enabled": False}},
     }
 
 

@@ -23,7 +23,7 @@ from convnextv2.decoders import Canvas, build_decoder
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.kernels.plain import pick, site_positions
 from convnextv2.layers import PointwiseConv, init_weights
-from convnextv2.masking import patches_at, patchify, random_mask
+from convnextv2.masking import patches_at, patchify, random_mask, send
 from convnextv2.sparse import Backend, GRNScope, backend_of
 
 Prediction = Literal["all", "masked"]
@@ -172,8 +172,7 @@ class FCMAE(nn.Module):
         # Looked at where it is: for a mask on the CPU an accelerator need not be waited for.
         mask = check_mask(mask, len(images), self.grid)
         check_something_hidden_and_seen(mask, alike=prediction == "masked")
-        masked, visible = (m.flatten().nonzero().flatten().to(images.device) for m in (mask, ~mask))
-        mask = mask.to(images.device)
+        masked = send(mask.flatten().nonzero().flatten(), images.device)
         decoded = self._decode(images, mask)
         reconstructed = self._predict(decoded, masked)
         loss = self._error(reconstructed, patches_at(images, masked, self.patch_size))
@@ -181,16 +180,17 @@ class FCMAE(nn.Module):
         if prediction == "masked":
             shown = reconstructed.unflatten(0, (len(images), -1))
         else:
+            visible = send((~mask).flatten().nonzero().flatten(), images.device)
             shown = reconstructed.new_empty(mask.numel(), reconstructed.shape[1])
             shown.index_copy_(0, masked, reconstructed)
             shown.index_copy_(0, visible, self._predict(decoded, visible))
             shown = shown.unflatten(0, mask.shape)
-        return FCMAEOutput(loss, shown, mask.to(images.dtype))
+        return FCMAEOutput(loss, shown, send(mask, images.device).to(images.dtype))
 
     def encode(self, images: Tensor, mask: Tensor) -> Tensor:
         """Encode the visible patches: (B, C4, H/stride, W/stride), zeros at masked sites."""
-        mask = check_mask(mask, len(images), self.grid).to(images.device)
-        sites = self.sites(mask, self.grid, self.patch_size, self.grn_scope)
+        mask = check_mask(mask, len(images), self.grid)
+        sites = self.sites(mask, self.grid, self.patch_size, self.grn_scope, images.device)
         return sites.to_dense(self.encoder.features(images, sites)).permute(0, 3, 1, 2)
 
     def target(self, images: Tensor) -> Tensor:
@@ -200,13 +200,13 @@ class FCMAE(nn.Module):
     def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
         """Mean squared error over the pixels of masked patches; `prediction` is that of "all"."""
         masked = check_mask(mask, len(images), self.grid).flatten().nonzero().flatten()
-        patches = patches_at(images, masked.to(images.device), self.patch_size)
+        patches = patches_at(images, send(masked, images.device), self.patch_size)
         return self._error(prediction.flatten(0, 1)[masked], patches)
 
     def _decode(self, images: Tensor, mask: Tensor) -> Tensor:
         """The decoder's hidden map (B, h, w, D) of the whole image."""
-        sites = self.sites(mask, self.grid, self.patch_size, self.grn_scope)
-        canvas = Canvas(sites, mask.unflatten(1, self.grid))
+        sites = self.sites(mask, self.grid, self.patch_size, self.grn_scope, images.device)
+        canvas = Canvas(sites, send(mask, images.device).unflatten(1, self.grid))
         skips: list[Tensor] = []
         if self.decoder.wants_skips:
             *skips, x = self.encoder.stage_features(images, sites)

@@ -33,6 +33,13 @@ def random_mask(
     return mask_from_noise(noise, mask_ratio)
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to `device`, from page-locked memory: for others a GPU's copy makes the host wait."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def sample_masks(
     *, seed: int, epoch: int, indices: Sequence[int] | Tensor, num_patches: int, mask_ratio: float
 ) -> Tensor:

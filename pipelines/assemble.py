@@ -34,7 +34,7 @@ def build_engine(job: TrainJob, topology: Topology) -> DeepSpeedEngine:
             max_skipped_steps=recipe.max_skipped_steps,
         ),
         topology=topology,
-        device=worker_device(),
+        device=worker_device(use_gpu=config.cluster.use_gpu),
         identify=lambda batch: batch.indices.tolist(),
     )
 

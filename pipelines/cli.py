@@ -86,6 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--run-dir", type=Path, default=DEFAULT_ROOT, help="where runs will go (default: runs)"
     )
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
+    doctor.add_argument(
+        "--gpu", action="store_true", help="check and measure the GPU instead, in five minutes"
+    )
     doctor.set_defaults(act=_act_doctor)
     return parser
 
@@ -183,6 +186,11 @@ def _whole_command(options: argparse.Namespace) -> str:
 
 
 def _act_doctor(options: argparse.Namespace) -> int:
+    if options.gpu:
+        from pipelines.gpu_check.__main__ import main as check_gpu
+
+        return check_gpu([])
+
     from rich.console import Console
 
     from pipelines.doctor import diagnose, in_words

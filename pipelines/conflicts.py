@@ -23,7 +23,12 @@ VALIDATED = ("val_top1", "val_top1_ema", "val_map", "val_map_ema")
 def find_conflicts(config: PipelineConfig) -> list[str]:
     """All of them, each beginning with the dotted name of a field."""
     cluster = config.cluster
-    zero = find_problems(cluster.zero, use_gpu=cluster.use_gpu, world_size=cluster.num_workers)
+    zero = find_problems(
+        cluster.zero,
+        use_gpu=cluster.use_gpu,
+        precision=cluster.dtype,
+        world_size=cluster.num_workers,
+    )
     problems = [*_geometry(config.model), *(f"cluster.zero.{problem}" for problem in zero)]
     for name in ("pretrain", "intermediate", "finetune", "linear_probe"):
         train = getattr(config, name)

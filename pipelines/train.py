@@ -23,7 +23,8 @@ from cluster.faults import Fault
 from cluster.goodput import Stopwatch
 from cluster.saver import Saved, Saver
 from cluster.topology import Topology
-from convnextv2.data.load import Batch, BetonLoader
+from convnextv2.batch import Batch, on_device
+from convnextv2.data.load import BetonLoader
 from convnextv2.data.order import GlobalOrder
 from pipelines.assemble import build_engine, build_loader, seed_step
 from pipelines.job import Plan, TrainJob
@@ -122,7 +123,8 @@ class Run:
             share = self.order.share(
                 epoch, rank=group.rank(), world_size=group.world_size(), start=start
             )
-            with closing(self._timed(self.loader.batches(share, epoch))) as stream:
+            batches = on_device(self.loader.batches(share, epoch), self.engine.device)
+            with closing(self._timed(batches)) as stream:
                 left = self.plan.total_steps - step
                 for _ in range(min(left, self.order.batches_per_epoch - start)):
                     seed_step(self.job.config.seed, step, group.rank())
@@ -130,14 +132,14 @@ class Run:
                     step += 1
 
     def _timed(self, batches: Generator[Batch]) -> Generator[Batch]:
-        """Move batches to the device; waiting for data is booked as such."""
+        """Book waiting for data as such."""
         with closing(batches):
             while True:
                 with self.clock.phase("data"):
                     batch = next(batches, None)
                 if batch is None:
                     return
-                yield batch.to(self.engine.device)
+                yield batch
 
     def log(self, step: int, metrics: dict[str, torch.Tensor]) -> None:
         """Average over workers and note a point; of a step that was left out, only that."""

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster import group
-from convnextv2.data.load import Batch, BetonLoader
+from convnextv2.batch import Batch, on_device
+from convnextv2.data.load import BetonLoader
 from convnextv2.data.manifest import read_manifest
 from convnextv2.data.shards import Indices
 from convnextv2.tasks import TaskOutput
@@ -102,9 +103,8 @@ class Validation:
         longest = -(-self.loader.shards.samples // group.world_size())
         own = -(-len(mine) // size)
         spare = [np.zeros(1, np.uint64)] * (-(-longest // size) - own)
-        with closing(self.loader.batches([mine, *spare])) as batches:
+        with closing(on_device(self.loader.batches([mine, *spare]), device)) as batches:
             for number, batch in enumerate(batches):
-                batch = batch.to(device)
                 with torch.no_grad():
                     scores = forward(batch).scores
                 assert scores is not None, "only tasks that classify can be evaluated"

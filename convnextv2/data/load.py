@@ -7,7 +7,6 @@ shards (`convnextv2.data.shards`).
 
 import contextlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from queue import Empty
 from typing import Any
 
@@ -19,8 +18,8 @@ from ffcv.loader.epoch_iterator import EpochIterator
 from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.graph import Graph
-from torch import Tensor
 
+from convnextv2.batch import Batch
 from convnextv2.data.augment import Augment
 from convnextv2.data.decoding import library
 from convnextv2.data.local_cache import LocalCache
@@ -28,45 +27,6 @@ from convnextv2.data.manifest import read_manifest
 from convnextv2.data.shards import Indices, Shards, open_shards
 from convnextv2.data.views import DamagedImage, DecodeView, View
 from convnextv2.paths import PathLike
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a step trains on; FFCV's pixels without a copy.
-
-    Attributes:
-        images: (B, H, W, C) uint8 or uint16, which is (B, C, H, W) in channels_last memory.
-        labels: (B,) int64; where images may be of several classes, (B, classes) float32 of 0 and
-            1.
-        indices: (B,) int64, sample numbers.
-        epoch: Of the draws.
-        coefficients: (B,) float32, the share of its own label where images are mixed with their
-            neighbours (`convnextv2.data.augment`), else None.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-    epoch: int
-    coefficients: Tensor | None = None
-
-    @property
-    def partner_labels(self) -> Tensor | None:
-        """As `labels`, of the images mixed in: rows 2q and 2q + 1 are partners."""
-        if self.coefficients is None:
-            return None
-        return self.labels.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-
-    def to(self, device: torch.device) -> "Batch":
-        """Copy to `device`; on CPU the tensors are shared."""
-        mixed = self.coefficients
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.indices,
-            self.epoch,
-            None if mixed is None else mixed.to(device, non_blocking=True),
-        )
 
 
 class BetonLoader:
@@ -203,10 +163,14 @@ class _EpochThread(EpochIterator):
         self.indices: list[Indices] = []
         self.arrived = -1
         self.torch_threads = torch.get_num_threads()
+        self.gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
         super().__init__(loader, [])
 
     def run(self) -> None:
         try:
+            if self.gpu is not None:
+                # A new thread begins on GPU 0, where FFCV's events would open a context.
+                torch.cuda.set_device(self.gpu)
             self.iter_ixes = self._ahead()
             super().run()
         except BaseException as error:

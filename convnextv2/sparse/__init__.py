@@ -7,6 +7,7 @@ brings the last stage's features back to (B, H, W, C) with zeros at masked sites
 import logging
 from typing import Literal, Protocol, get_args
 
+import torch
 from torch import Tensor
 
 from convnextv2.layers import Sites
@@ -28,10 +29,19 @@ class SparseSites(Sites, Protocol):
 
 
 class SparseBackend(Protocol):
-    """How to build the sites from masks (B, L) bool over a grid of patches (rows, columns)."""
+    """How to build the sites from masks (B, L) bool over a grid of patches (rows, columns).
+
+    `device` is where the images are, unless it is where the masks are. Masks on the CPU spare a GPU
+    from being waited for: how many sites there are is found out from them.
+    """
 
     def __call__(
-        self, mask: Tensor, grid: tuple[int, int], patch_size: int, grn_scope: GRNScope
+        self,
+        mask: Tensor,
+        grid: tuple[int, int],
+        patch_size: int,
+        grn_scope: GRNScope,
+        device: torch.device | None = None,
     ) -> SparseSites: ...
 
 
@@ -46,13 +56,18 @@ class Auto:
         self.chosen = ""
 
     def __call__(
-        self, mask: Tensor, grid: tuple[int, int], patch_size: int, grn_scope: GRNScope
+        self,
+        mask: Tensor,
+        grid: tuple[int, int],
+        patch_size: int,
+        grn_scope: GRNScope,
+        device: torch.device | None = None,
     ) -> SparseSites:
-        chosen, reason = choose(mask)
+        chosen, reason = choose(mask, device or mask.device)
         if chosen != self.chosen:
             log.info("backend 'auto' is %r: %s", chosen, reason)
             self.chosen = chosen
-        return backend_of(chosen)(mask, grid, patch_size, grn_scope)
+        return backend_of(chosen)(mask, grid, patch_size, grn_scope, device)
 
 
 def backend_of(name: str) -> SparseBackend:

@@ -11,11 +11,12 @@ of an AMD EPYC, 2026-11-24; `make bench-model` measures the machine at hand):
     tiny, 4, 0.6              1.29      3.35            0.92      2.14
     tiny, 4, 0.9                                        0.67      4.17
 
-Nobody has measured a GPU yet.
+On a GPU `gather` is the fastest (docs/gpu.md); spconv has not been measured there.
 """
 
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 from convnextv2.kernels.build import library
@@ -24,13 +25,16 @@ SPCONV_GAINS_FROM = 0.6
 """Share of masked patches from which `spconv` costs no more than a `gather` without kernels."""
 
 
-def choose(mask: Tensor) -> tuple[str, str]:
-    """Return a backend's name and the reason, for masks (B, L) bool, true where hidden."""
+def choose(mask: Tensor, device: torch.device) -> tuple[str, str]:
+    """Return a backend's name and the reason, for masks (B, L) bool, true where hidden.
+
+    `device` is where the images are.
+    """
     hidden = mask.sum(dim=1)
     if hidden.min() != hidden.max():
         return "masked-dense", "the images show different numbers of patches"
-    if mask.device.type != "cpu":
-        return "gather", f"nothing has been measured on {mask.device.type} yet"
+    if device.type != "cpu":
+        return "gather", "the fastest measured on a GPU (docs/gpu.md)"
     if library() is not None:
         return "gather", "the fastest measured with the compiled CPU kernels"
     if hidden[0] >= SPCONV_GAINS_FROM * mask.shape[1] and find_spec("spconv") is not None:

@@ -11,15 +11,21 @@ from torch import Tensor
 from convnextv2 import kernels
 from convnextv2.kernels.plain import lay, site_positions
 from convnextv2.layers import patch_linear
+from convnextv2.masking import send
 
 
 class VisiblePatches:
     """Sites of the visible patches; every image must show the same number of them."""
 
     def __init__(
-        self, mask: Tensor, grid: tuple[int, int], patch_size: int, grn_scope: str
+        self,
+        mask: Tensor,
+        grid: tuple[int, int],
+        patch_size: int,
+        grn_scope: str,
+        device: torch.device | None = None,
     ) -> None:
-        self.patches = visible_patches(mask)
+        self.patches = send(visible_patches(mask), device or mask.device)
         self.grid, self.patch_size, self.grn_scope = grid, patch_size, grn_scope
 
     def enter(self, images: Tensor) -> Tensor:

@@ -6,19 +6,26 @@ stream; none of them ever reaches a visible site. Plain PyTorch throughout, so t
 in common with the kernels it is there to check.
 """
 
+import torch
 from torch import Tensor
 
 from convnextv2.kernels import plain
 from convnextv2.layers import patch_linear
+from convnextv2.masking import send
 
 
 class MaskedGrid:
     """Sites of the full grid with a visibility map per stage."""
 
     def __init__(
-        self, mask: Tensor, grid: tuple[int, int], patch_size: int, grn_scope: str
+        self,
+        mask: Tensor,
+        grid: tuple[int, int],
+        patch_size: int,
+        grn_scope: str,
+        device: torch.device | None = None,
     ) -> None:
-        self.visible = (~mask).unflatten(1, grid)
+        self.visible = send(~mask, device or mask.device).unflatten(1, grid)
         self.patch_size, self.grn_scope = patch_size, grn_scope
 
     def enter(self, images: Tensor) -> Tensor:

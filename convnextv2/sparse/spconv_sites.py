@@ -20,10 +20,15 @@ class SparseTensors(VisiblePatches):
     """Sites as SparseConvTensors; every image must show the same number of patches."""
 
     def __init__(
-        self, mask: Tensor, grid: tuple[int, int], patch_size: int, grn_scope: str
+        self,
+        mask: Tensor,
+        grid: tuple[int, int],
+        patch_size: int,
+        grn_scope: str,
+        device: torch.device | None = None,
     ) -> None:
-        check_build(mask.device, cpu_only=CPU_ONLY_BUILD)
-        super().__init__(mask, grid, patch_size, grn_scope)
+        check_build(device or mask.device, cpu_only=CPU_ONLY_BUILD)
+        super().__init__(mask, grid, patch_size, grn_scope, device)
         if self.patches.numel() == 0:
             raise ValueError("backend 'spconv' has no tensor without sites: no patch is visible")
         self.stages: dict[int, SparseConvTensor] = {}

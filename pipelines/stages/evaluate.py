@@ -145,7 +145,8 @@ def _judge(
     seen: int,
 ) -> dict[str, Any]:
     """What the weights of a file make of all images, as JSON: the same on every worker."""
-    task, device, classes = _load_task(job, file, len(names)), worker_device(), len(names)
+    device, classes = worker_device(use_gpu=job.config.cluster.use_gpu), len(names)
+    task = _load_task(job, file, classes).to(device)
     confusion = Confusion.empty(classes)
     for scores, labels in validation.scored(task, device):
         confusion.update(scores.cpu(), labels.cpu())
@@ -169,7 +170,9 @@ def _judge_several(
 ) -> dict[str, Any]:
     """As `_judge`, where images may be of several classes."""
     kept = []
-    for scores, labels in validation.scored(_load_task(job, file, len(names)), worker_device()):
+    device = worker_device(use_gpu=job.config.cluster.use_gpu)
+    task = _load_task(job, file, len(names)).to(device)
+    for scores, labels in validation.scored(task, device):
         kept.append((scores.cpu(), labels.cpu()))
         seen += len(labels)
         spool.write("point", seen, images=seen * group.world_size())
@@ -180,8 +183,7 @@ def _load_task(job: EvaluateJob, file: Path, num_classes: int) -> ClassifyTask:
     model = build_classifier(job.config.model, job.recipe, num_classes)
     weights.load(model, weights.read(file))
     trained_on = read_manifest(job.data / "train")
-    task = ClassifyTask(model, normalization=trained_on.normalization)
-    return task.eval().to(worker_device())
+    return ClassifyTask(model, normalization=trained_on.normalization).eval()
 
 
 def describe(confusion: Confusion, classes: Sequence[str]) -> dict[str, Any]:

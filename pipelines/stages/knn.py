@@ -18,6 +18,7 @@ from cluster import group
 from cluster.engine import worker_device
 from convnextv2.analysis.knn import hits, merged, nearest, numbers_of, pooled, similarities, votes
 from convnextv2.analysis.models import read_encoder
+from convnextv2.batch import on_device
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.manifest import read_manifest
 from convnextv2.data.shards import open_shards
@@ -93,7 +94,7 @@ def classify(context: dict[str, Any]) -> None:
     job: KnnJob = context["job"]
     with worker_log(job.log, group.rank()):
         begin = time.perf_counter()
-        device = worker_device()
+        device = worker_device(use_gpu=job.config.cluster.use_gpu)
         encoder = read_encoder(job.weights).to(device)
         spool = Spool(job.directory, active=group.rank() == 0)
         splits = {split: read_manifest(job.data / split) for split in ("train", "val")}
@@ -144,12 +145,12 @@ def features(
         num_workers=job.config.data.num_workers,
     )
     share = share_of(loader.shards.samples)
-    device = worker_device()
+    device = worker_device(use_gpu=job.config.cluster.use_gpu)
     normalize = Normalize(read_manifest(job.data / "train").normalization).to(device)
     found = torch.empty(len(share), encoder.dims[-1], device=device)
     place = 0
-    for batch in loader.batches(share):
-        images = normalize(batch.to(device).images, torch.float32)
+    for batch in on_device(loader.batches(share), device):
+        images = normalize(batch.images, torch.float32)
         found[place : place + len(images)] = pooled(encoder, images)
         place += len(images)
         spool.write("point", seen + place, images=(seen + place) * group.world_size())

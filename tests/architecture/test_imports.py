@@ -134,6 +134,8 @@ HEAVY = ("torch", "numba", "ffcv", "timm", "ray", "deepspeed", "mlflow")
         ("pipelines.presets, pipelines.cli, pipelines.doctor", HEAVY),
         ("convnextv2.encoder, convnextv2.fcmae, convnextv2.weights", HEAVY[2:]),
         ("convnextv2.data.load, convnextv2.data.writing, convnextv2.tasks.pretrain", HEAVY[3:]),
+        # It must run where there is PyTorch and Triton, and nothing else of ours.
+        ("pipelines.gpu_check.__main__", (*HEAVY[2:], "pydantic", "rich", "spconv")),
         ("cluster.launch, cluster.engine, cluster.checkpoint, pipelines.tracking", HEAVY[4:]),
     ],
 )

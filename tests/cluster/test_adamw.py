@@ -1,5 +1,6 @@
 """Layer-wise rates inside one tensor are those of a group for every layer."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -58,3 +59,32 @@ def test_there_is_a_group_for_every_decay() -> None:
     assert groups[0][0][0] is first
     assert groups[0][0][1] is third
     assert [optimizer.scales[each] for each in (first, second, third)] == [0.5, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("found_inf", [None, 0.0])
+def test_a_step_that_is_to_be_left_out_changes_nothing_and_is_not_counted(
+    found_inf: float | None,
+) -> None:
+    """Training with a bad step between good ones ends as training without it."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(5), torch.randn(3, 5)
+    ends = []
+    for bad_after in (None, 2):
+        flat = nn.Parameter(start.clone())
+        optimizer = LayerwiseAdamW(
+            [{"params": [flat], "weight_decay": 0.1, "lr_scale": 1.0}], betas=BETAS
+        )
+        optimizer.stretches = {flat: [(0, 2, 1.0), (2, 5, 0.5)]}
+        state = {"step": torch.zeros(()), "exp_avg": torch.zeros(5), "exp_avg_sq": torch.zeros(5)}
+        optimizer.state[flat] = state
+        optimizer.param_groups[0]["lr"] = 0.1
+        for number, gradient in enumerate(gradients):
+            if number == bad_after:
+                flat.grad, optimizer.found_inf = torch.full((5,), torch.nan), torch.tensor(1.0)
+                optimizer.step()
+            flat.grad = gradient
+            optimizer.found_inf = None if found_inf is None else torch.tensor(found_inf)
+            optimizer.step()
+        ends.append([flat.detach(), *state.values()])
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+    assert ends[0][1] == 3

@@ -50,7 +50,11 @@ def straight(stage: Stage, precision: Precision) -> dict[str, Any]:
     """A run with a moving average, and what skipping a step does after it."""
     engine = new_engine(settings(stage, precision, ema_decay=EMA))
     found: dict[str, Any] = {"metrics": go_on(engine, 0, STEPS), "weights": computed_with(engine)}
+    assert engine._average is not None
+    late = engine._average.updates
+    found["late"] = {"read by itself": engine._unsettled is None}
     before = kept(engine)
+    found["late"]["averages"] = late, engine._average.updates
     with engine.evaluating(averaged=True) as module:
         found["average"] = computed_with(engine)
         found["average loss"] = module(global_batch(0)).loss.item()
@@ -93,6 +97,13 @@ def laboratory(folder: Path) -> None:
             heard += 1
     except NonFinite as error:
         found["gave up"] = heard, str(error)
+    # Whoever asks hears of it before the next step.
+    engine = new_engine(settings(1, max_skipped_steps=1))
+    engine.train_step(poison(), 0.1)
+    try:
+        found["told when asked"] = engine.updates
+    except NonFinite as error:
+        found["told when asked"] = str(error)
     # A good step in between starts the count anew.
     engine = new_engine(settings(1, max_skipped_steps=2))
     for _ in range(3):
@@ -234,10 +245,21 @@ def test_bad_steps_in_a_row_are_an_error_with_the_samples(
     assert len(last) == BATCH // workers
     for found in findings:
         heard, message = found["gave up"]
-        assert heard == 2, "the third bad step is one too many"
+        assert heard == 3, "the step after the third finds that it was one too many"
         assert message.startswith("3 steps in a row had a loss or gradient that is not finite")
         assert f"worker {workers - 1}: loss nan, samples {', '.join(map(str, last))}. " in message
         assert "worker 0: loss 1." in message
+
+
+def test_whoever_asks_hears_of_bad_steps_before_the_next(found: dict[Any, Any]) -> None:
+    assert "1 steps in a row had a loss or gradient" in found["told when asked"]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_step_is_settled_when_the_next_is_under_way_or_somebody_asks(
+    found: dict[Any, Any], run: tuple[Any, ...]
+) -> None:
+    assert found[run]["late"] == {"read by itself": False, "averages": (STEPS - 1, STEPS)}
 
 
 def test_only_bad_steps_in_a_row_count(found: dict[Any, Any]) -> None:

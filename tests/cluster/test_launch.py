@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from cluster import group
+from cluster.engine import worker_device
 from cluster.launch import Cluster, ClusterError, Placement
 
 TOKEN = "CONVNEXTV2_TEST_LAUNCH"
@@ -231,3 +232,24 @@ def test_resources_of_the_group_are_those_of_its_workers() -> None:
     assert placement.worker_resources == {"CPU": 4.0, "GPU": 1.0}
     assert placement.resources == {"CPU": 12.0, "GPU": 3.0}
     assert replace(placement, use_gpu=False).resources == {"CPU": 12.0}
+
+
+@pytest.mark.parametrize("use_gpu", [True, False])
+def test_workers_see_gpus_only_where_they_are_to_use_them(use_gpu: bool) -> None:
+    environment = replace(PLACEMENT, use_gpu=use_gpu).environment
+    assert environment.get("CUDA_VISIBLE_DEVICES") == (None if use_gpu else "")
+    assert environment.get("DS_ACCELERATOR") == (None if use_gpu else "cpu")
+    assert ("expandable_segments:True" in environment.values()) is use_gpu
+
+
+def test_the_configuration_chooses_the_device_not_what_is_visible(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert worker_device(use_gpu=False) == torch.device("cpu")
+    assert worker_device(use_gpu=True) == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert worker_device(use_gpu=False) == torch.device("cpu")
+    with pytest.raises(ClusterError, match=r"cluster\.use_gpu is true.*nvidia-smi"):
+        worker_device(use_gpu=True)

@@ -7,13 +7,17 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.topology import Topology
-from cluster.zero import ZeroSettings, deepspeed_config, find_problems
+from cluster.zero import Precision, ZeroSettings, deepspeed_config, find_problems
 
 TOPOLOGY = Topology(24, 3, 4)
 
 
-def problems(*, use_gpu: bool = True, world_size: int = 8, **settings: Any) -> list[str]:
-    return find_problems(ZeroSettings(**settings), use_gpu=use_gpu, world_size=world_size)
+def problems(
+    *, use_gpu: bool = True, precision: Precision = "fp32", world_size: int = 8, **settings: Any
+) -> list[str]:
+    return find_problems(
+        ZeroSettings(**settings), use_gpu=use_gpu, precision=precision, world_size=world_size
+    )
 
 
 GOOD: list[dict[str, Any]] = [
@@ -34,12 +38,19 @@ def test_what_fits_together_is_taken(settings: dict[str, Any]) -> None:
     assert problems(**settings) == []
 
 
+def test_stage_0_in_bf16_is_for_cpus() -> None:
+    """Where nothing is waited for."""
+    assert problems(stage=0, precision="bf16", use_gpu=False) == []
+    assert problems(stage=1, precision="bf16") == []
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({"stage": 1, "offload_param": "cpu"}, ["offload_param: means something in stage 3 only"]),
         ({"stage": 2, "max_live_parameters": 5}, ["max_live_parameters: means something in"]),
         ({"stage": 0, "offload_optimizer": "cpu"}, ["offload_optimizer: stage 0 keeps whole"]),
+        ({"stage": 0, "precision": "bf16"}, ["stage: 0 in bf16 has DeepSpeed wait"]),
         (
             {"stage": 3, "offload_optimizer": "nvme", "nvme_path": "/nvme"},
             ["offload_optimizer: checkpoints and averages are taken from memory"],

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from convnextv2.batch import Batch
 from convnextv2.data.augment import Augment, Mixing, RandAugment, RandomErasing
-from convnextv2.data.load import Batch, BetonLoader, _EpochThread
+from convnextv2.data.load import BetonLoader, _EpochThread
 from convnextv2.data.order import Indices
 from convnextv2.data.views import CenterView, RandomView
 from convnextv2.data.writing import WriteSettings

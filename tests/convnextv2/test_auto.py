@@ -34,17 +34,16 @@ def test_the_rule(
     monkeypatch.setattr(auto, "library", lambda: object() if compiled else None)
     monkeypatch.setattr(auto, "find_spec", lambda name: object() if spconv else None)
     mask = masks(small_fcmae(), *visible).bool()
-    name, reason = auto.choose(mask)
+    name, reason = auto.choose(mask, torch.device("cpu"))
     assert name == chosen
     assert reason
 
 
-def test_other_devices_are_said_to_be_unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    class OnGPU(torch.Tensor):
-        device = torch.device("cuda")
-
-    mask = masks(small_fcmae(), *FEW_VISIBLE).bool().as_subclass(OnGPU)
-    assert auto.choose(mask) == ("gather", "nothing has been measured on cuda yet")
+def test_on_a_gpu_the_images_count_not_where_the_masks_are() -> None:
+    mask = masks(small_fcmae(), *FEW_VISIBLE).bool()
+    name, reason = auto.choose(mask, torch.device("cuda"))
+    assert name == "gather"
+    assert "GPU" in reason
 
 
 def test_the_choice_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:

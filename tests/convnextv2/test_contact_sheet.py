@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from convnextv2.batch import Batch
 from convnextv2.data.contact_sheet import CAPTION, MARGIN, contact_sheet
-from convnextv2.data.load import Batch
 
 SIDE = 48
 CLASSES = ("cat", "dog", "a class of a very long name")

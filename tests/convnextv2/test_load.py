@@ -11,8 +11,8 @@ import torch
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 
+from convnextv2.batch import Batch
 from convnextv2.data.augment import Augment, RandAugment, RandomErasing
-from convnextv2.data.load import Batch
 from convnextv2.data.local_cache import LocalCache
 from convnextv2.data.manifest import read_manifest
 from convnextv2.data.order import GlobalOrder

@@ -10,7 +10,7 @@ from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
-from convnextv2.data.load import Batch
+from convnextv2.batch import Batch
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
 from convnextv2.masking import sample_masks

@@ -16,7 +16,7 @@ from cluster import group
 from cluster.engine import DeepSpeedEngine, EngineSettings
 from cluster.topology import Topology
 from cluster.zero import ZeroSettings
-from convnextv2.data.load import Batch
+from convnextv2.batch import Batch
 from convnextv2.data.sources import Columns, open_source
 from convnextv2.data.writing import WriteSettings
 from convnextv2.encoder import ConvNeXtV2

@@ -20,7 +20,7 @@ from cluster.memory import model_state_bytes
 from cluster.saver import Saver
 from cluster.topology import Topology
 from cluster.zero import Precision, ZeroSettings
-from convnextv2.data.load import Batch
+from convnextv2.batch import Batch
 from convnextv2.fcmae import FCMAE
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from convnextv2.tasks.pretrain import PretrainTask

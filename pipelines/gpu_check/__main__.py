@@ -1,0 +1,143 @@
+"""`make gpu-check`: run the parts, write the JSON after each, end with a table and a verdict."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from pipelines.gpu_check.backends import backends
+from pipelines.gpu_check.calibration import calibration
+from pipelines.gpu_check.kernel_speed import kernel_speed
+from pipelines.gpu_check.kernels import kernels
+from pipelines.gpu_check.loader import loader
+from pipelines.gpu_check.machine import machine
+from pipelines.gpu_check.parts import Outcome, Part, Row, Setting, run_part
+from pipelines.gpu_check.profile import profile
+from pipelines.gpu_check.speed import BATCHES, compiled_speed, speed
+from pipelines.gpu_check.syncs import syncs
+from pipelines.gpu_check.table import render, row_line
+from pipelines.gpu_check.training import training
+from pipelines.gpu_check.zero import zero
+
+# By worth: where the time does not do for all, the last go without.
+PARTS = (
+    Part("machine", 90, machine),
+    Part("calibration", 20, calibration),
+    Part("kernels", 60, kernels),
+    Part("loader", 20, loader),
+    Part("syncs", 40, syncs),
+    Part("speed", 120, speed),
+    Part("kernel-speed", 40, kernel_speed),
+    Part("profile", 30, profile),
+    Part("backends", 30, backends),
+    Part("zero", 60, zero),
+    Part("training", 40, training),
+    Part("compiled", 150, compiled_speed),
+)
+QUICK_SIZES = ("atto",)
+DRY_RUN_PATIENCE = 5
+LEAST_SECONDS = 2.0
+"""A part with less than that left is not begun."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the check; 0 when no part failed."""
+    options = _parse(words)
+    sizes = options.sizes or (QUICK_SIZES if options.quick else Setting.sizes)
+    setting = Setting(device=options.device, quick=options.quick, sizes=tuple(sizes))
+    if not setting.on_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    chosen = [part for part in PARTS if part.name in options.parts]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep(outcomes: dict[str, Outcome]) -> None:
+        write(options.out, setting, outcomes)
+
+    # A dry run proves that every part runs; how fast a CPU is is not the question.
+    patience = 1 if setting.on_gpu else DRY_RUN_PATIENCE
+    chosen = [replace(part, seconds=patience * part.seconds) for part in chosen]
+    outcomes = run_all(chosen, setting, patience * options.seconds, keep)
+    broken = [o.reason for o in outcomes.values() if o.verdict == "unusable"]
+    if broken:
+        print(broken[0], file=sys.stderr)
+        return 1
+    print("\n" + render(outcomes))
+    print(f"written to {options.out}")
+    return int(any(outcome.verdict == "fail" for outcome in outcomes.values()))
+
+
+def run_all(
+    parts: Sequence[Part],
+    setting: Setting,
+    seconds: float,
+    keep: Callable[[dict[str, Outcome]], None],
+) -> dict[str, Outcome]:
+    """Run parts one after another for so long in all; `keep` gets what there is after each row."""
+    deadline = time.monotonic() + seconds
+    outcomes: dict[str, Outcome] = {}
+    for part in parts:
+        left = min(part.seconds, deadline - time.monotonic())
+        if left < LEAST_SECONDS:
+            outcomes[part.name] = Outcome("cut", 0.0, [], f"the {seconds:.0f} s were over")
+            continue
+        print(f"== {part.name} ({left:.0f} s at most)", flush=True)
+        told: list[Row] = []
+
+        def tell(row: Row, name: str = part.name, told: list[Row] = told) -> None:
+            told.append(row)
+            print(row_line(row), flush=True)
+            keep({**outcomes, name: Outcome("cut", 0.0, told, "it was still running")})
+
+        outcome = run_part(part, setting, left, tell)
+        outcomes[part.name] = outcome
+        print(f"   {outcome.verdict} {outcome.seconds:.1f} s {outcome.reason}", flush=True)
+        keep(outcomes)
+        if outcome.verdict == "unusable":
+            break
+        if part.name == "calibration":
+            setting = replace(setting, rates=_rates(outcome))
+    return outcomes
+
+
+def write(path: Path, setting: Setting, outcomes: dict[str, Outcome]) -> None:
+    """Write everything so far, so that a machine that is taken away loses nothing before it."""
+    document = {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "device": setting.device,
+        "quick": setting.quick,
+        "parts": {name: asdict(outcome) for name, outcome in outcomes.items()},
+    }
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n")
+    partial.replace(path)
+
+
+def _rates(calibrated: Outcome) -> dict[str, float]:
+    return {
+        f"{row.case} {name}": value
+        for row in calibrated.rows
+        for name, value in row.figures.items()
+        if not isinstance(value, str)
+    }
+
+
+def _parse(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.gpu_check", description=__doc__)
+    names = [part.name for part in PARTS]
+    parser.add_argument("--parts", nargs="+", choices=names, default=names, metavar="PART")
+    parser.add_argument(
+        "--sizes", nargs="+", choices=tuple(BATCHES), metavar="SIZE", help="models to measure"
+    )
+    parser.add_argument("--seconds", type=float, default=330, help="for all parts together")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--quick", action="store_true", help="small shapes, few steps: a dry run")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu-check.json"))
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Runs the parts of the check, each in a process of its own with its own time.
+
+A part is a generator of rows. Its process sends every row as it comes, so a part that is cut short,
+crashes the GPU's context or hangs in a library loses what it had not measured yet, and no more.
+"""
+
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Literal
+
+Verdict = Literal["ok", "fail", "cut", "skipped", "unusable"]
+PRELOADED = ["torch", "convnextv2.fcmae"]
+"""Imported once, in the process that those of the parts are forked from."""
+
+
+class Skipped(Exception):
+    """A part cannot run here; the words say why and what would help."""
+
+
+class Unusable(Exception):
+    """No part can run on this machine; the words say why and what would help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all parts are told.
+
+    Attributes:
+        device: "cuda", or "cpu" for a dry run.
+        quick: Small shapes and few steps.
+        sizes: Model sizes to measure.
+        rates: What the calibration measured, by the names of its rows.
+    """
+
+    device: str = "cuda"
+    quick: bool = False
+    sizes: tuple[str, ...] = ("base", "atto", "tiny", "large", "huge")
+    rates: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case of a part: what was found, and in words what is wrong with it, if anything is."""
+
+    case: str
+    figures: dict[str, float | str]
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named generator of rows, and the seconds it may take."""
+
+    name: str
+    seconds: float
+    rows: Callable[[Setting], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a part.
+
+    `verdict`: "ok" and "fail" of a part that came to its end, "cut" when its time was over,
+    "skipped" when something it needs is missing, "unusable" when the machine is no use at all.
+    """
+
+    verdict: Verdict
+    seconds: float
+    rows: list[Row]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _End:
+    verdict: Verdict
+    reason: str = ""
+
+
+def run_part(
+    part: Part, setting: Setting, seconds: float, tell: Callable[[Row], None] = lambda row: None
+) -> Outcome:
+    """Run a part for so long at most; `tell` hears of every row at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    receiver, sender = context.Pipe(duplex=False)
+    begin = time.monotonic()
+    process = context.Process(target=_work, args=(part.rows, setting, sender), name=part.name)
+    process.start()
+    sender.close()
+    rows: list[Row] = []
+    end = None
+    while end is None:
+        message = _next(receiver, begin + seconds - time.monotonic(), seconds)
+        if isinstance(message, Row):
+            rows.append(message)
+            tell(message)
+        else:
+            end = message
+    if end.verdict == "cut":
+        process.kill()
+    process.join()
+    verdict, reason = end.verdict, end.reason
+    if not reason and verdict == "fail":
+        reason = f"its process ended with code {process.exitcode}"
+    if any(row.problem for row in rows) and verdict in ("ok", "cut"):
+        verdict = "fail"
+    return Outcome(verdict, time.monotonic() - begin, rows, reason)
+
+
+def _next(receiver: Connection, left: float, seconds: float) -> Row | _End:
+    if not receiver.poll(max(0.0, left)):
+        return _End("cut", f"its {seconds:.0f} s were over")
+    try:
+        message: Row | _End = receiver.recv()
+    except EOFError:
+        return _End("fail")
+    return message
+
+
+def _work(rows: Callable[[Setting], Iterator[Row]], setting: Setting, sender: Connection) -> None:
+    """What the process of a part does."""
+    try:
+        for row in rows(setting):
+            sender.send(row)
+    except Unusable as words:
+        end = _End("unusable", str(words))
+    except Skipped as words:
+        end = _End("skipped", str(words))
+    except Exception as error:
+        traceback.print_exc()
+        end = _End("fail", f"{type(error).__name__}: {error}"[:1000])
+    else:
+        end = _End("ok")
+    sender.send(end)

@@ -1,0 +1,27 @@
+"""What the parts train: pretraining on random pixels, without a loader."""
+
+import torch
+from torch import Tensor
+
+from convnextv2.batch import Batch
+from convnextv2.fcmae import FCMAE
+from convnextv2.tasks import TaskOutput
+from convnextv2.tasks.pretrain import PretrainTask
+
+
+class Pretraining(PretrainTask):
+    """The pretraining task on bare pixels (B, H, W, 3)."""
+
+    def __init__(self, model: FCMAE) -> None:
+        super().__init__(model, seed=0)
+
+    def forward(self, pixels: Tensor) -> TaskOutput:  # type: ignore[override]
+        numbers = torch.arange(len(pixels))
+        return super().forward(Batch(pixels, numbers, numbers, 0))
+
+
+def random_pixels(batch: int, size: int, device: torch.device, seed: int = 0) -> Tensor:
+    """(B, size, size, 3) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, size, size, 3)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)

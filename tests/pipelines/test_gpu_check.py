@@ -1,0 +1,155 @@
+"""The check of GPU machines: its verdicts, its times, what it writes, and a dry run on a CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.gpu_check import __main__ as check
+from pipelines.gpu_check import machine, parts
+from pipelines.gpu_check.parts import Outcome, Part, Row, Setting, Unusable, run_part
+from pipelines.gpu_check.roofline import Chip, images_per_second
+from pipelines.gpu_check.table import render
+from tests.pipelines.made_up_parts import (
+    BAD,
+    GOOD,
+    bad,
+    calibrating,
+    crashing,
+    good,
+    hanging,
+    lacking,
+    raising,
+    telling,
+    useless,
+    wrong_then_hanging,
+)
+
+SETTING = Setting(device="cpu", quick=True)
+H100 = Chip(bandwidth=3.0e12, matrix_rate=8e14, lanes=132 * 128 * 1.755e9)
+PATIENCE = 60.0
+
+
+@pytest.fixture(autouse=True)
+def _light_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PRELOADED", ["tests.pipelines.made_up_parts"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds", "verdict", "found", "reason"),
+    [
+        (good, PATIENCE, "ok", [GOOD], ""),
+        (bad, PATIENCE, "fail", [GOOD, BAD], ""),
+        (raising, PATIENCE, "fail", [GOOD], "ValueError: no such kernel"),
+        (crashing, PATIENCE, "fail", [GOOD], "its process ended with code 7"),
+        (hanging, 8.0, "cut", [GOOD], "its 8 s were over"),
+        (wrong_then_hanging, 8.0, "fail", [BAD], "its 8 s were over"),
+        (lacking, PATIENCE, "skipped", [], "needs triton: pip install triton"),
+        (useless, PATIENCE, "unusable", [], "no GPU"),
+    ],
+)
+def test_a_part_keeps_its_rows_whatever_becomes_of_it(
+    rows: object, seconds: float, verdict: str, found: list[Row], reason: str
+) -> None:
+    told: list[Row] = []
+    outcome = run_part(Part("part", 1, rows), SETTING, seconds, told.append)  # type: ignore[arg-type]
+    assert (outcome.verdict, outcome.rows, outcome.reason) == (verdict, found, reason)
+    assert told == found
+
+
+def test_parts_fail_alone_and_each_row_is_kept_as_it_comes() -> None:
+    kept: list[dict[str, Outcome]] = []
+    planned = [Part("broken", PATIENCE, crashing), Part("sound", PATIENCE, bad)]
+    outcomes = check.run_all(planned, SETTING, 2 * PATIENCE, lambda found: kept.append({**found}))
+    assert {name: outcome.verdict for name, outcome in outcomes.items()} == {
+        "broken": "fail",
+        "sound": "fail",
+    }
+    # After every row and every part; a part that is still running counts as cut.
+    verdicts = [[outcome.verdict for outcome in found.values()] for found in kept]
+    assert verdicts == [["cut"], ["fail"], ["fail", "cut"], ["fail", "cut"], ["fail", "fail"]]
+
+
+def test_what_has_no_time_left_is_not_begun_and_an_unusable_machine_ends_it() -> None:
+    outcomes = check.run_all([Part("late", PATIENCE, good)], SETTING, 1.0, lambda found: None)
+    assert outcomes == {"late": Outcome("cut", 0.0, [], "the 1 s were over")}
+    planned = [Part("machine", PATIENCE, useless), Part("other", PATIENCE, good)]
+    assert list(check.run_all(planned, SETTING, PATIENCE, lambda found: None)) == ["machine"]
+
+
+def test_later_parts_know_what_the_calibration_measured() -> None:
+    planned = [Part("calibration", PATIENCE, calibrating), Part("speed", PATIENCE, telling)]
+    outcomes = check.run_all(planned, SETTING, 2 * PATIENCE, lambda found: None)
+    assert outcomes["speed"].rows == [Row("told", {"copy TB/s": 3.0})]
+
+
+def test_table_shows_every_row_and_a_verdict_per_part(tmp_path: Path) -> None:
+    outcomes = {
+        "kernels": Outcome("fail", 1.5, [GOOD, BAD]),
+        "zero": Outcome("skipped", 0.1, [], "needs deepspeed: pip install deepspeed"),
+    }
+    text = render(outcomes)
+    assert "bad" in text
+    assert "WRONG: above the bar" in text
+    verdicts = [" ".join(line.split()) for line in text.splitlines()[-2:]]
+    assert verdicts == [
+        "kernels fail 1.5 s 1 of 2 rows, such as bad: above the bar",
+        "zero skipped 0.1 s needs deepspeed: pip install deepspeed",
+    ]
+    check.write(tmp_path / "gpu.json", SETTING, outcomes)
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert written["parts"]["kernels"]["rows"][1] == {
+        "case": "bad",
+        "figures": {"error": 1.0},
+        "problem": "above the bar",
+    }
+    assert os.listdir(tmp_path) == ["gpu.json"]
+
+
+def test_says_what_is_wrong_with_a_gpu() -> None:
+    machine.refuse_old("NVIDIA A100", (8, 0))
+    with pytest.raises(Unusable, match=r"Tesla V100 has compute capability 7\.0.*8\.0"):
+        machine.refuse_old("Tesla V100", (7, 0))
+    assert machine.taken_by_others(free=78.5, total=79.2) == ""
+    assert "about 48 of its 79 GiB" in machine.taken_by_others(free=30.0, total=79.2)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "pretraining", "dense"),
+    # By another program, with the optimizer's 66 bytes a parameter and 512 images.
+    [("atto", 512, 49_532, 23_130), ("base", 256, 6_978, 2_818), ("large", 256, 4_096, 1_646)],
+)
+def test_roofline(size: str, batch: int, pretraining: float, dense: float) -> None:
+    for expected, is_dense in ((pretraining, False), (dense, True)):
+        found = images_per_second(size, H100, batch, dense=is_dense)
+        assert expected < found < 1.04 * expected
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipelines.gpu_check", *words]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_machine_without_a_gpu_is_told_so_in_one_sentence(tmp_path: Path) -> None:
+    done = run("--out", str(tmp_path / "gpu.json"))
+    assert done.returncode == 1
+    [sentence] = done.stderr.splitlines()
+    assert sentence.startswith("no GPU can be used: ")
+    assert sentence.endswith("--device cpu --quick makes a dry run")
+
+
+@pytest.mark.slow
+def test_dry_run_on_a_cpu_passes_every_part(tmp_path: Path) -> None:
+    done = run("--device", "cpu", "--quick", "--out", str(tmp_path / "gpu.json"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    verdicts = {name: part["verdict"] for name, part in found.items()}
+    assert list(verdicts) == [part.name for part in check.PARTS]
+    skipped = {name for name, verdict in verdicts.items() if verdict == "skipped"}
+    assert skipped == {"syncs", "loader", "compiled"}  # they are about a device beside the host
+    assert set(verdicts.values()) == {"ok", "skipped"}
