@@ -1,0 +1,354 @@
+"""The Triton programs of the depthwise convolution, apart because they need Triton to be imported.
+
+A program owns one tile of TILE x TILE sites of some channels and keeps all of its sums in
+registers. It goes through the tiles around its own: those that are not there cost a comparison, of
+the others every site is read once and multiplied into all sums that it reaches. What is known when
+a program is compiled (the geometry, C) leaves addresses that are one register and a constant.
+
+Layout: x is (patches, HEIGHT, WIDTH, C). `neighbours` (patches, K, K) numbers the patch at each
+offset, -1 where none is; without it (a dense map) every patch is alone, as an image is.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def fetch(pointer: tl.tensor, exists: tl.tensor, MASKED: tl.constexpr, SUM: tl.constexpr):
+    """Load as the dtype of sums; a mask costs an instruction, so none where C fits the block."""
+    if MASKED:
+        return tl.load(pointer, mask=exists, other=0).to(SUM)
+    else:
+        return tl.load(pointer).to(SUM)
+
+
+@triton.jit
+def tile_at(
+    neighbours: tl.tensor,
+    tile: tl.tensor,
+    DOWN: tl.constexpr,
+    RIGHT: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TILE: tl.constexpr,
+    KERNEL: tl.constexpr,
+    DENSE: tl.constexpr,
+):
+    """Number of the first site of the tile at an offset of `tile`, and whether it is there."""
+    ROWS: tl.constexpr = HEIGHT // TILE
+    COLUMNS: tl.constexpr = WIDTH // TILE
+    patch = tile // (ROWS * COLUMNS)
+    row = tile // COLUMNS % ROWS + DOWN
+    column = tile % COLUMNS + RIGHT
+    if DENSE:
+        there = (row >= 0) & (row < ROWS) & (column >= 0) & (column < COLUMNS)
+        source = patch
+    else:
+        # Division rounds towards zero, so it is done on numbers that are not negative.
+        HALF: tl.constexpr = KERNEL // 2
+        down = (row + HALF * ROWS) // ROWS
+        right = (column + HALF * COLUMNS) // COLUMNS
+        source = tl.load(neighbours + (patch * KERNEL + down) * KERNEL + right)
+        row = row + (HALF - down) * ROWS
+        column = column + (HALF - right) * COLUMNS
+        there = source >= 0
+    first = source.to(tl.int64) * (HEIGHT * WIDTH) + (row * WIDTH + column) * TILE
+    return first, there
+
+
+@triton.jit
+def row_into_row(
+    sums,
+    values,
+    weight: tl.tensor,
+    exists: tl.tensor,
+    RIGHT: tl.constexpr,
+    C: tl.constexpr,
+    TILE: tl.constexpr,
+    KERNEL: tl.constexpr,
+    FLIP: tl.constexpr,
+    MASKED: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    """Add a row of a tile, RIGHT tiles away, times one row of the kernel to a row of sums."""
+    FIRST: tl.constexpr = KERNEL // 2 + RIGHT * TILE
+    STEP: tl.constexpr = -C if FLIP else C
+    # How far to the right of its sum a site lies, by their columns in their own tiles.
+    for shift in tl.static_range(1 - TILE, TILE):
+        if (FIRST + shift >= 0) & (FIRST + shift < KERNEL):
+            factor = fetch(weight + (FIRST + shift) * STEP, exists, MASKED, SUM)
+            new = ()
+            for o in tl.static_range(TILE):
+                if (o + shift >= 0) & (o + shift < TILE):
+                    new = new + (sums[o] + values[o + shift] * factor,)
+                else:
+                    new = new + (sums[o],)
+            sums = new
+    return sums
+
+
+@triton.jit
+def read_row(
+    x: tl.tensor,
+    exists: tl.tensor,
+    RIGHT: tl.constexpr,
+    C: tl.constexpr,
+    TILE: tl.constexpr,
+    KERNEL: tl.constexpr,
+    MASKED: tl.constexpr,
+    SUM: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """The sites of a tile's row that the kernel reaches from RIGHT tiles away; zeros elsewhere."""
+    values = ()
+    for j in tl.static_range(TILE):
+        if (RIGHT * TILE + j >= -(KERNEL // 2)) & (RIGHT * TILE + j < TILE + KERNEL // 2):
+            values = values + (fetch(x + j * C, exists, MASKED, SUM),)
+        else:
+            values = values + (tl.zeros((CHANNELS,), dtype=SUM),)
+    return values
+
+
+@triton.jit
+def tile_into_sums(
+    sums,
+    x: tl.tensor,
+    weight: tl.tensor,
+    exists: tl.tensor,
+    DOWN: tl.constexpr,
+    RIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    C: tl.constexpr,
+    TILE: tl.constexpr,
+    KERNEL: tl.constexpr,
+    FLIP: tl.constexpr,
+    MASKED: tl.constexpr,
+    SUM: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Add what a tile, at `x` and at an offset in tiles, gives to the sums of a tile."""
+    HALF: tl.constexpr = KERNEL // 2
+    FIRST: tl.constexpr = HALF + DOWN * TILE
+    STEP: tl.constexpr = -KERNEL * C if FLIP else KERNEL * C
+    for i in tl.static_range(TILE):
+        if (DOWN * TILE + i >= -HALF) & (DOWN * TILE + i < TILE + HALF):
+            values = read_row(
+                x + i * WIDTH * C, exists, RIGHT, C, TILE, KERNEL, MASKED, SUM, CHANNELS
+            )
+            new = ()
+            for o in tl.static_range(TILE):
+                if (FIRST + i - o >= 0) & (FIRST + i - o < KERNEL):
+                    new = new + (
+                        row_into_row(
+                            sums[o],
+                            values,
+                            weight + (FIRST + i - o) * STEP,
+                            exists,
+                            RIGHT,
+                            C,
+                            TILE,
+                            KERNEL,
+                            FLIP,
+                            MASKED,
+                            SUM,
+                        ),
+                    )
+                else:
+                    new = new + (sums[o],)
+            sums = new
+    return sums
+
+
+@triton.jit
+def convolve(
+    x: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    neighbours: tl.tensor,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    C: tl.constexpr,
+    TILE: tl.constexpr,
+    KERNEL: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    DENSE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    FLIP: tl.constexpr,
+) -> None:
+    """One tile of the output; `weight` (K*K, C) and `bias` (C) are in the dtype of sums.
+
+    With FLIP the kernel is turned around, which makes it the gradient with respect to `x`.
+    """
+    SUM: tl.constexpr = weight.dtype.element_ty
+    MASKED: tl.constexpr = C % CHANNELS != 0
+    REACH: tl.constexpr = (KERNEL // 2 + TILE - 1) // TILE
+    tile = tl.program_id(0)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = channel < C
+    if HAS_BIAS:
+        start = fetch(bias + channel, exists, MASKED, SUM)
+    else:
+        start = tl.zeros((CHANNELS,), dtype=SUM)
+    row = ()
+    for i in tl.static_range(TILE):
+        row = row + (start,)
+    sums = ()
+    for i in tl.static_range(TILE):
+        sums = sums + (row,)
+    if FLIP:
+        weight += (KERNEL * KERNEL - 1) * C
+    for down in tl.static_range(-REACH, REACH + 1):
+        for right in tl.static_range(-REACH, REACH + 1):
+            first, there = tile_at(
+                neighbours, tile, down, right, HEIGHT, WIDTH, TILE, KERNEL, DENSE
+            )
+            if there:
+                sums = tile_into_sums(
+                    sums,
+                    x + first * C + channel,
+                    weight + channel,
+                    exists,
+                    down,
+                    right,
+                    WIDTH,
+                    C,
+                    TILE,
+                    KERNEL,
+                    FLIP,
+                    MASKED,
+                    SUM,
+                    CHANNELS,
+                )
+    first, there = tile_at(neighbours, tile, 0, 0, HEIGHT, WIDTH, TILE, KERNEL, DENSE)
+    for i in tl.static_range(TILE):
+        for j in tl.static_range(TILE):
+            pointer = out + first * C + channel + (i * WIDTH + j) * C
+            if MASKED:
+                tl.store(pointer, sums[i][j], mask=exists)
+            else:
+                tl.store(pointer, sums[i][j])
+
+
+@triton.jit
+def row_by_row(
+    sums,
+    values,
+    grads,
+    RIGHT: tl.constexpr,
+    TILE: tl.constexpr,
+    KERNEL: tl.constexpr,
+):
+    """Add the products of a row of a tile, RIGHT tiles away, and a row of the gradient."""
+    FIRST: tl.constexpr = KERNEL // 2 + RIGHT * TILE
+    new = ()
+    for k in tl.static_range(KERNEL):
+        total = sums[k]
+        for o in tl.static_range(TILE):
+            if (o + k - FIRST >= 0) & (o + k - FIRST < TILE):
+                total += values[o + k - FIRST] * grads[o]
+        new = new + (total,)
+    return new
+
+
+@triton.jit
+def tile_by_tile(
+    sums,
+    x: tl.tensor,
+    grads,
+    exists: tl.tensor,
+    DOWN: tl.constexpr,
+    RIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    C: tl.constexpr,
+    TILE: tl.constexpr,
+    KERNEL: tl.constexpr,
+    MASKED: tl.constexpr,
+    SUM: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Add the products of a tile of sites, at an offset in tiles, and a tile of the gradient."""
+    HALF: tl.constexpr = KERNEL // 2
+    FIRST: tl.constexpr = HALF + DOWN * TILE
+    for i in tl.static_range(TILE):
+        if (DOWN * TILE + i >= -HALF) & (DOWN * TILE + i < TILE + HALF):
+            values = read_row(
+                x + i * WIDTH * C, exists, RIGHT, C, TILE, KERNEL, MASKED, SUM, CHANNELS
+            )
+            new = ()
+            for k in tl.static_range(KERNEL):
+                if (FIRST + i - k >= 0) & (FIRST + i - k < TILE):
+                    new = new + (
+                        row_by_row(sums[k], values, grads[FIRST + i - k], RIGHT, TILE, KERNEL),
+                    )
+                else:
+                    new = new + (sums[k],)
+            sums = new
+    return sums
+
+
+@triton.jit
+def weight_gradient(
+    x: tl.tensor,
+    grad: tl.tensor,
+    parts: tl.tensor,
+    neighbours: tl.tensor,
+    tiles: tl.tensor,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    C: tl.constexpr,
+    TILE: tl.constexpr,
+    KERNEL: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    DENSE: tl.constexpr,
+) -> None:
+    """Sums over every G-th tile, of G programs: `parts` (G, K*K + 1, C), the last by the bias."""
+    SUM: tl.constexpr = parts.dtype.element_ty
+    MASKED: tl.constexpr = C % CHANNELS != 0
+    REACH: tl.constexpr = (KERNEL // 2 + TILE - 1) // TILE
+    group = tl.program_id(0)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = channel < C
+    row = ()
+    for i in tl.static_range(KERNEL):
+        row = row + (tl.zeros((CHANNELS,), dtype=SUM),)
+    sums = ()
+    for i in tl.static_range(KERNEL):
+        sums = sums + (row,)
+    by_bias = tl.zeros((CHANNELS,), dtype=SUM)
+    for tile in range(group, tiles, tl.num_programs(0)):
+        own, there = tile_at(neighbours, tile, 0, 0, HEIGHT, WIDTH, TILE, KERNEL, DENSE)
+        grads = ()
+        for i in tl.static_range(TILE):
+            line = ()
+            for j in tl.static_range(TILE):
+                pointer = grad + own * C + channel + (i * WIDTH + j) * C
+                line = line + (fetch(pointer, exists, MASKED, SUM),)
+                by_bias += line[j]
+            grads = grads + (line,)
+        for down in tl.static_range(-REACH, REACH + 1):
+            for right in tl.static_range(-REACH, REACH + 1):
+                first, there = tile_at(
+                    neighbours, tile, down, right, HEIGHT, WIDTH, TILE, KERNEL, DENSE
+                )
+                if there:
+                    sums = tile_by_tile(
+                        sums,
+                        x + first * C + channel,
+                        grads,
+                        exists,
+                        down,
+                        right,
+                        WIDTH,
+                        C,
+                        TILE,
+                        KERNEL,
+                        MASKED,
+                        SUM,
+                        CHANNELS,
+                    )
+    at = parts + group.to(tl.int64) * (KERNEL * KERNEL + 1) * C + channel
+    for i in tl.static_range(KERNEL):
+        for j in tl.static_range(KERNEL):
+            tl.store(at + (i * KERNEL + j) * C, sums[i][j], mask=exists)
+    tl.store(at + KERNEL * KERNEL * C, by_bias, mask=exists)
