@@ -1,48 +1,74 @@
 """The operations where time goes, each by the fastest implementation at hand.
 
-`plain` is PyTorch and runs everywhere; `native` is C++ for CPUs, `triton_depthwise` for GPUs. They
+`plain` is PyTorch and runs everywhere; `native` is C++ for CPUs, `gpu` is Triton for GPUs. They
 are equal within rounding, and the tests hold them to that.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnextv2.kernels import native, plain, triton_depthwise
+from convnextv2.kernels import gpu, native, plain, recomputed
+from convnextv2.kernels.gpu.neighbours import neighbour_table
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last dimension of (..., C)."""
-    chosen = native if native.usable(x, weight, bias) else plain
-    return chosen.layer_norm(x, weight, bias, eps)
+    if native.usable(x, weight, bias):
+        return native.layer_norm(x, weight, bias, eps)
+    if gpu.usable(x, weight, bias):
+        return gpu.layer_norm(x, weight, bias, eps)
+    return plain.layer_norm(x, weight, bias, eps)
 
 
 def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
     """GELU, then GRN over the sites of each of `groups` equal parts of (B, ..., C)."""
-    chosen = native if native.usable(x, gamma, beta) else plain
-    return chosen.gelu_grn(x, gamma, beta, groups)
+    if native.usable(x, gamma, beta):
+        return recomputed.gelu_grn(native, x, gamma, beta, groups)
+    if gpu.usable(x, gamma, beta):
+        return gpu.gelu_grn(x, gamma, beta, groups)
+    return plain.gelu_grn(x, gamma, beta, groups)
 
 
 def linear_after_grn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Linear layer that needs not keep its input when that is the output of `gelu_grn`."""
-    chosen = native.linear_after_grn if native.usable(x, weight, bias) else F.linear
-    return chosen(x, weight, bias)
+    eager = not torch.compiler.is_compiling()
+    if eager and (native.usable(x, weight, bias) or gpu.usable(x, weight, bias)):
+        return recomputed.linear_after_grn(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Depthwise convolution of (B, H, W, C) by (C, 1, K, K), zero padding, same size."""
-    chosen = native if native.usable(x, weight, bias) and _is_7x7(weight) else plain
-    return chosen.depthwise(x, weight, bias)
+    if native.usable(x, weight, bias) and _is_7x7(weight):
+        return native.depthwise(x, weight, bias)
+    if gpu.usable(x, weight, bias):
+        return gpu.depthwise(x, weight, bias)
+    return plain.depthwise(x, weight, bias)
 
 
 def patch_depthwise(
-    x: Tensor, weight: Tensor, bias: Tensor, patches: Tensor, grid: tuple[int, int]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    patches: Tensor,
+    grid: tuple[int, int],
+    neighbours: Tensor | None = None,
 ) -> Tensor:
-    """The same among the visible patches (B, V, s, s, C) that `patches` (B, V) numbers."""
+    """The same among the visible patches (B, V, s, s, C) that `patches` (B, V) numbers.
+
+    `neighbours` is what `neighbours_of` returned for them; without it, it is made anew.
+    """
     if native.usable(x, weight, bias) and _is_7x7(weight):
         return native.patch_depthwise(x, weight, bias, patches, grid)
-    if triton_depthwise.available(x):
-        return triton_depthwise.patch_depthwise(x, weight, bias, patches, grid)
+    if gpu.usable(x, weight, bias) and weight.shape[-1] <= gpu.LARGEST_KERNEL:
+        return gpu.patch_depthwise(x, weight, bias, patches, grid, neighbours)
     return plain.patch_depthwise(x, weight, bias, patches, grid)
+
+
+def neighbours_of(patches: Tensor, grid: tuple[int, int]) -> Tensor | None:
+    """What `patch_depthwise` wants to know of its patches, for all layers; None on CPUs."""
+    return neighbour_table(patches, grid, gpu.LARGEST_KERNEL) if patches.is_cuda else None
 
 
 def _is_7x7(weight: Tensor) -> bool:

@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -84,70 +83,46 @@ class _LayerNorm(torch.autograd.Function):
         return *grads, None
 
 
-def _kept(node: Any) -> Any:
-    """What a node keeps, unpacked once: activation checkpointing refuses to do it again."""
-    if getattr(node, "kept", None) is None:
-        node.kept = node.saved_tensors
-    return node.kept
+def grn_forward(
+    x: Tensor, gamma: Tensor, beta: Tensor, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For `recomputed`."""
+    out, norm = torch.empty_like(x), x.new_empty(groups, x.shape[-1])
+    scale = torch.empty_like(norm)
+    sizes = _group_sizes(x, groups)
+    _call("gelu_grn_forward", x, x, gamma, beta, GRN_EPS, out, norm, scale, *sizes)
+    return out, norm, scale
 
 
-class _GeluGRN(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
-        x = x.contiguous()
-        ctx.shape = groups, x.numel() // (groups * x.shape[-1]), x.shape[-1]
-        out, norm = torch.empty_like(x), x.new_empty(groups, x.shape[-1])
-        scale = torch.empty_like(norm)
-        _call("gelu_grn_forward", x, x, gamma, beta, GRN_EPS, out, norm, scale, *ctx.shape)
-        # A copy of beta: ZeRO-3 takes the parameter away before `output_again` needs it.
-        ctx.save_for_backward(x, gamma, beta.clone(), norm, scale)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, gamma, _, norm, _ = _kept(ctx)
-        # Taken off the node: what hangs on it lives as long as the loss does.
-        known, ctx.sums = getattr(ctx, "sums", None), None
-        if known is not None and known[0] is grad:
-            _, along, plain = known
-        else:
-            grad = grad.contiguous()
-            along, plain = _GeluGRN.sums(ctx, grad)
-        grad_x, by_gamma = torch.empty_like(x), torch.empty_like(norm)
-        inputs = grad, x, gamma, norm, along
-        _call("gelu_grn_backward", x, *inputs, GRN_EPS, grad_x, by_gamma, *ctx.shape)
-        ctx.kept = None
-        return grad_x, by_gamma.sum(0).view_as(gamma), plain.sum(0).view_as(gamma), None
-
-    @staticmethod
-    def sums(node: Any, grad: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sums by group of grad x GELU and of grad; what `forward` returned goes to `out`."""
-        x, _, beta, norm, scale = _kept(node)
-        along, plain = torch.empty_like(norm), torch.empty_like(norm)
-        _call("gelu_grn_sums", x, grad, x, scale, beta, out, along, plain, *node.shape)
-        return along, plain
+def grn_sums(
+    x: Tensor, grad: Tensor, beta: Tensor, scale: Tensor, out: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """For `recomputed`."""
+    along, plain = torch.empty_like(scale), torch.empty_like(scale)
+    sizes = _group_sizes(x, len(scale))
+    _call("gelu_grn_sums", x, grad, x, scale, beta, out, along, plain, *sizes)
+    return along, plain
 
 
-class _LinearAfterGRN(torch.autograd.Function):
-    """A linear layer that does not keep its input, the widest tensor of a block."""
+def grn_backward(
+    x: Tensor,
+    grad: Tensor,
+    gamma: Tensor,
+    norm: Tensor,
+    scale: Tensor,
+    sums: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For `recomputed`."""
+    along, plain = sums
+    grad_x, by_gamma = torch.empty_like(x), torch.empty_like(norm)
+    inputs, sizes = (grad, x, gamma, norm, along), _group_sizes(x, len(norm))
+    _call("gelu_grn_backward", x, *inputs, GRN_EPS, grad_x, by_gamma, *sizes)
+    return grad_x, by_gamma.sum(0), plain.sum(0)
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, node: Any) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.node = node
-        return F.linear(x, weight, bias)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        (weight,) = ctx.saved_tensors
-        grad_x = grad @ weight
-        x = torch.empty_like(grad_x)
-        # The input comes back in the pass that GRN's backward begins with, which is spared there.
-        ctx.node.sums = (grad_x, *_GeluGRN.sums(ctx.node, grad_x, out=x))
-        rows = grad.flatten(0, -2)
-        return grad_x, rows.t() @ x.flatten(0, -2), rows.sum(0), None
+def _group_sizes(x: Tensor, groups: int) -> tuple[int, int, int]:
+    """Groups, rows of one, channels."""
+    return groups, x.numel() // (groups * x.shape[-1]), x.shape[-1]
 
 
 class _Depthwise(torch.autograd.Function):
@@ -176,20 +151,6 @@ class _Depthwise(torch.autograd.Function):
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """As `plain.layer_norm`."""
     out: Tensor = _LayerNorm.apply(x, weight, bias, eps)
-    return out
-
-
-def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
-    """As `plain.gelu_grn`; keeps only its input and the norms for backward."""
-    out: Tensor = _GeluGRN.apply(x, gamma, beta, groups)
-    return out
-
-
-def linear_after_grn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Linear layer on the output of `gelu_grn`, which it computes again rather than keep it."""
-    if type(x.grad_fn).__name__ != f"{_GeluGRN.__name__}Backward":
-        return F.linear(x, weight, bias)
-    out: Tensor = _LinearAfterGRN.apply(x, weight, bias, x.grad_fn)
     return out
 
 

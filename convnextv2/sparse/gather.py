@@ -26,6 +26,7 @@ class VisiblePatches:
         device: torch.device | None = None,
     ) -> None:
         self.patches = send(visible_patches(mask), device or mask.device)
+        self.neighbours = kernels.neighbours_of(self.patches, grid)
         self.grid, self.patch_size, self.grn_scope = grid, patch_size, grn_scope
 
     def enter(self, images: Tensor) -> Tensor:
@@ -39,7 +40,9 @@ class VisiblePatches:
         return patch_linear(x, weight, bias)
 
     def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return kernels.patch_depthwise(x, weight, bias, self.patches, self.grid)
+        return kernels.patch_depthwise(
+            x, weight, bias, self.patches, self.grid, self.neighbours
+        )
 
     def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         groups = 1 if self.grn_scope == "batch" else len(x)

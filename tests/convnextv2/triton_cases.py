@@ -1,74 +1,209 @@
-"""Runs the Triton depthwise in Triton's interpreter; prints one JSON line per case.
+"""Runs the Triton kernels in Triton's interpreter; prints one JSON line per case.
 
 A program of its own, to be started with TRITON_INTERPRET=1 in the environment: it must be there
 before anything imports Triton, and in the process of the tests PyTorch may have done so.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from convnextv2.kernels import plain, triton_depthwise
+from convnextv2.kernels import gpu, plain, recomputed
+from convnextv2.kernels.gpu import depthwise_conv, grn, norm
+from convnextv2.kernels.gpu.neighbours import neighbour_table
 
 GRID = (2, 3)
-# Two images; corners, borders and the middle, with visible and masked neighbours, in any order.
-PATCHES = torch.tensor([[4, 0, 5], [1, 2, 3]])
+Operation = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Case:
-    """`block`: sites and channels of a program; `groups`: parts of the weight's gradient."""
+    """One operation on random inputs; `programs` cuts the sums over all sites into parts."""
 
-    side: int
+    names: ClassVar[tuple[str, ...]]
     dtype: str = "float64"
+    channels: int = 5
+    programs: int = 2
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of the operation's inputs."""
+        raise NotImplementedError
+
+    def operations(self) -> tuple[Operation, Operation]:
+        """Ours and the plain one."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Patches(Case):
+    """Depthwise among patches; the images show corners, borders and the middle, in any order."""
+
+    names: ClassVar = ("out", "x", "weight", "bias")
+    side: int = 8
     kernel: int = 7
-    channels: int = 3
-    block: tuple[int, int] = (512, 4)
-    groups: int = 2
+    patches: tuple[tuple[int, ...], ...] = ((4, 0, 5), (1, 2, 3))
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        seen = len(self.patches), len(self.patches[0])
+        x = (*seen, self.side, self.side, self.channels)
+        return [x, (self.channels, 1, self.kernel, self.kernel), (self.channels,)]
+
+    def operations(self) -> tuple[Operation, Operation]:
+        where = torch.tensor(self.patches), GRID
+        return (
+            lambda *inputs: gpu.patch_depthwise(*inputs, *where),
+            lambda *inputs: plain.patch_depthwise(*inputs, *where),
+        )
 
 
-CASES = (
-    *(Case(side) for side in (8, 4, 2, 1)),
-    Case(2, "float32"),
-    Case(2, "bfloat16", kernel=3),
-    Case(2, "float16", kernel=3),
-    # Many programs, the last ones partly empty; several blocks of sites in a group.
-    Case(2, kernel=3, channels=5, block=(8, 2)),
-    Case(1, kernel=5, channels=1, block=(2, 1)),
+@dataclass(frozen=True)
+class Operators(Patches):
+    """The same as torch.compile gets it."""
+
+    def operations(self) -> tuple[Operation, Operation]:
+        where = torch.tensor(self.patches), GRID
+        table = neighbour_table(*where, gpu.LARGEST_KERNEL)
+
+        def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return depthwise_conv.operator(x.flatten(0, 1), weight, bias, table).view_as(x)
+
+        return ours, lambda *inputs: plain.patch_depthwise(*inputs, *where)
+
+
+@dataclass(frozen=True)
+class Dense(Case):
+    """Depthwise on whole maps."""
+
+    names: ClassVar = ("out", "x", "weight", "bias")
+    size: tuple[int, int] = (4, 6)
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [(2, *self.size, self.channels), (self.channels, 1, 7, 7), (self.channels,)]
+
+    def operations(self) -> tuple[Operation, Operation]:
+        return gpu.depthwise, plain.depthwise
+
+
+@dataclass(frozen=True)
+class Response(Case):
+    """GELU and GRN, and the linear layer that has its input computed again."""
+
+    names: ClassVar = ("out", "x", "gamma", "beta", "weight", "bias")
+    groups: int = 3
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        c = self.channels
+        return [(3, 7, 5, c), (1, 1, 1, c), (1, 1, 1, c), (4, c), (4,)]
+
+    def operations(self) -> tuple[Operation, Operation]:
+        def ours(x: Tensor, gamma: Tensor, beta: Tensor, *linear: Tensor) -> Tensor:
+            return recomputed.linear_after_grn(gpu.gelu_grn(x, gamma, beta, self.groups), *linear)
+
+        return ours, self._plain
+
+    def _plain(self, x: Tensor, gamma: Tensor, beta: Tensor, *linear: Tensor) -> Tensor:
+        return F.linear(plain.gelu_grn(x, gamma, beta, self.groups), *linear)
+
+
+@dataclass(frozen=True)
+class ResponseOperator(Response):
+    """The same as torch.compile gets it."""
+
+    def operations(self) -> tuple[Operation, Operation]:
+        def ours(x: Tensor, gamma: Tensor, beta: Tensor, *linear: Tensor) -> Tensor:
+            return F.linear(grn.operator(x, gamma, beta, self.groups)[0], *linear)
+
+        return ours, self._plain
+
+
+@dataclass(frozen=True)
+class Norm(Case):
+    """LayerNorm."""
+
+    names: ClassVar = ("out", "x", "weight", "bias")
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [(2, 9, self.channels), (self.channels,), (self.channels,)]
+
+    def operations(self) -> tuple[Operation, Operation]:
+        # Shifted: a variance by the difference of two large sums would show.
+        return (
+            lambda x, *parameters: gpu.layer_norm(x + 20, *parameters, 1e-6),
+            lambda x, *parameters: plain.layer_norm(x + 20, *parameters, 1e-6),
+        )
+
+
+ONE_IMAGE = ((4, 0, 5),)
+CASES: tuple[Case, ...] = (
+    # Every side of a patch in every dtype; C fits the programs' blocks, or leaves lanes empty.
+    Patches("float64", 5, side=8, patches=ONE_IMAGE),
+    Patches("float32", 32, side=8, patches=ONE_IMAGE),
+    Patches("bfloat16", 5, side=8, patches=ONE_IMAGE),
+    Patches("float64", 32, side=4, patches=ONE_IMAGE),
+    Patches("float32", 5, side=4, patches=ONE_IMAGE),
+    Patches("bfloat16", 32, side=4, patches=ONE_IMAGE),
+    Patches("float64", 78, side=2),
+    Patches("float32", 5, side=2),
+    Patches("bfloat16", 64, side=2),
+    Patches("float64", 5, side=1),
+    Patches("float32", 64, side=1),
+    Patches("bfloat16", 78, side=1),
+    # Tiles smaller than a patch, smaller kernels, another 16-bit dtype, one program for all sums.
+    Patches("float64", 1, side=6, kernel=3, patches=ONE_IMAGE),
+    Patches("float64", 3, side=9, kernel=3, patches=ONE_IMAGE),
+    Patches("float16", 3, side=2, kernel=5, programs=1),
+    Operators("float64", 5, side=1),
+    Dense("float64", 5, size=(4, 6)),
+    Dense("float32", 32, size=(2, 8)),
+    Dense("bfloat16", 5, size=(7, 7)),
+    Dense("float64", 5, size=(5, 3)),
+    Response("float64", 22),
+    Response("float32", 32, groups=1, programs=8),
+    Response("float32", 22, programs=8),
+    Response("bfloat16", 32),
+    Response("bfloat16", 22, groups=1, programs=8),
+    Response("float16", 22),
+    ResponseOperator("float64", 22),
+    Norm("float64", 22),
+    Norm("float32", 32),
+    Norm("bfloat16", 22),
 )
 
 
 def main() -> None:
     for case in CASES:
-        print(json.dumps({"case": str(case), "errors": errors(case)}))
+        print(json.dumps({"case": asdict(case), **measured(case)}))
 
 
-def errors(case: Case) -> dict[str, float]:
-    """Largest differences from `plain` in fp64, relative to the largest value."""
-    triton_depthwise.SITES, triton_depthwise.CHANNELS = case.block
-    triton_depthwise.GROUPS = case.groups
-    torch.manual_seed(case.side)
-    dtype, shape = getattr(torch, case.dtype), (*PATCHES.shape, case.side, case.side, case.channels)
-    leaves = [
-        torch.randn(shape).to(dtype).requires_grad_(),
-        torch.randn(case.channels, 1, case.kernel, case.kernel).to(dtype).requires_grad_(),
-        torch.randn(case.channels).to(dtype).requires_grad_(),
-    ]
+def measured(case: Case) -> dict[str, object]:
+    """Largest differences from the plain one in fp64, relative; whether all comes out twice."""
+    depthwise_conv.PROGRAMS = grn.PROGRAMS = norm.PROGRAMS = case.programs
+    grn.ROWS, norm.ELEMENTS = 4, 128
+    torch.manual_seed(0)
+    dtype = getattr(torch, case.dtype)
+    leaves = [torch.randn(shape).to(dtype).requires_grad_() for shape in case.shapes()]
+    ours, expected = case.operations()
     # A gradient that is not contiguous, as a permuting layer sends it.
-    towards = torch.randn(shape[:-2] + shape[:-3:-1]).to(dtype).transpose(-1, -2)
-    got = outputs(triton_depthwise, leaves, towards)
+    towards = torch.randn_like(ours(*leaves).transpose(-1, -2)).transpose(-1, -2)
+    got, again = (outputs(ours, leaves, towards) for _ in range(2))
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    expected = outputs(plain, exact, towards.double())
-    assert [t.dtype for t in got.values()] == [dtype] * 4
-    return {name: difference(got[name], expected[name]) for name in got}
+    wanted = outputs(expected, exact, towards.double())
+    assert {t.dtype for t in got} == {dtype}
+    errors = map(difference, got, wanted)
+    return {
+        "errors": dict(zip(case.names, errors, strict=True)),
+        "repeats": all(map(torch.equal, got, again)),
+    }
 
 
-def outputs(module: object, leaves: list[Tensor], towards: Tensor) -> dict[str, Tensor]:
-    out: Tensor = module.patch_depthwise(*leaves, PATCHES, GRID)  # type: ignore[attr-defined]
-    gradients = torch.autograd.grad(out, leaves, towards)
-    return dict(zip(("out", "x", "weight", "bias"), (out.detach(), *gradients), strict=True))
+def outputs(operation: Operation, leaves: list[Tensor], towards: Tensor) -> list[Tensor]:
+    out = operation(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, towards)]
 
 
 def difference(got: Tensor, expected: Tensor) -> float:

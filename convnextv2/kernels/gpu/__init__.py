@@ -1,0 +1,74 @@
+"""The operations on GPUs, in Triton, forward and backward; for any floating dtype and any C.
+
+In eager mode they are autograd functions, which start faster; torch.compile is given operators
+(`torch.ops.convnextv2`), whose programs it keeps in its graph.
+"""
+
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convnextv2.kernels import recomputed
+from convnextv2.kernels.build import turned_off
+from convnextv2.kernels.gpu import depthwise_conv, grn, norm
+from convnextv2.kernels.gpu.neighbours import neighbour_table
+
+LARGEST_KERNEL = 7
+TRITON_IS_INSTALLED = find_spec("triton") is not None
+
+
+def usable(x: Tensor, *parameters: Tensor) -> bool:
+    """Whether these kernels take `x`: on a GPU, floating point, parameters alike, with Triton."""
+    return (
+        x.is_cuda
+        and x.is_floating_point()
+        and all(p.dtype == x.dtype and p.device == x.device for p in parameters)
+        and not torch.is_autocast_enabled("cuda")
+        and TRITON_IS_INSTALLED
+        and not turned_off()
+    )
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """As `plain.layer_norm`; torch.compile makes its own of it."""
+    if torch.compiler.is_compiling():
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+    out: Tensor = norm.LayerNorm.apply(x, weight, bias, eps)
+    return out
+
+
+def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
+    """As `plain.gelu_grn`; the GELU of 16-bit tensors is within 6e-6 of the exact one."""
+    if torch.compiler.is_compiling():
+        out: Tensor = grn.operator(x, gamma, beta, groups)[0]
+        return out
+    return recomputed.gelu_grn(grn, x, gamma, beta, groups)
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As `plain.depthwise`."""
+    return _convolve(x, weight, bias, None)
+
+
+def patch_depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    patches: Tensor,
+    grid: tuple[int, int],
+    neighbours: Tensor | None = None,
+) -> Tensor:
+    """As `plain.patch_depthwise`, up to 7x7; `neighbours` is the patches' table if at hand."""
+    if neighbours is None:
+        neighbours = neighbour_table(patches, grid, LARGEST_KERNEL)
+    return _convolve(x.flatten(0, 1), weight, bias, neighbours).view_as(x)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None) -> Tensor:
+    if torch.compiler.is_compiling():
+        out: Tensor = depthwise_conv.operator(x, weight, bias, neighbours)
+    else:
+        out = depthwise_conv.Depthwise.apply(x, weight, bias, neighbours)
+    return out

@@ -5,8 +5,8 @@ registers. It goes through the tiles around its own: those that are not there co
 the others every site is read once and multiplied into all sums that it reaches. What is known when
 a program is compiled (the geometry, C) leaves addresses that are one register and a constant.
 
-Layout: x is (patches, HEIGHT, WIDTH, C). `neighbours` (patches, K, K) numbers the patch at each
-offset, -1 where none is; without it (a dense map) every patch is alone, as an image is.
+Layout: x is (patches, HEIGHT, WIDTH, C). `neighbours` (patches, AROUND, AROUND) numbers the
+patch at each offset, -1 where none is; AROUND 0 has no table, and every patch is alone.
 """
 
 import triton
@@ -23,37 +23,63 @@ def fetch(pointer: tl.tensor, exists: tl.tensor, MASKED: tl.constexpr, SUM: tl.c
 
 
 @triton.jit
-def tile_at(
+def patch_at(
     neighbours: tl.tensor,
     tile: tl.tensor,
     DOWN: tl.constexpr,
     RIGHT: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    KERNEL: tl.constexpr,
-    DENSE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    AROUND: tl.constexpr,
 ):
-    """Number of the first site of the tile at an offset of `tile`, and whether it is there."""
-    ROWS: tl.constexpr = HEIGHT // TILE
-    COLUMNS: tl.constexpr = WIDTH // TILE
+    """Number of the patch that holds the tile at an offset of `tile`, -1 where none does."""
+    HALF: tl.constexpr = AROUND // 2
     patch = tile // (ROWS * COLUMNS)
     row = tile // COLUMNS % ROWS + DOWN
     column = tile % COLUMNS + RIGHT
-    if DENSE:
-        there = (row >= 0) & (row < ROWS) & (column >= 0) & (column < COLUMNS)
-        source = patch
+    if AROUND == 0:
+        inside = (row >= 0) & (row < ROWS) & (column >= 0) & (column < COLUMNS)
+        return tl.where(inside, patch, -1)
     else:
         # Division rounds towards zero, so it is done on numbers that are not negative.
-        HALF: tl.constexpr = KERNEL // 2
         down = (row + HALF * ROWS) // ROWS
         right = (column + HALF * COLUMNS) // COLUMNS
-        source = tl.load(neighbours + (patch * KERNEL + down) * KERNEL + right)
-        row = row + (HALF - down) * ROWS
-        column = column + (HALF - right) * COLUMNS
-        there = source >= 0
-    first = source.to(tl.int64) * (HEIGHT * WIDTH) + (row * WIDTH + column) * TILE
-    return first, there
+        return tl.load(neighbours + (patch * AROUND + down) * AROUND + right)
+
+
+@triton.jit
+def first_site(
+    patch: tl.tensor,
+    tile: tl.tensor,
+    DOWN: tl.constexpr,
+    RIGHT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Number of the first site of the tile at an offset of `tile`, which lies in `patch`."""
+    # However far it is in patches, its place in its own is the remainder.
+    row = (tile // COLUMNS % ROWS + DOWN + TILE * ROWS) % ROWS
+    column = (tile % COLUMNS + RIGHT + TILE * COLUMNS) % COLUMNS
+    WIDTH: tl.constexpr = COLUMNS * TILE
+    return patch.to(tl.int64) * (ROWS * TILE * WIDTH) + (row * WIDTH + column) * TILE
+
+
+@triton.jit
+def patches_around(
+    neighbours: tl.tensor,
+    tile: tl.tensor,
+    REACH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    AROUND: tl.constexpr,
+):
+    """`patch_at` every offset up to REACH, read at once: nothing waits for them one by one."""
+    patches = ()
+    for down in tl.static_range(-REACH, REACH + 1):
+        for right in tl.static_range(-REACH, REACH + 1):
+            patches += (patch_at(neighbours, tile, down, right, ROWS, COLUMNS, AROUND),)
+    return patches
 
 
 @triton.jit
@@ -66,13 +92,13 @@ def row_into_row(
     C: tl.constexpr,
     TILE: tl.constexpr,
     KERNEL: tl.constexpr,
-    FLIP: tl.constexpr,
+    BACKWARD: tl.constexpr,
     MASKED: tl.constexpr,
     SUM: tl.constexpr,
 ):
     """Add a row of a tile, RIGHT tiles away, times one row of the kernel to a row of sums."""
     FIRST: tl.constexpr = KERNEL // 2 + RIGHT * TILE
-    STEP: tl.constexpr = -C if FLIP else C
+    STEP: tl.constexpr = -C if BACKWARD else C
     # How far to the right of its sum a site lies, by their columns in their own tiles.
     for shift in tl.static_range(1 - TILE, TILE):
         if (FIRST + shift >= 0) & (FIRST + shift < KERNEL):
@@ -80,9 +106,9 @@ def row_into_row(
             new = ()
             for o in tl.static_range(TILE):
                 if (o + shift >= 0) & (o + shift < TILE):
-                    new = new + (sums[o] + values[o + shift] * factor,)
+                    new += (sums[o] + values[o + shift] * factor,)
                 else:
-                    new = new + (sums[o],)
+                    new += (sums[o],)
             sums = new
     return sums
 
@@ -103,9 +129,9 @@ def read_row(
     values = ()
     for j in tl.static_range(TILE):
         if (RIGHT * TILE + j >= -(KERNEL // 2)) & (RIGHT * TILE + j < TILE + KERNEL // 2):
-            values = values + (fetch(x + j * C, exists, MASKED, SUM),)
+            values += (fetch(x + j * C, exists, MASKED, SUM),)
         else:
-            values = values + (tl.zeros((CHANNELS,), dtype=SUM),)
+            values += (tl.zeros((CHANNELS,), dtype=SUM),)
     return values
 
 
@@ -114,6 +140,7 @@ def tile_into_sums(
     sums,
     x: tl.tensor,
     weight: tl.tensor,
+    readable: tl.tensor,
     exists: tl.tensor,
     DOWN: tl.constexpr,
     RIGHT: tl.constexpr,
@@ -121,7 +148,8 @@ def tile_into_sums(
     C: tl.constexpr,
     TILE: tl.constexpr,
     KERNEL: tl.constexpr,
-    FLIP: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    GUARDED: tl.constexpr,
     MASKED: tl.constexpr,
     SUM: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -129,16 +157,16 @@ def tile_into_sums(
     """Add what a tile, at `x` and at an offset in tiles, gives to the sums of a tile."""
     HALF: tl.constexpr = KERNEL // 2
     FIRST: tl.constexpr = HALF + DOWN * TILE
-    STEP: tl.constexpr = -KERNEL * C if FLIP else KERNEL * C
+    STEP: tl.constexpr = -KERNEL * C if BACKWARD else KERNEL * C
     for i in tl.static_range(TILE):
         if (DOWN * TILE + i >= -HALF) & (DOWN * TILE + i < TILE + HALF):
             values = read_row(
-                x + i * WIDTH * C, exists, RIGHT, C, TILE, KERNEL, MASKED, SUM, CHANNELS
+                x + i * WIDTH * C, readable, RIGHT, C, TILE, KERNEL, GUARDED, SUM, CHANNELS
             )
             new = ()
             for o in tl.static_range(TILE):
                 if (FIRST + i - o >= 0) & (FIRST + i - o < KERNEL):
-                    new = new + (
+                    new += (
                         row_into_row(
                             sums[o],
                             values,
@@ -148,13 +176,13 @@ def tile_into_sums(
                             C,
                             TILE,
                             KERNEL,
-                            FLIP,
+                            BACKWARD,
                             MASKED,
                             SUM,
                         ),
                     )
                 else:
-                    new = new + (sums[o],)
+                    new += (sums[o],)
             sums = new
     return sums
 
@@ -171,43 +199,66 @@ def convolve(
     C: tl.constexpr,
     TILE: tl.constexpr,
     KERNEL: tl.constexpr,
+    AROUND: tl.constexpr,
     CHANNELS: tl.constexpr,
-    DENSE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    FLIP: tl.constexpr,
+    SKIP: tl.constexpr,
+    BACKWARD: tl.constexpr,
 ) -> None:
-    """One tile of the output; `weight` (K*K, C) and `bias` (C) are in the dtype of sums.
+    """One tile of the output; `weight` (K*K, C) is in the dtype of sums.
 
-    With FLIP the kernel is turned around, which makes it the gradient with respect to `x`.
+    BACKWARD from the output's gradient to the input's the kernel is turned around.
     """
     SUM: tl.constexpr = weight.dtype.element_ty
     MASKED: tl.constexpr = C % CHANNELS != 0
     REACH: tl.constexpr = (KERNEL // 2 + TILE - 1) // TILE
+    SIDE: tl.constexpr = 2 * REACH + 1
+    ROWS: tl.constexpr = HEIGHT // TILE
+    COLUMNS: tl.constexpr = WIDTH // TILE
     tile = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     exists = channel < C
-    if HAS_BIAS:
-        start = fetch(bias + channel, exists, MASKED, SUM)
-    else:
-        start = tl.zeros((CHANNELS,), dtype=SUM)
-    row = ()
-    for i in tl.static_range(TILE):
-        row = row + (start,)
-    sums = ()
-    for i in tl.static_range(TILE):
-        sums = sums + (row,)
-    if FLIP:
+    start = tl.zeros((CHANNELS,), dtype=SUM)
+    if BACKWARD:
         weight += (KERNEL * KERNEL - 1) * C
+    else:
+        start += fetch(bias + channel, exists, MASKED, SUM)
+    row = ()
+    for _ in tl.static_range(TILE):
+        row += (start,)
+    sums = ()
+    for _ in tl.static_range(TILE):
+        sums += (row,)
+    patches = patches_around(neighbours, tile, REACH, ROWS, COLUMNS, AROUND)
     for down in tl.static_range(-REACH, REACH + 1):
         for right in tl.static_range(-REACH, REACH + 1):
-            first, there = tile_at(
-                neighbours, tile, down, right, HEIGHT, WIDTH, TILE, KERNEL, DENSE
-            )
-            if there:
+            patch = patches[(down + REACH) * SIDE + right + REACH]
+            first = first_site(patch, tile, down, right, ROWS, COLUMNS, TILE)
+            if SKIP:
+                if patch >= 0:
+                    sums = tile_into_sums(
+                        sums,
+                        x + first * C + channel,
+                        weight + channel,
+                        exists,
+                        exists,
+                        down,
+                        right,
+                        WIDTH,
+                        C,
+                        TILE,
+                        KERNEL,
+                        BACKWARD,
+                        MASKED,
+                        MASKED,
+                        SUM,
+                        CHANNELS,
+                    )
+            else:
                 sums = tile_into_sums(
                     sums,
                     x + first * C + channel,
                     weight + channel,
+                    exists & (patch >= 0),
                     exists,
                     down,
                     right,
@@ -215,15 +266,16 @@ def convolve(
                     C,
                     TILE,
                     KERNEL,
-                    FLIP,
+                    BACKWARD,
+                    True,
                     MASKED,
                     SUM,
                     CHANNELS,
                 )
-    first, there = tile_at(neighbours, tile, 0, 0, HEIGHT, WIDTH, TILE, KERNEL, DENSE)
+    own = first_site(tile // (ROWS * COLUMNS), tile, 0, 0, ROWS, COLUMNS, TILE)
     for i in tl.static_range(TILE):
         for j in tl.static_range(TILE):
-            pointer = out + first * C + channel + (i * WIDTH + j) * C
+            pointer = out + own * C + channel + (i * WIDTH + j) * C
             if MASKED:
                 tl.store(pointer, sums[i][j], mask=exists)
             else:
@@ -247,7 +299,7 @@ def row_by_row(
         for o in tl.static_range(TILE):
             if (o + k - FIRST >= 0) & (o + k - FIRST < TILE):
                 total += values[o + k - FIRST] * grads[o]
-        new = new + (total,)
+        new += (total,)
     return new
 
 
@@ -278,11 +330,9 @@ def tile_by_tile(
             new = ()
             for k in tl.static_range(KERNEL):
                 if (FIRST + i - k >= 0) & (FIRST + i - k < TILE):
-                    new = new + (
-                        row_by_row(sums[k], values, grads[FIRST + i - k], RIGHT, TILE, KERNEL),
-                    )
+                    new += (row_by_row(sums[k], values, grads[FIRST + i - k], RIGHT, TILE, KERNEL),)
                 else:
-                    new = new + (sums[k],)
+                    new += (sums[k],)
             sums = new
     return sums
 
@@ -299,39 +349,42 @@ def weight_gradient(
     C: tl.constexpr,
     TILE: tl.constexpr,
     KERNEL: tl.constexpr,
+    AROUND: tl.constexpr,
     CHANNELS: tl.constexpr,
-    DENSE: tl.constexpr,
 ) -> None:
     """Sums over every G-th tile, of G programs: `parts` (G, K*K + 1, C), the last by the bias."""
     SUM: tl.constexpr = parts.dtype.element_ty
     MASKED: tl.constexpr = C % CHANNELS != 0
     REACH: tl.constexpr = (KERNEL // 2 + TILE - 1) // TILE
+    SIDE: tl.constexpr = 2 * REACH + 1
+    ROWS: tl.constexpr = HEIGHT // TILE
+    COLUMNS: tl.constexpr = WIDTH // TILE
     group = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     exists = channel < C
     row = ()
-    for i in tl.static_range(KERNEL):
-        row = row + (tl.zeros((CHANNELS,), dtype=SUM),)
+    for _ in tl.static_range(KERNEL):
+        row += (tl.zeros((CHANNELS,), dtype=SUM),)
     sums = ()
-    for i in tl.static_range(KERNEL):
-        sums = sums + (row,)
+    for _ in tl.static_range(KERNEL):
+        sums += (row,)
     by_bias = tl.zeros((CHANNELS,), dtype=SUM)
     for tile in range(group, tiles, tl.num_programs(0)):
-        own, there = tile_at(neighbours, tile, 0, 0, HEIGHT, WIDTH, TILE, KERNEL, DENSE)
+        patches = patches_around(neighbours, tile, REACH, ROWS, COLUMNS, AROUND)
+        own = first_site(tile // (ROWS * COLUMNS), tile, 0, 0, ROWS, COLUMNS, TILE)
         grads = ()
         for i in tl.static_range(TILE):
             line = ()
             for j in tl.static_range(TILE):
                 pointer = grad + own * C + channel + (i * WIDTH + j) * C
-                line = line + (fetch(pointer, exists, MASKED, SUM),)
+                line += (fetch(pointer, exists, MASKED, SUM),)
                 by_bias += line[j]
-            grads = grads + (line,)
+            grads += (line,)
         for down in tl.static_range(-REACH, REACH + 1):
             for right in tl.static_range(-REACH, REACH + 1):
-                first, there = tile_at(
-                    neighbours, tile, down, right, HEIGHT, WIDTH, TILE, KERNEL, DENSE
-                )
-                if there:
+                patch = patches[(down + REACH) * SIDE + right + REACH]
+                first = first_site(patch, tile, down, right, ROWS, COLUMNS, TILE)
+                if patch >= 0:
                     sums = tile_by_tile(
                         sums,
                         x + first * C + channel,

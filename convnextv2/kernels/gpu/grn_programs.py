@@ -32,7 +32,7 @@ def short_tail(size: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def gelu(x: tl.tensor, EXACT: tl.constexpr) -> tl.tensor:
-    """x times the normal distribution function at x."""
+    """The normal distribution function at x, times x."""
     if EXACT:
         return 0.5 * x * (1.0 + tl.erf(x * INVERSE_ROOT_2))
     else:

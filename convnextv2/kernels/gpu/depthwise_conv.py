@@ -1,0 +1,169 @@
+"""Depthwise convolution in Triton: on dense maps and among visible patches.
+
+Only sites that are there are stored, read and written; the halo of a tile is read from the tiles
+around it where they lie, and costs nothing where a patch is masked.
+
+Legend: N maps (N, H, W, C): images, or the visible patches of a batch; K kernel size.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.library import triton_op
+
+from convnextv2.kernels.gpu.launch import blocks, launch, sum_dtype
+
+TILES = (4, 7, 6, 5, 3, 2, 1)
+"""Sides of a tile by preference; larger ones read less twice, but their code takes a minute."""
+PROGRAMS = 2048
+"""The weight's gradient is summed in so many programs, their sums then in a fixed order."""
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None) -> Tensor:
+    """Convolve (N, H, W, C) by (C, 1, K, K).
+
+    `neighbours` (N, R, R) numbers the maps around each, -1 where none is, for K up to R; without
+    it every map is alone.
+    """
+    return _convolve(x.contiguous(), weight, bias, neighbours)
+
+
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, neighbours: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients with respect to x, weight and bias."""
+    x, grad = x.contiguous(), grad.contiguous()
+    return _convolve(grad, weight, None, neighbours), *_sums(x, grad, weight, neighbours)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, neighbours: Tensor | None) -> Tensor:
+    """Without a bias it is the gradient's way back: the kernel is turned around."""
+    from convnextv2.kernels.gpu import depthwise_programs as programs
+
+    shape = _shape(x, weight, neighbours, _channel_block)
+    by_place = x.new_empty(shape["KERNEL"] ** 2, shape["C"], dtype=sum_dtype(x))
+    by_place.copy_(weight.flatten(1).t())
+    out = torch.empty_like(x)
+    launch(
+        programs.convolve,
+        (_tiles(x, shape["TILE"]), blocks(shape["C"], shape["CHANNELS"])),
+        x,
+        by_place,
+        by_place if bias is None else bias,
+        out,
+        by_place if neighbours is None else neighbours,
+        **shape,
+        SKIP=shape["TILE"] > 1,
+        BACKWARD=bias is None,
+    )
+    return out
+
+
+def _sums(
+    x: Tensor, grad: Tensor, weight: Tensor, neighbours: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to the weight and the bias."""
+    from convnextv2.kernels.gpu import depthwise_programs as programs
+
+    shape = _shape(x, weight, neighbours, _weight_channel_block)
+    tiles, across = _tiles(x, shape["TILE"]), blocks(shape["C"], shape["CHANNELS"])
+    groups = max(1, min(tiles, PROGRAMS // across))
+    parts = x.new_empty(groups, shape["KERNEL"] ** 2 + 1, shape["C"], dtype=sum_dtype(x))
+    launch(
+        programs.weight_gradient,
+        (groups, across),
+        *(x, grad, parts, parts if neighbours is None else neighbours, tiles),
+        **shape,
+    )
+    sums = parts.sum(0)
+    by_weight, by_bias = torch.empty_like(weight), weight.new_empty(shape["C"])
+    by_weight.flatten(1).copy_(sums[:-1].t())
+    return by_weight, by_bias.copy_(sums[-1])
+
+
+class Depthwise(torch.autograd.Function):
+    """`forward` with its gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, neighbours)
+        return forward(x, weight, bias, neighbours)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        return *backward(grad, *ctx.saved_tensors), None
+
+
+@triton_op("convnextv2::depthwise", mutates_args=())
+def operator(x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None) -> Tensor:
+    """`forward` for torch.compile, which keeps it in its graph."""
+    return forward(x, weight, bias, neighbours)
+
+
+@triton_op("convnextv2::depthwise_backward", mutates_args=())
+def backward_operator(
+    grad: Tensor, x: Tensor, weight: Tensor, neighbours: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`backward` for torch.compile."""
+    return backward(grad, x, weight, neighbours)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, neighbours = inputs
+    ctx.save_for_backward(x, weight, neighbours)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *backward_operator(grad, *ctx.saved_tensors), None
+
+
+operator.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _shape(
+    x: Tensor,
+    weight: Tensor,
+    neighbours: Tensor | None,
+    block_of: Callable[[int, int], tuple[int, int]],
+) -> dict[str, int]:
+    """What the programs are compiled for."""
+    _, height, width, channels = (int(length) for length in x.shape)
+    tile = next(side for side in TILES if height % side == 0 and width % side == 0)
+    block, warps = block_of(channels, tile)
+    return {
+        "HEIGHT": height,
+        "WIDTH": width,
+        "C": channels,
+        "TILE": tile,
+        "KERNEL": int(weight.shape[-1]),
+        "AROUND": 0 if neighbours is None else int(neighbours.shape[-1]),
+        "CHANNELS": block,
+        "num_warps": warps,
+    }
+
+
+def _channel_block(channels: int, tile: int) -> tuple[int, int]:
+    """Channels and warps of a program that convolves, as measured on an H200."""
+    if tile > 2:
+        return (64, 2) if _fits_64(channels) else (32, 1)
+    return (256, 1) if tile == 1 and channels >= 256 else (64, 1)
+
+
+def _weight_channel_block(channels: int, tile: int) -> tuple[int, int]:
+    """The same of one that holds a sum for every place of the kernel."""
+    return (64, 1) if tile <= 2 or (tile <= 4 and _fits_64(channels)) else (32, 1)
+
+
+def _fits_64(channels: int) -> bool:
+    """Whether blocks of 64 leave few lanes without a channel."""
+    return channels % 64 == 0 or channels > 256
+
+
+def _tiles(x: Tensor, side: int) -> int:
+    return x.numel() // (x.shape[3] * side**2)
