@@ -131,10 +131,11 @@ class Norm(Case):
         return [(2, 9, self.channels), (self.channels,), (self.channels,)]
 
     def operations(self) -> tuple[Operation, Operation]:
-        # Shifted: a variance by the difference of two large sums would show.
+        # A variance by the difference of two large sums would show; 16 bits cannot hold the shift.
+        shift = 20 if self.dtype in ("float32", "float64") else 0
         return (
-            lambda x, *parameters: gpu.layer_norm(x + 20, *parameters, 1e-6),
-            lambda x, *parameters: plain.layer_norm(x + 20, *parameters, 1e-6),
+            lambda x, *parameters: gpu.layer_norm(x + shift, *parameters, 1e-6),
+            lambda x, *parameters: plain.layer_norm(x + shift, *parameters, 1e-6),
         )
 
 

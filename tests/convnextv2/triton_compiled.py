@@ -1,54 +1,175 @@
-"""Compiles the Triton depthwise for NVIDIA processors, which needs none of them; prints JSON.
+"""Compiles the Triton kernels for NVIDIA processors, which needs none of them; prints JSON lines.
 
 Arguments: compute capabilities, such as 80. A program of its own, because Triton must not be in
-interpreter mode.
+interpreter mode. Machine code is read back with the disassembler that Triton brings along.
 """
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from convnextv2.kernels import triton_programs
+from convnextv2.kernels.gpu import depthwise_programs, grn_programs, norm_programs
 
-LAUNCH = {"SITES": 32, "CHANNELS": 64, "KERNEL": 7, "SIDE": 8}
-GEOMETRY = dict.fromkeys(("total", "visible", "rows", "columns", "channels"), "i32")
-WHERE = {"patches": "*i32", "slots": "*i32", **GEOMETRY}
+DISASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z]\w*)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A kernel for one geometry. `work`: what one thread has to do, by which code is measured."""
+
+    name: str
+    function: Any
+    tensors: dict[str, str]
+    constants: dict[str, Any]
+    work: float
+    numbers: tuple[str, ...] = ()
+    warps: int = 1
+    signature: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        arguments = {**self.tensors, **dict.fromkeys(self.numbers, "i32")}
+        constants = dict.fromkeys(self.constants, "constexpr")
+        object.__setattr__(self, "signature", {**arguments, **constants})
+
+
+def convolve(dtype: str, c: int, side: int, tile: int, *, block: int, warps: int = 1) -> Program:
+    """Forward; work: multiplications of one thread."""
+    sums = "*fp64" if dtype == "fp64" else "*fp32"
+    constants = _geometry(c, side, tile, block) | {"SKIP": tile > 1, "BACKWARD": False}
+    return Program(
+        f"convolve {dtype} s={side} C={c}",
+        depthwise_programs.convolve,
+        {
+            **dict.fromkeys(("x", "bias", "out"), f"*{dtype}"),
+            "weight": sums,
+            "neighbours": "*i32",
+        },
+        constants,
+        work=49 * tile**2 * block / (32 * warps),
+        warps=warps,
+    )
+
+
+def weight_gradient(dtype: str, c: int, side: int, tile: int, *, block: int) -> Program:
+    """Work: multiplications of one thread for a tile."""
+    sums = "*fp64" if dtype == "fp64" else "*fp32"
+    return Program(
+        f"weight gradient {dtype} s={side} C={c}",
+        depthwise_programs.weight_gradient,
+        {"x": f"*{dtype}", "grad": f"*{dtype}", "parts": sums, "neighbours": "*i32"},
+        _geometry(c, side, tile, block),
+        work=49 * tile**2 * block / 32,
+        numbers=("tiles",),
+    )
+
+
+def grn(name: str, dtype: str, **more: Any) -> Program:
+    """One pass of GELU + GRN over its widest tensor; work: elements of one thread."""
+    sums = "*fp64" if dtype == "fp64" else "*fp32"
+    wide = dict.fromkeys(("x", "grad", "beta", "out", "grad_x"), f"*{dtype}")
+    narrow = dict.fromkeys(("scale", "pull", "parts", "along", "plain"), sums)
+    function = getattr(grn_programs, name)
+    tensors = {n: t for n, t in {**wide, **narrow}.items() if n in function.arg_names}
+    exact = {"EXACT": dtype in ("fp32", "fp64")}
+    return Program(
+        f"{name} {dtype}",
+        function,
+        tensors,
+        {"C": 512, "ROWS": 32, "CHANNELS": 128, **exact, **more},
+        work=32,
+        numbers=tuple(n for n in ("rows", "splits") if n in function.arg_names),
+        warps=4,
+    )
+
+
+def norm(name: str, dtype: str) -> Program:
+    """LayerNorm; work: elements of one thread."""
+    function = getattr(norm_programs, name)
+    tensors = dict.fromkeys(("x", "weight", "bias", "out", "grad", "grad_x"), f"*{dtype}")
+    tensors["parts"] = "*fp64" if dtype == "fp64" else "*fp32"
+    constants = {"C": 40, "EPS": 1e-6, "ROWS": 32, "CHANNELS": 64}
+    constants["SUM"] = tl.float64 if dtype == "fp64" else tl.float32
+    return Program(
+        f"{name} {dtype}",
+        function,
+        {n: t for n, t in tensors.items() if n in function.arg_names},
+        constants,
+        work=16,
+        numbers=("rows",),
+        warps=4,
+    )
+
+
+def _geometry(c: int, side: int, tile: int, block: int) -> dict[str, Any]:
+    shape = {"HEIGHT": side, "WIDTH": side, "C": c, "TILE": tile, "KERNEL": 7, "AROUND": 7}
+    return {**shape, "CHANNELS": block}
+
+
+PROGRAMS = (
+    convolve("bf16", 40, 8, 4, block=32),
+    convolve("bf16", 512, 2, 2, block=64),
+    convolve("bf16", 1024, 1, 1, block=256),
+    *(convolve(dtype, 78, 1, 1, block=64) for dtype in ("fp16", "fp32", "fp64")),
+    weight_gradient("bf16", 40, 8, 4, block=32),
+    weight_gradient("bf16", 512, 2, 2, block=64),
+    weight_gradient("bf16", 1024, 1, 1, block=64),
+    *(weight_gradient(dtype, 78, 1, 1, block=64) for dtype in ("fp16", "fp32", "fp64")),
+    *(grn("square_sums", dtype) for dtype in ("bf16", "fp32", "fp64")),
+    grn("respond", "bf16"),
+    grn("gradient_sums", "bf16", AGAIN=True),
+    *(grn("input_gradient", dtype) for dtype in ("bf16", "fp32", "fp64")),
+    norm("normalise", "bf16"),
+    *(norm("norm_gradients", dtype) for dtype in ("bf16", "fp64")),
+)
 
 
 def main(capabilities: list[int]) -> None:
-    sizes = {}
     for capability in capabilities:
-        for dtype in ("fp32", "bf16", "fp16", "fp64"):
-            sums, wide = ("fp64", tl.float64) if dtype == "fp64" else ("fp32", tl.float32)
-            tensor, constants = f"*{dtype}", {**LAUNCH, "SUM": wide}
-            for bias in (True, False):
-                sizes[f"convolve {dtype} bias={bias} sm_{capability}"] = size(
-                    triton_programs.convolve,
-                    {**dict.fromkeys(("x", "weight", "bias", "out"), tensor), **WHERE},
-                    {**constants, "HAS_BIAS": bias},
-                    capability,
-                )
-            sizes[f"weight_gradient {dtype} sm_{capability}"] = size(
-                triton_programs.weight_gradient,
-                {"x": tensor, "grad": tensor, "parts": f"*{sums}", **WHERE},
-                {**constants, "GROUPS": 64},
-                capability,
-            )
-    print(json.dumps(sizes))
+        for program in PROGRAMS:
+            print(json.dumps({"name": program.name, "sm": capability, **code(program, capability)}))
 
 
-def size(
-    program: object, arguments: dict[str, str], constants: dict[str, object], capability: int
-) -> int:
-    """Bytes of machine code."""
-    signature = {**arguments, **dict.fromkeys(constants, "constexpr")}
-    source = ASTSource(program, signature, constants)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    return len(made.asm["cubin"])
+def code(program: Program, capability: int) -> dict[str, float]:
+    """What the machine code costs: registers, bytes of spills, instructions per piece of work."""
+    # Tensors of PyTorch begin at multiples of 16 bytes, which the compiler makes use of.
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(program.tensors))}
+    made = triton.compile(
+        ASTSource(program.function, _in_order(program), program.constants, aligned),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": program.warps},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        listing, usage = (_read_back(how, file.name) for how in ("-sass", "-res-usage"))
+    counts = Counter(INSTRUCTION.findall(listing))
+    return {
+        "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
+        "spilled": int(re.findall(r"STACK:(\d+)", usage)[0]) + counts["LDL"] + counts["STL"],
+        "instructions": round((sum(counts.values()) - counts["NOP"]) / program.work, 2),
+    }
+
+
+def _in_order(program: Program) -> dict[str, str]:
+    return {name: program.signature[name] for name in program.function.arg_names}
+
+
+def _read_back(how: str, file: str) -> str:
+    return subprocess.run(
+        [DISASSEMBLER, how, file], capture_output=True, text=True, check=True
+    ).stdout
 
 
 if __name__ == "__main__":

@@ -369,7 +369,9 @@ def weight_gradient(
     for _ in tl.static_range(KERNEL):
         sums += (row,)
     by_bias = tl.zeros((CHANNELS,), dtype=SUM)
-    for tile in range(group, tiles, tl.num_programs(0)):
+    for number in range(group, tiles, tl.num_programs(0)):
+        # A tensor in the interpreter too.
+        tile = tl.zeros((), dtype=tl.int32) + number
         patches = patches_around(neighbours, tile, REACH, ROWS, COLUMNS, AROUND)
         own = first_site(tile // (ROWS * COLUMNS), tile, 0, 0, ROWS, COLUMNS, TILE)
         grads = ()
