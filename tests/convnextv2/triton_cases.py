@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnextv2.kernels import gpu, plain, recomputed
-from convnextv2.kernels.gpu import depthwise_conv, grn, norm
+from convnextv2.kernels.gpu import depthwise_conv, grn, grn_programs, norm
+from convnextv2.kernels.gpu.launch import launch
 from convnextv2.kernels.gpu.neighbours import neighbour_table
 
 GRID = (2, 3)
@@ -122,6 +123,17 @@ class ResponseOperator(Response):
 
 
 @dataclass(frozen=True)
+class Silence(Response):
+    """No response anywhere: the norms are zero, and their gradients with them."""
+
+    def operations(self) -> tuple[Operation, Operation]:
+        ours, expected = super().operations()
+        return (lambda x, *others: ours(0 * x, *others)), (
+            lambda x, *others: expected(0 * x, *others)
+        )
+
+
+@dataclass(frozen=True)
 class Norm(Case):
     """LayerNorm."""
 
@@ -139,15 +151,16 @@ class Norm(Case):
         )
 
 
-ONE_IMAGE = ((4, 0, 5),)
+# Side by side, so that each reads over its border.
+TWO = ((1, 0),)
 CASES: tuple[Case, ...] = (
     # Every side of a patch in every dtype; C fits the programs' blocks, or leaves lanes empty.
-    Patches("float64", 5, side=8, patches=ONE_IMAGE),
-    Patches("float32", 32, side=8, patches=ONE_IMAGE),
-    Patches("bfloat16", 5, side=8, patches=ONE_IMAGE),
-    Patches("float64", 32, side=4, patches=ONE_IMAGE),
-    Patches("float32", 5, side=4, patches=ONE_IMAGE),
-    Patches("bfloat16", 32, side=4, patches=ONE_IMAGE),
+    Patches("float64", 5, side=8, patches=TWO),
+    Patches("float32", 32, side=8, patches=TWO),
+    Patches("bfloat16", 5, side=8, patches=TWO),
+    Patches("float64", 32, side=4, patches=TWO),
+    Patches("float32", 5, side=4, patches=TWO),
+    Patches("bfloat16", 32, side=4, patches=TWO),
     Patches("float64", 78, side=2),
     Patches("float32", 5, side=2),
     Patches("bfloat16", 64, side=2),
@@ -155,8 +168,8 @@ CASES: tuple[Case, ...] = (
     Patches("float32", 64, side=1),
     Patches("bfloat16", 78, side=1),
     # Tiles smaller than a patch, smaller kernels, another 16-bit dtype, one program for all sums.
-    Patches("float64", 1, side=6, kernel=3, patches=ONE_IMAGE),
-    Patches("float64", 3, side=9, kernel=3, patches=ONE_IMAGE),
+    Patches("float64", 1, side=6, kernel=3, patches=TWO),
+    Patches("float64", 3, side=9, kernel=3, patches=TWO),
     Patches("float16", 3, side=2, kernel=5, programs=1),
     Operators("float64", 5, side=1),
     Dense("float64", 5, size=(4, 6)),
@@ -170,6 +183,7 @@ CASES: tuple[Case, ...] = (
     Response("bfloat16", 22, groups=1, programs=8),
     Response("float16", 22),
     ResponseOperator("float64", 22),
+    Silence("float32", 22),
     Norm("float64", 22),
     Norm("float32", 32),
     Norm("bfloat16", 22),
@@ -178,37 +192,61 @@ CASES: tuple[Case, ...] = (
 
 def main() -> None:
     for case in CASES:
-        print(json.dumps({"case": asdict(case), **measured(case)}))
+        print(json.dumps({"case": asdict(case), "errors": errors(case)}))
+    print(json.dumps(short_gelu()))
+    check_operators()
 
 
-def measured(case: Case) -> dict[str, object]:
-    """Largest differences from the plain one in fp64, relative; whether all comes out twice."""
+def errors(case: Case) -> dict[str, float]:
+    """Largest differences from the plain one in fp64, relative to the largest value."""
     depthwise_conv.PROGRAMS = grn.PROGRAMS = norm.PROGRAMS = case.programs
     grn.ROWS, norm.ELEMENTS = 4, 128
     torch.manual_seed(0)
     dtype = getattr(torch, case.dtype)
     leaves = [torch.randn(shape).to(dtype).requires_grad_() for shape in case.shapes()]
-    ours, expected = case.operations()
-    # A gradient that is not contiguous, as a permuting layer sends it.
-    towards = torch.randn_like(ours(*leaves).transpose(-1, -2)).transpose(-1, -2)
-    got, again = (outputs(ours, leaves, towards) for _ in range(2))
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    wanted = outputs(expected, exact, towards.double())
+    ours, expected = case.operations()
+    out = expected(*exact)
+    # A gradient that is not contiguous, as a permuting layer sends it.
+    towards = torch.randn_like(out.transpose(-1, -2)).transpose(-1, -2).to(dtype)
+    wanted = [out.detach(), *torch.autograd.grad(out, exact, towards.double())]
+    out = ours(*leaves)
+    got = [out.detach(), *torch.autograd.grad(out, leaves, towards)]
     assert {t.dtype for t in got} == {dtype}
-    errors = map(difference, got, wanted)
+    return dict(zip(case.names, map(difference, got, wanted), strict=True))
+
+
+def short_gelu() -> dict[str, float]:
+    """Largest errors of the GELU for 16-bit tensors and of its slope, in fp32."""
+    x = torch.linspace(-40, 40, 8192).view(1, -1)
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    out, slope = torch.empty_like(x), torch.empty_like(x)
+    shape = {"C": x.numel(), "ROWS": 1, "CHANNELS": x.numel(), "EXACT": False}
+    launch(grn_programs.respond, (1, 1), x, one, zero, out, 1, **shape)
+    launch(grn_programs.input_gradient, (1, 1), x, one, one, zero, slope, 1, **shape)
+    exact = x.double().requires_grad_()
+    wanted = F.gelu(exact)
+    (wanted_slope,) = torch.autograd.grad(wanted.sum(), exact)
     return {
-        "errors": dict(zip(case.names, errors, strict=True)),
-        "repeats": all(map(torch.equal, got, again)),
+        "gelu": float((out - wanted).abs().max()),
+        "slope": float((slope - wanted_slope).abs().max()),
     }
 
 
-def outputs(operation: Operation, leaves: list[Tensor], towards: Tensor) -> list[Tensor]:
-    out = operation(*leaves)
-    return [out.detach(), *torch.autograd.grad(out, leaves, towards)]
+def check_operators() -> None:
+    """What PyTorch asks of operators, as far as an interpreter can be asked."""
+    checks = "test_schema", "test_autograd_registration"
+    patches, where = Patches(side=1), (torch.tensor(((0, 1),)), GRID)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in patches.shapes()]
+    leaves[0] = leaves[0].detach()[0, :2].requires_grad_()
+    table = neighbour_table(*where, gpu.LARGEST_KERNEL)
+    torch.library.opcheck(depthwise_conv.operator, (*leaves, table), test_utils=checks)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in Response().shapes()[:3]]
+    torch.library.opcheck(grn.operator, (*leaves, 3), test_utils=checks)
 
 
 def difference(got: Tensor, expected: Tensor) -> float:
-    return float((got.double() - expected).abs().max() / expected.abs().max())
+    return float((got.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
 if __name__ == "__main__":
