@@ -61,7 +61,7 @@ def test_the_short_gelu_is_as_near_as_it_says(interpreted: list[dict[str, Any]])
     assert errors["slope"] < 2e-5
 
 
-# Registers of a thread, and instructions per multiplication (depthwise) or per element (the others),
+# Registers of a thread, and instructions per multiplication (depthwise) or element (the others),
 # as the Triton of PyTorch's present release compiles them; the highest of the processors.
 CEILINGS = {
     "convolve bf16 s=8 C=40": (110, 2.3),
