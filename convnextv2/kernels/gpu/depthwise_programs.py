@@ -9,12 +9,17 @@ Layout: x is (patches, HEIGHT, WIDTH, C). `neighbours` (patches, AROUND, AROUND)
 patch at each offset, -1 where none is; AROUND 0 has no table, and every patch is alone.
 """
 
+# Triton unrolls loops over tuples that grow, which a type checker takes for one tuple.
+# mypy: disable-error-code="assignment"
+
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def fetch(pointer: tl.tensor, exists: tl.tensor, MASKED: tl.constexpr, SUM: tl.constexpr):
+def fetch(
+    pointer: tl.tensor, exists: tl.tensor, MASKED: tl.constexpr, SUM: tl.constexpr
+) -> tl.tensor:
     """Load as the dtype of sums; a mask costs an instruction, so none where C fits the block."""
     if MASKED:
         return tl.load(pointer, mask=exists, other=0).to(SUM)
@@ -31,7 +36,7 @@ def patch_at(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     AROUND: tl.constexpr,
-):
+) -> tl.tensor:
     """Number of the patch that holds the tile at an offset of `tile`, -1 where none does."""
     HALF: tl.constexpr = AROUND // 2
     patch = tile // (ROWS * COLUMNS)
@@ -56,7 +61,7 @@ def first_site(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TILE: tl.constexpr,
-):
+) -> tl.tensor:
     """Number of the first site of the tile at an offset of `tile`, which lies in `patch`."""
     # However far it is in patches, its place in its own is the remainder.
     row = (tile // COLUMNS % ROWS + DOWN + TILE * ROWS) % ROWS
@@ -73,7 +78,7 @@ def patches_around(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     AROUND: tl.constexpr,
-):
+) -> tl.tuple:
     """`patch_at` every offset up to REACH, read at once: nothing waits for them one by one."""
     patches = ()
     for down in tl.static_range(-REACH, REACH + 1):
@@ -84,8 +89,8 @@ def patches_around(
 
 @triton.jit
 def row_into_row(
-    sums,
-    values,
+    sums: tl.tuple,
+    values: tl.tuple,
     weight: tl.tensor,
     exists: tl.tensor,
     RIGHT: tl.constexpr,
@@ -95,7 +100,7 @@ def row_into_row(
     BACKWARD: tl.constexpr,
     MASKED: tl.constexpr,
     SUM: tl.constexpr,
-):
+) -> tl.tuple:
     """Add a row of a tile, RIGHT tiles away, times one row of the kernel to a row of sums."""
     FIRST: tl.constexpr = KERNEL // 2 + RIGHT * TILE
     STEP: tl.constexpr = -C if BACKWARD else C
@@ -124,7 +129,7 @@ def read_row(
     MASKED: tl.constexpr,
     SUM: tl.constexpr,
     CHANNELS: tl.constexpr,
-):
+) -> tl.tuple:
     """The sites of a tile's row that the kernel reaches from RIGHT tiles away; zeros elsewhere."""
     values = ()
     for j in tl.static_range(TILE):
@@ -137,7 +142,7 @@ def read_row(
 
 @triton.jit
 def tile_into_sums(
-    sums,
+    sums: tl.tuple,
     x: tl.tensor,
     weight: tl.tensor,
     readable: tl.tensor,
@@ -153,7 +158,7 @@ def tile_into_sums(
     MASKED: tl.constexpr,
     SUM: tl.constexpr,
     CHANNELS: tl.constexpr,
-):
+) -> tl.tuple:
     """Add what a tile, at `x` and at an offset in tiles, gives to the sums of a tile."""
     HALF: tl.constexpr = KERNEL // 2
     FIRST: tl.constexpr = HALF + DOWN * TILE
@@ -284,13 +289,13 @@ def convolve(
 
 @triton.jit
 def row_by_row(
-    sums,
-    values,
-    grads,
+    sums: tl.tuple,
+    values: tl.tuple,
+    grads: tl.tuple,
     RIGHT: tl.constexpr,
     TILE: tl.constexpr,
     KERNEL: tl.constexpr,
-):
+) -> tl.tuple:
     """Add the products of a row of a tile, RIGHT tiles away, and a row of the gradient."""
     FIRST: tl.constexpr = KERNEL // 2 + RIGHT * TILE
     new = ()
@@ -305,9 +310,9 @@ def row_by_row(
 
 @triton.jit
 def tile_by_tile(
-    sums,
+    sums: tl.tuple,
     x: tl.tensor,
-    grads,
+    grads: tl.tuple,
     exists: tl.tensor,
     DOWN: tl.constexpr,
     RIGHT: tl.constexpr,
@@ -318,7 +323,7 @@ def tile_by_tile(
     MASKED: tl.constexpr,
     SUM: tl.constexpr,
     CHANNELS: tl.constexpr,
-):
+) -> tl.tuple:
     """Add the products of a tile of sites, at an offset in tiles, and a tile of the gradient."""
     HALF: tl.constexpr = KERNEL // 2
     FIRST: tl.constexpr = HALF + DOWN * TILE

@@ -41,7 +41,7 @@ def gelu(x: tl.tensor, EXACT: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def gelu_and_slope(x: tl.tensor, EXACT: tl.constexpr):
+def gelu_and_slope(x: tl.tensor, EXACT: tl.constexpr) -> tl.tuple:
     """GELU and its derivative."""
     density = tl.exp2(x * x * MINUS_HALF_LOG2_E) * INVERSE_ROOT_2_PI
     if EXACT:

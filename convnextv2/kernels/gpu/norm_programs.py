@@ -12,7 +12,9 @@ SUM_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 @triton.jit
-def standardised(values: tl.tensor, exists: tl.tensor, C: tl.constexpr, EPS: tl.constexpr):
+def standardised(
+    values: tl.tensor, exists: tl.tensor, C: tl.constexpr, EPS: tl.constexpr
+) -> tl.tuple:
     """Rows (ROWS, CHANNELS) without their mean, over their deviation; and one over that."""
     centred = tl.where(exists[None, :], values - (tl.sum(values, axis=1) / C)[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / C
