@@ -43,6 +43,7 @@ def interpreted() -> list[dict[str, Any]]:
     return [json.loads(line) for line in printed.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_equals_the_plain_one_with_every_gradient(
     number: int, interpreted: list[dict[str, Any]]
@@ -55,6 +56,7 @@ def test_equals_the_plain_one_with_every_gradient(
         assert error < 8 * torch.finfo(getattr(torch, case.dtype)).eps, name
 
 
+@pytest.mark.slow
 def test_the_short_gelu_is_as_near_as_it_says(interpreted: list[dict[str, Any]]) -> None:
     errors = interpreted[len(CASES)]
     assert errors["gelu"] < 6e-6

@@ -146,8 +146,8 @@ class Norm(Case):
         # A variance by the difference of two large sums would show; 16 bits cannot hold the shift.
         shift = 20 if self.dtype in ("float32", "float64") else 0
         return (
-            lambda x, *parameters: gpu.layer_norm(x + shift, *parameters, 1e-6),
-            lambda x, *parameters: plain.layer_norm(x + shift, *parameters, 1e-6),
+            lambda x, weight, bias: gpu.layer_norm(x + shift, weight, bias, 1e-6),
+            lambda x, weight, bias: plain.layer_norm(x + shift, weight, bias, 1e-6),
         )
 
 
