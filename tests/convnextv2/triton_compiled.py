@@ -120,7 +120,7 @@ def _geometry(c: int, side: int, tile: int, block: int) -> dict[str, Any]:
 PROGRAMS = (
     convolve("bf16", 40, 8, 4, block=32),
     convolve("bf16", 512, 2, 2, block=64),
-    convolve("bf16", 1024, 1, 1, block=128),
+    convolve("bf16", 1024, 1, 1, block=64),
     *(convolve(dtype, 78, 1, 1, block=64) for dtype in ("fp32", "fp64")),
     weight_gradient("bf16", 40, 8, 4, block=32),
     weight_gradient("bf16", 512, 2, 2, block=64),

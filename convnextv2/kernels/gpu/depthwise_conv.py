@@ -150,9 +150,9 @@ def _shape(
 
 def _channel_block(channels: int, tile: int) -> tuple[int, int]:
     """Channels and warps of a program that convolves, as measured on an H200."""
-    if tile > 2:
-        return (64, 2) if _fits_64(channels) else (32, 1)
-    return (128, 1) if tile == 1 and channels % 128 == 0 else (64, 1)
+    if tile <= 2:
+        return 64, 1
+    return (64, 2) if _fits_64(channels) else (32, 1)
 
 
 def _weight_channel_block(channels: int, tile: int) -> tuple[int, int]:
