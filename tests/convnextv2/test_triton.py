@@ -82,7 +82,7 @@ CEILINGS = {
     "input_gradient bf16": (112, 28),
     "input_gradient fp32": (136, 50),
     "normalise bf16": (48, 17),
-    "norm_gradients bf16": (96, 44),
+    "norm_gradients bf16": (112, 44),
 }
 
 

@@ -55,10 +55,10 @@ class Patches(Case):
         return [x, (self.channels, 1, self.kernel, self.kernel), (self.channels,)]
 
     def operations(self) -> tuple[Operation, Operation]:
-        where = torch.tensor(self.patches), GRID
+        patches = torch.tensor(self.patches)
         return (
-            lambda *inputs: gpu.patch_depthwise(*inputs, *where),
-            lambda *inputs: plain.patch_depthwise(*inputs, *where),
+            lambda x, weight, bias: gpu.patch_depthwise(x, weight, bias, patches, GRID),
+            lambda x, weight, bias: plain.patch_depthwise(x, weight, bias, patches, GRID),
         )
 
 
@@ -67,13 +67,12 @@ class Operators(Patches):
     """The same as torch.compile gets it."""
 
     def operations(self) -> tuple[Operation, Operation]:
-        where = torch.tensor(self.patches), GRID
-        table = neighbour_table(*where, gpu.LARGEST_KERNEL)
+        table = neighbour_table(torch.tensor(self.patches), GRID, gpu.LARGEST_KERNEL)
 
         def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             return depthwise_conv.operator(x.flatten(0, 1), weight, bias, table).view_as(x)
 
-        return ours, lambda *inputs: plain.patch_depthwise(*inputs, *where)
+        return ours, super().operations()[1]
 
 
 @dataclass(frozen=True)
