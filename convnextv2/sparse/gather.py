@@ -40,9 +40,7 @@ class VisiblePatches:
         return patch_linear(x, weight, bias)
 
     def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return kernels.patch_depthwise(
-            x, weight, bias, self.patches, self.grid, self.neighbours
-        )
+        return kernels.patch_depthwise(x, weight, bias, self.patches, self.grid, self.neighbours)
 
     def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         groups = 1 if self.grn_scope == "batch" else len(x)

@@ -19,7 +19,12 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from convnextv2.kernels.gpu import depthwise_programs, grn_programs, norm_programs
+from convnextv2.kernels.gpu import (
+    depthwise_programs,
+    grn_programs,
+    norm_programs,
+    weight_programs,
+)
 
 DISASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z]\w*)", re.MULTILINE)
@@ -67,7 +72,7 @@ def weight_gradient(dtype: str, c: int, side: int, tile: int, *, block: int) -> 
     sums = "*fp64" if dtype == "fp64" else "*fp32"
     return Program(
         f"weight gradient {dtype} s={side} C={c}",
-        depthwise_programs.weight_gradient,
+        weight_programs.weight_gradient,
         {"x": f"*{dtype}", "grad": f"*{dtype}", "parts": sums, "neighbours": "*i32"},
         _geometry(c, side, tile, block),
         work=49 * tile**2 * block / 32,

@@ -66,7 +66,7 @@ def _sums(
     x: Tensor, grad: Tensor, weight: Tensor, neighbours: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients with respect to the weight and the bias."""
-    from convnextv2.kernels.gpu import depthwise_programs as programs
+    from convnextv2.kernels.gpu import weight_programs as programs
 
     shape = _shape(x, weight, neighbours, _weight_channel_block)
     tiles, across = _tiles(x, shape["TILE"]), blocks(shape["C"], shape["CHANNELS"])

@@ -1,0 +1,140 @@
+"""The Triton program of the depthwise weight's gradient, apart because it needs Triton.
+
+A program keeps the sums of all K*K places, and the bias's, of some channels in registers while it
+goes through its share of the tiles: of each the gradient is read once, and the sites around it.
+"""
+
+# Triton unrolls loops over tuples that grow, which a type checker takes for one tuple.
+# mypy: disable-error-code="assignment"
+
+import triton
+import triton.language as tl
+
+from convnextv2.kernels.gpu.tiles import fetch, first_site, patches_around, read_row
+
+
+@triton.jit
+def row_by_row(
+    sums: tl.tuple,
+    values: tl.tuple,
+    grads: tl.tuple,
+    RIGHT: tl.constexpr,
+    TILE: tl.constexpr,
+    KERNEL: tl.constexpr,
+) -> tl.tuple:
+    """Add the products of a row of a tile, RIGHT tiles away, and a row of the gradient."""
+    FIRST: tl.constexpr = KERNEL // 2 + RIGHT * TILE
+    new = ()
+    for k in tl.static_range(KERNEL):
+        total = sums[k]
+        for o in tl.static_range(TILE):
+            if (o + k - FIRST >= 0) & (o + k - FIRST < TILE):
+                total += values[o + k - FIRST] * grads[o]
+        new += (total,)
+    return new
+
+
+@triton.jit
+def tile_by_tile(
+    sums: tl.tuple,
+    x: tl.tensor,
+    grads: tl.tuple,
+    exists: tl.tensor,
+    DOWN: tl.constexpr,
+    RIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    C: tl.constexpr,
+    TILE: tl.constexpr,
+    KERNEL: tl.constexpr,
+    MASKED: tl.constexpr,
+    SUM: tl.constexpr,
+    CHANNELS: tl.constexpr,
+) -> tl.tuple:
+    """Add the products of a tile of sites, at an offset in tiles, and a tile of the gradient."""
+    HALF: tl.constexpr = KERNEL // 2
+    FIRST: tl.constexpr = HALF + DOWN * TILE
+    for i in tl.static_range(TILE):
+        if (DOWN * TILE + i >= -HALF) & (DOWN * TILE + i < TILE + HALF):
+            values = read_row(
+                x + i * WIDTH * C, exists, RIGHT, C, TILE, KERNEL, MASKED, SUM, CHANNELS
+            )
+            new = ()
+            for k in tl.static_range(KERNEL):
+                if (FIRST + i - k >= 0) & (FIRST + i - k < TILE):
+                    new += (row_by_row(sums[k], values, grads[FIRST + i - k], RIGHT, TILE, KERNEL),)
+                else:
+                    new += (sums[k],)
+            sums = new
+    return sums
+
+
+@triton.jit
+def weight_gradient(
+    x: tl.tensor,
+    grad: tl.tensor,
+    parts: tl.tensor,
+    neighbours: tl.tensor,
+    tiles: tl.tensor,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    C: tl.constexpr,
+    TILE: tl.constexpr,
+    KERNEL: tl.constexpr,
+    AROUND: tl.constexpr,
+    CHANNELS: tl.constexpr,
+) -> None:
+    """Sums over every G-th tile, of G programs: `parts` (G, K*K + 1, C), the last by the bias."""
+    SUM: tl.constexpr = parts.dtype.element_ty
+    MASKED: tl.constexpr = C % CHANNELS != 0
+    REACH: tl.constexpr = (KERNEL // 2 + TILE - 1) // TILE
+    SIDE: tl.constexpr = 2 * REACH + 1
+    ROWS: tl.constexpr = HEIGHT // TILE
+    COLUMNS: tl.constexpr = WIDTH // TILE
+    group = tl.program_id(0)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = channel < C
+    row = ()
+    for _ in tl.static_range(KERNEL):
+        row += (tl.zeros((CHANNELS,), dtype=SUM),)
+    sums = ()
+    for _ in tl.static_range(KERNEL):
+        sums += (row,)
+    by_bias = tl.zeros((CHANNELS,), dtype=SUM)
+    for number in range(group, tiles, tl.num_programs(0)):
+        # A tensor in the interpreter too.
+        tile = tl.zeros((), dtype=tl.int32) + number
+        patches = patches_around(neighbours, tile, REACH, ROWS, COLUMNS, AROUND)
+        own = first_site(tile // (ROWS * COLUMNS), tile, 0, 0, ROWS, COLUMNS, TILE)
+        grads = ()
+        for i in tl.static_range(TILE):
+            line = ()
+            for j in tl.static_range(TILE):
+                pointer = grad + own * C + channel + (i * WIDTH + j) * C
+                line += (fetch(pointer, exists, MASKED, SUM),)
+                by_bias += line[j]
+            grads += (line,)
+        for down in tl.static_range(-REACH, REACH + 1):
+            for right in tl.static_range(-REACH, REACH + 1):
+                patch = patches[(down + REACH) * SIDE + right + REACH]
+                first = first_site(patch, tile, down, right, ROWS, COLUMNS, TILE)
+                if patch >= 0:
+                    sums = tile_by_tile(
+                        sums,
+                        x + first * C + channel,
+                        grads,
+                        exists,
+                        down,
+                        right,
+                        WIDTH,
+                        C,
+                        TILE,
+                        KERNEL,
+                        MASKED,
+                        SUM,
+                        CHANNELS,
+                    )
+    at = parts + group.to(tl.int64) * (KERNEL * KERNEL + 1) * C + channel
+    for i in tl.static_range(KERNEL):
+        for j in tl.static_range(KERNEL):
+            tl.store(at + (i * KERNEL + j) * C, sums[i][j], mask=exists)
+    tl.store(at + KERNEL * KERNEL * C, by_bias, mask=exists)
