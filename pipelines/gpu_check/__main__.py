@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipelines.gpu_check.backends import backends
 from pipelines.gpu_check.calibration import calibration
+from pipelines.gpu_check.compilation import compilation
 from pipelines.gpu_check.kernel_speed import kernel_speed
 from pipelines.gpu_check.kernels import kernels
 from pipelines.gpu_check.loader import loader
@@ -27,6 +28,7 @@ from pipelines.gpu_check.zero import zero
 PARTS = (
     Part("machine", 90, machine),
     Part("calibration", 20, calibration),
+    Part("compilation", 150, compilation),
     Part("kernels", 60, kernels),
     Part("loader", 20, loader),
     Part("syncs", 40, syncs),

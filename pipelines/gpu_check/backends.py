@@ -15,7 +15,8 @@ from pipelines.gpu_check.parts import Row, Setting
 BARS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2}
 GRADIENT_BARS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """In bf16 the two round at other places in every layer, on the way there and back."""
-BATCH = 4
+BATCH = 16
+QUICK_BATCH = 4
 
 
 def backends(setting: Setting) -> Iterator[Row]:
@@ -36,7 +37,7 @@ def backends(setting: Setting) -> Iterator[Row]:
 def evaluate(backend: Backend, dtype: torch.dtype, setting: Setting) -> tuple[Tensor, Tensor]:
     """The loss and all gradients end to end."""
     device = torch.device(setting.device)
-    size, pixels = ("pocket", 128) if setting.quick else ("atto", 224)
+    size, pixels, batch = ("pocket", 128, QUICK_BATCH) if setting.quick else ("atto", 224, BATCH)
     torch.manual_seed(0)
     model = FCMAE.from_size(size, image_size=pixels, backend=backend)
     with torch.no_grad():
@@ -44,9 +45,9 @@ def evaluate(backend: Backend, dtype: torch.dtype, setting: Setting) -> tuple[Te
             # GRN begins as the identity, which would hide it.
             parameter.add_(0.1 * torch.randn_like(parameter))
     model = model.to(device, dtype)
-    images = torch.randn(BATCH, 3, pixels, pixels).to(device, dtype)
+    images = torch.randn(batch, 3, pixels, pixels).to(device, dtype)
     patches = model.grid[0] * model.grid[1]
-    mask = sample_masks(seed=0, epoch=0, indices=range(BATCH), num_patches=patches, mask_ratio=0.6)
+    mask = sample_masks(seed=0, epoch=0, indices=range(batch), num_patches=patches, mask_ratio=0.6)
     loss = model(images, mask=mask, prediction="masked").loss
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     return loss.detach(), torch.cat([each.flatten().double() for each in gradients])
