@@ -21,7 +21,10 @@ from tests.pipelines.user import Page, run
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_own_signals", "_own_store")]
-CONFIG = load_preset("demo", ["pretrain.train_images=32"])
+CONFIG = load_preset(
+    "demo",
+    ["pretrain.train_images=32", "pretrain.global_batch_size=16", "pretrain.micro_batch_size=8"],
+)
 ALL = "convnextv2 run demo --data /photos"
 
 
