@@ -29,7 +29,7 @@ PARTS = (
     Part("machine", 90, machine),
     Part("calibration", 20, calibration),
     Part("compilation", 150, compilation),
-    Part("kernels", 60, kernels),
+    Part("kernels", 90, kernels),
     Part("loader", 20, loader),
     Part("syncs", 40, syncs),
     Part("speed", 120, speed),
