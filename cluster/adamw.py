@@ -45,11 +45,13 @@ class LayerwiseAdamW(torch.optim.AdamW):
         assert closure is None
         if not self.stretches:
             return  # DeepSpeed's bf16 makes states by a step of zeros; ours are made elsewhere.
-        counted = 1 if self.found_inf is None else 1 - self.found_inf
+        counted = torch.ones(()) if self.found_inf is None else 1 - self.found_inf
         for group in self.param_groups:
             updated = [tensor for tensor in group["params"] if tensor.grad is not None]
             if updated:
-                torch._foreach_add_([self.state[tensor]["step"] for tensor in updated], counted)
+                counts = [self.state[tensor]["step"] for tensor in updated]
+                # A tensor outside of a list is read as a number, for which the host would wait.
+                torch._foreach_add_(counts, [counted] * len(counts))
             columns: dict[float, tuple[list[Tensor], ...]] = defaultdict(lambda: ([], [], [], []))
             steps: dict[float, list[Tensor]] = defaultdict(list)
             for tensor in updated:

@@ -88,3 +88,21 @@ def test_a_step_that_is_to_be_left_out_changes_nothing_and_is_not_counted(
         ends.append([flat.detach(), *state.values()])
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
     assert ends[0][1] == 3
+
+
+def test_a_step_asks_the_device_for_nothing() -> None:
+    """PyTorch's device "meta" has no values: what would be read from a GPU is an error there."""
+    with torch.device("meta"):
+        weights = [nn.Parameter(torch.empty(5)) for _ in range(2)]
+        groups = [
+            {"params": [weight], "weight_decay": decay, "lr_scale": 1.0}
+            for weight, decay in zip(weights, (0.1, 0.0), strict=True)
+        ]
+        optimizer = LayerwiseAdamW(groups, betas=BETAS)
+        for weight in weights:
+            weight.grad = torch.empty(5)
+            state = ("step", ()), ("exp_avg", (5,)), ("exp_avg_sq", (5,))
+            optimizer.state[weight] = {name: torch.empty(shape) for name, shape in state}
+        optimizer.stretches = {weight: [(0, 2, 1.0), (2, 5, 0.5)] for weight in weights}
+        optimizer.found_inf = torch.empty(())
+        optimizer.step()
