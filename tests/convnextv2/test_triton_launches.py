@@ -1,6 +1,10 @@
-"""How the Triton programs are started, as far as Triton's own part of it. Nothing is run."""
+"""How the Triton programs are started. Nothing is run: there may be no GPU."""
 
+import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -59,6 +63,18 @@ def test_a_launch_is_short_on_the_host(started: Started) -> None:
     assert all(one is other for one, other in zip(arguments, (*tensors, 3), strict=True))
     # By way of PyTorch's dispatcher it takes several hundred.
     assert calls < 30
+
+
+@pytest.mark.slow
+def test_what_is_launched_arrives_at_the_driver(tmp_path: Path) -> None:
+    # The interpreter has no driver.
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-m", "tests.convnextv2.triton_launches"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    # The grid, stream, compiled function, then after the tensors rows and constants.
+    assert found["numbers"] == [2, 1, 1, 5, 7, 64, 40, 1e-6, 32, 64]
+    assert found["tensors"] == [True] * 4
 
 
 def test_what_is_traced_has_the_programs_in_its_graph(started: Started) -> None:
