@@ -13,8 +13,8 @@ def launch(program: Any, grid: tuple[int, ...], *arguments: Any, **constants: An
 
     Inside an operator that is being traced it goes into the graph instead.
     """
-    # What is wrapped goes through all of PyTorch's dispatcher, at ten times the host's time for a
-    # launch, though no mode is there to see it.
+    # A wrapped program goes through PyTorch's dispatcher, which takes the host as long as ten
+    # launches, and only a dispatch mode (tracing is one) sees it there.
     started = wrap_triton(program) if is_in_torch_dispatch_mode() else program
     if started is not program:
         started[grid](*arguments, **constants)
