@@ -33,7 +33,7 @@ class Launcher:
         arrived[:] = [arguments]
 
 
-class Driver(CudaDriver):  # type: ignore[misc]
+class Driver(CudaDriver):
     """Compiled programs are loaded as FUNCTION and go to STREAM."""
 
     def __init__(self) -> None:
