@@ -50,6 +50,18 @@ def test_weights_that_fit_are_no_problem(classifier: Path) -> None:
     assert problems(f"pretrain.weights={classifier}") == []
 
 
+def test_weights_of_other_channels_fit_a_model_of_as_many(tmp_path: Path) -> None:
+    path = tmp_path / "five.safetensors"
+    model = ConvNeXtV2.from_size("pocket", num_classes=0, stem_stride=1, in_channels=5)
+    save_file(model.state_dict(), path)
+    named = (*FROM_FILES, f"finetune.weights={path}")
+    assert problems(*named, "model.in_channels=5") == []
+    assert problems(*named) == [
+        f"finetune.weights: {path} takes images of 5 channels, and model.in_channels is 3; "
+        "model.in_channels=5 would work"
+    ]
+
+
 def test_all_that_is_wrong_with_weights_is_told_at_once(tmp_path: Path) -> None:
     other = tmp_path / "atto.pt"
     torch.save(ConvNeXtV2.from_size("atto", num_classes=0, in_channels=4).state_dict(), other)
@@ -71,7 +83,8 @@ def test_all_that_is_wrong_with_weights_is_told_at_once(tmp_path: Path) -> None:
         f"finetune.weights: {other} is atto, and model.size is pocket; model.size=atto would work",
         f"finetune.weights: {other} has a stem of stride 4, and model.stem_stride is 1; "
         "model.stem_stride=4 would work",
-        f"finetune.weights: {other} takes images of 4 channels, the pipeline's have 3",
+        f"finetune.weights: {other} takes images of 4 channels, and model.in_channels is 3; "
+        "model.in_channels=4 would work",
         f"linear_probe.weights: {tmp_path / 'bad.pth'} is neither a safetensors nor a PyTorch file",
     ]
     assert len(found) == 8
