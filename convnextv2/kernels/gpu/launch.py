@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import wrap_triton
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 def launch(program: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -12,9 +13,8 @@ def launch(program: Any, grid: tuple[int, ...], *arguments: Any, **constants: An
 
     Inside an operator that is being traced it goes into the graph instead.
     """
-    wrapped = wrap_triton(program)
-    if wrapped is not program:
-        wrapped[grid](*arguments, **constants)
+    if is_in_torch_dispatch_mode():
+        wrap_triton(program)[grid](*arguments, **constants)
         return
     with torch.cuda.device_of(arguments[0]):
         program[grid](*arguments, **constants)
