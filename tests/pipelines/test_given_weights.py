@@ -15,7 +15,8 @@ from pipelines.job import TrainJob
 from pipelines.outline import outline
 from pipelines.presets import load_preset
 from pipelines.resolve import ConfigError
-from pipelines.stages import build_stages, finetune, pretrain
+from pipelines.scores import MODELS
+from pipelines.stages import build_stages, finetune, pretrain, report
 from pipelines.weights.given import COPY, Given, digest_of
 from tests.convnextv2.pictures import CLASSES
 from tests.convnextv2.test_weights_dialects import assert_same
@@ -104,6 +105,28 @@ def test_a_control_beside_given_weights_starts_from_scratch(classifier: Path, sh
     stages = stages_of(shards, "pretrain=null", f"finetune.weights={classifier}")
     assert "weights" in stages["finetune"].settings
     assert "weights" not in stages["finetune-scratch"].settings
+
+
+@pytest.mark.parametrize(
+    ("overrides", "models", "words"),
+    [
+        ((), ("pretrained", "from scratch"), "FCMAE pretraining"),
+        (
+            ("pretrain=null", "finetune.weights=FILE"),
+            ("pretrained", "from scratch"),
+            "the given pretraining",
+        ),
+        (("pretrain=null", "finetune.control=false"), ("from scratch",), ""),
+        (("pretrain=null", "finetune=null", "knn={weights: FILE}"), (), "the given pretraining"),
+    ],
+)
+def test_the_report_tells_a_model_of_given_weights_from_one_from_scratch(
+    overrides: tuple[str, ...], models: tuple[str, ...], words: str, classifier: Path
+) -> None:
+    config = load_preset("demo", [each.replace("FILE", str(classifier)) for each in overrides])
+    trained = [name for name in ("finetune", "finetune-scratch") if name in outline(config)]
+    assert tuple(MODELS[report.model_of(config, name)] for name in trained) == models
+    assert report.pretraining_of(config, outline(config)) == words
 
 
 def stages_of(shards: Path, *overrides: str) -> dict[str, Stage]:
