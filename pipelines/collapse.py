@@ -12,7 +12,7 @@ from rich.progress import track
 
 from convnextv2.analysis.collapse import CollapseMeter, activation_maps, block_named
 from convnextv2.analysis.images import Views, open_images, require_rgb
-from convnextv2.analysis.models import best_device, read_encoder
+from convnextv2.analysis.models import best_device, normalization_of, read_encoder
 from convnextv2.encoder import ConvNeXtV2
 from pipelines.collapse_figures import (
     PAGE_SIZE,
@@ -49,10 +49,14 @@ def analyse_collapse(
     Raises:
         ValueError: When a file, the images, their size or `block` cannot be used.
     """
-    models = [read_encoder(inspect(path)).to(best_device()) for path in files]
+    found = [inspect(path) for path in files]
+    models = [read_encoder(each).to(best_device()) for each in found]
     drawn = [_drawable(path, model, block) for path, model in zip(files, models, strict=True)]
     views = Views(open_images(images, limit), image_size, BATCH)
-    meters = [CollapseMeter(model) for model in models]
+    meters = [
+        CollapseMeter(model, normalization_of(each))
+        for model, each in zip(models, found, strict=True)
+    ]
     photos = None
     console = Console(stderr=True)
     batches = track(
@@ -74,9 +78,9 @@ def analyse_collapse(
             label=label,
             blocks=meter.result(),
             drawn=name,
-            maps=activation_maps(model, photos, name),
+            maps=activation_maps(meter.model, photos, name, normalization=meter.normalization),
         )
-        for label, model, meter, name in zip(labels(files), models, meters, drawn, strict=True)
+        for label, meter, name in zip(labels(files), meters, drawn, strict=True)
     ]
     result = {
         "images": len(views.shown),

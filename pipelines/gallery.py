@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from convnextv2.analysis.images import Views, open_images, require_rgb
-from convnextv2.analysis.models import best_device, read_fcmae
+from convnextv2.analysis.models import best_device, normalization_of, read_fcmae
 from convnextv2.analysis.reconstruct import Reconstruction, reconstruct_all
 from pipelines.figures import LIGHT, picture
 from pipelines.files import atomically
@@ -44,12 +44,15 @@ def make_gallery(
     """
     if not 0 < mask_ratio < 1:
         raise ValueError(f"mask ratio {mask_ratio} is not between 0 and 1")
+    found = inspect(weights)
     model = read_fcmae(
-        inspect(weights), image_size=image_size, patch_size=patch_size, norm_pix_loss=norm_pix_loss
+        found, image_size=image_size, patch_size=patch_size, norm_pix_loss=norm_pix_loss
     ).to(best_device())
     require_rgb(model.encoder.in_channels)
     views = Views(open_images(images, limit), model.image_size, BATCH)
-    made = reconstruct_all(model, views, mask_ratio=mask_ratio, seed=seed)
+    made = reconstruct_all(
+        model, views, mask_ratio=mask_ratio, seed=seed, normalization=normalization_of(found)
+    )
 
     page, sheet = output / "gallery.html", output / "gallery.png"
     height, width = model.image_size

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.layers import Block
-from convnextv2.tasks import Normalize
+from convnextv2.tasks import IMAGENET, Normalization, Normalize
 
 DEAD = 1e-15
 """Norm of a map that is as good as zero: its squares are where fp32 runs out."""
@@ -68,8 +68,8 @@ def channel_distance(features: Tensor) -> tuple[Tensor, Tensor]:
 class CollapseMeter:
     """Measures `model` block by block on the batches it is shown."""
 
-    def __init__(self, model: ConvNeXtV2) -> None:
-        self.model = model
+    def __init__(self, model: ConvNeXtV2, normalization: Normalization = IMAGENET) -> None:
+        self.model, self.normalization = model, normalization
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._channels: dict[str, int] = {}
 
@@ -82,7 +82,7 @@ class CollapseMeter:
             self._channels[name] = features.shape[-1]
 
         with watching(self.model, measure):
-            run(self.model, images)
+            run(self.model, images, self.normalization)
 
     def result(self) -> list[BlockCollapse]:
         """The mean over all images so far, from the first block to the last."""
@@ -104,7 +104,11 @@ class CollapseMeter:
 
 
 def activation_maps(
-    model: ConvNeXtV2, images: Tensor, block: str, channels: int = 64
+    model: ConvNeXtV2,
+    images: Tensor,
+    block: str,
+    channels: int = 64,
+    normalization: Normalization = IMAGENET,
 ) -> NDArray[np.float32]:
     """Maps (B, channels, h, w) of `block` on (B, H, W, 3) uint8 images.
 
@@ -119,7 +123,7 @@ def activation_maps(
             seen.append(features[..., chosen].permute(0, 3, 1, 2).float().cpu())
 
     with watching(model, keep):
-        run(model, images)
+        run(model, images, normalization)
     return cast(NDArray[np.float32], seen[0].numpy())
 
 
@@ -164,8 +168,8 @@ def watching(model: nn.Module, see: See) -> Iterator[None]:
 
 
 @torch.no_grad()
-def run(model: ConvNeXtV2, images: Tensor) -> None:
+def run(model: ConvNeXtV2, images: Tensor, normalization: Normalization) -> None:
     """Send (B, H, W, 3) uint8 images through `model`, on its device and in its dtype."""
     parameter = next(model.parameters())
-    normalize = Normalize().to(parameter.device)
+    normalize = Normalize(normalization).to(parameter.device)
     model(normalize(images.to(parameter.device), parameter.dtype))

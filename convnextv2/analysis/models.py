@@ -10,6 +10,7 @@ from convnextv2 import weights
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
 from convnextv2.paths import PathLike
+from convnextv2.tasks import IMAGENET, Normalization
 from convnextv2.weights import Geometry, Inspection, WeightsError, why_no_decoder
 
 PATCHES_PER_SIDE = 7
@@ -89,6 +90,12 @@ def read_fcmae(
         )
 
     return _loaded(build, state)
+
+
+def normalization_of(found: Inspection) -> Normalization:
+    """By which pictures of 8 bits are normalised: the file's mean and deviation, or ImageNet's."""
+    evaluation = found.metadata.evaluation
+    return IMAGENET if evaluation is None else Normalization(evaluation.mean, evaluation.std)
 
 
 def best_device() -> torch.device:

@@ -75,7 +75,12 @@ def reconstruct(
 
 
 def reconstruct_all(
-    model: FCMAE, batches: Iterable[Tensor], *, mask_ratio: float, seed: int
+    model: FCMAE,
+    batches: Iterable[Tensor],
+    *,
+    mask_ratio: float,
+    seed: int,
+    normalization: Normalization = IMAGENET,
 ) -> Reconstruction:
     """`reconstruct` batches (B, H, W, 3; uint8); masks depend on seed and image number only."""
     done: list[Reconstruction] = []
@@ -88,7 +93,7 @@ def reconstruct_all(
             num_patches=model.grid[0] * model.grid[1],
             mask_ratio=mask_ratio,
         )
-        done.append(reconstruct(model, images, mask))
+        done.append(reconstruct(model, images, mask, normalization))
         count += len(images)
     return Reconstruction(
         original=np.concatenate([part.original for part in done]),

@@ -62,14 +62,14 @@ def preprocessor_config(evaluation: Evaluation) -> dict[str, Any]:
     squash = evaluation.crop is None
     return {
         "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": True,
+        "do_convert_rgb": len(evaluation.mean) == 3,
         "do_resize": True,
         "size": square if squash else {"shortest_edge": evaluation.shorter_side},
         "resample": FILTERS[evaluation.interpolation],
         "do_center_crop": not squash,
         "crop_size": square,
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": 1 / ((1 << evaluation.bits) - 1),
         "do_normalize": True,
         "image_mean": list(evaluation.mean),
         "image_std": list(evaluation.std),

@@ -26,6 +26,7 @@ class Evaluation:
         interpolation: "bicubic" or "area".
         mean: Of each channel, for pixels from 0 to 1.
         std: Likewise.
+        bits: Of a value, 8 or 16; the largest is 1.
     """
 
     image_size: int
@@ -33,6 +34,7 @@ class Evaluation:
     interpolation: Literal["bicubic", "area"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    bits: int = 8
 
     @classmethod
     def usual(cls, image_size: int = 224) -> "Evaluation":

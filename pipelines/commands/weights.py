@@ -210,7 +210,8 @@ def _evaluated(metadata: "Metadata") -> dict[str, str]:
     if evaluation is None:
         return {}
     cut = "squashed" if evaluation.crop is None else f"central {evaluation.crop:.1%}"
-    return {"evaluation": f"{evaluation.image_size} px, {cut}, {evaluation.interpolation}"}
+    deep = f", of {evaluation.bits} bits" if evaluation.bits != 8 else ""
+    return {"evaluation": f"{evaluation.image_size} px, {cut}, {evaluation.interpolation}{deep}"}
 
 
 def _notes(geometry: "Geometry", metadata: "Metadata", to: str) -> list[str]:

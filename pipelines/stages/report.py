@@ -3,7 +3,7 @@
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from pipelines.scores import PRETRAINED, PROBE, Evaluation
 from pipelines.scores import SCRATCH as FROM_SCRATCH
 from pipelines.session import Session
 from pipelines.stages import evaluate, knn, pretrain
-from pipelines.stages.finetune import SECTIONS
+from pipelines.stages.finetune import SECTIONS, recipe_of
 from pipelines.stages.pretrain import build_fcmae
 from pipelines.tracking import open_hint
 from pipelines.views import evaluation_view
@@ -129,7 +129,7 @@ def gather(
             if name == "pretrain" or name in SECTIONS
         },
         evaluations={
-            _model(config, EVALUATIONS[name]): Evaluation.of(_read(directory / evaluate.RESULT))
+            model_of(config, EVALUATIONS[name]): Evaluation.of(_read(directory / evaluate.RESULT))
             for name, directory in inputs.items()
             if name in EVALUATIONS
         },
@@ -140,14 +140,7 @@ def gather(
         facts=_facts(place, config),
         mlflow_hint=open_hint(session.tracking_uri),
         neighbours=_read(inputs["knn"] / knn.RESULT) if "knn" in inputs else None,
-        pretraining=" with ".join(
-            words
-            for stage, words in (
-                ("pretrain", "FCMAE pretraining"),
-                ("intermediate", "intermediate fine-tuning"),
-            )
-            if stage in inputs
-        ),
+        pretraining=pretraining_of(config, inputs),
         missing=gaps.why if gaps else {},
         whole_command=gaps.whole_command if gaps else "",
         # The last, so that what it took to gather the rest is in it.
@@ -155,12 +148,25 @@ def gather(
     )
 
 
-def _model(config: PipelineConfig, trained: str) -> str:
+def model_of(config: PipelineConfig, trained: str) -> str:
     """What the report calls the model of a stage: without any pretraining it is from scratch."""
     if trained == "linear-probe":
         return PROBE
-    from_scratch = trained == SCRATCH or outline(config)[trained] == ("write",)
-    return FROM_SCRATCH if from_scratch else PRETRAINED
+    alone = outline(config)[trained] == ("write",)
+    given = trained != SCRATCH and recipe_of(config, trained).weights is not None
+    return FROM_SCRATCH if alone and not given else PRETRAINED
+
+
+def pretraining_of(config: PipelineConfig, done: Collection[str]) -> str:
+    """Words for what came before the models that are evaluated, of the stages that are done."""
+    sections = (config.intermediate, config.finetune, config.linear_probe, config.knn)
+    given = any(section is not None and section.weights is not None for section in sections)
+    steps = {
+        "the given pretraining": given,
+        "FCMAE pretraining": "pretrain" in done,
+        "intermediate fine-tuning": "intermediate" in done,
+    }
+    return " with ".join(words for words, there in steps.items() if there)
 
 
 def _labelled_images(place: Place, config: PipelineConfig) -> int:

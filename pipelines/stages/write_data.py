@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from convnextv2.data.census import Census
-from convnextv2.data.collection import DataError, Source, Split
+from convnextv2.data.collection import RGB, DataError, Source, Split
 from convnextv2.data.manifest import MANIFEST, Manifest, read_manifest
 from convnextv2.data.selection import Selection, open_selected
 from convnextv2.data.sources import Columns
@@ -49,7 +49,7 @@ def write_stage(
 
     if all((source / split / MANIFEST).exists() for split in SPLITS):
         check(source)
-        return _written_already(source, name, channels)
+        return _written_already(source, name, channels, data.write.bits)
     chosen = {split: _open(data, source, split) for split in SPLITS}
     settings = write_settings(data.write, channels)
 
@@ -146,11 +146,12 @@ def _open(data: DataConfig, source: Path, split: Split) -> tuple[Source, Selecti
     return open_selected(source, selection, data.labels, columns)
 
 
-def _written_already(source: Path, name: str, channels: int) -> Stage:
+def _written_already(source: Path, name: str, channels: int, bits: int | None) -> Stage:
     """A stage that points to shards written before, by `convnextv2 data write`.
 
     Raises:
-        DataError: When their images have other channels than the model, or than each other.
+        DataError: When their images have other channels than the model, or than each other, or are
+            RGB of 16 bits where the settings, which were checked for that, say 8.
     """
     manifests: dict[str, Manifest] = {split: read_manifest(source / split) for split in SPLITS}
     train, val = (manifests[split].pixel_format for split in SPLITS)
@@ -163,6 +164,12 @@ def _written_already(source: Path, name: str, channels: int) -> Stage:
         raise DataError(
             f"model.in_channels: {channels}, and the images of {source} have {train}; "
             f"model.in_channels={train.channels} would work"
+        )
+    if channels == RGB.channels and train.bits > (bits or RGB.bits):
+        field = ("data" if name == "write" else "intermediate.data") + ".write.bits"
+        raise DataError(
+            f"{field}: {bits or RGB.bits}, and the images of {source} have {train}; "
+            f"{field}={train.bits} would work"
         )
 
     def run(place: Place) -> Outputs:

@@ -18,7 +18,6 @@ from pipelines.weights.reading import inspect
 
 SECTIONS = ("pretrain", "intermediate", "finetune", "linear_probe", "knn")
 COPY = "initial.safetensors"
-IN_CHANNELS = 3
 
 
 def find_problems(config: PipelineConfig) -> list[str]:
@@ -100,8 +99,11 @@ def _problems(path: Path, model: ModelConfig) -> Iterator[str]:
             f"{path} has a stem of stride {geometry.stem_stride}, and model.stem_stride is "
             f"{model.stem_stride}; model.stem_stride={geometry.stem_stride} would work"
         )
-    if geometry.in_channels != IN_CHANNELS:
-        yield f"{path} takes images of {geometry.in_channels} channels, the pipeline's have 3"
+    if geometry.in_channels != model.in_channels:
+        yield (
+            f"{path} takes images of {geometry.in_channels} channels, and model.in_channels is "
+            f"{model.in_channels}; model.in_channels={geometry.in_channels} would work"
+        )
 
 
 def _size(geometry: Geometry) -> str:

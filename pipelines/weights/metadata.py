@@ -21,5 +21,6 @@ def metadata_of(job: TrainJob) -> Metadata:
             interpolation=view.interpolation,
             mean=job.normalization.mean,
             std=job.normalization.std,
+            bits=job.normalization.bits,
         ),
     )

@@ -268,6 +268,12 @@ class TestMisfits:
             write_collection(Arrays(FORMATS[0]), "arrays", tmp_path, Selection(), WriteSettings())
         assert list(tmp_path.glob("*.beton")) == []
 
+    def test_other_bits_are_refused_with_setting_and_option(self, tmp_path: Path) -> None:
+        words = r"model\.in_channels=5, data\.write\.bits=16 would work "
+        words += r"\(data write: --channels 5 --bits 16\)"
+        with pytest.raises(DataError, match=words):
+            written(tmp_path, PixelFormat(5, 16), bits=8)
+
     def test_a_mixture_is_refused_with_one_of_each(self, tmp_path: Path) -> None:
         words = r"different kinds: .*channels of .*array-3.*where 5 channels of 16 bits are asked"
         with pytest.raises(DataError, match=words):

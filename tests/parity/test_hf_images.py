@@ -15,7 +15,7 @@ from transformers.models.auto import auto_factory
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.writing import WriteSettings
 from convnextv2.encoder import ConvNeXtV2
-from convnextv2.tasks import IMAGENET_STD, Normalize
+from convnextv2.tasks import IMAGENET_STD, Normalization, Normalize
 from convnextv2.weights import Evaluation, Metadata, encoder_of, load, write
 from pipelines.config import EvaluateConfig
 from pipelines.views import evaluation_view
@@ -138,3 +138,31 @@ def test_a_folder_for_other_channels_has_no_processor_until_their_mean_is_known(
     known = replace(Evaluation.usual(32), mean=(0.5,) * 5, std=(0.2,) * 5)
     write(state, tmp_path / "known", to="hf", metadata=Metadata(evaluation=known))
     assert AutoImageProcessor.from_pretrained(tmp_path / "known").image_mean == (0.5,) * 5
+
+
+@pytest.mark.parametrize(("channels", "bits"), [(1, 8), (5, 8), (5, 16)])
+def test_a_processor_of_other_channels_and_bits_normalises_as_training_does(
+    tmp_path: Path, channels: int, bits: int
+) -> None:
+    by = Normalization(tuple(0.3 + 0.05 * c for c in range(channels)), (0.2,) * channels, bits)
+    state = ConvNeXtV2.from_size("pocket", num_classes=2, in_channels=channels).state_dict()
+    evaluation = Evaluation(
+        image_size=32, crop=1.0, interpolation="bicubic", mean=by.mean, std=by.std, bits=bits
+    )
+    write(state, tmp_path / "hf", to="hf", metadata=Metadata(evaluation=evaluation))
+    image = np.random.default_rng(0).integers(0, by.white + 1, (32, 32, channels))
+    stored = image.astype(np.uint8 if bits == 8 else np.uint16)
+    theirs = AutoImageProcessor.from_pretrained(tmp_path / "hf")(
+        stored, input_data_format="channels_last", return_tensors="pt"
+    )["pixel_values"]
+    ours = Normalize(by)(torch.from_numpy(stored)[None], torch.float32)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_a_grey_picture_stays_one_channel_in_the_processor(tmp_path: Path) -> None:
+    state = ConvNeXtV2.from_size("pocket", num_classes=2, in_channels=1).state_dict()
+    grey = replace(Evaluation.usual(32), mean=(0.5,), std=(0.2,))
+    write(state, tmp_path / "hf", to="hf", metadata=Metadata(evaluation=grey))
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    picture = Image.new("L", (48, 40), 128)
+    assert processor(picture, return_tensors="pt")["pixel_values"].shape == (1, 1, 32, 32)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from convnextv2.analysis.reconstruct import MASK_GREY, reconstruct
-from convnextv2.data.collection import DataError, Pixels
+from convnextv2.data.collection import DataError, PixelFormat, Pixels
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.manifest import Manifest, read_manifest
 from convnextv2.data.pixels.visible import visible
@@ -34,6 +34,7 @@ from pipelines.stages.write_data import write_stage
 from pipelines.weights.metadata import metadata_of
 from tests.convnextv2.archives import put, tar
 from tests.convnextv2.pictures import Pictures, write
+from tests.convnextv2.test_bands import written
 
 CHANNELS, SIDE = 5, 32
 VIEW = SquashView(size=(SIDE, SIDE))
@@ -176,6 +177,17 @@ def test_shards_that_do_not_fit_the_model_are_refused(shards: Path) -> None:
     (shards / "other" / "train").symlink_to(shards / "train")
     with pytest.raises(DataError, match=r"train has images of 5 .*/val of 3 channels of 8 bits"):
         write_stage(data, shards / "other", session, channels=CHANNELS)
+
+
+def test_rgb_of_16_bits_is_told_before_what_is_for_8_fails_on_it(tmp_path: Path) -> None:
+    """RandAugment would, after all of pretraining; only settings that say 16 bits rule it out."""
+    for split in ("train", "val"):
+        written(tmp_path / split, PixelFormat(3, 16), bits=16)
+    session, data = cast(Session, None), load_preset("demo").data
+    words = r"data\.write\.bits: 8, and the images of .* have 3 channels of 16 bits; "
+    with pytest.raises(DataError, match=words + r"data\.write\.bits=16 would work"):
+        write_stage(data, tmp_path, session)
+    write_stage(load_preset("demo", ["data.write.bits=16"]).data, tmp_path, session)
 
 
 @pytest.mark.parametrize("mode", ["raw", "jpg"])

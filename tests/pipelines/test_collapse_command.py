@@ -1,5 +1,6 @@
 """`convnextv2 collapse` as a user runs it: what is written, and what is said."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from convnextv2.weights import Evaluation, Metadata
 from tests.pipelines.user import Page, classifier, fcmae, image_of, run, saved, self_contained
 
 Capture = pytest.CaptureFixture[str]
@@ -95,3 +97,19 @@ def test_collapse_says_what_is_wrong_and_writes_nothing(
     assert run("collapse", weights, "--images", photos, "--output", output, *words) == 1
     assert re.search(rf"^error: .*{message}", capsys.readouterr().err, re.MULTILINE)
     assert not output.exists()
+
+
+def test_pictures_are_normalised_as_the_weights_say(photos: Path, tmp_path: Path) -> None:
+    """As those of RGB of 16 bits do; without a word it is by ImageNet's mean and deviation."""
+    usual = Evaluation.usual(64)
+    own = dataclasses.replace(usual, mean=(0.1,) * 3, std=(0.9,) * 3)
+    distances = []
+    for name, known in (("none", None), ("usual", usual), ("own", own)):
+        metadata = Metadata(evaluation=known)
+        weights = saved(fcmae(), tmp_path / f"{name}.safetensors", metadata)
+        words = ["collapse", weights, "--images", photos, "--output", tmp_path / name]
+        assert run(*words, "--image-size", 64) == 0
+        found = json.loads((tmp_path / name / "collapse.json").read_text())
+        distances.append(found["checkpoints"][0]["mean_distance"])
+    assert distances[0] == distances[1]
+    assert distances[2] != pytest.approx(distances[0], rel=1e-4)

@@ -15,7 +15,8 @@ from pipelines.job import TrainJob
 from pipelines.outline import outline
 from pipelines.presets import load_preset
 from pipelines.resolve import ConfigError
-from pipelines.stages import build_stages, finetune, pretrain
+from pipelines.scores import MODELS
+from pipelines.stages import build_stages, finetune, pretrain, report
 from pipelines.weights.given import COPY, Given, digest_of
 from tests.convnextv2.pictures import CLASSES
 from tests.convnextv2.test_weights_dialects import assert_same
@@ -50,6 +51,18 @@ def test_weights_that_fit_are_no_problem(classifier: Path) -> None:
     assert problems(f"pretrain.weights={classifier}") == []
 
 
+def test_weights_of_other_channels_fit_a_model_of_as_many(tmp_path: Path) -> None:
+    path = tmp_path / "five.safetensors"
+    model = ConvNeXtV2.from_size("pocket", num_classes=0, stem_stride=1, in_channels=5)
+    save_file(model.state_dict(), path)
+    named = (*FROM_FILES, f"finetune.weights={path}")
+    assert problems(*named, "model.in_channels=5") == []
+    assert problems(*named) == [
+        f"finetune.weights: {path} takes images of 5 channels, and model.in_channels is 3; "
+        "model.in_channels=5 would work"
+    ]
+
+
 def test_all_that_is_wrong_with_weights_is_told_at_once(tmp_path: Path) -> None:
     other = tmp_path / "atto.pt"
     torch.save(ConvNeXtV2.from_size("atto", num_classes=0, in_channels=4).state_dict(), other)
@@ -71,7 +84,8 @@ def test_all_that_is_wrong_with_weights_is_told_at_once(tmp_path: Path) -> None:
         f"finetune.weights: {other} is atto, and model.size is pocket; model.size=atto would work",
         f"finetune.weights: {other} has a stem of stride 4, and model.stem_stride is 1; "
         "model.stem_stride=4 would work",
-        f"finetune.weights: {other} takes images of 4 channels, the pipeline's have 3",
+        f"finetune.weights: {other} takes images of 4 channels, and model.in_channels is 3; "
+        "model.in_channels=4 would work",
         f"linear_probe.weights: {tmp_path / 'bad.pth'} is neither a safetensors nor a PyTorch file",
     ]
     assert len(found) == 8
@@ -91,6 +105,28 @@ def test_a_control_beside_given_weights_starts_from_scratch(classifier: Path, sh
     stages = stages_of(shards, "pretrain=null", f"finetune.weights={classifier}")
     assert "weights" in stages["finetune"].settings
     assert "weights" not in stages["finetune-scratch"].settings
+
+
+@pytest.mark.parametrize(
+    ("overrides", "models", "words"),
+    [
+        ((), ("pretrained", "from scratch"), "FCMAE pretraining"),
+        (
+            ("pretrain=null", "finetune.weights=FILE"),
+            ("pretrained", "from scratch"),
+            "the given pretraining",
+        ),
+        (("pretrain=null", "finetune.control=false"), ("from scratch",), ""),
+        (("pretrain=null", "finetune=null", "knn={weights: FILE}"), (), "the given pretraining"),
+    ],
+)
+def test_the_report_tells_a_model_of_given_weights_from_one_from_scratch(
+    overrides: tuple[str, ...], models: tuple[str, ...], words: str, classifier: Path
+) -> None:
+    config = load_preset("demo", [each.replace("FILE", str(classifier)) for each in overrides])
+    trained = [name for name in ("finetune", "finetune-scratch") if name in outline(config)]
+    assert tuple(MODELS[report.model_of(config, name)] for name in trained) == models
+    assert report.pretraining_of(config, outline(config)) == words
 
 
 def stages_of(shards: Path, *overrides: str) -> dict[str, Stage]:

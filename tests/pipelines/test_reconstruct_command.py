@@ -1,5 +1,6 @@
 """`convnextv2 reconstruct` as a user runs it: what is written, and what is said."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from convnextv2.fcmae import FCMAE
+from convnextv2.weights import Evaluation, Metadata
 from tests.pipelines.user import Page, classifier, fcmae, image_of, run, saved, self_contained
 
 Capture = pytest.CaptureFixture[str]
@@ -139,3 +141,20 @@ def test_reconstruct_says_what_is_wrong_and_writes_nothing(
     assert out == ""
     assert re.search(rf"^error: .*{message}", err, re.MULTILINE)
     assert not output.exists()
+
+
+def test_pictures_are_normalised_as_the_weights_say(
+    photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """As those of RGB of 16 bits do; without a word it is by ImageNet's mean and deviation."""
+    usual = Evaluation.usual(32)
+    own = dataclasses.replace(usual, mean=(0.1,) * 3, std=(0.9,) * 3)
+    losses = []
+    for name, known in (("none", None), ("usual", usual), ("own", own)):
+        metadata = Metadata(evaluation=known)
+        weights = saved(fcmae(), tmp_path / f"{name}.safetensors", metadata)
+        words = ["reconstruct", weights, photos, "--output", tmp_path / name, "--image-size", 32]
+        assert run(*words, "--raw-pixels", "--json") == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert losses[0] == losses[1]
+    assert losses[2] != pytest.approx(losses[0], rel=0.01)

@@ -13,6 +13,7 @@ from torch import nn
 
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
+from convnextv2.weights import Metadata
 from pipelines import cli
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -49,8 +50,8 @@ def randomised(model: Model) -> Model:
     return model.eval()
 
 
-def saved(model: nn.Module, path: Path) -> Path:
-    save_file(model.state_dict(), path)
+def saved(model: nn.Module, path: Path, metadata: Metadata | None = None) -> Path:
+    save_file(model.state_dict(), path, metadata=metadata.as_entries() if metadata else None)
     return path
 
 

@@ -98,8 +98,10 @@ def _refuse(
     (form,) = found
     # Of other than RGB the bits are the files' own, unless they are set.
     wrong = form.bits != settings.pixel_format.bits and (settings.bits or form.channels == 3)
-    bits = f", data.write.bits={form.bits}" if wrong else ""
+    setting, option = (
+        (f", data.write.bits={form.bits}", f" --bits {form.bits}") if wrong else ("", "")
+    )
     raise DataError(
-        f"the images have {kinds}, and {asked}; model.in_channels={form.channels}{bits} would work "
-        f"(data write: --channels {form.channels})"
+        f"the images have {kinds}, and {asked}; model.in_channels={form.channels}{setting} would "
+        f"work (data write: --channels {form.channels}{option})"
     )
