@@ -32,13 +32,18 @@ from pipelines.views import image_size_of
 
 RESULT = "evaluation.json"
 CODE = (
+    "convnextv2.batch",
     "convnextv2.data.classes",
     "convnextv2.data.decoding",
+    "convnextv2.data.load",
+    "convnextv2.data.manifest",
     "convnextv2.data.shards",
     "convnextv2.data.views",
     "convnextv2.encoder",
     "convnextv2.kernels",
     "convnextv2.layers",
+    "convnextv2.sizes",
+    "convnextv2.tasks.normalization",
     "pipelines.validation",
     "pipelines.views",
 )

@@ -85,7 +85,14 @@ def knn_stage(config: PipelineConfig, session: Session) -> Stage:
             **given.settings,
         },
         after=outline(config)["knn"],
-        code=(*CODE, "convnextv2.analysis.knn", "pipelines.stages.knn"),
+        code=(
+            *CODE,
+            "convnextv2.analysis.knn",
+            "convnextv2.analysis.models",
+            "convnextv2.weights",
+            "pipelines.stages.knn",
+            "pipelines.weights.reading",
+        ),
     )
 
 

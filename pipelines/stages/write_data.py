@@ -17,8 +17,19 @@ from pipelines.resolve import ConfigError
 from pipelines.session import Session
 
 SPLITS: tuple[Split, ...] = ("train", "val")
-CODE = ("convnextv2.data.label_sets", "convnextv2.data.pixels", "convnextv2.data.selection",
-        "convnextv2.data.sources", "convnextv2.data.writing")  # fmt: skip
+CODE = (
+    "convnextv2.data.collection",
+    "convnextv2.data.label_sets",
+    "convnextv2.data.manifest",
+    "convnextv2.data.permutation",
+    "convnextv2.data.pixels",
+    "convnextv2.data.selection",
+    "convnextv2.data.sources",
+    "convnextv2.data.statistics",
+    "convnextv2.data.writing",
+    "convnextv2.randomness",
+    "convnextv2.tasks.normalization",
+)
 FindConflicts = Callable[[Mapping[Split, Census]], Sequence[str]]
 
 
