@@ -16,7 +16,7 @@ from pipelines.outline import outline
 from pipelines.presets import load_preset
 from pipelines.resolve import ConfigError
 from pipelines.stages import build_stages, finetune, pretrain
-from pipelines.weights.given import COPY, Given, digest_of
+from pipelines.weights.given import COPY, Given, content_digest
 from tests.convnextv2.pictures import CLASSES
 from tests.convnextv2.test_weights_dialects import assert_same
 from tests.pipelines.test_stages import NO_SESSION, PROBE, configured, shards
@@ -71,7 +71,8 @@ def test_all_that_is_wrong_with_weights_is_told_at_once(tmp_path: Path) -> None:
         f"finetune.weights: {other} is atto, and model.size is pocket; model.size=atto would work",
         f"finetune.weights: {other} has a stem of stride 4, and model.stem_stride is 1; "
         "model.stem_stride=4 would work",
-        f"finetune.weights: {other} takes images of 4 channels, the pipeline's have 3",
+        f"finetune.weights: {other} takes images of 4 channels, and model.in_channels is 3; "
+        "model.in_channels=4 would work",
         f"linear_probe.weights: {tmp_path / 'bad.pth'} is neither a safetensors nor a PyTorch file",
     ]
     assert len(found) == 8
@@ -118,9 +119,9 @@ def test_a_folders_digest_is_that_of_all_its_files(tmp_path: Path) -> None:
     state = ConvNeXtV2.from_size("pocket", num_classes=0).state_dict()
     write(state, tmp_path / "one", to="hf")
     write(state, tmp_path / "two", to="hf")
-    assert digest_of(tmp_path / "one") == digest_of(tmp_path / "two")
+    assert content_digest(tmp_path / "one") == content_digest(tmp_path / "two")
     write({name: value + 1 for name, value in state.items()}, tmp_path / "three", to="hf")
-    assert digest_of(tmp_path / "one") != digest_of(tmp_path / "three")
+    assert content_digest(tmp_path / "one") != content_digest(tmp_path / "three")
 
 
 def test_a_stage_gets_a_copy_under_our_names(tmp_path: Path) -> None:
