@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster import group
-from cluster.engine import worker_device
+from cluster.placement import worker_device
 from convnextv2 import weights
 from convnextv2.data.manifest import read_manifest
 from convnextv2.tasks.classify import ClassifyTask, Confusion, is_among_best

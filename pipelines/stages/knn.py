@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster import group
-from cluster.engine import worker_device
+from cluster.placement import worker_device
 from convnextv2.analysis.knn import hits, merged, nearest, numbers_of, pooled, similarities, votes
 from convnextv2.analysis.models import read_encoder
 from convnextv2.batch import on_device
