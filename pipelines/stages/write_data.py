@@ -62,12 +62,14 @@ def write_stage(
         check(source)
         return _written_already(source, name, channels)
     chosen = {split: _open(data, source, split) for split in SPLITS}
+    # Once for all: of class folders it takes a look at every file.
+    fingerprints = {split: images.fingerprint() for split, (images, _) in chosen.items()}
     settings = write_settings(data.write, channels)
 
     def run(place: Place) -> Outputs:
         outputs: Outputs = {}
         with session.attempt(place):
-            refuse(_plan(place, chosen, settings, session, find_conflicts))
+            refuse(_plan(place, chosen, fingerprints, settings, session, find_conflicts))
             for split, (images, selection) in chosen.items():
                 manifest = write_collection(
                     images,
@@ -77,6 +79,7 @@ def write_stage(
                     settings,
                     note=session.screen.note,
                     run=_mapper(session, place.directory / split, split),
+                    fingerprint=fingerprints[split],
                 )
                 for name, reason in manifest.skipped:
                     session.screen.note(f"skipped {name}: {reason}")
@@ -87,9 +90,7 @@ def write_stage(
         name=name,
         run=run,
         settings={
-            "source": {
-                split: digest_of(images.fingerprint()) for split, (images, _) in chosen.items()
-            },
+            "source": {split: digest_of(each) for split, each in fingerprints.items()},
             "selection": digest_of([repr(selection) for _, selection in chosen.values()]),
             "write": data.write.model_dump(exclude={"max_unreadable"}),
             "channels": channels,
@@ -104,6 +105,7 @@ def write_stage(
 def _plan(
     place: Place,
     chosen: Mapping[Split, tuple[Source, Selection]],
+    fingerprints: Mapping[Split, str],
     settings: WriteSettings,
     session: Session,
     find_conflicts: FindConflicts,
@@ -121,6 +123,7 @@ def _plan(
                 settings,
                 note=session.screen.note,
                 run=_mapper(session, folder, split),
+                fingerprint=fingerprints[split],
             )
         except DataError as error:
             problems.append(f"{split}: {error}")
