@@ -24,6 +24,7 @@ CODE = (
     "convnextv2.data.permutation",
     "convnextv2.data.pixels",
     "convnextv2.data.selection",
+    "convnextv2.data.shards",
     "convnextv2.data.sources",
     "convnextv2.data.statistics",
     "convnextv2.data.writing",
