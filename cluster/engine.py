@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from cluster.adamw import LayerwiseAdamW
 from cluster.checkpoint import CheckpointError
 from cluster.outcome import Outcome
 from cluster.partitions import PARTITIONS, Partition
-from cluster.placement import ClusterError, give_back_freed_memory
+from cluster.placement import give_back_freed_memory
 from cluster.state_files import StateFiles
 from cluster.states import Average, Piece
 from cluster.topology import Topology
@@ -24,33 +24,6 @@ from cluster.zero import Precision, ZeroSettings, deepspeed_config
 
 class NonFinite(RuntimeError):
     """Too many steps in a row had a loss or gradient that is NaN or infinite."""
-
-
-class Engine(Protocol):
-    """Trains a module whose forward takes a batch and returns `.loss` and `.metrics`."""
-
-    device: torch.device
-
-    @property
-    def pieces(self) -> list[Piece]:
-        """What this worker keeps of the parameters and of their optimizer state."""
-
-    @property
-    def updates(self) -> int:
-        """Optimizer steps done."""
-
-    @property
-    def skipped_steps(self) -> int:
-        """Steps left out because the loss or gradient of a worker was not finite."""
-
-    def train_step(self, batches: Iterable[Any], learning_rate: float) -> dict[str, Tensor]:
-        """One optimizer step over the micro batches; mean metrics of this worker, detached."""
-
-    def restore(self, directory: Path, notes: dict[str, Any]) -> None:
-        """Take pieces and counters of a checkpoint over (all workers call; any number saved)."""
-
-    def evaluating(self, *, averaged: bool = False) -> Any:
-        """A context with the module to evaluate, on its weights or their moving average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +42,9 @@ class EngineSettings:
 
 
 class DeepSpeedEngine:
-    """`Engine` on DeepSpeed ZeRO; uses the process group that is already there.
+    """Trains a module whose forward takes a batch and returns `.loss` and `.metrics`.
+
+    By DeepSpeed's ZeRO, in the process group that is already there.
 
     Args:
         module: The task; its forward takes one micro batch.
@@ -134,20 +109,24 @@ class DeepSpeedEngine:
 
     @property
     def pieces(self) -> list[Piece]:
+        """What this worker keeps of the parameters and of their optimizer state."""
         self.settle()
         return self._pieces
 
     @property
     def updates(self) -> int:
+        """Optimizer steps done."""
         self.settle()
         return self._updates
 
     @property
     def skipped_steps(self) -> int:
+        """Steps left out because the loss or gradient of a worker was not finite."""
         self.settle()
         return self._skipped_steps
 
     def train_step(self, batches: Iterable[Any], learning_rate: float) -> dict[str, Tensor]:
+        """One optimizer step over the micro batches; mean metrics of this worker, detached."""
         for settings in self._optimizer.param_groups:
             # Offloaded groups have their layers' scales; the others' optimizer knows them.
             settings["lr"] = learning_rate * settings.get("lr_scale", 1.0)
@@ -224,6 +203,8 @@ class DeepSpeedEngine:
     def restore(self, directory: Path, notes: dict[str, Any]) -> None:
         """Take pieces and counters of a checkpoint over, whatever had cut them up.
 
+        All workers call.
+
         Raises:
             CheckpointError: When it does not hold all that this engine keeps.
         """
@@ -258,7 +239,10 @@ class DeepSpeedEngine:
 
     @contextmanager
     def evaluating(self, *, averaged: bool = False) -> Iterator[Callable[[Any], Any]]:
-        """The module in evaluation mode, to be called without gradients by all workers alike."""
+        """The module in evaluation mode, to be called without gradients by all workers alike.
+
+        On its weights or, `averaged`, on their moving average.
+        """
         self.settle()
         self._engine.eval()
         if averaged:
@@ -276,29 +260,3 @@ class DeepSpeedEngine:
             raise ValueError("no moving average is kept; set ema_decay")
         self._average.swap()
         self._partition.refresh(None)
-
-
-def worker_device(*, use_gpu: bool) -> torch.device:
-    """Where this worker computes: on its GPU, or on the CPU whatever GPUs the machine has.
-
-    Raises:
-        ClusterError: When it should have a GPU and PyTorch finds none.
-    """
-    if not use_gpu:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ClusterError(
-            "cluster.use_gpu is true, but PyTorch finds no GPU in this worker: look at nvidia-smi "
-            "on its node (an old driver?), or set cluster.use_gpu=false to train on CPUs"
-        )
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def mean_over_workers(metrics: dict[str, Tensor]) -> dict[str, float]:
-    """Average scalars over all workers in one all-reduce; the same answer everywhere."""
-    names = sorted(metrics)
-    stacked = torch.stack([metrics[name].float() for name in names])
-    if group.world_size() > 1:
-        torch.distributed.all_reduce(stacked)
-        stacked /= group.world_size()
-    return dict(zip(names, stacked.tolist(), strict=True))

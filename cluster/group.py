@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch.distributed as dist
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -59,6 +60,19 @@ def from_first(item: T) -> T:
     box = [item]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def mean_over_workers(metrics: "dict[str, Tensor]") -> dict[str, float]:
+    """Average scalars over all workers in one all-reduce; the same answer everywhere."""
+    import torch
+    import torch.distributed as dist
+
+    names = sorted(metrics)
+    stacked = torch.stack([metrics[name].float() for name in names])
+    if world_size() > 1:
+        dist.all_reduce(stacked)
+        stacked /= world_size()
+    return dict(zip(names, stacked.tolist(), strict=True))
 
 
 def _in_group() -> bool:

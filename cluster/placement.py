@@ -4,7 +4,10 @@ import ctypes
 import os
 import socket
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import torch
 
 CONNECT_SECONDS = 10.0
 # On CPUs freed tensors stay with the process instead of going to the kernel and coming back page by
@@ -98,6 +101,24 @@ class Placement:
             # Images travel through the page cache, not through Ray's object store.
             "object_store_memory": 128 << 20,
         }
+
+
+def worker_device(*, use_gpu: bool) -> "torch.device":
+    """Where this worker computes: on its GPU, or on the CPU whatever GPUs the machine has.
+
+    Raises:
+        ClusterError: When it should have a GPU and PyTorch finds none.
+    """
+    import torch  # By workers only: the driver places them without it.
+
+    if not use_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ClusterError(
+            "cluster.use_gpu is true, but PyTorch finds no GPU in this worker: look at nvidia-smi "
+            "on its node (an old driver?), or set cluster.use_gpu=false to train on CPUs"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def check_answers(address: str) -> None:

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from cluster.engine import DeepSpeedEngine, EngineSettings, worker_device
+from cluster.engine import DeepSpeedEngine, EngineSettings
+from cluster.placement import worker_device
 from cluster.topology import Topology
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.local_cache import LocalCache

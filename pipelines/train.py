@@ -18,7 +18,7 @@ import torch
 
 from cluster import group
 from cluster.checkpoint import latest_good
-from cluster.engine import DeepSpeedEngine, mean_over_workers
+from cluster.engine import DeepSpeedEngine
 from cluster.faults import Fault
 from cluster.goodput import Stopwatch
 from cluster.saver import Saved, Saver
@@ -143,7 +143,7 @@ class Run:
 
     def log(self, step: int, metrics: dict[str, torch.Tensor]) -> None:
         """Average over workers and note a point; of a step that was left out, only that."""
-        values = mean_over_workers(metrics)
+        values = group.mean_over_workers(metrics)
         if not math.isfinite(values["loss"] + values["grad_norm"]):
             self.spool.write("skipped", step, skipped_steps=self.engine.skipped_steps)
             return

@@ -45,7 +45,10 @@ def augmentation(augment: AugmentConfig) -> Augment:
 
 
 def evaluation_view(image_size: int, evaluate: EvaluateConfig) -> View:
-    """The view of a validation image: centre crop below 384 px, squashed from there (facts 1.7)."""
+    """The view of a validation image: centre crop below 384 px, squashed from there.
+
+    As the official code evaluates.
+    """
     size = (image_size, image_size)
     squash = evaluate.crop_mode == "squash" or (
         evaluate.crop_mode == "auto" and image_size >= SQUASH_FROM

@@ -6,6 +6,7 @@ record stays one integer wide. What the sets are lies beside the manifest.
 
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,9 +67,11 @@ class LabelSets:
         )
 
     def save(self, path: PathLike) -> None:
-        """Write a file that `read_label_sets` reads."""
+        """Write a file that `read_label_sets` reads, flushed to disk."""
         with Path(path).open("wb") as file:
             np.save(file, self.pairs)
+            file.flush()
+            os.fsync(file.fileno())
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:

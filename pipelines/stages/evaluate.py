@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster import group
-from cluster.engine import worker_device
+from cluster.placement import worker_device
 from convnextv2 import weights
 from convnextv2.data.manifest import read_manifest
 from convnextv2.tasks.classify import ClassifyTask, Confusion, is_among_best
@@ -32,13 +32,18 @@ from pipelines.views import image_size_of
 
 RESULT = "evaluation.json"
 CODE = (
+    "convnextv2.batch",
     "convnextv2.data.classes",
     "convnextv2.data.decoding",
+    "convnextv2.data.load",
+    "convnextv2.data.manifest",
     "convnextv2.data.shards",
     "convnextv2.data.views",
     "convnextv2.encoder",
     "convnextv2.kernels",
     "convnextv2.layers",
+    "convnextv2.sizes",
+    "convnextv2.tasks.normalization",
     "pipelines.validation",
     "pipelines.views",
 )
@@ -116,14 +121,19 @@ def evaluate(context: dict[str, Any]) -> None:
             job.config.data.num_workers,
             classes,
         )
+        device = worker_device(use_gpu=job.config.cluster.use_gpu)
         share = len(share_of(validation.loader.shards.samples))
         spool = Spool(job.directory, active=group.rank() == 0)
         spool.write("start", 0, total=share * len(job.files), workers=group.world_size())
         results = []
         for number, file in enumerate(job.files):
             begin = time.perf_counter()
-            judge = _judge_several if validation.multi_label else _judge
-            result = judge(job, file, classes, validation, spool, number * share)
+            task = _load_task(job, file, len(classes)).to(device)
+            scored = _scored(task, validation, device, spool, number * share)
+            if validation.multi_label:
+                result = describe_several(*of_all_workers(list(scored)), classes)
+            else:
+                result = describe(_counted(scored, len(classes), device), classes)
             results.append(result | {"seconds": time.perf_counter() - begin})
         if group.rank() == 0:
             result = results[0]
@@ -136,47 +146,29 @@ def evaluate(context: dict[str, Any]) -> None:
             spool.write("point", share * len(job.files), **last)
 
 
-def _judge(
-    job: EvaluateJob,
-    file: Path,
-    names: Sequence[str],
-    validation: Validation,
-    spool: Spool,
-    seen: int,
-) -> dict[str, Any]:
-    """What the weights of a file make of all images, as JSON: the same on every worker."""
-    device, classes = worker_device(use_gpu=job.config.cluster.use_gpu), len(names)
-    task = _load_task(job, file, classes).to(device)
-    confusion = Confusion.empty(classes)
+def _scored(
+    task: ClassifyTask, validation: Validation, device: torch.device, spool: Spool, seen: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scores and labels of this worker's share, on the CPU; `seen` images were scored before."""
     for scores, labels in validation.scored(task, device):
-        confusion.update(scores.cpu(), labels.cpu())
+        yield scores.cpu(), labels.cpu()
         seen += len(labels)
         spool.write("point", seen, images=seen * group.world_size())
+
+
+def _counted(
+    scored: Iterator[tuple[Tensor, Tensor]], classes: int, device: torch.device
+) -> Confusion:
+    """The counts of all workers, on every worker."""
+    confusion = Confusion.empty(classes)
+    for scores, labels in scored:
+        confusion.update(scores, labels)
     hits = confusion.counts.new_tensor([confusion.top5_hits])
     totals = torch.cat([confusion.counts.flatten(), hits]).to(device)
     if group.world_size() > 1:
         dist.all_reduce(totals)
-    counts, hits = totals.cpu().split([classes * classes, 1])
-    return describe(Confusion(counts.view(classes, classes), int(hits)), names)
-
-
-def _judge_several(
-    job: EvaluateJob,
-    file: Path,
-    names: Sequence[str],
-    validation: Validation,
-    spool: Spool,
-    seen: int,
-) -> dict[str, Any]:
-    """As `_judge`, where images may be of several classes."""
-    kept = []
-    device = worker_device(use_gpu=job.config.cluster.use_gpu)
-    task = _load_task(job, file, len(names)).to(device)
-    for scores, labels in validation.scored(task, device):
-        kept.append((scores.cpu(), labels.cpu()))
-        seen += len(labels)
-        spool.write("point", seen, images=seen * group.world_size())
-    return describe_several(*of_all_workers(kept), names)
+    counts, hits = totals.cpu().split([classes**2, 1])
+    return Confusion(counts.view(classes, classes), int(hits))
 
 
 def _load_task(job: EvaluateJob, file: Path, num_classes: int) -> ClassifyTask:

@@ -78,9 +78,10 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
         after=outline(config)[name],
         code=(
             *CODE,
+            "convnextv2.data.classes",
             "convnextv2.data.label_sets",
             "convnextv2.tasks.classify",
-            "convnextv2.weights",
+            "pipelines.stages.finetune",
         ),
     )
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster import group
-from cluster.engine import worker_device
+from cluster.placement import worker_device
 from convnextv2.analysis.knn import hits, merged, nearest, numbers_of, pooled, similarities, votes
 from convnextv2.analysis.models import read_encoder
 from convnextv2.batch import on_device
@@ -85,7 +85,14 @@ def knn_stage(config: PipelineConfig, session: Session) -> Stage:
             **given.settings,
         },
         after=outline(config)["knn"],
-        code=(*CODE, "convnextv2.analysis.knn", "pipelines.stages.knn"),
+        code=(
+            *CODE,
+            "convnextv2.analysis.knn",
+            "convnextv2.analysis.models",
+            "convnextv2.weights",
+            "pipelines.stages.knn",
+            "pipelines.weights.reading",
+        ),
     )
 
 

@@ -63,7 +63,7 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
             "convnextv2.masking",
             "convnextv2.sparse",
             "convnextv2.tasks.pretrain",
-            "convnextv2.weights",
+            "pipelines.stages.pretrain",
         ),
     )
 

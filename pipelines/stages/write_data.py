@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from convnextv2.data.census import Census
 from convnextv2.data.collection import RGB, DataError, Source, Split
@@ -17,8 +17,20 @@ from pipelines.resolve import ConfigError
 from pipelines.session import Session
 
 SPLITS: tuple[Split, ...] = ("train", "val")
-CODE = ("convnextv2.data.label_sets", "convnextv2.data.pixels", "convnextv2.data.selection",
-        "convnextv2.data.sources", "convnextv2.data.writing")  # fmt: skip
+CODE = (
+    "convnextv2.data.collection",
+    "convnextv2.data.label_sets",
+    "convnextv2.data.manifest",
+    "convnextv2.data.permutation",
+    "convnextv2.data.pixels",
+    "convnextv2.data.selection",
+    "convnextv2.data.shards",
+    "convnextv2.data.sources",
+    "convnextv2.data.statistics",
+    "convnextv2.data.writing",
+    "convnextv2.randomness",
+    "convnextv2.tasks.normalization",
+)
 FindConflicts = Callable[[Mapping[Split, Census]], Sequence[str]]
 
 
@@ -50,36 +62,20 @@ def write_stage(
     if all((source / split / MANIFEST).exists() for split in SPLITS):
         check(source)
         return _written_already(source, name, channels, data.write.bits)
-    chosen = {split: _open(data, source, split) for split in SPLITS}
+    chosen = {split: _choose(data, source, split) for split in SPLITS}
     settings = write_settings(data.write, channels)
 
     def run(place: Place) -> Outputs:
-        outputs: Outputs = {}
         with session.attempt(place):
             refuse(_plan(place, chosen, settings, session, find_conflicts))
-            for split, (images, selection) in chosen.items():
-                manifest = write_collection(
-                    images,
-                    str(source),
-                    place.directory / split,
-                    selection,
-                    settings,
-                    note=session.screen.note,
-                    run=_mapper(session, place.directory / split, split),
-                )
-                for name, reason in manifest.skipped:
-                    session.screen.note(f"skipped {name}: {reason}")
-                outputs |= _outputs(place.directory, split)
-        return outputs
+            return _write(place, chosen, source, settings, session)
 
     return Stage(
         name=name,
         run=run,
         settings={
-            "source": {
-                split: digest_of(images.fingerprint()) for split, (images, _) in chosen.items()
-            },
-            "selection": digest_of([repr(selection) for _, selection in chosen.values()]),
+            "source": {split: digest_of(each.fingerprint) for split, each in chosen.items()},
+            "selection": digest_of([repr(each.selection) for each in chosen.values()]),
             "write": data.write.model_dump(exclude={"max_unreadable"}),
             "channels": channels,
         },
@@ -90,9 +86,29 @@ def write_stage(
     )
 
 
+class Chosen(NamedTuple):
+    """What is written of a split. The fingerprint is taken once: it looks at every file."""
+
+    images: Source
+    selection: Selection
+    fingerprint: str
+
+
+def _choose(data: DataConfig, source: Path, split: Split) -> Chosen:
+    selection = Selection(
+        split=split,
+        hold_out=data.hold_out,
+        classes=read_classes(data.classes),
+        limit=data.limit,
+    )
+    columns = Columns(data.image_column, data.label_column, data.multi_label)
+    images, selection = open_selected(source, selection, data.labels, columns)
+    return Chosen(images, selection, images.fingerprint())
+
+
 def _plan(
     place: Place,
-    chosen: Mapping[Split, tuple[Source, Selection]],
+    chosen: Mapping[Split, Chosen],
     settings: WriteSettings,
     session: Session,
     find_conflicts: FindConflicts,
@@ -100,20 +116,47 @@ def _plan(
     """List both splits, keep the plans of what is to be written, and say what is wrong."""
     problems: list[str] = []
     found: dict[Split, Census] = {}
-    for split, (images, selection) in chosen.items():
+    for split, each in chosen.items():
         folder = place.directory / split
         try:
             found[split] = plan_collection(
-                images,
+                each.images,
                 folder,
-                selection,
+                each.selection,
                 settings,
                 note=session.screen.note,
                 run=_mapper(session, folder, split),
+                fingerprint=each.fingerprint,
             )
         except DataError as error:
             problems.append(f"{split}: {error}")
     return problems or [*find_conflicts(found)]
+
+
+def _write(
+    place: Place,
+    chosen: Mapping[Split, Chosen],
+    source: Path,
+    settings: WriteSettings,
+    session: Session,
+) -> Outputs:
+    outputs: Outputs = {}
+    for split, each in chosen.items():
+        folder = place.directory / split
+        manifest = write_collection(
+            each.images,
+            str(source),
+            folder,
+            each.selection,
+            settings,
+            note=session.screen.note,
+            run=_mapper(session, folder, split),
+            fingerprint=each.fingerprint,
+        )
+        for name, reason in manifest.skipped:
+            session.screen.note(f"skipped {name}: {reason}")
+        outputs |= _outputs(place.directory, split)
+    return outputs
 
 
 def write_settings(write: WriteConfig, channels: int) -> WriteSettings:
@@ -133,17 +176,6 @@ def read_classes(path: Path | None) -> tuple[str, ...] | None:
         return tuple(line.split()[0] for line in path.read_text().splitlines() if line.strip())
     except OSError as error:
         raise DataError(f"class list {path} cannot be read: {error.strerror}") from error
-
-
-def _open(data: DataConfig, source: Path, split: Split) -> tuple[Source, Selection]:
-    selection = Selection(
-        split=split,
-        hold_out=data.hold_out,
-        classes=read_classes(data.classes),
-        limit=data.limit,
-    )
-    columns = Columns(data.image_column, data.label_column, data.multi_label)
-    return open_selected(source, selection, data.labels, columns)
 
 
 def _written_already(source: Path, name: str, channels: int, bits: int | None) -> Stage:

@@ -5,7 +5,6 @@ their path; and when the stage begins, they are copied into its folder under our
 that they are still the same.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from convnextv2.sizes import size_of
 from convnextv2.weights import Geometry, WeightsError, write
 from convnextv2.weights.folders import files_of, is_checkpoint
 from pipelines.config import ModelConfig, PipelineConfig
+from pipelines.graph import digest_of, hash_files
 from pipelines.weights.reading import inspect
 
 SECTIONS = ("pretrain", "intermediate", "finetune", "linear_probe", "knn")
@@ -44,7 +44,7 @@ class Given:
     @classmethod
     def of(cls, path: Path | None) -> "Given":
         """Hash what lies at `path`; raises WeightsError when it is not there."""
-        return cls(path, "" if path is None else digest_of(path))
+        return cls(path, "" if path is None else content_digest(path))
 
     @property
     def settings(self) -> dict[str, str]:
@@ -62,24 +62,20 @@ class Given:
         found = inspect(self.path)
         copy = (directory / COPY).resolve()
         write(found.state, copy, to="official", metadata=found.metadata)
-        if digest_of(self.path) != self.digest:
+        if content_digest(self.path) != self.digest:
             copy.unlink()
             raise WeightsError(f"{self.path} was changed since this command began; run it again")
         return copy
 
 
-def digest_of(path: Path) -> str:
+def content_digest(path: Path) -> str:
     """sha256 of the files' contents, the same wherever they lie.
 
     Raises:
         WeightsError: When they are not there.
     """
     files = sorted(path.glob("rank-*")) if is_checkpoint(path) else files_of(path).files
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            total.update(hashlib.file_digest(opened, "sha256").digest())
-    return total.hexdigest()
+    return digest_of([*hash_files(path, *map(str, files)).values()])
 
 
 def _problems(path: Path, model: ModelConfig) -> Iterator[str]:

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from cluster.checkpoint import CheckpointError
-from cluster.engine import DeepSpeedEngine, EngineSettings, NonFinite, mean_over_workers
+from cluster.engine import DeepSpeedEngine, EngineSettings, NonFinite
+from cluster.group import mean_over_workers
 from cluster.zero import Precision, ZeroSettings
 from tests.cluster.toy import (
     BATCH,

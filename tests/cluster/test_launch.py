@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from cluster import group
-from cluster.engine import worker_device
 from cluster.launch import Cluster, ClusterError, Placement
+from cluster.placement import worker_device
 
 TOKEN = "CONVNEXTV2_TEST_LAUNCH"
 PLACEMENT = Placement(num_workers=2, max_failures=1, start_timeout_seconds=120)

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cluster.engine import DeepSpeedEngine, EngineSettings, mean_over_workers
+from cluster.engine import DeepSpeedEngine, EngineSettings
+from cluster.group import mean_over_workers
 from cluster.topology import Topology
 
 BATCH = 8

@@ -279,7 +279,7 @@ def skips_of(model: FCMAE) -> tuple[list[Tensor], Canvas]:
 
 
 def test_the_default_decoder_has_the_published_names_and_shapes() -> None:
-    # fcmae-facts 1.3 and 1.5: what a checkpoint of the official training script holds.
+    # What a checkpoint of the official training script holds.
     with torch.device("meta"):
         model = FCMAE.from_size("atto")
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if not n.startswith("encoder")}

@@ -16,7 +16,7 @@ from convnextv2.kernels import build, native, plain, recomputed
 from convnextv2.layers import Block
 
 Operation = Callable[..., Tensor]
-# fp32 rounding of sums as long as these (fcmae-facts.md, section 7: 2e-5 for gradients).
+# fp32: rounding of sums as long as these.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 both_dtypes = pytest.mark.parametrize("dtype", TOLERANCE)
 # Whole vectors, half ones, none at all, and a bit of everything.

@@ -159,7 +159,7 @@ def evaluated(wanted: View, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uin
 def test_the_centre_is_that_of_resize_and_center_crop(
     height: int, width: int, side: int, crop: float
 ) -> None:
-    """Facts 1.7: below 384 px, Resize(int(size / 0.875)) and CenterCrop(size), on Pillow images."""
+    """Below 384 px the official code has Resize(int(size / 0.875)) and CenterCrop(size)."""
     pixels = picture(height, width, noise=3)
     resized = Resize(int(side / crop), InterpolationMode.BICUBIC)(Image.fromarray(pixels))
     theirs = np.asarray(CenterCrop(side)(resized)).astype(int)

@@ -17,7 +17,7 @@ from pipelines.presets import load_preset
 from pipelines.resolve import ConfigError
 from pipelines.scores import MODELS
 from pipelines.stages import build_stages, finetune, pretrain, report
-from pipelines.weights.given import COPY, Given, digest_of
+from pipelines.weights.given import COPY, Given, content_digest
 from tests.convnextv2.pictures import CLASSES
 from tests.convnextv2.test_weights_dialects import assert_same
 from tests.pipelines.test_stages import NO_SESSION, PROBE, configured, shards
@@ -154,9 +154,9 @@ def test_a_folders_digest_is_that_of_all_its_files(tmp_path: Path) -> None:
     state = ConvNeXtV2.from_size("pocket", num_classes=0).state_dict()
     write(state, tmp_path / "one", to="hf")
     write(state, tmp_path / "two", to="hf")
-    assert digest_of(tmp_path / "one") == digest_of(tmp_path / "two")
+    assert content_digest(tmp_path / "one") == content_digest(tmp_path / "two")
     write({name: value + 1 for name, value in state.items()}, tmp_path / "three", to="hf")
-    assert digest_of(tmp_path / "one") != digest_of(tmp_path / "three")
+    assert content_digest(tmp_path / "one") != content_digest(tmp_path / "three")
 
 
 def test_a_stage_gets_a_copy_under_our_names(tmp_path: Path) -> None:

@@ -60,16 +60,18 @@ def plan_collection(
     seed: int = 0,
     run: Map = here,
     note: Callable[[str], None] = warnings.warn,
+    fingerprint: str | None = None,
 ) -> Census:
     """List what `write_collection` would write, and keep the plan in `destination` for it.
 
-    Nothing is decoded but a few images, for the forecast of what they will take.
+    Nothing is decoded but a few images, for the forecast of what they will take. Of a `source` of
+    many files the `fingerprint` takes long: who has it already gives it.
 
     Raises:
         DataError: As `write_collection` before its first shard.
     """
     destination = Path(destination)
-    digest = plan_digest(source.fingerprint(), selection, settings, seed)
+    digest = plan_digest(fingerprint or source.fingerprint(), selection, settings, seed)
     with _at(destination, note):
         complete = _complete(destination, digest)
         if complete is not None:
@@ -90,19 +92,21 @@ def write_collection(
     seed: int = 0,
     run: Map = here,
     note: Callable[[str], None] = warnings.warn,
+    fingerprint: str | None = None,
 ) -> Manifest:
     """Write what `selection` leaves of `source` to shards in the folder `destination`.
 
     A folder that was written by the same source, selection and settings is left as it is. `name`
     says in the manifest where the source lies. `run` maps a function over items, in this process or
-    on a cluster. `note` hears what the user should know.
+    on a cluster. `note` hears what the user should know. `fingerprint` is the source's, for those
+    who have it already.
 
     Raises:
         DataError: When nothing is left to write, too many images are unreadable, the disk is full,
             another process writes there, or the folder holds another collection.
     """
     destination = Path(destination)
-    fingerprint = source.fingerprint()
+    fingerprint = fingerprint or source.fingerprint()
     digest = plan_digest(fingerprint, selection, settings, seed)
     with _at(destination, note):
         complete = _complete(destination, digest)
