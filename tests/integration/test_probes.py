@@ -21,10 +21,10 @@ TRAINING = {
 }
 STAGES = [
     "write",
+    "write-intermediate",
     "pretrain",
     "knn",
     "linear-probe",
-    "write-intermediate",
     "intermediate",
     "finetune",
     "evaluate",
@@ -56,7 +56,7 @@ def test_every_stage_there_is(start: Start, photos: Path, tmp_path: Path) -> Non
         f"linear_probe={json.dumps({**TRAINING, 'train': 'head'})}",
         f"intermediate={json.dumps({**TRAINING, 'data': {'source': str(photos), 'limit': 48}})}",
     )
-    result = start("report", run_dir, "--json", settings=settings).result()
+    result = start("demo", run_dir, "--json", settings=settings).result()
     assert [stage["name"] for stage in result["stages"]] == STAGES
     assert set(result["evaluations"]) == {"knn", "finetune", "linear-probe"}
     assert {each["images"] for each in result["evaluations"].values()} == {24}
