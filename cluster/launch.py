@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from cluster.placement import ClusterError, Placement, check_answers
-from cluster.starting import reason, signals_kept, start_with_retry
+from cluster.ray_start import reason, signals_kept, start_with_retry
 
 __all__ = ["Cluster", "ClusterError", "Placement"]
 

@@ -17,8 +17,8 @@ from pipelines.commands.checkpoint import add_checkpoint_commands
 from pipelines.commands.data import add_data_commands
 from pipelines.commands.presets import add_presets_command
 from pipelines.commands.weights import add_weights_commands
-from pipelines.outline import stages_of_command
-from pipelines.provenance import version
+from pipelines.graph.outline import stages_of_command
+from pipelines.runtime.provenance import version
 
 DEFAULT_ROOT = Path("runs")
 DESCRIPTION = "Pretrain (FCMAE), fine-tune and evaluate ConvNeXt V2."
@@ -128,7 +128,7 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 
 
 def _words(error: Exception) -> str:
-    from pipelines.resolve import ConfigError
+    from pipelines.config.resolve import ConfigError
 
     if not isinstance(error, ConfigError):
         return str(error)

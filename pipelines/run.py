@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.text import Text
 
 from convnextv2.data.collection import DataError
-from pipelines import fashion_mnist
 from pipelines.config import PipelineConfig
+from pipelines.datasets import fashion_mnist
 from pipelines.graph import Pipeline, Stage, Visit, needed_for
-from pipelines.logs import redirected
-from pipelines.metrics import curve, read_spool
-from pipelines.outline import EVALUATIONS, SCRATCH, outline
-from pipelines.progress import Screen
-from pipelines.session import Session
-from pipelines.tracking import open_hint
+from pipelines.graph.outline import EVALUATIONS, SCRATCH, outline
+from pipelines.runtime.console import Screen
+from pipelines.runtime.events import curve, read_spool
+from pipelines.runtime.logs import redirected
+from pipelines.runtime.session import Session
+from pipelines.runtime.tracking import open_hint
 
 
 @dataclass(frozen=True, kw_only=True)

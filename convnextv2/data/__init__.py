@@ -8,7 +8,7 @@ import numba
 import numba.typed
 import torch
 
-from convnextv2.compiler import cache_folder
+from convnextv2.kernels.compiler import cache_folder
 
 
 def _keep_compiled_code() -> None:

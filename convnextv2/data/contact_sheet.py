@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from convnextv2.batch import Batch
+from convnextv2.data.batch import Batch
 from convnextv2.data.pixels.visible import visible
 from convnextv2.tasks import IMAGENET, Normalization
 

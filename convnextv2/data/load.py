@@ -2,7 +2,7 @@
 
 FFCV's `Loader` reads one file, wants to own the order and blocks for ever when its thread fails.
 `BetonLoader` uses the parts below it, the graph of operations and the epoch thread, on mapped
-shards (`convnextv2.data.shards`).
+shards (`convnextv2.data.shards.mapped`).
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.graph import Graph
 
-from convnextv2.batch import Batch
 from convnextv2.data.augment import Augment
+from convnextv2.data.batch import Batch
 from convnextv2.data.decoding import library
-from convnextv2.data.local_cache import LocalCache
-from convnextv2.data.manifest import read_manifest
-from convnextv2.data.shards import Indices, Shards, open_shards
+from convnextv2.data.shards.local_cache import LocalCache
+from convnextv2.data.shards.manifest import read_manifest
+from convnextv2.data.shards.mapped import Indices, Shards, open_shards
 from convnextv2.data.views import DamagedImage, DecodeView, View
 from convnextv2.paths import PathLike
 

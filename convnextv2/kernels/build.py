@@ -1,4 +1,4 @@
-"""Loads the CPU kernels, compiled for this machine on first use (`convnextv2.compiler`)."""
+"""Loads the CPU kernels, compiled for this machine on first use (`convnextv2.kernels.compiler`)."""
 
 import ctypes
 import logging
@@ -7,7 +7,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from convnextv2.compiler import built
+from convnextv2.kernels.compiler import built
 
 FOLDER = Path(__file__).parent
 SOURCES = [FOLDER / name for name in ("native.cpp", "depthwise.h", "pointwise.h", "vectors.h")]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnextv2.batch import Batch
+from convnextv2.data.batch import Batch
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks import IMAGENET, Normalization, Normalize, TaskOutput
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from convnextv2.batch import Batch
+from convnextv2.data.batch import Batch
 from convnextv2.fcmae import FCMAE
 from convnextv2.masking import sample_masks
 from convnextv2.tasks import IMAGENET, Normalization, Normalize, TaskOutput

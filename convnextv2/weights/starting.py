@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from convnextv2.data.classes import match_classes
+from convnextv2.data.labels.classes import match_classes
 from convnextv2.weights.inspection import Inspection
 from convnextv2.weights.state import ENCODER, FCMAE_ONLY, HEAD_ONLY, State, encoder_of
 

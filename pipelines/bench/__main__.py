@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.bench import stack
-from pipelines.provenance import git_commit, versions
+from pipelines.runtime.provenance import git_commit, versions
 
 
 def main() -> None:

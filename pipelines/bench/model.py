@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.placement import KEEP_PAGES
-from pipelines.provenance import git_commit, versions
+from pipelines.runtime.provenance import git_commit, versions
 
 IMAGE_SIZE, CLASSES = 224, 1000
 BACKENDS = ("gather", "spconv", "masked-dense")

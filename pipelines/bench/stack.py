@@ -18,11 +18,11 @@ from convnextv2.masking import sample_masks
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from pipelines.config import PipelineConfig
 from pipelines.graph import Pipeline
-from pipelines.logs import redirected
-from pipelines.metrics import curve, read_spool
 from pipelines.presets import load_preset
-from pipelines.progress import Screen
-from pipelines.session import Session
+from pipelines.runtime.console import Screen
+from pipelines.runtime.events import curve, read_spool
+from pipelines.runtime.logs import redirected
+from pipelines.runtime.session import Session
 from pipelines.stages.pretrain import build_fcmae, pretrain_stage
 from pipelines.stages.write_data import write_stage
 

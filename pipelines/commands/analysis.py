@@ -130,7 +130,7 @@ def _add_export(commands: Any) -> None:
 
 def _act_reconstruct(options: argparse.Namespace) -> int:
     say(f"reconstructing images of {options.images} with {options.weights}")
-    from pipelines.gallery import make_gallery
+    from pipelines.report.gallery import make_gallery
 
     made = make_gallery(
         options.weights,
@@ -155,7 +155,7 @@ def _act_reconstruct(options: argparse.Namespace) -> int:
 
 def _act_collapse(options: argparse.Namespace) -> int:
     say(f"measuring {options.weights} on images of {options.images}")
-    from pipelines.collapse import analyse_collapse
+    from pipelines.report.collapse import analyse_collapse
 
     found = analyse_collapse(
         [options.weights, *([options.other] if options.other else [])],

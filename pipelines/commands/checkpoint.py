@@ -122,7 +122,7 @@ def _act_list(options: argparse.Namespace) -> int:
 
 
 def _act_verify(options: argparse.Namespace) -> int:
-    from cluster.checkpoint import CheckpointError, verify
+    from cluster.checkpoint.store import CheckpointError, verify
 
     checkpoints = _checkpoints(options.folder)
     stages = _finished_stages(options.folder)
@@ -152,9 +152,9 @@ def _act_verify(options: argparse.Namespace) -> int:
 
 
 def _act_export(options: argparse.Namespace) -> int:
-    from cluster.checkpoint import CheckpointError, verify
-    from cluster.states import AVERAGE, WEIGHT
-    from pipelines.handoff import export
+    from cluster.checkpoint.fragments import AVERAGE, WEIGHT
+    from cluster.checkpoint.store import CheckpointError, verify
+    from pipelines.training.export import export
 
     path: Path = options.checkpoint
     if _checkpoints(path) != [path]:
@@ -181,7 +181,7 @@ def _act_export(options: argparse.Namespace) -> int:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoints that were published in a folder of any kind, good or not, in order."""
-    from cluster.checkpoint import MANIFEST, step_of, steps
+    from cluster.checkpoint.store import MANIFEST, step_of, steps
 
     if (folder / MANIFEST).exists() or folder in steps(folder.parent):
         return [folder]
@@ -201,7 +201,7 @@ def _finished_stages(folder: Path) -> list[Path]:
 
 
 def _look_at(path: Path) -> Found:
-    from cluster.checkpoint import MANIFEST, Checkpoint, CheckpointError, step_of, verify
+    from cluster.checkpoint.store import MANIFEST, Checkpoint, CheckpointError, step_of, verify
 
     problem = ""
     try:

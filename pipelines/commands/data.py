@@ -127,7 +127,7 @@ def _act_write(options: argparse.Namespace) -> int:
     from cluster.launch import Cluster, Placement
     from convnextv2.data.writing import WriteSettings, write_collection
     from convnextv2.data.writing.write import progress
-    from pipelines.progress import Screen
+    from pipelines.runtime.console import Screen
 
     settings = WriteSettings(
         mode=options.mode,
@@ -182,12 +182,12 @@ def _act_write(options: argparse.Namespace) -> int:
 def _act_check(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from pipelines.progress import Screen
+    from pipelines.runtime.console import Screen
 
     screen = Screen(Console(stderr=True, soft_wrap=True))
     screen.starts("check", f"comparing {options.folder} with its manifest")
     try:
-        from convnextv2.data.check import check
+        from convnextv2.data.shards.check import check
 
         problems = check(options.folder, decode=options.decode, progress=screen.progress)
     finally:

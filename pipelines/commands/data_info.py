@@ -38,7 +38,7 @@ def add_info_command(
 def _act_info(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from pipelines.progress import Screen
+    from pipelines.runtime.console import Screen
 
     if options.stats and not _holds_shards(options.path):
         raise ValueError(
@@ -64,13 +64,13 @@ def _act_info(options: argparse.Namespace) -> int:
 
 
 def _holds_shards(path: Path) -> bool:
-    from convnextv2.data.manifest import MANIFEST
+    from convnextv2.data.shards.manifest import MANIFEST
 
     return (path / MANIFEST).exists()
 
 
 def _of_shards(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
-    from convnextv2.data.check import describe, measure
+    from convnextv2.data.shards.check import describe, measure
 
     facts, measured = describe(options.path), {}
     if options.stats:

@@ -40,10 +40,10 @@ def add_sample_command(verbs: Any) -> None:
 def _act_sample(options: argparse.Namespace) -> int:
     from convnextv2.data.contact_sheet import contact_sheet
     from convnextv2.data.load import BetonLoader
-    from convnextv2.data.manifest import read_manifest
-    from convnextv2.data.order import GlobalOrder
+    from convnextv2.data.order.global_order import GlobalOrder
+    from convnextv2.data.shards.manifest import read_manifest
     from pipelines.presets import load_preset
-    from pipelines.views import augmentation, image_size_of, training_view
+    from pipelines.training.transforms import augmentation, image_size_of, training_view
 
     config = load_preset(options.preset, options.set)
     recipe = getattr(config, options.stage)

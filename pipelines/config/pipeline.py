@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cluster.zero import ZeroSettings
+from cluster.engine.zero_config import ZeroSettings
 from pipelines.config.data import DataConfig
 from pipelines.config.section import Positive, Section, Size
 from pipelines.config.training import (

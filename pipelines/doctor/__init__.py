@@ -25,7 +25,7 @@ import psutil
 from rich.text import Text
 
 from pipelines.doctor.interpreter import Interpreter
-from pipelines.limits import core_quotas, memory_limits
+from pipelines.runtime.limits import core_quotas, memory_limits
 
 MB, GB = 10**6, 10**9
 PINS = Path(__file__).parents[2] / "constraints.txt"

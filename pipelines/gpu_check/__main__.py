@@ -9,20 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pipelines.gpu_check.backends import backends
-from pipelines.gpu_check.calibration import calibration
-from pipelines.gpu_check.compilation import compilation
-from pipelines.gpu_check.kernel_speed import kernel_speed
-from pipelines.gpu_check.kernels import kernels
-from pipelines.gpu_check.loader import loader
+from pipelines.gpu_check.correctness.backends import backends
+from pipelines.gpu_check.correctness.kernels import kernels
+from pipelines.gpu_check.correctness.loader import loader
+from pipelines.gpu_check.correctness.syncs import syncs
+from pipelines.gpu_check.correctness.training import training
+from pipelines.gpu_check.correctness.zero import zero
 from pipelines.gpu_check.machine import machine
 from pipelines.gpu_check.parts import Outcome, Part, Row, Setting, run_part
-from pipelines.gpu_check.profile import profile
-from pipelines.gpu_check.speed import BATCHES, compiled_speed, speed
-from pipelines.gpu_check.syncs import syncs
+from pipelines.gpu_check.speed.calibration import calibration
+from pipelines.gpu_check.speed.compilation import compilation
+from pipelines.gpu_check.speed.kernel_speed import kernel_speed
+from pipelines.gpu_check.speed.profile import profile
+from pipelines.gpu_check.speed.steps import BATCHES, compiled_speed, speed
 from pipelines.gpu_check.table import render, row_line
-from pipelines.gpu_check.training import training
-from pipelines.gpu_check.zero import zero
 
 # By worth: where the time does not do for all, the last go without.
 PARTS = (

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from pipelines.config import PipelineConfig
+from pipelines.config.resolve import ConfigError, nearest, resolve
 from pipelines.presets import demo, frozen, imagenet1k, imagenet22k, supervised
 from pipelines.presets.recipe import Preset
-from pipelines.resolve import ConfigError, nearest, resolve
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset

@@ -7,8 +7,8 @@ from pathlib import Path
 from convnextv2.data.collection import DataError
 from pipelines.config import DataConfig, PipelineConfig
 from pipelines.graph import Pipeline, Stage
-from pipelines.outline import EVALUATIONS, outline
-from pipelines.session import Session
+from pipelines.graph.outline import EVALUATIONS, outline
+from pipelines.runtime.session import Session
 from pipelines.stages.data_conflicts import find_data_conflicts
 from pipelines.stages.evaluate import evaluate_stage
 from pipelines.stages.finetune import SECTIONS, finetune_stage

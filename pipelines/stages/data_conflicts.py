@@ -1,21 +1,21 @@
 """What a configuration asks of its images, against what they are: known before they are written.
 
-`pipelines.conflicts` is about settings among each other; here are those that only the images show
-to be wrong, with values that would work.
+`pipelines.config.checks` is about settings among each other; here are those that only the images
+show to be wrong, with values that would work.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from convnextv2.data.census import Census
-from convnextv2.data.classes import match_classes
 from convnextv2.data.collection import DataError, Split
-from convnextv2.data.order import GlobalOrder
+from convnextv2.data.labels.census import Census
+from convnextv2.data.labels.classes import match_classes
+from convnextv2.data.order.global_order import GlobalOrder
 from pipelines.config import DataConfig, PipelineConfig, TrainConfig
-from pipelines.job import Plan
-from pipelines.outline import EVALUATIONS, outline
-from pipelines.samples import find_shortages, most_samples
+from pipelines.graph.outline import EVALUATIONS, outline
 from pipelines.stages.finetune import SECTIONS
+from pipelines.training.job import Plan
+from pipelines.training.samples import find_shortages, most_samples
 
 RECIPES = {"pretrain": "pretrain", **SECTIONS}
 

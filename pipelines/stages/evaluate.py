@@ -14,38 +14,38 @@ from torch import Tensor
 from cluster import group
 from cluster.placement import worker_device
 from convnextv2 import weights
-from convnextv2.data.manifest import read_manifest
+from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.tasks.classify import ClassifyTask, Confusion, is_among_best
 from convnextv2.tasks.precision import average_precision
 from pipelines.config import FinetuneConfig, PipelineConfig
-from pipelines.files import write_json
 from pipelines.graph import Outputs, Place, Stage, hash_files
-from pipelines.logs import worker_log
-from pipelines.metrics import Spool
-from pipelines.outline import EVALUATIONS, outline
-from pipelines.session import Session
+from pipelines.graph.outline import EVALUATIONS, outline
+from pipelines.runtime.events import Spool
+from pipelines.runtime.files import write_json
+from pipelines.runtime.logs import worker_log
+from pipelines.runtime.session import Session
 from pipelines.stages import finetune
+from pipelines.stages.common import averaged_name
 from pipelines.stages.finetune import ENCODER, build_classifier, recipe_of
-from pipelines.stages.training import averaged_name
-from pipelines.validation import Validation, mean_of, of_all_workers, share_of
-from pipelines.views import image_size_of
+from pipelines.training.transforms import image_size_of
+from pipelines.training.validation import Validation, mean_of, of_all_workers, share_of
 
 RESULT = "evaluation.json"
 CODE = (
-    "convnextv2.batch",
-    "convnextv2.data.classes",
+    "convnextv2.data.batch",
+    "convnextv2.data.labels.classes",
     "convnextv2.data.decoding",
     "convnextv2.data.load",
-    "convnextv2.data.manifest",
-    "convnextv2.data.shards",
+    "convnextv2.data.shards.manifest",
+    "convnextv2.data.shards.mapped",
     "convnextv2.data.views",
     "convnextv2.encoder",
     "convnextv2.kernels",
     "convnextv2.layers",
     "convnextv2.sizes",
     "convnextv2.tasks.normalization",
-    "pipelines.validation",
-    "pipelines.views",
+    "pipelines.training.validation",
+    "pipelines.training.transforms",
 )
 
 
@@ -98,7 +98,7 @@ def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage
         after=outline(config)[name],
         code=(
             *CODE,
-            "convnextv2.data.label_sets",
+            "convnextv2.data.labels.label_sets",
             "convnextv2.tasks.classify",
             "convnextv2.tasks.precision",
             "pipelines.stages.evaluate",

@@ -8,19 +8,19 @@ from pathlib import Path
 from torch import nn
 
 from convnextv2 import weights
-from convnextv2.data.manifest import read_manifest
+from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks.classify import ClassifyTask
 from convnextv2.weights.starting import Start, start_of_classifier
 from convnextv2.weights.state import HEAD_ONLY
 from pipelines.config import DataConfig, FinetuneConfig, ModelConfig, PipelineConfig
 from pipelines.graph import Outputs, Place, Stage
-from pipelines.job import TrainJob
-from pipelines.outline import SCRATCH, outline
-from pipelines.session import Session
+from pipelines.graph.outline import SCRATCH, outline
+from pipelines.runtime.session import Session
 from pipelines.stages import pretrain
-from pipelines.stages.training import CODE, NOT_IN_KEY, ORDER, averaged_name, run_training
-from pipelines.views import image_size_of
+from pipelines.stages.common import CODE, NOT_IN_KEY, ORDER, averaged_name, run_training
+from pipelines.training.job import TrainJob
+from pipelines.training.transforms import image_size_of
 from pipelines.weights.given import Given
 
 WEIGHTS = "model.safetensors"
@@ -78,8 +78,8 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
         after=outline(config)[name],
         code=(
             *CODE,
-            "convnextv2.data.classes",
-            "convnextv2.data.label_sets",
+            "convnextv2.data.labels.classes",
+            "convnextv2.data.labels.label_sets",
             "convnextv2.tasks.classify",
             "pipelines.stages.finetune",
         ),

@@ -18,23 +18,23 @@ from cluster import group
 from cluster.placement import worker_device
 from convnextv2.analysis.knn import hits, merged, nearest, numbers_of, pooled, similarities, votes
 from convnextv2.analysis.models import read_encoder
-from convnextv2.batch import on_device
+from convnextv2.data.batch import on_device
 from convnextv2.data.load import BetonLoader
-from convnextv2.data.manifest import read_manifest
-from convnextv2.data.shards import open_shards
+from convnextv2.data.shards.manifest import read_manifest
+from convnextv2.data.shards.mapped import open_shards
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks import Normalize
 from pipelines.config import KnnConfig, PipelineConfig
-from pipelines.files import write_json
 from pipelines.graph import Outputs, Place, Stage, hash_files
-from pipelines.logs import worker_log
-from pipelines.metrics import Spool
-from pipelines.outline import outline
-from pipelines.session import Session
+from pipelines.graph.outline import outline
+from pipelines.runtime.events import Spool
+from pipelines.runtime.files import write_json
+from pipelines.runtime.logs import worker_log
+from pipelines.runtime.session import Session
 from pipelines.stages import pretrain
 from pipelines.stages.evaluate import CODE
-from pipelines.validation import share_of
-from pipelines.views import evaluation_view
+from pipelines.training.transforms import evaluation_view
+from pipelines.training.validation import share_of
 from pipelines.weights.given import Given
 
 RESULT = "knn.json"

@@ -3,17 +3,17 @@
 from torch import nn
 
 from convnextv2 import weights
-from convnextv2.data.manifest import read_manifest
+from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.fcmae import FCMAE
 from convnextv2.tasks.pretrain import PretrainTask
 from convnextv2.weights.starting import Start, start_of_autoencoder
 from convnextv2.weights.state import FCMAE_ONLY
 from pipelines.config import PipelineConfig, PretrainConfig
 from pipelines.graph import Outputs, Place, Stage
-from pipelines.job import TrainJob
-from pipelines.outline import outline
-from pipelines.session import Session
-from pipelines.stages.training import CODE, NOT_IN_KEY, ORDER, run_training
+from pipelines.graph.outline import outline
+from pipelines.runtime.session import Session
+from pipelines.stages.common import CODE, NOT_IN_KEY, ORDER, run_training
+from pipelines.training.job import TrainJob
 from pipelines.weights.given import Given
 
 WEIGHTS = "fcmae.safetensors"

@@ -13,27 +13,27 @@ import numpy as np
 from convnextv2 import weights
 from convnextv2.analysis.reconstruct import Reconstruction, reconstruct
 from convnextv2.data.load import BetonLoader
-from convnextv2.data.manifest import read_manifest
-from convnextv2.data.shards import open_shards
+from convnextv2.data.shards.manifest import read_manifest
+from convnextv2.data.shards.mapped import open_shards
 from convnextv2.masking import sample_masks
-from pipelines import pages
 from pipelines.config import PipelineConfig
-from pipelines.files import atomically
 from pipelines.graph import COMPLETE, Outputs, Place, Stage, digest_of, hash_files
-from pipelines.metrics import SPOOL, read_spool
-from pipelines.outline import EVALUATIONS, SCRATCH, outline
-from pipelines.pages.times import StageRow
-from pipelines.provenance import git_commit, versions
-from pipelines.report import ReportInput, render_report
-from pipelines.samples import count, training_samples
-from pipelines.scores import PRETRAINED, PROBE, Evaluation
-from pipelines.scores import SCRATCH as FROM_SCRATCH
-from pipelines.session import Session
+from pipelines.graph.outline import EVALUATIONS, SCRATCH, outline
+from pipelines.report import html
+from pipelines.report.page import ReportInput, render_report
+from pipelines.report.tables import PRETRAINED, PROBE, Evaluation
+from pipelines.report.tables import SCRATCH as FROM_SCRATCH
+from pipelines.report.times import StageRow
+from pipelines.runtime.events import SPOOL, read_spool
+from pipelines.runtime.files import atomically
+from pipelines.runtime.provenance import git_commit, versions
+from pipelines.runtime.session import Session
+from pipelines.runtime.tracking import open_hint
 from pipelines.stages import evaluate, knn, pretrain
 from pipelines.stages.finetune import SECTIONS, recipe_of
 from pipelines.stages.pretrain import build_fcmae
-from pipelines.tracking import open_hint
-from pipelines.views import evaluation_view
+from pipelines.training.samples import count, training_samples
+from pipelines.training.transforms import evaluation_view
 
 PAGE = "report.html"
 TEMPLATE_FILES = ("report.html.j2", "report.css.j2")
@@ -63,7 +63,7 @@ def report_stage(
     settings: dict[str, Any] = {
         "title": config.name,
         # Short, for a person reads it where it is said what has changed.
-        "template": digest_of(hash_files(pages.TEMPLATES, *TEMPLATE_FILES))[:8],
+        "template": digest_of(hash_files(html.TEMPLATES, *TEMPLATE_FILES))[:8],
     }
     if gaps is not None:
         after = tuple(name for name in after if name not in gaps.why)
@@ -93,13 +93,13 @@ def report_stage(
         after=after,
         code=(
             "convnextv2.analysis",
-            "pipelines.figures",
-            "pipelines.metrics",
-            "pipelines.pages",
-            "pipelines.report",
-            "pipelines.scores",
+            "pipelines.report.charts",
+            "pipelines.runtime.events",
+            "pipelines.report.html",
+            "pipelines.report.page",
+            "pipelines.report.tables",
             "pipelines.stages.report",
-            "pipelines.verdict",
+            "pipelines.report.summary",
         ),
     )
 

@@ -4,29 +4,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convnextv2.data.census import Census
 from convnextv2.data.collection import RGB, DataError, Source, Split
-from convnextv2.data.manifest import MANIFEST, Manifest, read_manifest
+from convnextv2.data.labels.census import Census
 from convnextv2.data.selection import Selection, open_selected
+from convnextv2.data.shards.manifest import MANIFEST, Manifest, read_manifest
 from convnextv2.data.sources import Columns
 from convnextv2.data.writing import WriteSettings, plan_collection, write_collection
 from convnextv2.data.writing.write import progress
 from pipelines.config import DataConfig, WriteConfig
+from pipelines.config.resolve import ConfigError
 from pipelines.graph import Outputs, Place, Stage, digest_of, hash_files
-from pipelines.resolve import ConfigError
-from pipelines.session import Session
+from pipelines.runtime.session import Session
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 CODE = (
     "convnextv2.data.collection",
-    "convnextv2.data.label_sets",
-    "convnextv2.data.manifest",
-    "convnextv2.data.permutation",
+    "convnextv2.data.labels.label_sets",
+    "convnextv2.data.shards.manifest",
+    "convnextv2.data.order.permutation",
     "convnextv2.data.pixels",
     "convnextv2.data.selection",
-    "convnextv2.data.shards",
+    "convnextv2.data.shards.mapped",
     "convnextv2.data.sources",
-    "convnextv2.data.statistics",
+    "convnextv2.data.shards.statistics",
     "convnextv2.data.writing",
     "convnextv2.randomness",
     "convnextv2.tasks.normalization",

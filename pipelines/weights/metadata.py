@@ -1,11 +1,11 @@
 """What the weights of a training stage say about themselves."""
 
-from convnextv2.data.manifest import read_manifest
+from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.views import CenterView
 from convnextv2.weights import Evaluation, Metadata
 from pipelines.config import FinetuneConfig
-from pipelines.job import TrainJob
-from pipelines.views import evaluation_view, image_size_of
+from pipelines.training.job import TrainJob
+from pipelines.training.transforms import evaluation_view, image_size_of
 
 
 def metadata_of(job: TrainJob) -> Metadata:

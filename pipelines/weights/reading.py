@@ -5,14 +5,14 @@
 
 from pathlib import Path
 
-from cluster.checkpoint import CheckpointError, verify
-from cluster.state_files import StateFiles
-from cluster.states import AVERAGE, WEIGHT
+from cluster.checkpoint.fragment_files import StateFiles
+from cluster.checkpoint.fragments import AVERAGE, WEIGHT
+from cluster.checkpoint.store import CheckpointError, verify
 from convnextv2 import weights
 from convnextv2.weights import Inspection, Metadata, WeightsError
 from convnextv2.weights.files import Contents
 from convnextv2.weights.folders import is_checkpoint
-from pipelines.handoff import PREFIX
+from pipelines.training.export import PREFIX
 
 
 def inspect(path: Path, *, part: str | None = None) -> Inspection:

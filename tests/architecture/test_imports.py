@@ -29,8 +29,8 @@ FORBIDDEN = {
 }
 ONE_FILE = {
     "ray": "cluster/launch.py",
-    "deepspeed": "cluster/engine.py",
-    "mlflow": "pipelines/tracking/tracker.py",
+    "deepspeed": "cluster/engine/deepspeed_engine.py",
+    "mlflow": "pipelines/runtime/tracking/tracker.py",
 }
 
 
@@ -136,7 +136,11 @@ HEAVY = ("torch", "numba", "ffcv", "timm", "ray", "deepspeed", "mlflow")
         ("convnextv2.data.load, convnextv2.data.writing, convnextv2.tasks.pretrain", HEAVY[3:]),
         # It must run where there is PyTorch and Triton, and nothing else of ours.
         ("pipelines.gpu_check.__main__", (*HEAVY[2:], "pydantic", "rich", "spconv")),
-        ("cluster.launch, cluster.engine, cluster.checkpoint, pipelines.tracking", HEAVY[4:]),
+        (
+            "cluster.launch, cluster.engine.deepspeed_engine, cluster.checkpoint.store, "
+            "pipelines.runtime.tracking",
+            HEAVY[4:],
+        ),
     ],
 )
 def test_importing_loads_no_more_than_is_needed(module: str, absent: tuple[str, ...]) -> None:

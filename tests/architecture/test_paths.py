@@ -74,7 +74,7 @@ def takes(hint: Any, kind: type) -> bool:
 @pytest.mark.slow
 def test_no_public_function_insists_on_a_path_of_pathlib() -> None:
     names = functions().keys()
-    assert {"convnextv2.weights.read", "convnextv2.data.manifest.read_manifest"} <= names
+    assert {"convnextv2.weights.read", "convnextv2.data.shards.manifest.read_manifest"} <= names
     assert "convnextv2.data.load.BetonLoader.__init__" in names
     insisting = [
         f"{name}({parameter})"
@@ -111,7 +111,10 @@ class Named:
 def test_a_path_may_be_text_or_anything_that_names_a_file(tmp_path: Path) -> None:
     """All say the same of a file that is not there."""
     called = {name: each for name, each in functions().items() if needs_a_path_only(each)}
-    assert {"convnextv2.weights.inspect", "convnextv2.data.manifest.read_manifest"} <= called.keys()
+    assert {
+        "convnextv2.weights.inspect",
+        "convnextv2.data.shards.manifest.read_manifest",
+    } <= called.keys()
     gone = str(tmp_path / "gone")
     for name, function in called.items():
         said = set()

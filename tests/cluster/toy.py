@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cluster.engine import DeepSpeedEngine, EngineSettings
+from cluster.batch_layout import Topology
+from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
 from cluster.group import mean_over_workers
-from cluster.topology import Topology
 
 BATCH = 8
 BETAS = (0.9, 0.95)

@@ -13,7 +13,7 @@ from convnextv2.masking import (
     visible_count,
 )
 from convnextv2.randomness import Draw
-from tests.convnextv2 import splitmix
+from tests.convnextv2.data.order import splitmix
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from numba import njit
 from scipy import stats
 
 from convnextv2.randomness import Draw, mix, normal, stream_bits, symmetric_beta, uniform
-from tests.convnextv2 import splitmix
+from tests.convnextv2.data.order import splitmix
 
 LARGEST = 2**64 - 1
 COUNTERS = [

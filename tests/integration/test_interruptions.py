@@ -11,7 +11,7 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from pipelines.metrics import curve, read_spool
+from pipelines.runtime.events import curve, read_spool
 from tests.integration.conftest import PRETRAIN_STEPS, Job, Start, begin, output, spool
 from tests.pipelines.graph.kitchen import snapshot
 

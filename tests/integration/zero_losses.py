@@ -7,10 +7,10 @@ import sys
 import torch
 import torch.distributed as dist
 
-from cluster.engine import DeepSpeedEngine, EngineSettings
-from cluster.topology import Topology
-from cluster.zero import ZeroSettings
-from convnextv2.batch import Batch
+from cluster.batch_layout import Topology
+from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
+from cluster.engine.zero_config import ZeroSettings
+from convnextv2.data.batch import Batch
 from convnextv2.fcmae import FCMAE
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from convnextv2.tasks.pretrain import PretrainTask

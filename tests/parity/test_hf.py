@@ -12,8 +12,8 @@ from transformers import ConvNextV2Config, ConvNextV2ForImageClassification, Con
 from convnextv2 import sizes
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.weights import convert, encoder_of, inspect, load, read, write
-from tests.convnextv2.made_weights import fcmae_state
-from tests.convnextv2.test_weights_dialects import assert_same
+from tests.convnextv2.weights.made_weights import fcmae_state
+from tests.convnextv2.weights.test_weights_dialects import assert_same
 from tests.parity.models import CLASSES, SIZES, classifier, images
 
 

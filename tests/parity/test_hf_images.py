@@ -18,10 +18,10 @@ from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks import IMAGENET_STD, Normalization, Normalize
 from convnextv2.weights import Evaluation, Metadata, encoder_of, load, write
 from pipelines.config import EvaluateConfig
-from pipelines.views import evaluation_view
-from tests.convnextv2.made_weights import classifier_state, fcmae_state
-from tests.convnextv2.pictures import Pictures
-from tests.convnextv2.pictures import write as write_shards
+from pipelines.training.transforms import evaluation_view
+from tests.convnextv2.data.pictures import Pictures
+from tests.convnextv2.data.pictures import write as write_shards
+from tests.convnextv2.weights.made_weights import classifier_state, fcmae_state
 
 # High, wide, square, and smaller than what is cut out.
 SHAPES = ((64, 64), (50, 90), (91, 40), (41, 67), (333, 500), (30, 30))

@@ -13,8 +13,8 @@ from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
 from convnextv2.sizes import SIZES
 from convnextv2.weights import convert, inspect, write
-from tests.convnextv2.made_weights import encoder_state
-from tests.convnextv2.test_weights_dialects import assert_same
+from tests.convnextv2.weights.made_weights import encoder_state
+from tests.convnextv2.weights.test_weights_dialects import assert_same
 from tests.parity.models import CLASSES, classifier, images
 
 # Parameters of the classifier (1000 classes), of the encoder alone and of the whole FCMAE: worked

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking import tracker
+from pipelines.runtime.tracking import tracker
 from tests.pipelines.user import take_photos
 
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from convnextv2.analysis.reconstruct import Reconstruction
 from convnextv2.data.sources.idx import FASHION_CLASSES
-from pipelines.metrics import Line
-from pipelines.pages.times import StageRow
 from pipelines.presets.demo import demo
-from pipelines.report import ReportInput
-from pipelines.scores import Evaluation
+from pipelines.report.page import ReportInput
+from pipelines.report.tables import Evaluation
+from pipelines.report.times import StageRow
+from pipelines.runtime.events import Line
 
 BEGAN = 1.76e9
 """When the first worker group of every stage has started."""

@@ -17,8 +17,9 @@ import psutil
 import pytest
 from rich.console import Console
 
-from pipelines import doctor, limits
+from pipelines import doctor
 from pipelines.doctor.interpreter import Interpreter
+from pipelines.runtime import limits
 
 Patch = pytest.MonkeyPatch
 Write = Callable[[str, str], None]

@@ -11,7 +11,7 @@ import pytest
 from pipelines.gpu_check import __main__ as check
 from pipelines.gpu_check import machine, parts
 from pipelines.gpu_check.parts import Outcome, Part, Row, Setting, Unusable, run_part
-from pipelines.gpu_check.roofline import Chip, images_per_second
+from pipelines.gpu_check.speed.roofline import Chip, images_per_second
 from pipelines.gpu_check.table import render
 from tests.pipelines.made_up_parts import (
     BAD,

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines import cli
 from pipelines.presets import PRESETS, find_preset, load_preset
-from pipelines.provenance import version
+from pipelines.runtime.provenance import version
 
 Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from pipelines.graph import Place, Stage, Visit
-from pipelines.metrics import Spool
 from pipelines.run import Outcome, closing_words
+from pipelines.runtime.events import Spool
 
 RESULT = {"top1": 0.5, "top5": 0.75, "images": 1000, "confusion": [[1]]}
 BETTER = {**RESULT, "top1": 0.5625}

@@ -17,7 +17,7 @@ from pathlib import Path
 import llvmlite.binding
 from numba import types
 
-from convnextv2.compiler import built
+from convnextv2.kernels.compiler import built
 
 FOLDER = Path(__file__).parent
 HEADERS = ("axis.h", "bands.h", "faults.h", "jpeg.h", "resample.h")

@@ -14,7 +14,7 @@ using namespace convnextv2;
 
 namespace {
 
-// One row of the table that convnextv2/data/shards.py makes.
+// One row of the table that convnextv2/data/shards/mapped.py makes.
 struct Shard {
   uint64_t first_sample, samples, address, bytes, records, page_size;
 };

@@ -16,7 +16,7 @@ import numpy as np
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType
 
 from convnextv2.data.collection import RGB, PixelFormat
-from convnextv2.data.shards import RECORD, field_types
+from convnextv2.data.shards.mapped import RECORD, field_types
 from convnextv2.data.writing.encode import Encoded
 
 FIELD_NAMES = ("image", "label")

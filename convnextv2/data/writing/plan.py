@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from convnextv2.data.census import Census, take_census
 from convnextv2.data.collection import MEMBER, DataError, Members, Source, name_key
-from convnextv2.data.label_sets import label_sets_of
-from convnextv2.data.manifest import sync_folder, write_json
+from convnextv2.data.labels.census import Census, take_census
+from convnextv2.data.labels.label_sets import label_sets_of
 from convnextv2.data.selection import Selection, select
+from convnextv2.data.shards.manifest import sync_folder, write_json
 from convnextv2.data.sources import describe_kinds
 from convnextv2.data.writing.disk import check_room, refusals
 from convnextv2.data.writing.encode import WriteSettings

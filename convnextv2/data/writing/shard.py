@@ -26,10 +26,10 @@ from convnextv2.data.collection import (
     Source,
     UnreadableImage,
 )
-from convnextv2.data.label_sets import label_sets_of
-from convnextv2.data.manifest import Shard, Skipped, sync_folder, write_json
+from convnextv2.data.labels.label_sets import label_sets_of
 from convnextv2.data.pixels import decode
-from convnextv2.data.statistics import ChannelSums
+from convnextv2.data.shards.manifest import Shard, Skipped, sync_folder, write_json
+from convnextv2.data.shards.statistics import ChannelSums
 from convnextv2.data.writing.beton import BetonWriter
 from convnextv2.data.writing.disk import refusals
 from convnextv2.data.writing.encode import JPEG, Encoded, WriteSettings, encode

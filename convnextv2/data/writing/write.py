@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from convnextv2.data.census import Census
 from convnextv2.data.collection import DataError, PixelFormat, Source
-from convnextv2.data.label_sets import LABEL_SETS, label_sets_of
-from convnextv2.data.manifest import (
+from convnextv2.data.labels.census import Census
+from convnextv2.data.labels.label_sets import LABEL_SETS, label_sets_of
+from convnextv2.data.selection import Selection
+from convnextv2.data.shards.manifest import (
     MANIFEST,
     LabelSetsFile,
     Manifest,
     read_manifest,
     write_manifest,
 )
-from convnextv2.data.selection import Selection
-from convnextv2.data.statistics import ChannelSums
+from convnextv2.data.shards.statistics import ChannelSums
 from convnextv2.data.writing.disk import alone, check_room, refusals
 from convnextv2.data.writing.encode import WriteSettings
 from convnextv2.data.writing.plan import (

@@ -24,7 +24,7 @@ from pipelines.bench.data.startup import measure_startup
 from pipelines.bench.data.tables import show, summary
 from pipelines.bench.data.turns import take_turns
 from pipelines.bench.data.writing import measure_writing
-from pipelines.provenance import git_commit, versions
+from pipelines.runtime.provenance import git_commit, versions
 
 DECODES = ("reduced", "exact", "full")
 

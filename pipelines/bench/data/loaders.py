@@ -23,7 +23,7 @@ def ours(photographs: Photographs, crop: int = CROP, **augment: Any) -> Epoch:
     """Our loader; `augment` are fields of the settings' AugmentConfig."""
     from convnextv2.data.load import BetonLoader
     from pipelines.config import AugmentConfig
-    from pipelines.views import augmentation, training_view
+    from pipelines.training.transforms import augmentation, training_view
 
     settings = AugmentConfig(crop_scale=SCALE, **augment)
     loader = BetonLoader(

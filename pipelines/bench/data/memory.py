@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from convnextv2.data.manifest import Manifest, Shard, write_manifest
+from convnextv2.data.shards.manifest import Manifest, Shard, write_manifest
 from convnextv2.data.writing.beton import BetonWriter
 from convnextv2.data.writing.encode import RAW, Encoded
 
@@ -121,7 +121,7 @@ def _owned() -> dict[str, float]:
 def _ours(folder: Path) -> Any:
     """Our loader at the end of a shuffled epoch."""
     from convnextv2.data.load import BetonLoader
-    from convnextv2.data.order import GlobalOrder
+    from convnextv2.data.order.global_order import GlobalOrder
     from convnextv2.data.views import SquashView
 
     loader = BetonLoader(folder, batch_size=BATCH, view=SquashView(size=(2, 2)))

@@ -10,7 +10,7 @@ from convnextv2.data.views import Decode
 from pipelines.bench.data import BATCH, CROP, SCALE, WORKERS
 from pipelines.bench.data.photographs import Photographs
 from pipelines.config import AugmentConfig
-from pipelines.views import training_view
+from pipelines.training.transforms import training_view
 
 CROPS = (CROP, CROP // 2)
 """At 112 px the photographs of 500 px are to the crop what 1,000 px are at 224."""

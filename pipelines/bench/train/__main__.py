@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.bench.train.workers import run_group
-from pipelines.provenance import git_commit, versions
+from pipelines.runtime.provenance import git_commit, versions
 
 PARTS = ("overhead", "scaling", "checkpoint", "groups", "memory", "huge")
 # The images of the paper.

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from cluster import group
-from cluster.engine import DeepSpeedEngine, EngineSettings
-from cluster.keep import KeepPolicy
-from cluster.memory import model_state_bytes
-from cluster.saver import Saver
-from cluster.topology import Topology
-from cluster.zero import Precision, ZeroSettings
-from convnextv2.batch import Batch
+from cluster.batch_layout import Topology
+from cluster.checkpoint.async_saver import Saver
+from cluster.checkpoint.retention import KeepPolicy
+from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
+from cluster.engine.memory import model_state_bytes
+from cluster.engine.zero_config import Precision, ZeroSettings
+from convnextv2.data.batch import Batch
 from convnextv2.fcmae import FCMAE
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from convnextv2.tasks.pretrain import PretrainTask

@@ -111,7 +111,9 @@ def test_a_change_of_the_code_is_a_change(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
 
     def run() -> tuple[str, str]:
-        (visit,) = one_stage(tmp_path / "run", {}, ("made_up_code", "pipelines.files")).run()
+        (visit,) = one_stage(
+            tmp_path / "run", {}, ("made_up_code", "pipelines.runtime.files")
+        ).run()
         return visit.status, visit.reason
 
     assert run()[0] == "run"

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from convnextv2.data.collection import UNLABELLED, DataError
-from convnextv2.data.label_sets import LabelSets
+from convnextv2.data.labels.label_sets import LabelSets
 from convnextv2.data.sources.parquet import Columns
 
 # Names as they are without case, blanks and underscores; the first that is there is meant.

@@ -18,8 +18,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Split, Stored
-from convnextv2.data.label_sets import LabelSets
-from convnextv2.data.permutation import permute
+from convnextv2.data.labels.label_sets import LabelSets
+from convnextv2.data.order.permutation import permute
 from convnextv2.data.sources.listing import (
     SPLIT_NAMES,
     check_unchanged,

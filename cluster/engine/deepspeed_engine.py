@@ -1,0 +1,262 @@
+"""The training engine: what a loop needs from sharded training, and DeepSpeed behind it."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster import group
+from cluster.batch_layout import Topology
+from cluster.checkpoint.fragment_files import StateFiles
+from cluster.checkpoint.fragments import Average, Piece
+from cluster.checkpoint.store import CheckpointError
+from cluster.engine.adamw import LayerwiseAdamW
+from cluster.engine.outcome import Outcome
+from cluster.engine.partitions import PARTITIONS, Partition
+from cluster.engine.zero_config import Precision, ZeroSettings, deepspeed_config
+from cluster.placement import give_back_freed_memory
+
+
+class NonFinite(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is NaN or infinite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """Sharding, precision (bf16 keeps fp32 masters), clipping, averaging.
+
+    `ema_decay` None keeps no moving average. After `max_skipped_steps` steps in a row whose loss
+    or gradient is not finite training stops, at the latest in the step after.
+    """
+
+    zero: ZeroSettings = field(default_factory=ZeroSettings)
+    precision: Precision = "fp32"
+    grad_clip: float = 0.0
+    ema_decay: float | None = None
+    max_skipped_steps: int = 10
+
+
+class DeepSpeedEngine:
+    """Trains a module whose forward takes a batch and returns `.loss` and `.metrics`.
+
+    By DeepSpeed's ZeRO, in the process group that is already there.
+
+    Args:
+        module: The task; its forward takes one micro batch.
+        groups: Optimizer groups with `lr_scale` each (see `train_step`).
+        betas: AdamW betas.
+        settings: Sharding, precision and the rest.
+        topology: Batch arithmetic; its world size must be the group's.
+        device: Where this worker computes.
+        identify: Sample indices of a micro batch, for messages.
+
+    The host learns a step late whether a step was left out (`cluster.outcome`). Whatever depends
+    on it (pieces, counters, the moving average) waits for that: all workers read those alike.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: Sequence[dict[str, Any]],
+        *,
+        betas: tuple[float, float],
+        settings: EngineSettings,
+        topology: Topology,
+        device: torch.device,
+        identify: Callable[[Any], list[int]] = lambda batch: [],
+    ) -> None:
+        if device.type == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed
+
+        # On CPUs DeepSpeed would compile an operation on every node for a collective that only
+        # inference uses, and a killed worker would leave its 69 MB buffer in /dev/shm.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.device, self._module, self._identify = device, module, identify
+        self._settings = settings
+        self._adamw: LayerwiseAdamW | None = None
+        module.to(device)
+        if settings.zero.offload_optimizer == "none":
+            self._adamw = optimizer = LayerwiseAdamW(groups, betas=betas)
+            scales = {name: optimizer.scales.get(p, 1.0) for name, p in module.named_parameters()}
+        else:
+            optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(list(groups), lr=0.0, betas=betas)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            config=deepspeed_config(
+                settings.zero, settings.precision, settings.grad_clip, topology
+            ),
+        )
+        self._partition: Partition = PARTITIONS[type(self._optimizer).__name__](
+            module, self._optimizer
+        )
+        if isinstance(optimizer, LayerwiseAdamW):
+            optimizer.stretches = self._partition.stretches(scales)
+        if device.type == "cpu":
+            give_back_freed_memory()
+        self._pieces = self._partition.pieces()
+        self._updates = self._skipped_steps = self._skipped_in_a_row = 0
+        self._unsettled: Outcome | None = None
+        self._average = None
+        if settings.ema_decay is not None:
+            self._average = Average(self._pieces, settings.ema_decay)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """What this worker keeps of the parameters and of their optimizer state."""
+        self.settle()
+        return self._pieces
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps done."""
+        self.settle()
+        return self._updates
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps left out because the loss or gradient of a worker was not finite."""
+        self.settle()
+        return self._skipped_steps
+
+    def train_step(self, batches: Iterable[Any], learning_rate: float) -> dict[str, Tensor]:
+        """One optimizer step over the micro batches; mean metrics of this worker, detached."""
+        for settings in self._optimizer.param_groups:
+            # Offloaded groups have their layers' scales; the others' optimizer knows them.
+            settings["lr"] = learning_rate * settings.get("lr_scale", 1.0)
+        totals: dict[str, Tensor] = {}
+        indices: list[int] = []
+        count = 0
+        for batch in batches:
+            if count:
+                self._engine.step()  # Not a boundary yet: DeepSpeed only counts.
+            out = self._engine(batch)
+            self._engine.backward(out.loss)
+            indices += self._identify(batch)
+            count += 1
+            for name, value in {"loss": out.loss.detach(), **out.metrics}.items():
+                totals[name] = totals[name] + value if name in totals else value
+        metrics = {name: total / count for name, total in totals.items()}
+        metrics["grad_norm"] = self._step(metrics["loss"], indices)
+        return metrics
+
+    def _step(self, loss: Tensor, indices: list[int]) -> Tensor:
+        """Step if loss and gradients are finite on all workers, else on none; the gradient norm.
+
+        One scalar goes round: what is not finite on one worker makes the sum so on all of them.
+        """
+        own = self._partition.squared_gradient_norm() + 0 * loss.float()
+        total = own.clone()
+        if group.world_size() > 1:
+            torch.distributed.all_reduce(total)
+        # The device has this step to compute meanwhile, and the weights are still the last one's.
+        self.settle()
+        outcome = Outcome.of(total, own, loss, indices)
+        if self._adamw is not None:
+            self._adamw.found_inf = outcome.found_inf
+        elif outcome.left_out():
+            self._partition.skip_next_step()
+        self._engine.step()
+        self._unsettled = outcome
+        return total.sqrt()
+
+    def settle(self) -> None:
+        """Count the last step, and take its weights into the average, unless it was left out.
+
+        Raises:
+            NonFinite: When it was one too many in a row; on all workers, which call alike.
+        """
+        outcome, self._unsettled = self._unsettled, None
+        if outcome is None:
+            return
+        if not outcome.left_out():
+            self._updates += 1
+            self._skipped_in_a_row = 0
+            if self._average is not None:
+                self._average.update()
+            return
+        self._skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= self._settings.max_skipped_steps:
+            raise NonFinite(self._describe(outcome))
+
+    def _describe(self, outcome: Outcome) -> str:
+        finite = bool(outcome.own.isfinite())
+        report = (group.rank(), outcome.loss.item(), finite, outcome.indices)
+        words = [
+            f"worker {rank}: loss {value:g}"
+            + ("" if fine else f", samples {', '.join(map(str, samples))}")
+            for rank, value, fine, samples in group.gather(report)
+        ]
+        return (
+            f"{self._skipped_in_a_row} steps in a row had a loss or gradient that is not finite; "
+            "in the last one " + "; ".join(words) + ". A lower learning rate, grad_clip or fp32 "
+            "may help; if it is always the same samples, look at them (convnextv2 data sample)"
+        )
+
+    def restore(self, directory: Path, notes: dict[str, Any]) -> None:
+        """Take pieces and counters of a checkpoint over, whatever had cut them up.
+
+        All workers call.
+
+        Raises:
+            CheckpointError: When it does not hold all that this engine keeps.
+        """
+        try:
+            files = StateFiles(directory)
+            self._take(files)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
+        self._unsettled = None
+        self._updates, self._skipped_steps = notes["updates"], notes["skipped_steps"]
+        if self._average is not None:
+            self._average.updates = self._updates
+        self._partition.refresh(self._updates)
+
+    @torch.no_grad()
+    def _take(self, files: StateFiles) -> None:
+        mine = {name for name, _ in self._module.named_parameters()}
+        for names, words in ((mine - set(files), "lacks"), (set(files) - mine, "has")):
+            if names:
+                raise ValueError(
+                    f"{files.directory} is not whole, or of another model: it {words} "
+                    f"{len(names)} parameters, such as {min(names)}"
+                )
+        for piece in self._pieces:
+            if files.shapes[piece.name] != piece.shape:
+                raise ValueError(
+                    f"{files.directory}: {piece.name} has shape {files.shapes[piece.name]}, the "
+                    f"model's is {piece.shape}"
+                )
+            for kind, tensor in piece.tensors.items():
+                tensor.copy_(files.read(kind, piece.name, piece.start, piece.numel))
+
+    @contextmanager
+    def evaluating(self, *, averaged: bool = False) -> Iterator[Callable[[Any], Any]]:
+        """The module in evaluation mode, to be called without gradients by all workers alike.
+
+        On its weights or, `averaged`, on their moving average.
+        """
+        self.settle()
+        self._engine.eval()
+        if averaged:
+            self._swap()
+        try:
+            with torch.no_grad():
+                yield self._engine
+        finally:
+            if averaged:
+                self._swap()
+            self._engine.train()
+
+    def _swap(self) -> None:
+        if self._average is None:
+            raise ValueError("no moving average is kept; set ema_decay")
+        self._average.swap()
+        self._partition.refresh(None)

@@ -1,0 +1,1 @@
+"""Folders of .beton shards: their manifest, reading, verification and copies on a node."""

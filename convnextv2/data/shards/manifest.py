@@ -1,0 +1,161 @@
+"""The manifest of a folder of .beton shards: what they hold, and that they are whole.
+
+It is written last. A folder without one was not finished.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from convnextv2.data.collection import DataError, PixelFormat
+from convnextv2.data.labels.census import Census
+from convnextv2.paths import PathLike
+from convnextv2.tasks import IMAGENET, Normalization
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+
+
+class Skipped(NamedTuple):
+    """An image of the source that is not in the shards."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished .beton file."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LabelSetsFile:
+    """The file with the sets of classes that labels are numbers of."""
+
+    name: str
+    sets: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a folder of shards holds.
+
+    `settings` and `selection` are those it was written with; `source` and `source_fingerprint` say
+    from what, and `digest` is a hash of all these. Sample numbers run through the shards in order:
+    the first of a shard follows the last of the one before. `class_counts` has the samples of each
+    of `classes`. Where images may be of several, `label_sets` is the file that says of which.
+    Every image has `channels` values of `bits` a pixel. `mean` and `std` of these, from 0 to 1, are
+    measured as they are written, unless they are RGB of 8 bits.
+    """
+
+    split: str
+    shards: tuple[Shard, ...]
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    skipped: tuple[Skipped, ...]
+    settings: dict[str, Any]
+    selection: dict[str, Any]
+    source: str
+    source_fingerprint: str
+    digest: str = ""
+    label_sets: LabelSetsFile | None = None
+    channels: int = 3
+    bits: int = 8
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    schema: int = SCHEMA
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        return PixelFormat(self.channels, self.bits)
+
+    @property
+    def normalization(self) -> Normalization:
+        """What the images are normalised by: what was measured, or ImageNet's numbers for RGB."""
+        return Normalization(self.mean, self.std, self.bits) if self.mean else IMAGENET
+
+    @property
+    def census(self) -> Census:
+        if self.label_sets is not None:
+            return Census(self.samples, self.classes, self.class_counts, 0, multi_label=True)
+        unlabelled = self.samples - sum(self.class_counts)
+        return Census(self.samples, self.classes, self.class_counts, unlabelled)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the content: two folders with the same one serve the same samples."""
+        hashes = [[shard.samples, shard.sha256] for shard in self.shards]
+        sets = [] if self.label_sets is None else [self.label_sets.sha256]
+        return hashlib.sha256(json.dumps([hashes, self.classes, *sets]).encode()).hexdigest()
+
+
+def read_manifest(folder: PathLike) -> Manifest:
+    """Read the manifest in `folder`.
+
+    Raises:
+        DataError: When there is none (the shards were never finished), or it is not one of ours.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.exists():
+        what = "does not exist" if not folder.exists() else f"has no {MANIFEST}"
+        raise DataError(
+            f"{folder} {what}: expected a folder written to the end by convnextv2 data write"
+        )
+    try:
+        content = json.loads(path.read_text())
+        schema = content["schema"]
+        if schema != SCHEMA:
+            raise DataError(f"{path} has schema {schema}, this version reads {SCHEMA}")
+        content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
+        content["skipped"] = tuple(Skipped(*item) for item in content["skipped"])
+        if content.get("label_sets") is not None:
+            content["label_sets"] = LabelSetsFile(**content["label_sets"])
+        for name in ("classes", "class_counts", "mean", "std"):
+            content[name] = tuple(content.get(name, ()))
+        return Manifest(**content)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); write the shards again") from error
+
+
+def write_manifest(folder: PathLike, manifest: Manifest) -> None:
+    """Publish the manifest: temporary name, fsync, rename, fsync of the folder."""
+    write_json(Path(folder) / MANIFEST, asdict(manifest))
+
+
+def write_json(path: PathLike, content: Any) -> None:
+    """Write a JSON file so that it is there whole or not at all, whenever the machine stops."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: PathLike) -> None:
+    """Make renames in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,253 @@
+"""What fields of a configuration say against each other, with values that would go together."""
+
+from collections.abc import Iterator
+
+from cluster.batch_layout import Topology
+from cluster.engine.zero_config import find_problems
+from convnextv2.recipe.duration import Duration
+from convnextv2.recipe.layer_decay import GROUPED_DEPTHS
+from convnextv2.sizes import DECODER_UNITS, nearest_multiples, size_of
+from pipelines.config import (
+    DataConfig,
+    FinetuneConfig,
+    IntermediateConfig,
+    ModelConfig,
+    PipelineConfig,
+    PretrainConfig,
+    TrainConfig,
+)
+
+VALIDATED = ("val_top1", "val_top1_ema", "val_map", "val_map_ema")
+
+
+def find_conflicts(config: PipelineConfig) -> list[str]:
+    """All of them, each beginning with the dotted name of a field."""
+    cluster = config.cluster
+    zero = find_problems(
+        cluster.zero,
+        use_gpu=cluster.use_gpu,
+        precision=cluster.dtype,
+        world_size=cluster.num_workers,
+    )
+    problems = [*_geometry(config.model), *(f"cluster.zero.{problem}" for problem in zero)]
+    for name in ("pretrain", "intermediate", "finetune", "linear_probe"):
+        train = getattr(config, name)
+        if train is None:
+            continue
+        try:
+            Topology(train.global_batch_size, train.micro_batch_size, cluster.num_workers)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+        data = train.data if isinstance(train, IntermediateConfig) else config.data
+        found = [*_training(train, data), *_augmentation(train, cluster.num_workers)]
+        if isinstance(train, PretrainConfig):
+            found += _pretraining(train)
+        else:
+            found += _fine_tuning(train, config.model)
+        problems += [f"{name}.{problem}" for problem in found]
+    return [*problems, *_stages(config), *_pixels(config)]
+
+
+def _stages(config: PipelineConfig) -> Iterator[str]:
+    """Sections that make no sense beside, or without, each other."""
+    if config.pretrain is None:
+        for name in ("linear_probe", "knn"):
+            section = getattr(config, name)
+            if section is not None and section.weights is None:
+                yield (
+                    f"{name}: looks at a pretrained encoder, and pretrain is not set; "
+                    f"{name}.weights=FILE would work"
+                )
+        if config.intermediate is None:
+            if config.finetune is None and config.linear_probe is None and config.knn is None:
+                yield "finetune: neither pretrain nor finetune is set; there is nothing to train"
+            elif (train := config.finetune) and train.control and train.weights is None:
+                yield "finetune.control: without pretrain, fine-tuning is from scratch itself"
+    if config.linear_probe is not None and config.linear_probe.train != "head":
+        yield "linear_probe.train: a probe trains the head alone; set head, or use finetune"
+    for name in ("intermediate", "linear_probe"):
+        train = getattr(config, name)
+        if train is not None and train.control:
+            yield f"{name}.control: only finetune has a control"
+    yield from _two_starts(config)
+
+
+def _two_starts(config: PipelineConfig) -> Iterator[str]:
+    """Weights of a stage that gets others from the stage before it."""
+    before = dict.fromkeys(("knn", "linear_probe", "intermediate", "finetune"), "pretrain")
+    if config.intermediate is not None:
+        before["finetune"] = "intermediate"
+    for name, earlier in before.items():
+        section = getattr(config, name)
+        if section is None or section.weights is None or getattr(config, earlier) is None:
+            continue
+        yield (
+            f"{name}.weights: it starts from what {earlier} trains already; set {earlier}=null, "
+            f"or give them to {earlier}.weights"
+        )
+
+
+def _pixels(config: PipelineConfig) -> Iterator[str]:
+    """What is for RGB of 8 bits, where images are something else."""
+    channels = config.model.in_channels
+    collections = {"data": config.data}
+    if config.intermediate is not None:
+        collections["intermediate.data"] = config.intermediate.data
+    for prefix, data in collections.items():
+        if (channels, data.write.bits or 8) == (3, 8):
+            continue
+        images = f"model.in_channels is {channels}" if channels != 3 else "write.bits is 16"
+        if data.write.mode in ("smart", "proportion"):
+            yield (
+                f"{prefix}.write.mode: {data.write.mode} makes JPEGs of RGB of 8 bits, and "
+                f"{images}; raw would work"
+            )
+        readers = (
+            ("pretrain", "finetune", "linear_probe") if prefix == "data" else ("intermediate",)
+        )
+        for name in readers:
+            train = getattr(config, name)
+            for field in ("color_jitter", "rand_augment"):
+                if train is not None and getattr(train.augment, field):
+                    yield (
+                        f"{name}.augment.{field}: changes colours of RGB of 8 bits, and {images}; "
+                        "0 would work"
+                    )
+
+
+def _training(train: TrainConfig, data: DataConfig) -> Iterator[str]:
+    """Durations, what is kept, averages."""
+    warmup, duration = (
+        _comparable(length, train.global_batch_size) for length in (train.warmup, train.duration)
+    )
+    if train.duration.unit == "%":
+        yield f"duration: {train.duration} of what? Epochs, steps or images would work"
+    if warmup.unit == duration.unit and warmup.amount > duration.amount:
+        yield f"warmup: {train.warmup} is longer than the {train.duration} of training"
+    known = _metrics(train, data)
+    if train.keep_best is not None and train.keep_best not in known:
+        yield (
+            f"keep_best: {train.keep_best!r} is not measured in this training; "
+            f"{' or '.join(known)} would work{_missing(train, data)}"
+        )
+
+
+def _comparable(duration: Duration, global_batch_size: int) -> Duration:
+    """Images as steps."""
+    if duration.unit != "images":
+        return duration
+    return Duration(round(duration.amount / global_batch_size), "steps")
+
+
+def _metrics(train: TrainConfig, data: DataConfig) -> list[str]:
+    """Names that keep_best may have."""
+    if isinstance(train, PretrainConfig):
+        return ["loss"]
+    names = ["loss", "accuracy"]
+    if train.evaluate_every is not None:
+        measured = ["val_top1", *(["val_map"] if data.multi_label else [])]
+        averaged = [f"{name}_ema" for name in measured if train.ema_decay is not None]
+        names += [*measured, *averaged]
+    return names
+
+
+def _missing(train: TrainConfig, data: DataConfig) -> str:
+    """What has to be set for the metric that was asked for."""
+    if isinstance(train, PretrainConfig) or train.keep_best not in VALIDATED:
+        return ""
+    needed = ["evaluate_every"] if train.evaluate_every is None else []
+    if train.keep_best.endswith("_ema") and train.ema_decay is None:
+        needed.append("ema_decay")
+    if train.keep_best.startswith("val_map") and not data.multi_label:
+        needed.append("data.multi_label")
+    return f", or set {' and '.join(needed)}"
+
+
+def _pretraining(pretrain: PretrainConfig) -> Iterator[str]:
+    if pretrain.augment.mixup or pretrain.augment.cutmix:
+        yield "augment: FCMAE reconstructs images; set mixup and cutmix to 0"
+    if pretrain.evaluate_every is not None:
+        yield "evaluate_every: pretraining has no labels to be evaluated by; leave it out"
+    yield from _decoder(pretrain)
+
+
+def _fine_tuning(train: FinetuneConfig, model: ModelConfig) -> Iterator[str]:
+    depths, stride = size_of(model.size).depths, 8 * model.stem_stride
+    if train.layer_decay_groups == "group" and depths != GROUPED_DEPTHS:
+        yield (
+            f"layer_decay_groups: group is defined for depths 3, 3, 27, 3, and {model.size} has "
+            f"{', '.join(map(str, depths))}; single would work"
+        )
+    if train.image_size is not None and train.image_size % stride:
+        yield (
+            f"image_size: {train.image_size} is no multiple of the total stride {stride} "
+            f"(8 x model.stem_stride); {nearest_multiples(train.image_size, stride)} would work"
+        )
+    if train.train == "head":
+        for name, off in (("layer_decay", 1.0), ("drop_path", 0.0)):
+            if getattr(train, name) != off:
+                yield f"{name}: only the head is trained, without the layers it is for; set {off:g}"
+
+
+def _augmentation(train: TrainConfig, num_workers: int) -> list[str]:
+    augment = train.augment
+    problems = [
+        f"augment.{name}: expected 0 < low <= high, got {low}, {high}"
+        for name, (low, high) in (
+            ("crop_scale", augment.crop_scale),
+            ("crop_ratio", augment.crop_ratio),
+        )
+        if not 0 < low <= high
+    ]
+    if augment.color_jitter and augment.rand_augment:
+        problems.append(
+            "augment.color_jitter: RandAugment changes colours already; set color_jitter or "
+            "rand_augment to 0"
+        )
+    if augment.mixup or augment.cutmix:
+        if train.micro_batch_size % 2:
+            problems.append(
+                f"micro_batch_size: mixup and cutmix pair images, {train.micro_batch_size} is odd; "
+                f"{train.micro_batch_size + 1} would pair up"
+            )
+        if train.global_batch_size % (2 * num_workers):
+            close = nearest_multiples(train.global_batch_size, 2 * num_workers)
+            problems.append(
+                f"global_batch_size: mixup and cutmix pair images, {train.global_batch_size} "
+                f"leaves {num_workers} workers no whole pairs; {close} would work"
+            )
+    return problems
+
+
+def _geometry(model: ModelConfig) -> list[str]:
+    """What is wrong with the geometry; a patch that would work fits the image, too."""
+    stride, patch, image = 8 * model.stem_stride, model.patch_size, model.image_size
+    if patch % stride:
+        wrong = (
+            f"model.patch_size: {patch} is no multiple of the total stride {stride} "
+            "(8 x stem_stride)"
+        )
+        fitting = [size for size in range(stride, image + 1, stride) if image % size == 0]
+        if fitting:
+            close = sorted(sorted(fitting, key=lambda size: abs(size - patch))[:2])
+            return [f"{wrong}; {' or '.join(map(str, close))} would work"]
+        below = max(stride, patch // stride * stride)
+        return [
+            f"{wrong}; {below} would work with model.image_size {nearest_multiples(image, below)}"
+        ]
+    if image % patch:
+        return [
+            f"model.image_size: {image} is no multiple of model.patch_size {patch}; "
+            f"{nearest_multiples(image, patch)} would work"
+        ]
+    return []
+
+
+def _decoder(pretrain: PretrainConfig) -> list[str]:
+    unit, dim = DECODER_UNITS[pretrain.decoder], pretrain.decoder_dim
+    if dim % unit == 0:
+        return []
+    return [
+        f"decoder_dim: {dim} is no multiple of {unit}, as decoder {pretrain.decoder!r} "
+        f"needs; {nearest_multiples(dim, unit)} would work"
+    ]

@@ -1,0 +1,143 @@
+"""From a preset and `a.b=c` overrides to a checked configuration, all problems on one screen."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipelines.config import PipelineConfig
+from pipelines.config.checks import find_conflicts
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, one problem per line.
+
+    `about` says what was looked at: the settings alone, or with the images they are for.
+    """
+
+    def __init__(self, problems: Sequence[str], about: str = "the settings") -> None:
+        self.problems, self.about = list(problems), about
+        super().__init__("\n".join(self.problems))
+
+
+def resolve(preset: PipelineConfig, overrides: Sequence[str]) -> PipelineConfig:
+    """Apply `overrides` (values as in YAML) and check everything.
+
+    Raises:
+        ConfigError: Naming every problem at once.
+    """
+    base = preset.model_dump()
+    merged, problems = base, []
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            problems.append(f"--set {override}: expected key=value, for example seed=1")
+            continue
+        merged = _with_value(merged, key.split("."), _parse(text))
+    config, wrong = _validate(merged, base)
+    problems += wrong + find_conflicts(config) + _weight_problems(config)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _weight_problems(config: PipelineConfig) -> list[str]:
+    sections = (getattr(config, name) for name in PipelineConfig.model_fields)
+    if not any(getattr(section, "weights", None) for section in sections):
+        return []
+    # Here, for it imports PyTorch, which those who name no weights need not wait for.
+    from pipelines.weights.given import find_problems
+
+    return find_problems(config)
+
+
+def _with_value(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    """A copy of `tree` with one leaf changed; unknown branches are made, validation names them."""
+    head, *rest = path
+    if not rest:
+        return {**tree, head: value}
+    below = tree.get(head)
+    return {**tree, head: _with_value(below if isinstance(below, dict) else {}, rest, value)}
+
+
+def _parse(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        # YAML 1.1 takes 1e-3 for text; people mean a number, unless they put it in quotes.
+        try:
+            return float(text)
+        except ValueError:
+            return value
+    return value
+
+
+def _validate(merged: dict[str, Any], base: dict[str, Any]) -> tuple[PipelineConfig, list[str]]:
+    """Validate; where a value is wrong the preset's own stands in, so that all checks can run."""
+    try:
+        return PipelineConfig.model_validate(merged), []
+    except ValidationError as error:
+        problems, mended = [], merged
+        for item in error.errors():
+            path = [str(part) for part in item["loc"]]
+            known = _known_prefix(path)
+            problems.append(_describe(item, path))
+            mended = _restore(mended, base, known or path)
+        config, more = _validate(mended, base)
+        return config, problems + more
+
+
+def _known_prefix(path: list[str]) -> list[str]:
+    """The part of an error's path that names fields (not positions inside a tuple)."""
+    model: type[BaseModel] | None = PipelineConfig
+    known = []
+    for part in path:
+        if model is None:
+            break
+        known.append(part)
+        model = _section(model, part)
+    return known
+
+
+def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The section below `model` that the field `name` holds, if it holds one."""
+    if name not in model.model_fields:
+        return None
+    annotation = model.model_fields[name].annotation
+    kinds = (annotation, *get_args(annotation))
+    sections = (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return next(sections, None)
+
+
+def _restore(tree: dict[str, Any], base: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    head, *rest = path
+    if head not in base:
+        return {name: value for name, value in tree.items() if name != head}
+    below, original = tree.get(head), base[head]
+    if rest and isinstance(below, dict) and isinstance(original, dict):
+        return {**tree, head: _restore(below, original, rest)}
+    return {**tree, head: original}
+
+
+def _describe(item: Any, path: list[str]) -> str:
+    dotted = ".".join(_known_prefix(path))
+    if item["type"] == "extra_forbidden":
+        model: type[BaseModel] = PipelineConfig
+        for part in path[:-1]:
+            model = _section(model, part) or model
+        prefix = ".".join(path[:-1])
+        names = [f"{prefix}.{name}" if prefix else name for name in model.model_fields]
+        there_are = f"there are {', '.join(names)}"
+        return f"unknown key {dotted!r}; {nearest(dotted, names, otherwise=there_are)}"
+    words = item["msg"].removeprefix("Value error, ")
+    return f"{dotted}: {words[0].lower()}{words[1:]}, got {item['input']!r}"
+
+
+def nearest(name: str, names: list[str], otherwise: str) -> str:
+    """Words that name the closest of `names`, or else `otherwise`."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else otherwise

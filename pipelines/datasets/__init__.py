@@ -1,0 +1,1 @@
+"""Collections that a preset fetches by itself."""

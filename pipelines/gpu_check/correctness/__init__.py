@@ -1,0 +1,1 @@
+"""Parts of the check that say whether results are right."""

@@ -1,0 +1,208 @@
+"""Part `speed`: images/s of training steps by size and backend, beside timm's dense model."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from convnextv2.encoder import ConvNeXtV2
+from convnextv2.fcmae import FCMAE
+from convnextv2.sparse import Backend
+from pipelines.bench.flops import encoder_macs, fcmae_macs
+from pipelines.gpu_check.parts import Row, Setting, Skipped
+from pipelines.gpu_check.speed.calibration import BANDWIDTH, BF16_RATE
+from pipelines.gpu_check.speed.roofline import Chip, images_per_second
+from pipelines.gpu_check.timing import seconds_of
+from pipelines.gpu_check.workload import Pretraining, random_pixels
+
+BATCHES = {"atto": 512, "tiny": 512, "base": 256, "large": 256, "huge": 128}
+LEAST_BATCH = 8
+PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12}
+"""Dense bf16 FLOP/s by the data sheets of what fits a server's board (SXM)."""
+GOALS = {"atto": 35_000, "base": 5_200, "large": 3_100, "huge": 1_260}
+"""Images/s of FCMAE on an H100: about three quarters of its roofline. Other devices have theirs."""
+ADVANTAGE = {"atto": "none", "base": "at least 2"}
+"""Of FCMAE, which computes 19 of 49 patches, over a dense training step."""
+CLOCK = 1.755e9
+"""Hz; an H100's under load, for devices that do not say theirs."""
+
+Step = Callable[[], object]
+MakeStep = Callable[[int], Step]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured: how to build a step for a batch size, and what it is held against.
+
+    `macs`: multiply-adds of an image's forward pass.
+    """
+
+    name: str
+    size: str
+    batch: int
+    macs: float
+    dense: bool
+    build: MakeStep
+
+
+def speed(setting: Setting) -> Iterator[Row]:
+    """What matters most first: the time may not do for all of it."""
+    side = 64 if setting.quick else 224
+    sizes = setting.sizes
+    rates: dict[str, float] = {}
+    for size in sizes:
+        for row in measured(fcmae(size, "gather", side, setting), setting):
+            rates[size] = float(row.figures.get("images/s", 0.0))
+            yield row
+    compared = [size for size in sizes if size in ("base", "atto")]
+    for size in compared:
+        for who in ("ours",) if setting.quick else ("ours", "timm"):
+            for row in measured(dense(size, who, side, setting), setting):
+                yield row
+                if who == "ours" and row.figures:
+                    times = rates[size] / float(row.figures["images/s"])
+                    yield Row(f"FCMAE {size} / dense", {"times": times, "goal": ADVANTAGE[size]})
+    others: list[Backend] = ["masked-dense"]
+    if find_spec("spconv") is not None and not setting.quick:
+        others.append("spconv")
+    for size in compared:
+        for backend in others:
+            yield from measured(fcmae(size, backend, side, setting), setting)
+
+
+def compiled_speed(setting: Setting) -> Iterator[Row]:
+    """The same by `torch.compile`, which takes from half a minute to two for each.
+
+    Raises:
+        Skipped: On a CPU, where it says nothing about a GPU.
+    """
+    if not setting.on_gpu:
+        raise Skipped("compiled for a CPU the models say nothing about a GPU")
+    for size in [size for size in ("atto", "base") if size in setting.sizes]:
+        for who in ("timm", "ours"):
+            yield from measured(dense(size, who, 224, setting, compiled=True), setting)
+        yield from measured(fcmae(size, "gather", 224, setting, compiled=True), setting)
+
+
+def fcmae(
+    size: str, backend: Backend, side: int, setting: Setting, *, compiled: bool = False
+) -> Measured:
+    device = torch.device(setting.device)
+
+    def build(batch: int) -> Step:
+        torch.manual_seed(0)
+        with device:  # Huge takes long to draw on the host.
+            task = Pretraining(FCMAE.from_size(size, image_size=side, backend=backend))
+        task.to(torch.bfloat16)
+        if compiled:
+            encoder: Any = task.model.encoder
+            encoder.features = torch.compile(encoder.features)
+        pixels = random_pixels(batch, side, device)
+
+        def step() -> None:
+            task.zero_grad()
+            task(pixels).loss.backward()
+
+        return step
+
+    with torch.device("meta"):
+        macs = fcmae_macs(size, FCMAE.from_size(size, image_size=side))
+    name = f"FCMAE {size} {backend}{' compiled' if compiled else ''}"
+    return Measured(name, size, batch_of(size, setting), macs, False, build)
+
+
+def dense(size: str, who: str, side: int, setting: Setting, *, compiled: bool = False) -> Measured:
+    device = torch.device(setting.device)
+
+    def build(batch: int) -> Step:
+        torch.manual_seed(0)
+        with device:
+            model = classifier(size, who)
+        model = model.to(torch.bfloat16).to(memory_format=torch.channels_last)
+        forward = torch.compile(model) if compiled else model
+        images = torch.randn(batch, 3, side, side, device=device, dtype=torch.bfloat16)
+        images = images.to(memory_format=torch.channels_last)
+        labels = torch.arange(batch, device=device) % 1000
+
+        def step() -> None:
+            model.zero_grad()
+            F.cross_entropy(forward(images).float(), labels).backward()
+
+        return step
+
+    macs = encoder_macs(size, side)
+    name = f"dense {size} {who}{' compiled' if compiled else ''}"
+    return Measured(name, size, max(1, batch_of(size, setting) // 4), macs, True, build)
+
+
+def classifier(size: str, who: str) -> nn.Module:
+    """The 1000-class model of `ours` or `timm`."""
+    if who == "ours":
+        return ConvNeXtV2.from_size(size)
+    import timm
+
+    model: nn.Module = timm.create_model(f"convnextv2_{size}")
+    return model
+
+
+def batch_of(size: str, setting: Setting) -> int:
+    return 2 if setting.quick else BATCHES.get(size, 128)
+
+
+def measured(what: Measured, setting: Setting) -> Iterator[Row]:
+    """A row of figures, with the largest batch that fits."""
+    if what.name.split()[2] == "timm" and find_spec("timm") is None:
+        return
+    batch = what.batch
+    while (seconds := seconds_of_step(what, batch, setting)) is None:
+        if batch <= LEAST_BATCH:
+            words = f"not even {batch} images fit; with checkpoint_stages more would"
+            yield Row(what.name, {}, words)
+            return
+        batch //= 2
+    yield Row(what.name, figures_of(what, batch, seconds, setting))
+
+
+def seconds_of_step(what: Measured, batch: int, setting: Setting) -> float | None:
+    """The time of a step; None when the batch does not fit into the device's memory."""
+    if setting.on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    rounds, calls, warm = (1, 1, 1) if setting.quick else (3, 5, 3)
+    device = torch.device(setting.device)
+    try:
+        return seconds_of(what.build(batch), device, rounds=rounds, calls=calls, warm=warm)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def figures_of(
+    what: Measured, batch: int, seconds: float, setting: Setting
+) -> dict[str, float | str]:
+    """Speed, and its shares of the data sheet's rate and of the roofline."""
+    rate = batch / seconds
+    figures: dict[str, float | str] = {"images/s": rate, "ms": 1e3 * seconds}
+    figures["batch"] = str(batch) if batch == what.batch else f"{batch} ({what.batch} do not fit)"
+    if not setting.on_gpu:
+        return figures
+    properties = torch.cuda.get_device_properties(0)
+    peak = next((rate for name, rate in PEAKS.items() if name in properties.name), None)
+    if peak is not None:
+        figures["MFU %"] = 100 * 6 * what.macs * rate / peak
+    if "H100" in properties.name and not what.dense and what.size in GOALS:
+        figures["of goal %"] = 100 * rate / GOALS[what.size]
+    figures["GB"] = torch.cuda.max_memory_allocated() / 1e9
+    if BANDWIDTH in setting.rates and BF16_RATE in setting.rates:
+        clock = 1e3 * getattr(properties, "clock_rate", CLOCK / 1e3)
+        chip = Chip(
+            1e12 * setting.rates[BANDWIDTH],
+            1e12 * setting.rates[BF16_RATE],
+            128 * properties.multi_processor_count * clock,
+        )
+        ceiling = images_per_second(what.size, chip, batch, dense=what.dense)
+        figures["of roofline %"] = 100 * rate / ceiling
+    return figures

@@ -1,0 +1,80 @@
+"""Where a command's time went, for the report: by stage, and by phase of those that train."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.resilience.goodput import OTHER
+from pipelines.runtime.events import (
+    HAND_OVER,
+    LOST,
+    STARTING,
+    Line,
+    curve,
+    seconds_by_phase,
+    split,
+    wall_by_phase,
+)
+
+PHASES = {
+    STARTING: "starting the workers",
+    "start-up": "building and loading",
+    "step": "steps",
+    "data": "waiting for data",
+    "log": "logging",
+    "evaluate": "evaluating",
+    "checkpoint": "checkpoints",
+    OTHER: "other",
+    LOST: "lost to restarts",
+    HAND_OVER: "handing over",
+}
+"""Phases of a stage that trains, in the order they are drawn."""
+STATUSES = {"run": "run now", "resumed": "resumed", "done": "done before"}
+NOTICEABLE = 0.05
+"""Seconds; what took less would be told as 0.0 s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRow:
+    """Wall seconds of one stage until `finished` (epoch seconds); status as in
+    `pipelines.graph.Visit`.
+    """
+
+    name: str
+    seconds: float
+    status: str
+    finished: float
+
+
+def training_time(stage: StageRow, lines: list[Line]) -> dict[str, Any]:
+    """Where the time of a training stage went, and how many images it got through.
+
+    The phases add up to the stage's wall time, and `earlier` is what worker groups of commands
+    that did not finish it had trained before.
+    """
+    before, now = split(lines, stage.finished - stage.seconds)
+    spent = wall_by_phase(now, stage.finished - stage.seconds, stage.finished)
+    earlier = math.fsum(seconds_by_phase(before).values())
+    points = curve(lines)
+    images = points[-1]["images"] if points else 0
+    total = stage.seconds + earlier
+    return {
+        "stage": stage.name,
+        "seconds": {phase: spent[phase] for phase in PHASES if spent.get(phase, 0) >= NOTICEABLE},
+        "total": math.fsum(spent.values()),
+        "earlier": earlier if earlier >= NOTICEABLE else 0.0,
+        "images": images,
+        "steps": points[-1]["step"] if points else 0,
+        "rate": images / total if total else 0.0,
+    }
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two units a person would say."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

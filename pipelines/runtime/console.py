@@ -1,0 +1,96 @@
+"""What a person sees while a pipeline runs: a line per stage, and a bar for the one at work."""
+
+from typing import ClassVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from pipelines.graph import Place, Visit
+from pipelines.runtime.events import Line
+
+QUARTER = 0.25
+
+
+class Screen:
+    """Writes to a console: bars on a terminal, a line per quarter where output is piped."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bar: Progress | None = None
+        self._stage = ""
+        self._told = 0.0
+
+    def stage_starts(self, place: Place, status: str, reason: str) -> None:
+        self.starts(place.stage.name, reason, "goes on" if status == "resumed" else "starts")
+
+    def starts(self, name: str, words: str, verb: str = "starts") -> None:
+        """Say that something begins, and put up its bar."""
+        self._stage, self._told = name, 0.0
+        self.console.print(f"[bold]{name}[/bold] {verb}: {escape(words)}", highlight=False)
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("  "),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[words]}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._bar.add_task(self._stage, total=1.0, words="starting")
+            self._bar.start()
+
+    def progress(self, fraction: float, words: str) -> None:
+        """Show how far the stage is."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=fraction, words=words)
+        elif fraction >= self._told + QUARTER and fraction < 1:
+            self._told = fraction // QUARTER * QUARTER
+            self.console.print(f"  {fraction:4.0%}  {words}", highlight=False)
+
+    def note(self, text: str, style: str = "") -> None:
+        """Print a line as it is: names of files may look like markup."""
+        self.console.print(f"  {text}", style=style, markup=False, highlight=False)
+
+    def stage_ends(self, visit: Visit) -> None:
+        name = visit.place.stage.name
+        if visit.status == "done":
+            self.console.print(f"[bold]{name}[/bold] is done already", highlight=False)
+            return
+        self.stop()
+        self.console.print(f"  [green]done[/green] in {visit.seconds:.0f} s", highlight=False)
+
+    def stop(self) -> None:
+        """Take the bar down."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class SpeedWords:
+    """Turns the points of a training stage into words: images/s, loss, accuracy."""
+
+    _SHOWN: ClassVar = {
+        "epoch": ".1f",
+        "loss": ".4f",
+        "accuracy": ".3f",
+        "top1": ".4f",
+        "top5": ".4f",
+        "map": ".4f",
+    }
+
+    def __init__(self) -> None:
+        self._last: Line | None = None
+
+    def words(self, point: Line) -> str:
+        parts = []
+        last, self._last = self._last, point if "images" in point else self._last
+        if last is not None and point.get("images", 0) > last["images"]:
+            speed = (point["images"] - last["images"]) / (point["time"] - last["time"])
+            parts.append(f"{speed:,.0f} images/s")
+        parts += [
+            f"{name} {point[name]:{form}}" for name, form in self._SHOWN.items() if name in point
+        ]
+        return "  ".join(parts)

@@ -1,0 +1,235 @@
+"""One invocation of a pipeline: its folder, its lock, its screen, its workers and its tracking."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cluster.checkpoint.store import sweep
+from cluster.launch import Cluster, Placement
+from pipelines.config import PipelineConfig
+from pipelines.graph import Place, Visit
+from pipelines.runtime.console import Screen, SpeedWords
+from pipelines.runtime.events import Follower
+from pipelines.runtime.files import write_json
+from pipelines.runtime.provenance import provenance
+from pipelines.runtime.tracking import Destination, Tracker
+from pipelines.training.loop import CHECKPOINTS
+
+MEASURED = ("point", "validation")
+TRACKED = "tracking-run.json"
+"""In a stage's folder: the name of its run in MLflow."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class BusyError(RuntimeError):
+    """Another process works in the same run folder."""
+
+
+class Session:
+    """Opened with `with`; the Ray cluster starts when the first stage asks for workers.
+
+    Args:
+        config: The whole pipeline's.
+        run_dir: The run's folder, which is locked.
+        screen: Where people look.
+        began: When its command did (epoch seconds); now if it is not given.
+
+    Attributes:
+        tracked_as: Name of this invocation's run in MLflow, the parent of its stages' runs.
+        visits: What became of the stages so far.
+        results: Final numbers of the pipeline, which that run gets at the end.
+    """
+
+    def __init__(
+        self, config: PipelineConfig, run_dir: Path, screen: Screen, *, began: float | None = None
+    ) -> None:
+        self.config, self.run_dir, self.screen = config, run_dir, screen
+        self.destination = Destination.of(config.tracking, run_dir)
+        self.tracked_as = _dated(config.name)
+        self.results: dict[str, float] = {}
+        self.began = time.time() if began is None else began
+        self.visits: list[Visit] = []
+        self._stack = ExitStack()
+        self._cluster: Cluster | None = None
+        self._tracker: Tracker | None = None
+
+    def __enter__(self) -> "Session":
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._stack.enter_context(_exclusive(self.run_dir))
+        self._stack.callback(self._sweep)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.screen.stop()
+        self._stack.close()
+        if self._tracker is not None:
+            self._close_tracking(self._tracker, "FINISHED" if kind is None else _status(kind))
+
+    def _close_tracking(self, tracker: Tracker, status: str) -> None:
+        tracker.results(self.tracked_as, self.results)
+        tracker.end(self.tracked_as, status)
+        unsent = tracker.close()
+        if unsent:
+            self.screen.note(
+                f"MLflow at {self.tracking_uri} did not answer; {unsent} records wait in "
+                f"{self.run_dir} and are sent next time"
+            )
+        if tracker.refused:
+            self.screen.note(
+                f"MLflow at {self.tracking_uri} refused {len(tracker.refused)} records, the first "
+                f"with: {tracker.refused[0]}"
+            )
+
+    def _sweep(self) -> None:
+        """The workers are gone by now: what they were writing will never be finished."""
+        for checkpoints in self.run_dir.glob(f"stages/*/*/{CHECKPOINTS}"):
+            sweep(checkpoints)
+
+    @property
+    def logs(self) -> Path:
+        return self.run_dir / "logs"
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.destination.uri
+
+    @property
+    def tracker(self) -> Tracker:
+        """MLflow, with this invocation's run open."""
+        if self._tracker is None:
+            self._tracker = Tracker(self.destination, self.run_dir)
+            self._tracker.start(
+                self.tracked_as,
+                parent=None,
+                params=self.config.model_dump(mode="json"),
+                tags={"run_dir": str(self.run_dir.resolve()), **provenance()},
+            )
+        return self._tracker
+
+    @contextmanager
+    def attempt(self, place: Place) -> Iterator[str]:
+        """The stage's run in MLflow, which goes on when the stage does; its name is yielded."""
+        path = place.directory / TRACKED
+        if not path.exists():
+            write_json(path, {"run": _dated(place.stage.name)})
+        run = str(json.loads(path.read_text())["run"])
+        self.tracker.start(
+            run,
+            parent=self.tracked_as,
+            params=place.stage.settings,
+            tags={"stage": place.stage.name, "key": place.key, **provenance()},
+        )
+        try:
+            yield run
+        except BaseException as error:
+            self.tracker.end(run, _status(type(error)))
+            raise
+        self.tracker.end(run, "FINISHED")
+
+    def provenance_of(self, run: str) -> dict[str, Any]:
+        """What a checkpoint of an attempt says about where it comes from."""
+        names = {"pipeline": self.tracked_as, "attempt": run}
+        return {
+            **provenance(),
+            "mlflow.uri": self.tracking_uri,
+            # The server's ids, where it has answered by now.
+            "mlflow.runs": {
+                what: {"name": name, "id": self.tracker.run_id(name)}
+                for what, name in names.items()
+            },
+        }
+
+    def run_workers(
+        self, work: Callable[[dict[str, Any]], None], job: Any, place: Place, run: str
+    ) -> None:
+        """Run `work` on the worker group while the screen and MLflow follow its spool."""
+        follower = Follower(place.directory, from_end=True)
+        speed = SpeedWords()
+        total = 1
+
+        def follow() -> None:
+            nonlocal total
+            lines = follower.new_lines()
+            for line in lines:
+                if line["kind"] == "start":
+                    total = line["total"]
+                    if line["step"]:
+                        self.screen.note(f"training goes on from step {line['step']}")
+                elif line["kind"] == "point":
+                    self.screen.progress(line["step"] / total, speed.words(line))
+                elif line["kind"] == "skipped":
+                    self.screen.note(
+                        f"step {line['step']} was left out: loss or gradient not finite on some "
+                        f"worker ({line['skipped_steps']} so far)"
+                    )
+                elif line["kind"] == "rejected":
+                    self.screen.note(
+                        f"checkpoint {line['path']} is not whole and is passed over: "
+                        f"{line['reason']}"
+                    )
+            self.tracker.points(run, [each for each in lines if each["kind"] in MEASURED])
+
+        self._workers().run(
+            work,
+            job,
+            name=place.stage.name,
+            storage=self.run_dir / "ray",
+            while_waiting=follow,
+        )
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        while_waiting: Callable[[], None],
+    ) -> Iterator[Result]:
+        """Call `function` on every item, on the cluster's CPUs."""
+        return self._workers().map(function, items, while_waiting=while_waiting)
+
+    def _workers(self) -> Cluster:
+        if self._cluster is None:
+            cluster = self.config.cluster
+            placement = Placement(
+                num_workers=cluster.num_workers,
+                cpus_per_worker=cluster.cpus_per_worker,
+                use_gpu=cluster.use_gpu,
+                max_failures=cluster.max_failures,
+                address=cluster.address,
+                dashboard_port=cluster.dashboard_port,
+                start_timeout_seconds=cluster.start_timeout_seconds,
+            )
+            self._cluster = self._stack.enter_context(Cluster(placement))
+        return self._cluster
+
+
+def _dated(name: str) -> str:
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _status(kind: type[BaseException]) -> str:
+    return "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+
+
+@contextmanager
+def _exclusive(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder's lock; the kernel lets go of it however the process ends."""
+    path = run_dir / ".lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BusyError(
+                f"{run_dir} is in use by process {file.read().strip() or '?'}; wait for it, stop "
+                "it, or give another --run-dir"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,101 @@
+"""What the training stages share: launching, resuming, and handing over the weights."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.checkpoint.fragments import AVERAGE, WEIGHT
+from cluster.checkpoint.store import Checkpoint, CheckpointError, latest_good
+from pipelines.graph import Outputs, Place, hash_files
+from pipelines.runtime.events import SPOOL
+from pipelines.runtime.session import Session
+from pipelines.training.export import export
+from pipelines.training.job import TrainJob
+from pipelines.training.loop import CHECKPOINTS, train
+from pipelines.weights.metadata import metadata_of
+
+# Settings that say how a result is computed, not what it is; they are in no stage's key. Of
+# `weights` the key has the content, not the path.
+NOT_IN_KEY = {
+    "micro_batch_size",
+    "activation_checkpointing",
+    "checkpoint_every",
+    "asynchronous_checkpoints",
+    "keep_checkpoints",
+    "keep_every",
+    "keep_best",
+    "evaluate_every",
+    "max_skipped_steps",
+    "compile",
+    "backend",
+    "control",
+    "weights",
+}
+# Of the settings of data, those that decide which samples make up which batch.
+ORDER = {"order", "window_blocks"}
+CODE = (
+    "cluster.engine.adamw",
+    "cluster.engine.deepspeed_engine",
+    "cluster.engine.outcome",
+    "cluster.engine.partitions",
+    "cluster.checkpoint.fragments",
+    "cluster.engine.zero_config",
+    "convnextv2.data.batch",
+    "convnextv2.data.augment",
+    "convnextv2.data.decoding",
+    "convnextv2.data.load",
+    "convnextv2.data.shards.manifest",
+    "convnextv2.data.order.global_order",
+    "convnextv2.data.order.permutation",
+    "convnextv2.data.shards.mapped",
+    "convnextv2.data.views",
+    "convnextv2.encoder",
+    "convnextv2.kernels",
+    "convnextv2.layers",
+    "convnextv2.randomness",
+    "convnextv2.recipe",
+    "convnextv2.sizes",
+    "convnextv2.tasks.normalization",
+    "convnextv2.weights",
+    "pipelines.training.build",
+    "pipelines.training.export",
+    "pipelines.training.job",
+    "pipelines.training.samples",
+    "pipelines.training.loop",
+    "pipelines.training.transforms",
+    "pipelines.weights",
+)
+
+
+def averaged_name(weights: str) -> str:
+    """The file with the moving average, beside the one with the weights."""
+    path = Path(weights)
+    return f"{path.stem}-ema{path.suffix}"
+
+
+def run_training(place: Place, session: Session, job: TrainJob, weights: str) -> Outputs:
+    """Train (or go on), then write the model's fp32 weights to the file `weights`.
+
+    With `ema_decay` their moving average is written beside it.
+    """
+    job = replace(job, metadata=metadata_of(job).as_entries())
+    total = job.total_steps  # Refused here, what does not fit the images costs no worker.
+    last = _last_good(job)
+    with session.attempt(place) as run:
+        if last is None or last.step != total:
+            session.run_workers(
+                train, replace(job, provenance=session.provenance_of(run)), place, run
+            )
+            last = _last_good(job)
+        if last is None or last.step != total:
+            raise CheckpointError(f"no good checkpoint of step {total} in {job.directory}")
+        written = {weights: WEIGHT}
+        if job.recipe.ema_decay is not None:
+            written[averaged_name(weights)] = AVERAGE
+        for name, kind in written.items():
+            export(last.path, place.directory / name, kind, metadata=job.metadata)
+        session.tracker.artifact(run, place.directory / SPOOL)
+    return hash_files(place.directory, *written)
+
+
+def _last_good(job: TrainJob) -> Checkpoint | None:
+    return latest_good(job.directory / CHECKPOINTS).found

@@ -1,0 +1,63 @@
+"""From a job's configuration to the parts a training run is made of."""
+
+from dataclasses import replace
+
+import torch
+
+from cluster.batch_layout import Topology
+from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
+from cluster.placement import worker_device
+from convnextv2.data.load import BetonLoader
+from convnextv2.data.shards.local_cache import LocalCache
+from convnextv2.recipe.optimizer import GroupRule, parameter_groups
+from pipelines.config import FinetuneConfig
+from pipelines.training.job import TrainJob
+from pipelines.training.transforms import augmentation, image_size_of, training_view
+
+
+def build_engine(job: TrainJob, topology: Topology) -> DeepSpeedEngine:
+    """The task with its optimizer, shared among the workers."""
+    recipe, config = job.recipe, job.config
+    seed_step(config.seed, 0, 0)  # The same initial weights on every worker.
+    task = job.build_task(job)
+    rule = GroupRule(weight_decay=recipe.weight_decay, exempt=recipe.decay_exempt)
+    if isinstance(recipe, FinetuneConfig):
+        rule = replace(rule, layer_decay=recipe.layer_decay, grouping=recipe.layer_decay_groups)
+    return DeepSpeedEngine(
+        task,
+        parameter_groups(task, rule, task.depths),  # type: ignore[arg-type]
+        betas=recipe.betas,
+        settings=EngineSettings(
+            zero=config.cluster.zero,
+            precision=config.cluster.dtype,
+            grad_clip=recipe.grad_clip,
+            ema_decay=recipe.ema_decay,
+            max_skipped_steps=recipe.max_skipped_steps,
+        ),
+        topology=topology,
+        device=worker_device(use_gpu=config.cluster.use_gpu),
+        identify=lambda batch: batch.indices.tolist(),
+    )
+
+
+def build_loader(job: TrainJob) -> BetonLoader:
+    """The training images in the recipe's views, from the node's cache if there is one."""
+    recipe, data = job.recipe, job.config.data
+    cache = None
+    if data.cache is not None:
+        room = None if data.cache_gb is None else round(data.cache_gb * 1e9)
+        cache = LocalCache(job.shards, data.cache, room).start()
+    return BetonLoader(
+        job.shards,
+        batch_size=recipe.micro_batch_size,
+        view=training_view(image_size_of(recipe, job.config.model), recipe.augment),
+        augment=augmentation(recipe.augment),
+        seed=job.config.seed,
+        num_workers=data.num_workers,
+        cache=cache,
+    )
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed PyTorch (drop path) as a function of (seed, step, rank): no state to checkpoint."""
+    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)

@@ -1,0 +1,100 @@
+"""What a worker needs to know to train: plain data that travels to any node."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cluster.checkpoint.retention import KeepPolicy
+from convnextv2.data.order.global_order import GlobalOrder
+from convnextv2.recipe.duration import Duration
+from convnextv2.recipe.schedule import WarmupCosine, scaled_lr
+from convnextv2.tasks import IMAGENET, Normalization
+from pipelines.config import FinetuneConfig, PipelineConfig, PretrainConfig, TrainConfig
+from pipelines.training.samples import training_order
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """One training stage.
+
+    Args:
+        config: The whole pipeline's.
+        recipe: The part of it that is trained now.
+        build_task: Makes the module to train.
+        directory: The stage's own, on storage that all workers share.
+        log: Where what libraries print goes.
+        shards: The training images.
+        num_classes: Of their labels.
+        normalization: Of the training images, by which those for validation are normalised, too.
+        initial_weights: What training starts from, else random weights.
+        metadata: What the weights say about themselves, as entries of a safetensors file.
+        provenance: Code and library versions, and the tracking runs, for checkpoints.
+    """
+
+    config: PipelineConfig
+    recipe: PretrainConfig | FinetuneConfig
+    build_task: Callable[["TrainJob"], nn.Module]
+    directory: Path
+    log: Path
+    shards: Path
+    num_classes: int
+    normalization: Normalization = IMAGENET
+    initial_weights: Path | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def order(self) -> GlobalOrder:
+        return training_order(self.shards, self.recipe, self.config.data, self.config.seed)
+
+    @property
+    def total_steps(self) -> int:
+        return Plan.of(self.recipe, self.order()).total_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A recipe's durations in optimizer steps; `evaluate_every` 0 is never."""
+
+    total_steps: int
+    warmup_steps: int
+    checkpoint_every: int
+    evaluate_every: int
+    schedule: WarmupCosine
+    keep: KeepPolicy
+
+    @classmethod
+    def of(cls, recipe: TrainConfig, order: GlobalOrder) -> "Plan":
+        """Convert, once; raises ValueError for a warm-up longer than the training."""
+
+        def steps(duration: Duration | None, total: int | None) -> int:
+            if duration is None:
+                return 0
+            return duration.steps(
+                batches_per_epoch=order.batches_per_epoch,
+                global_batch_size=recipe.global_batch_size,
+                total_steps=total,
+            )
+
+        total = steps(recipe.duration, None)
+        warmup = steps(recipe.warmup, total)
+        return cls(
+            total_steps=total,
+            warmup_steps=warmup,
+            checkpoint_every=steps(recipe.checkpoint_every, total),
+            evaluate_every=steps(recipe.evaluate_every, total),
+            schedule=WarmupCosine(
+                peak=scaled_lr(recipe.base_lr, recipe.global_batch_size),
+                floor=recipe.min_lr,
+                total_steps=total,
+                warmup_steps=warmup,
+            ),
+            keep=KeepPolicy(
+                last=recipe.keep_checkpoints,
+                every=steps(recipe.keep_every, total) or None,
+                best=recipe.keep_best,
+                smaller_is_better="loss" in (recipe.keep_best or ""),
+            ),
+        )

@@ -1,0 +1,219 @@
+"""The training loop, as every worker runs it.
+
+    resume -> { batches, step, log, evaluate, checkpoint } -> end
+
+Everything random is a function of (seed, step) or (seed, epoch, sample), so the position is one
+integer, the step, and a run that was killed and resumed on the same workers is bitwise the run
+that was not. On other workers it sees the same global batches.
+"""
+
+import itertools
+import math
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cluster import group
+from cluster.batch_layout import Topology
+from cluster.checkpoint.async_saver import Saved, Saver
+from cluster.checkpoint.store import latest_good
+from cluster.engine.deepspeed_engine import DeepSpeedEngine
+from cluster.resilience.fault_injection import Fault
+from cluster.resilience.goodput import Stopwatch
+from convnextv2.data.batch import Batch, on_device
+from convnextv2.data.load import BetonLoader
+from convnextv2.data.order.global_order import GlobalOrder
+from pipelines.runtime.events import Spool
+from pipelines.runtime.logs import worker_log
+from pipelines.training.build import build_engine, build_loader, seed_step
+from pipelines.training.job import Plan, TrainJob
+from pipelines.training.validation import Validation
+
+CHECKPOINTS = "checkpoints"
+
+
+def train(context: dict[str, Any]) -> None:
+    """Train `context["job"]` on this worker to its last step."""
+    job: TrainJob = context["job"]
+    with worker_log(job.log, group.rank()):
+        clock = Stopwatch()
+        with clock.phase("start-up"):
+            run = Run.assemble(job, clock)
+            step = run.resume()
+        for batches in run.global_batches(step):
+            run.fault_before(step)
+            with clock.phase("step"):
+                metrics = run.engine.train_step(batches, run.plan.schedule.at(step))
+            step += 1
+            last = step == run.plan.total_steps
+            if step % job.config.log_every == 0 or last:
+                with clock.phase("log"):
+                    run.log(step, metrics)
+            if run.validation is not None and (step % run.plan.evaluate_every == 0 or last):
+                with clock.phase("evaluate"):
+                    run.evaluate(step)
+            if step % run.plan.checkpoint_every == 0 or last:
+                with clock.phase("checkpoint"):
+                    run.save(step)
+        run.finish(step)
+
+
+@dataclass
+class Run:
+    """The parts of a training run on one worker; `noted` are the latest metrics."""
+
+    job: TrainJob
+    clock: Stopwatch
+    topology: Topology
+    order: GlobalOrder
+    plan: Plan
+    engine: DeepSpeedEngine
+    loader: BetonLoader
+    validation: Validation | None
+    saver: Saver
+    spool: Spool
+    fault: Fault | None
+    noted: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def assemble(cls, job: TrainJob, clock: Stopwatch) -> "Run":
+        """Build every part from the job's configuration."""
+        recipe = job.recipe
+        topology = Topology(recipe.global_batch_size, recipe.micro_batch_size, group.world_size())
+        order = job.order()
+        plan = Plan.of(recipe, order)
+        return cls(
+            job,
+            clock,
+            topology,
+            order,
+            plan,
+            build_engine(job, topology),
+            build_loader(job),
+            Validation.of(job) if plan.evaluate_every else None,
+            Saver(
+                job.directory / CHECKPOINTS, plan.keep, asynchronous=recipe.asynchronous_checkpoints
+            ),
+            Spool(job.directory, active=group.rank() == 0),
+            Fault.planned(),
+        )
+
+    def resume(self) -> int:
+        """Load the last good checkpoint, if there is one; returns the step to go on from."""
+        root = self.job.directory / CHECKPOINTS
+        search = group.from_first(latest_good(root) if group.rank() == 0 else None)
+        assert search is not None
+        for path, reason in search.rejected:
+            self.spool.write("rejected", 0, path=str(path), reason=reason)
+        step = 0
+        if search.found is not None:
+            self.engine.restore(search.found.path, search.found.notes)
+            self.noted = search.found.notes["metrics"]
+            step = search.found.step
+        self.spool.write("start", step, workers=group.world_size(), total=self.plan.total_steps)
+        return step
+
+    def global_batches(self, step: int) -> Iterator[Iterator[Batch]]:
+        """This worker's micro batches of every global batch from `step` to the end."""
+        while step < self.plan.total_steps:
+            epoch, start = divmod(step, self.order.batches_per_epoch)
+            share = self.order.share(
+                epoch, rank=group.rank(), world_size=group.world_size(), start=start
+            )
+            batches = on_device(self.loader.batches(share, epoch), self.engine.device)
+            with closing(self._timed(batches)) as stream:
+                left = self.plan.total_steps - step
+                for _ in range(min(left, self.order.batches_per_epoch - start)):
+                    seed_step(self.job.config.seed, step, group.rank())
+                    yield itertools.islice(stream, self.topology.accumulation)
+                    step += 1
+
+    def _timed(self, batches: Generator[Batch]) -> Generator[Batch]:
+        """Book waiting for data as such."""
+        with closing(batches):
+            while True:
+                with self.clock.phase("data"):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+
+    def log(self, step: int, metrics: dict[str, torch.Tensor]) -> None:
+        """Average over workers and note a point; of a step that was left out, only that."""
+        values = group.mean_over_workers(metrics)
+        if not math.isfinite(values["loss"] + values["grad_norm"]):
+            self.spool.write("skipped", step, skipped_steps=self.engine.skipped_steps)
+            return
+        self.noted |= values
+        self.spool.write(
+            "point",
+            step,
+            images=step * self.order.global_batch_size,
+            epoch=step / self.order.batches_per_epoch,
+            lr=self.plan.schedule.at(step - 1),
+            skipped_steps=self.engine.skipped_steps,
+            **values,
+        )
+
+    def evaluate(self, step: int) -> None:
+        """Score the validation split by the weights and, if there is one, by their average."""
+        assert self.validation is not None
+        with self.engine.evaluating() as module:
+            values = self.validation.run(module, self.engine.device)
+        if self.job.recipe.ema_decay is not None:
+            with self.engine.evaluating(averaged=True) as module:
+                averaged = self.validation.run(module, self.engine.device)
+            values |= {f"{name}_ema": value for name, value in averaged.items()}
+        self.noted |= values
+        self.spool.write("validation", step, **values)
+
+    def save(self, step: int) -> None:
+        """Begin a checkpoint; it is written while training goes on."""
+        self._told(self.saver.save(step, self.engine.pieces, self._notes(step)))
+
+    def finish(self, step: int) -> None:
+        """Wait for the last checkpoint, and close the books."""
+        with self.clock.phase("checkpoint"):
+            self._told(self.saver.wait())
+        if self.loader.cache is not None:
+            self.loader.cache.close()
+        self.spool.write("end", step, seconds=self.clock.seconds)
+
+    def _told(self, saved: Saved | None) -> None:
+        """Note a checkpoint that is there now: how long it took beside the training."""
+        if saved is not None:
+            self.spool.write(
+                "checkpoint",
+                saved.checkpoint.step,
+                bytes=saved.checkpoint.bytes,
+                written_seconds=saved.seconds,
+                seconds=self.clock.seconds,
+            )
+
+    def _notes(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says besides the pieces. The schedule and every random number are
+        functions of the step, so there is no other state.
+        """
+        config = self.job.config
+        return {
+            "samples": step * self.order.global_batch_size,
+            "epoch": step / self.order.batches_per_epoch,
+            "total_steps": self.plan.total_steps,
+            "seed": config.seed,
+            "updates": self.engine.updates,
+            "skipped_steps": self.engine.skipped_steps,
+            "metrics": self.noted,
+            "world_size": group.world_size(),
+            "zero_stage": config.cluster.zero.stage,
+            "dtype": config.cluster.dtype,
+            "config": config.model_dump(mode="json"),
+            "weights": self.job.metadata,
+            "provenance": self.job.provenance,
+        }
+
+    def fault_before(self, step: int) -> None:
+        if self.fault is not None:
+            self.fault.strike(group.rank(), step)

@@ -1,0 +1,132 @@
+"""The one evaluation loop: every image of the validation split once, on all workers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cluster import group
+from convnextv2.data.batch import Batch, on_device
+from convnextv2.data.load import BetonLoader
+from convnextv2.data.shards.manifest import read_manifest
+from convnextv2.data.shards.mapped import Indices
+from convnextv2.tasks import TaskOutput
+from convnextv2.tasks.classify import cross_entropies, is_among_best
+from convnextv2.tasks.precision import average_precision
+from pipelines.config import EvaluateConfig
+from pipelines.training.job import TrainJob
+from pipelines.training.transforms import evaluation_view, image_size_of
+
+Forward = Callable[[Batch], TaskOutput]
+
+
+@dataclass
+class Validation:
+    """The validation split, ready to be looked at again and again."""
+
+    loader: BetonLoader
+
+    @classmethod
+    def of(cls, job: TrainJob) -> "Validation":
+        """The split beside the images that `job` trains on, at the size it trains at."""
+        size = image_size_of(job.recipe, job.config.model)
+        settings, threads = job.config.evaluate, job.config.data.num_workers
+        classes = read_manifest(job.shards).classes
+        return cls.opened(job.shards.with_name("val"), size, settings, threads, classes)
+
+    @classmethod
+    def opened(
+        cls,
+        shards: Path,
+        image_size: int,
+        settings: EvaluateConfig,
+        num_workers: int,
+        classes: Sequence[str],
+    ) -> "Validation":
+        """Open a folder of shards to evaluate a classifier of `classes`.
+
+        Raises:
+            DataError: When the folder is not complete, or has a class that is not among them.
+        """
+        return cls(
+            BetonLoader(
+                shards,
+                batch_size=settings.batch_size,
+                view=evaluation_view(image_size, settings),
+                num_workers=num_workers,
+                classes=classes,
+            )
+        )
+
+    def run(self, forward: Forward, device: torch.device) -> dict[str, float]:
+        """Shares of hits and the mean cross entropy over the whole split, the same everywhere.
+
+        Where images may be of several classes, it has their mAP, too. `forward` is the task as all
+        workers call it, in evaluation mode: its output has scores.
+        """
+        # Images, top-1 and top-5 hits, loss.
+        totals = torch.zeros(4, dtype=torch.float64, device=device)
+        kept = []
+        for scores, labels in self.scored(forward, device):
+            totals[0] += len(labels)
+            totals[1] += is_among_best(scores, labels, 1).sum()
+            totals[2] += is_among_best(scores, labels, 5).sum()
+            totals[3] += cross_entropies(scores, labels).sum()
+            if self.multi_label:
+                kept.append((scores.cpu(), labels.cpu()))
+        if group.world_size() > 1:
+            dist.all_reduce(totals)
+        top1, top5, loss = (totals[1:] / totals[0]).tolist()
+        values = {"val_top1": top1, "val_top5": top5, "val_loss": loss}
+        if self.multi_label:
+            values["val_map"] = mean_of(average_precision(*of_all_workers(kept)))
+        return values
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether images may be of several classes."""
+        return self.loader.shards.label_sets is not None
+
+    def scored(self, forward: Forward, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Scores (B, classes) and labels (B) of this worker's share, batch by batch.
+
+        Every worker calls `forward` equally often, for in ZeRO stage 3 that is something they do
+        together: whoever has fewer batches looks at an image once more, and keeps it to itself.
+        """
+        size = self.loader.batch_size
+        mine = share_of(self.loader.shards.samples)
+        longest = -(-self.loader.shards.samples // group.world_size())
+        own = -(-len(mine) // size)
+        spare = [np.zeros(1, np.uint64)] * (-(-longest // size) - own)
+        with closing(on_device(self.loader.batches([mine, *spare]), device)) as batches:
+            for number, batch in enumerate(batches):
+                with torch.no_grad():
+                    scores = forward(batch).scores
+                assert scores is not None, "only tasks that classify can be evaluated"
+                if number < own:
+                    yield scores, batch.labels
+
+
+def of_all_workers(kept: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Scores and labels (N, C) of the batches of all workers, on every worker."""
+    batches = [batch for worker in group.gather(kept) for batch in worker]
+    scores, labels = zip(*batches, strict=True)
+    return torch.cat(scores), torch.cat(labels)
+
+
+def mean_of(precisions: Tensor) -> float:
+    """mAP, of the classes that an image has."""
+    return float(precisions.nanmean())
+
+
+def share_of(samples: int) -> Indices:
+    """Numbers of the samples that are this worker's: every worker gets a stretch of them."""
+    begin, end = (
+        samples * number // group.world_size() for number in (group.rank(), group.rank() + 1)
+    )
+    return np.arange(begin, end, dtype=np.uint64)

@@ -1,0 +1,170 @@
+"""Pieces, their average and their copy, against what anybody would write down."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from cluster.checkpoint.fragments import AVERAGE, MOMENTS, WEIGHT, Average, HostCopy, Piece, on_host
+from tests.cluster.checkpoint.pieces import SHAPES, make_states, replicated, scattered
+
+
+def piece(numel: int = 10, *, trained: bool = True, seed: int = 0) -> Piece:
+    generator = torch.Generator().manual_seed(seed)
+    kinds = (WEIGHT, *MOMENTS) if trained else (WEIGHT,)
+    tensors = {kind: torch.randn(numel, generator=generator) for kind in kinds}
+    return Piece(f"p{seed}", (numel,), 0, tensors)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 11])
+def test_what_all_keep_is_shared_out_without_gap_or_overlap(size: int) -> None:
+    for whole in replicated(make_states()):
+        shares = [whole.share(rank, size) for rank in range(size)]
+        assert shares[0].start == 0
+        for kind, tensor in whole.tensors.items():
+            assert torch.equal(torch.cat([share.tensors[kind] for share in shares]), tensor)
+        for share, following in itertools.pairwise(shares):
+            assert share.start + share.numel == following.start
+        numels = [share.numel for share in shares]
+        assert max(numels) - min(numels) <= 1, "fair"
+        assert not any(share.replicated for share in shares)
+        assert {(share.name, share.shape) for share in shares} == {(whole.name, whole.shape)}
+
+
+def test_of_fewer_elements_than_workers_some_share_nothing() -> None:
+    whole = Piece("gamma", (3,), 0, {WEIGHT: torch.arange(3.0)}, replicated=True)
+    assert [whole.share(rank, 5).tensors[WEIGHT].tolist() for rank in range(5)] == [
+        [],
+        [0.0],
+        [],
+        [1.0],
+        [2.0],
+    ]
+
+
+def test_what_a_worker_alone_keeps_it_saves_whole() -> None:
+    for pieces in scattered(make_states(), 3):
+        assert all(each.share(2, 3) is each for each in pieces)
+
+
+def test_a_share_is_a_view_of_what_is_trained_on() -> None:
+    whole = Piece("x", (8,), 0, {WEIGHT: torch.zeros(8)}, replicated=True)
+    whole.share(1, 2).tensors[WEIGHT].fill_(1)
+    assert whole.tensors[WEIGHT].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def walk(steps: int) -> list[Tensor]:
+    """Weights after each step, far from the weights before the first."""
+    generator = torch.Generator().manual_seed(7)
+    return [5 + torch.randn(10, generator=generator) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.99])
+def test_the_average_is_the_plain_one(decay: float) -> None:
+    kept = piece()
+    average, expected = Average([kept], decay), torch.zeros(10, dtype=torch.float64)
+    for number, weights in enumerate(walk(30), start=1):
+        kept.tensors[WEIGHT].copy_(weights)
+        average.update()
+        factor = min(decay, (number - 1) / number)
+        expected = factor * expected + (1 - factor) * weights.double()
+        torch.testing.assert_close(kept.tensors[AVERAGE].double(), expected, rtol=1e-5, atol=1e-6)
+    assert average.updates == 30
+
+
+def test_while_it_warms_up_it_is_the_mean_and_knows_nothing_of_the_beginning() -> None:
+    kept = piece()
+    kept.tensors[WEIGHT].fill_(1e30)  # A trace of these weights would be seen.
+    average, seen = Average([kept], 0.99), walk(50)
+    for number, weights in enumerate(seen, start=1):
+        kept.tensors[WEIGHT].copy_(weights)
+        average.update()
+        mean = torch.stack(seen[:number]).mean(0)
+        torch.testing.assert_close(kept.tensors[AVERAGE], mean, rtol=1e-5, atol=1e-5)
+
+
+def test_a_constant_is_its_own_average_exactly_from_the_first_update() -> None:
+    kept = piece()
+    average = Average([kept], 0.9)
+    kept.tensors[WEIGHT].copy_(walk(1)[0])
+    average.update()
+    assert torch.equal(kept.tensors[AVERAGE], kept.tensors[WEIGHT])
+
+
+def test_before_the_first_update_the_average_is_the_weights_but_not_their_memory() -> None:
+    kept = piece()
+    Average([kept], 0.9)
+    assert torch.equal(kept.tensors[AVERAGE], kept.tensors[WEIGHT])
+    kept.tensors[WEIGHT].add_(1)
+    assert not torch.equal(kept.tensors[AVERAGE], kept.tensors[WEIGHT])
+
+
+def test_swapping_twice_puts_back_every_bit_in_place() -> None:
+    kept = piece()
+    average = Average([kept], 0.9)
+    kept.tensors[AVERAGE].copy_(walk(1)[0])
+    kept.tensors[WEIGHT][:3] = torch.tensor([math.nan, -0.0, 1e-42])
+    places = {kind: tensor.data_ptr() for kind, tensor in kept.tensors.items()}
+    before = {kind: tensor.clone() for kind, tensor in kept.tensors.items()}
+
+    def bits(tensor: Tensor) -> list[int]:
+        found: list[int] = tensor.view(torch.int32).tolist()
+        return found
+
+    average.swap()
+    assert bits(kept.tensors[WEIGHT]) == bits(before[AVERAGE])
+    assert bits(kept.tensors[AVERAGE]) == bits(before[WEIGHT])
+    average.swap()
+    for kind, tensor in kept.tensors.items():
+        assert bits(tensor) == bits(before[kind])
+        assert tensor.data_ptr() == places[kind]
+
+
+def test_what_is_not_trained_has_no_average() -> None:
+    pieces = [piece(seed=0), piece(seed=1, trained=False)]
+    average = Average(pieces, 0.9)
+    assert [AVERAGE in each.tensors for each in pieces] == [True, False]
+    frozen = Average(pieces[1:], 0.9)
+    for each in (average, frozen):
+        each.update()
+        each.swap()
+
+
+def test_a_copy_does_not_change_with_what_was_copied() -> None:
+    pieces = replicated(make_states())
+    copies = HostCopy().take(pieces)
+    for original in pieces:
+        for tensor in original.tensors.values():
+            tensor.zero_()
+    expected = make_states()
+    assert [copy.name for copy in copies] == list(SHAPES)
+    for copy in copies:
+        assert copy.tensors.keys() == expected[copy.name].keys()
+        assert (copy.shape, copy.start, copy.replicated) == (SHAPES[copy.name], 0, True)
+        assert all(torch.equal(copy.tensors[k], v) for k, v in expected[copy.name].items())
+
+
+def test_memory_for_copies_is_taken_once() -> None:
+    host, pieces = HostCopy(), replicated(make_states())
+
+    def places() -> list[int]:
+        return [t.data_ptr() for copy in host.take(pieces) for t in copy.tensors.values()]
+
+    first = places()
+    pieces[0].tensors[WEIGHT].fill_(3)
+    assert places() == first
+    assert host.take(pieces)[0].tensors[WEIGHT].unique().tolist() == [3]
+
+
+def test_another_length_is_copied_whole() -> None:
+    host = HostCopy()
+    host.take([Piece("x", (5,), 0, {WEIGHT: torch.zeros(5)})])
+    (copy,) = host.take([Piece("x", (5,), 2, {WEIGHT: torch.ones(1)})])
+    assert copy.tensors[WEIGHT].tolist() == [1], "and not spread over the old buffer"
+
+
+def test_pieces_in_memory_are_on_the_host() -> None:
+    assert on_host(replicated(make_states()))
+    assert on_host([])

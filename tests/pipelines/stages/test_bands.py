@@ -1,0 +1,223 @@
+"""Images of five channels and 16 bits, from files of every kind to what is trained on them."""
+
+import io
+import json
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from convnextv2.analysis.reconstruct import MASK_GREY, reconstruct
+from convnextv2.data.collection import DataError, PixelFormat, Pixels
+from convnextv2.data.load import BetonLoader
+from convnextv2.data.pixels.visible import visible
+from convnextv2.data.selection import Selection, open_selected
+from convnextv2.data.shards.manifest import Manifest, read_manifest
+from convnextv2.data.shards.mapped import open_shards
+from convnextv2.data.views import SquashView
+from convnextv2.data.writing import WriteSettings, write_collection
+from convnextv2.tasks import IMAGENET, Normalize
+from convnextv2.tasks.pretrain import PretrainTask
+from pipelines import cli
+from pipelines.config import PipelineConfig
+from pipelines.presets import load_preset
+from pipelines.runtime.session import Session
+from pipelines.stages import finetune, pretrain
+from pipelines.stages.write_data import write_stage
+from pipelines.training.job import TrainJob
+from pipelines.weights.metadata import metadata_of
+from tests.convnextv2.data.archives import put, tar
+from tests.convnextv2.data.pictures import Pictures, write
+from tests.convnextv2.data.pixels.test_bands import written
+
+CHANNELS, SIDE = 5, 32
+VIEW = SquashView(size=(SIDE, SIDE))
+
+
+def array(number: int) -> Pixels:
+    rng = np.random.default_rng(number)
+    return rng.integers(100, 4000, (SIDE, SIDE, CHANNELS)).astype(np.uint16)
+
+
+def npy(values: Pixels) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+def tiff(values: Pixels) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, photometric="minisblack", planarconfig="contig")
+    return file.getvalue()
+
+
+def in_folders(root: Path) -> None:
+    for number in range(4):
+        content = npy(array(number)) if number % 2 else tiff(array(number))
+        put(root / "ab"[number % 2] / f"{number}{'.npy' if number % 2 else '.tif'}", content)
+
+
+def in_webdataset(root: Path) -> None:
+    files: dict[str, bytes] = {}
+    for number in range(4):
+        files |= {f"{number}.npy": npy(array(number)), f"{number}.cls": str(number % 2).encode()}
+    put(root / "shard-000000.tar", tar(files))
+
+
+def in_parquet(root: Path) -> None:
+    images = [npy(array(number)) for number in range(4)]
+    root.mkdir(parents=True)
+    pq.write_table(pa.table({"image": images, "label": [0, 1, 0, 1]}), root / "train.parquet")
+
+
+@pytest.mark.parametrize("lay_out", [in_folders, in_webdataset, in_parquet])
+def test_every_layout_may_hold_arrays(lay_out: object, tmp_path: Path) -> None:
+    lay_out(tmp_path / "source")  # type: ignore[operator]
+    source, _ = open_selected(tmp_path / "source", Selection(hold_out=1e-9))
+    manifest = write_collection(
+        source, "it", tmp_path / "shards", Selection(), WriteSettings(channels=CHANNELS)
+    )
+    assert manifest.pixel_format == (CHANNELS, 16)
+    shards = open_shards(tmp_path / "shards", manifest)
+    found = {
+        (shards.read(0, begin, begin + array(0).nbytes), int(label))
+        for begin, label in zip(
+            map(int, shards.records(0)["f0"]["data_ptr"]), shards.labels(), strict=True
+        )
+    }
+    assert found == {(array(number).tobytes(), number % 2) for number in range(4)}
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Five channels of 16 bits under train/ and val/."""
+    in_folders(tmp_path / "source")
+    for split in ("train", "val"):
+        source, _ = open_selected(tmp_path / "source", Selection(hold_out=1e-9))
+        write_collection(
+            source, "it", tmp_path / "shards" / split, Selection(), WriteSettings(channels=CHANNELS)
+        )
+    return tmp_path / "shards"
+
+
+def job_of(shards: Path, config: PipelineConfig, stage: str) -> TrainJob:
+    recipe = getattr(config, stage)
+    manifest = read_manifest(shards / "train")
+    return TrainJob(
+        config=config,
+        recipe=recipe,
+        build_task=finetune.build_task,
+        directory=shards,
+        log=shards,
+        shards=shards / "train",
+        num_classes=2,
+        normalization=manifest.normalization,
+    )
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_they_are_trained_on_normalised_by_what_was_measured(shards: Path, stage: str) -> None:
+    config = load_preset("demo", [f"model.in_channels={CHANNELS}", "pretrain.decoder_dim=16"])
+    job = job_of(shards, config, stage)
+    task = (pretrain if stage == "pretrain" else finetune).build_task(job)
+    (batch,) = BetonLoader(shards / "train", batch_size=4, view=VIEW).batches(
+        np.arange(4, dtype=np.uint64)
+    )
+    normalize = task.normalize
+    assert isinstance(normalize, Normalize)
+    seen = normalize(batch.images, torch.float32)
+    assert seen.shape == (4, CHANNELS, SIDE, SIDE)
+    assert seen.mean(dim=(0, 2, 3)).abs().max() < 1e-4
+    assert (seen.std(dim=(0, 2, 3), unbiased=False) - 1).abs().max() < 1e-4
+    evaluation = metadata_of(job).evaluation
+    assert evaluation is not None
+    assert (evaluation.mean, evaluation.std) == job.normalization[:2]
+    task(batch).loss.backward()
+    assert all(p.grad is not None for p in task.parameters() if p.requires_grad)
+
+
+def test_reconstructions_show_some_channels(shards: Path) -> None:
+    config = load_preset("demo", [f"model.in_channels={CHANNELS}", "pretrain.decoder_dim=16"])
+    task = pretrain.build_task(job_of(shards, config, "pretrain"))
+    assert isinstance(task, PretrainTask)
+    (batch,) = BetonLoader(shards / "train", batch_size=4, view=VIEW).batches(
+        np.arange(4, dtype=np.uint64)
+    )
+    by = read_manifest(shards / "train").normalization
+    mask = torch.zeros(4, task.model.grid[0] * task.model.grid[1])
+    mask[:, ::2] = 1
+    made = reconstruct(task.model, batch.images, mask, by)
+    for pictures in (made.original, made.masked, made.predicted):
+        assert (pictures.shape, pictures.dtype) == ((4, SIDE, SIDE, 3), np.uint8)
+    np.testing.assert_array_equal(made.original, visible(batch.images.numpy(), by))
+    assert 40 < made.original.std() < 90, "neither grey nor black and white"
+    shown = (made.masked != MASK_GREY).any(axis=-1)
+    assert 0.4 < shown.mean() < 0.6
+    np.testing.assert_array_equal(made.predicted[shown], made.original[shown])
+
+
+def test_rgb_is_shown_as_it_is() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    assert visible(image, IMAGENET) is image
+
+
+def test_shards_that_do_not_fit_the_model_are_refused(shards: Path) -> None:
+    session, data = cast(Session, None), load_preset("demo").data
+    words = r"model\.in_channels: 3, and the images of .* have 5 channels of 16 bits; "
+    with pytest.raises(DataError, match=words + r"model\.in_channels=5 would work"):
+        write_stage(data, shards, session)
+    write_stage(data, shards, session, channels=CHANNELS)
+    write(Pictures(((8, 8),) * 3), shards / "other" / "val")
+    (shards / "other" / "train").symlink_to(shards / "train")
+    with pytest.raises(DataError, match=r"train has images of 5 .*/val of 3 channels of 8 bits"):
+        write_stage(data, shards / "other", session, channels=CHANNELS)
+
+
+def test_rgb_of_16_bits_is_told_before_what_is_for_8_fails_on_it(tmp_path: Path) -> None:
+    """RandAugment would, after all of pretraining; only settings that say 16 bits rule it out."""
+    for split in ("train", "val"):
+        written(tmp_path / split, PixelFormat(3, 16), bits=16)
+    session, data = cast(Session, None), load_preset("demo").data
+    words = r"data\.write\.bits: 8, and the images of .* have 3 channels of 16 bits; "
+    with pytest.raises(DataError, match=words + r"data\.write\.bits=16 would work"):
+        write_stage(data, tmp_path, session)
+    write_stage(load_preset("demo", ["data.write.bits=16"]).data, tmp_path, session)
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpg"])
+def test_the_channels_of_rgb_are_measured_on_demand(
+    mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = Pictures(((20, 30),) * 4)
+    write(pictures, tmp_path, WriteSettings(mode=mode))  # type: ignore[arg-type]
+    assert cli.main(["data", "info", str(tmp_path), "--stats", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    pixels = np.concatenate([pictures.image(n).reshape(-1, 3) for n in range(4)]) / 255
+    tolerance = 1e-5 if mode == "raw" else 0.02
+    np.testing.assert_allclose(told["mean"], pixels.mean(axis=0), atol=tolerance)
+    np.testing.assert_allclose(told["std"], pixels.std(axis=0), atol=tolerance)
+
+
+def test_the_channels_of_others_are_told_from_the_manifest(
+    shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest: Manifest = read_manifest(shards / "train")
+    assert cli.main(["data", "info", str(shards / "train"), "--stats", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["channels"], told["bits"]) == (5, 16)
+    np.testing.assert_allclose(told["mean"], manifest.mean, atol=1e-6)
+    assert cli.main(["data", "info", str(shards.parent / "source"), "--stats"]) == 1
+    assert "--stats is for shards" in capsys.readouterr().err
+
+
+def test_a_batch_of_them_can_be_looked_at(shards: Path) -> None:
+    sheet = shards / "sheet.png"
+    command = ["data", "sample", str(shards / "train"), "--output", str(sheet), "--preset", "demo"]
+    assert cli.main([*command, "--set", f"model.in_channels={CHANNELS}"]) == 0
+    assert np.asarray(Image.open(sheet)).std() > 20
