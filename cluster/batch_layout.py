@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Topology:
+class BatchLayout:
     """A global batch laid out over workers; the three factors multiply exactly."""
 
     global_batch_size: int
@@ -37,12 +37,12 @@ def micro_batch_sizes(global_batch_size: int, world_size: int) -> list[int]:
     return [] if rest else [size for size in range(share, 0, -1) if share % size == 0]
 
 
-def _what_would_work(topology: Topology) -> str:
-    sizes = micro_batch_sizes(topology.global_batch_size, topology.world_size)
+def _what_would_work(batch_layout: BatchLayout) -> str:
+    sizes = micro_batch_sizes(batch_layout.global_batch_size, batch_layout.world_size)
     if sizes:
-        smaller = [size for size in sizes if size <= topology.micro_batch_size][:3]
+        smaller = [size for size in sizes if size <= batch_layout.micro_batch_size][:3]
         return f"micro_batch_size {' or '.join(map(str, smaller))} would work"
-    unit = topology.micro_batch_size * topology.world_size
-    below = topology.global_batch_size // unit * unit
+    unit = batch_layout.micro_batch_size * batch_layout.world_size
+    below = batch_layout.global_batch_size // unit * unit
     values = [str(value) for value in (below, below + unit) if value]
     return f"global_batch_size {' or '.join(values)} would work"

@@ -13,14 +13,14 @@ _NO_SUCH_OPERATION = {errno.EINVAL, errno.ENOTSUP}
 
 
 @dataclass(frozen=True)
-class Entry:
+class FileDigest:
     """What the manifest says of a file."""
 
     bytes: int
     sha256: str
 
 
-def write(path: Path, parts: Iterable[bytes | memoryview]) -> Entry:
+def write(path: Path, parts: Iterable[bytes | memoryview]) -> FileDigest:
     """Write and fsync a file, hashing on the way; other threads run meanwhile."""
     digest, total = hashlib.sha256(), 0
     with path.open("wb", buffering=0) as file:
@@ -31,7 +31,7 @@ def write(path: Path, parts: Iterable[bytes | memoryview]) -> Entry:
                 digest.update(content[:written])
                 content, total = content[written:], total + written
         os.fsync(file.fileno())
-    return Entry(total, digest.hexdigest())
+    return FileDigest(total, digest.hexdigest())
 
 
 def sha256(path: Path) -> str:

@@ -51,7 +51,7 @@ def new_group() -> "dist.ProcessGroup | None":
     return workers
 
 
-def from_first(item: T) -> T:
+def broadcast(item: T) -> T:
     """Rank 0's item on every worker."""
     if not _in_group():
         return item

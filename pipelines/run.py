@@ -14,10 +14,10 @@ from rich.text import Text
 from convnextv2.data.collection import DataError
 from pipelines.config import PipelineConfig
 from pipelines.datasets import fashion_mnist
-from pipelines.graph import Pipeline, Stage, Visit, needed_for
+from pipelines.graph import Pipeline, Stage, StageResult, needed_for
 from pipelines.graph.outline import EVALUATIONS, SCRATCH, outline
 from pipelines.runtime.console import Screen
-from pipelines.runtime.events import curve, read_spool
+from pipelines.runtime.events import curve, read_events
 from pipelines.runtime.logs import redirected
 from pipelines.runtime.session import Session
 from pipelines.runtime.tracking import open_hint
@@ -50,7 +50,7 @@ class Outcome:
     run_dir: Path
     mlflow: str
     log: Path
-    visits: list[Visit] = field(default_factory=list)
+    visits: list[StageResult] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -91,7 +91,7 @@ class Outcome:
             for prefix, numbers in ((name, result), (f"{name}.ema", averaged)):
                 found |= {f"{prefix}.{key}": n for key, n in numbers.items() if key != "images"}
         for visit in self.visits:
-            points = curve(read_spool(visit.place.directory))
+            points = curve(read_events(visit.place.directory))
             if points and "loss" in points[-1]:
                 found[f"{visit.place.stage.name}.loss"] = points[-1]["loss"]
         return found

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster import group
-from cluster.checkpoint.fragment_files import file_name, write_pieces
-from cluster.checkpoint.fragments import HostCopy, Piece, on_host
+from cluster.checkpoint.fragment_files import file_name, write_fragments
+from cluster.checkpoint.fragments import HostCopy, StateFragment, on_host
 from cluster.checkpoint.retention import KeepPolicy, prune
 from cluster.checkpoint.store import Checkpoint, publish
-from cluster.durable import Entry
+from cluster.durable import FileDigest
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Saved:
 
 
 class Saver:
-    """Publishes checkpoints of this worker's pieces, together with the other workers.
+    """Publishes checkpoints of this worker's fragments, together with the other workers.
 
     Args:
         root: Folder of the run's checkpoints, on storage that all workers share.
@@ -52,7 +52,9 @@ class Saver:
         self._saved: Saved | None = None
         self._error: BaseException | None = None
 
-    def save(self, step: int, pieces: list[Piece], notes: dict[str, Any]) -> Saved | None:
+    def save(
+        self, step: int, fragments: list[StateFragment], notes: dict[str, Any]
+    ) -> Saved | None:
         """Begin to save a step; returns the save before this one if it has not been told yet.
 
         Raises:
@@ -60,7 +62,7 @@ class Saver:
                 if not asynchronous).
         """
         before = self.wait()
-        shares = [piece.share(group.rank(), group.world_size()) for piece in pieces]
+        shares = [fragment.share(group.rank(), group.world_size()) for fragment in fragments]
         if self.asynchronous or not on_host(shares):
             shares = self._copy.take(shares)
         self._thread = threading.Thread(
@@ -87,12 +89,12 @@ class Saver:
             raise error
         return self._saved
 
-    def _publish(self, step: int, pieces: list[Piece], notes: dict[str, Any]) -> None:
+    def _publish(self, step: int, fragments: list[StateFragment], notes: dict[str, Any]) -> None:
         begin = time.perf_counter()
 
-        def write(directory: Path) -> dict[str, Entry]:
+        def write(directory: Path) -> dict[str, FileDigest]:
             name = file_name(group.rank())
-            return {name: write_pieces(directory / name, pieces)}
+            return {name: write_fragments(directory / name, fragments)}
 
         try:
             checkpoint = publish(self.root, step, write, notes, self._workers)

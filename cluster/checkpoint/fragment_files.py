@@ -1,4 +1,4 @@
-"""Pieces on disk: one safetensors file per worker, readable by any number of workers.
+"""State fragments on disk: one safetensors file per worker, readable by any number of workers.
 
     rank-00000.safetensors     keys "weight:encoder.stages.0.0.dwconv.weight", "exp_avg:..."
     rank-00001.safetensors     metadata "pieces": {name: [start, shape of the whole]}
@@ -18,37 +18,40 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cluster.checkpoint.fragments import WEIGHT, Piece
-from cluster.durable import Entry, write
+from cluster.checkpoint.fragments import WEIGHT, StateFragment
+from cluster.durable import FileDigest, write
+
+INDEX = "pieces"
+"""Key of the metadata that says which run of which parameter a file holds."""
 
 
 def file_name(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
-def write_pieces(path: Path, pieces: Sequence[Piece]) -> Entry:
-    """Write and fsync a worker's pieces (on the host, contiguous), hashing on the way.
+def write_fragments(path: Path, fragments: Sequence[StateFragment]) -> FileDigest:
+    """Write and fsync a worker's fragments (on the host, contiguous), hashing on the way.
 
     safetensors' own writer holds Python's lock while it writes, which would stop the training
     that this runs beside.
 
     Raises:
-        ValueError: When a tensor is not fp32, or two pieces are of one parameter.
+        ValueError: When a tensor is not fp32, or two fragments are of one parameter.
     """
     tensors = {
-        f"{kind}:{piece.name}": tensor.view(-1)
-        for piece in pieces
-        for kind, tensor in piece.tensors.items()
+        f"{kind}:{fragment.name}": tensor.view(-1)
+        for fragment in fragments
+        for kind, tensor in fragment.tensors.items()
     }
-    places = {piece.name: [piece.start, piece.shape] for piece in pieces}
-    if len(places) < len(pieces):
-        raise ValueError("a worker saves one piece of a parameter, these are several of one")
+    runs = {fragment.name: [fragment.start, fragment.shape] for fragment in fragments}
+    if len(runs) < len(fragments):
+        raise ValueError("a worker saves one fragment of a parameter, these are several of one")
     for key, tensor in tensors.items():
         if tensor.dtype != torch.float32:
             raise ValueError(f"states are saved in fp32; {key} is {tensor.dtype}")
     sizes = {key: (tensor.numel(),) for key, tensor in tensors.items()}
     contents = (as_bytes(tensor) for tensor in tensors.values())
-    return write(path, [header(sizes, {"pieces": json.dumps(places)}), *contents])
+    return write(path, [header(sizes, {INDEX: json.dumps(runs)}), *contents])
 
 
 def header(shapes: Mapping[str, Sequence[int]], metadata: dict[str, str] | None = None) -> bytes:
@@ -70,7 +73,7 @@ def as_bytes(tensor: Tensor) -> memoryview:
 
 
 class StateFiles:
-    """The pieces of all writers of one checkpoint, by parameter.
+    """The fragments of all writers of one checkpoint, by parameter.
 
     Args:
         directory: With the writers' files.
@@ -80,7 +83,7 @@ class StateFiles:
         kinds: What is there of a parameter: "weight", and perhaps moments and an average.
 
     Raises:
-        ValueError: When a file cannot be read, or is not as `write_pieces` makes them.
+        ValueError: When a file cannot be read, or is not as `write_fragments` makes them.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -88,7 +91,7 @@ class StateFiles:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.kinds: dict[str, set[str]] = defaultdict(set)
         self._files: list[Any] = []
-        # (first, last + 1, file) of the pieces of a parameter, in order.
+        # (first, last + 1, file) of the fragments of a parameter, in order.
         self._runs: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
         for path in sorted(directory.glob("rank-*.safetensors")):
             try:
@@ -114,10 +117,12 @@ class StateFiles:
             if part.get_dtype() != "F32":
                 raise ValueError(f"{key} is {part.get_dtype()}, states are F32")
             (sizes[name][kind],) = part.get_shape()
-        pieces = dict(json.loads(file.metadata()["pieces"]))
-        if pieces.keys() != sizes.keys():
-            raise ValueError(f"pieces are said of {sorted(pieces.keys() ^ sizes.keys())[0]} alone")
-        for name, (start, shape) in pieces.items():
+        fragments = dict(json.loads(file.metadata()[INDEX]))
+        if fragments.keys() != sizes.keys():
+            raise ValueError(
+                f"fragments are said of {sorted(fragments.keys() ^ sizes.keys())[0]} alone"
+            )
+        for name, (start, shape) in fragments.items():
             if WEIGHT not in sizes[name]:
                 raise ValueError(f"of {name} there is {', '.join(sizes[name])}, but no {WEIGHT}")
             numel = sizes[name][WEIGHT]

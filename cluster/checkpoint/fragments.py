@@ -1,8 +1,8 @@
 """The state of training by parameter name, however ZeRO has cut it up.
 
 A worker keeps, of every parameter it is in charge of, one run of elements of the flattened
-parameter: a `Piece`. Pieces are what is averaged, saved, restored and exported; nothing else needs
-to know about stages, groups or paddings.
+parameter: a `StateFragment`. Fragments are what is averaged, saved, restored and exported; nothing
+else needs to know about stages, groups or paddings.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class Piece:
+class StateFragment:
     """Elements `start` to `start + numel` of a flattened parameter, as a worker keeps them.
 
     Attributes:
@@ -38,7 +38,7 @@ class Piece:
     def numel(self) -> int:
         return self.tensors[WEIGHT].numel()
 
-    def share(self, rank: int, world_size: int) -> "Piece":
+    def share(self, rank: int, world_size: int) -> "StateFragment":
         """The part this worker saves: all of it, or its share of what all workers keep."""
         if not self.replicated:
             return self
@@ -47,21 +47,21 @@ class Piece:
         return replace(self, start=self.start + begin, tensors=tensors, replicated=False)
 
 
-class Average:
+class EMA:
     """Exponential moving average of the weights, kept where the optimizer keeps its state.
 
     Update t (from 1) uses min(`decay`, (t - 1) / t): the plain mean of all weights so far until
     that is as long as the average's memory, so the initial weights leave no bias.
     """
 
-    def __init__(self, pieces: Iterable[Piece], decay: float) -> None:
-        """Add the tensor "average" to the pieces, equal to their weights."""
+    def __init__(self, fragments: Iterable[StateFragment], decay: float) -> None:
+        """Add the tensor "average" to the fragments, equal to their weights."""
         self.decay, self.updates = decay, 0
-        trained = [piece for piece in pieces if MOMENTS[0] in piece.tensors]
-        self._weights = [piece.tensors[WEIGHT] for piece in trained]
+        trained = [fragment for fragment in fragments if MOMENTS[0] in fragment.tensors]
+        self._weights = [fragment.tensors[WEIGHT] for fragment in trained]
         self._averages = [weight.detach().clone() for weight in self._weights]
-        for piece, average in zip(trained, self._averages, strict=True):
-            piece.tensors[AVERAGE] = average
+        for fragment, average in zip(trained, self._averages, strict=True):
+            fragment.tensors[AVERAGE] = average
 
     @torch.no_grad()
     def update(self) -> None:
@@ -80,9 +80,9 @@ class Average:
             average.copy_(kept)
 
 
-def on_host(pieces: Iterable[Piece]) -> bool:
+def on_host(fragments: Iterable[StateFragment]) -> bool:
     """Whether all of it is in the host's memory."""
-    return not any(tensor.is_cuda for piece in pieces for tensor in piece.tensors.values())
+    return not any(tensor.is_cuda for fragment in fragments for tensor in fragment.tensors.values())
 
 
 class HostCopy:
@@ -91,16 +91,16 @@ class HostCopy:
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
-    def take(self, pieces: Sequence[Piece]) -> list[Piece]:
+    def take(self, fragments: Sequence[StateFragment]) -> list[StateFragment]:
         """Copy; what comes back is good until the next call."""
         copies = [
-            replace(piece, tensors={
-                kind: self._buffer(f"{kind}:{piece.name}", tensor).copy_(tensor, non_blocking=True)
-                for kind, tensor in piece.tensors.items()
+            replace(fragment, tensors={
+                kind: self._buffer(f"{kind}:{fragment.name}", part).copy_(part, non_blocking=True)
+                for kind, part in fragment.tensors.items()
             })
-            for piece in pieces
+            for fragment in fragments
         ]  # fmt: skip
-        if not on_host(pieces):
+        if not on_host(fragments):
             torch.cuda.current_stream().synchronize()
         return copies
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import durable, group
-from cluster.durable import Entry
+from cluster.durable import FileDigest
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -40,7 +40,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 log = logging.getLogger(__name__)
 
-Write = Callable[[Path], dict[str, Entry]]
+Write = Callable[[Path], dict[str, FileDigest]]
 
 
 class CheckpointError(RuntimeError):
@@ -58,7 +58,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Search:
+class RestoreSearch:
     """Result of looking for the last good checkpoint; `rejected` holds (path, reason)."""
 
     found: Checkpoint | None
@@ -114,15 +114,15 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def latest_good(root: Path) -> Search:
+def latest_good(root: Path) -> RestoreSearch:
     """Find the newest checkpoint whose manifest verifies. Reads every byte of it."""
     rejected: list[tuple[Path, str]] = []
     for path in reversed(steps(root)):
         try:
-            return Search(verify(path), rejected)
+            return RestoreSearch(verify(path), rejected)
         except CheckpointError as error:
             rejected.append((path, str(error)))
-    return Search(None, rejected)
+    return RestoreSearch(None, rejected)
 
 
 def verify(path: Path, *, contents: bool = True) -> Checkpoint:
@@ -140,7 +140,7 @@ def verify(path: Path, *, contents: bool = True) -> Checkpoint:
         raise CheckpointError(f"{MANIFEST} has changed since it was written")
     if manifest["schema"] != SCHEMA:
         raise CheckpointError(f"its layout is {manifest['schema']}, this version reads {SCHEMA}")
-    entries = {name: Entry(**entry) for name, entry in manifest["files"].items()}
+    entries = {name: FileDigest(**entry) for name, entry in manifest["files"].items()}
     _check(path, entries, contents=contents)
     size = sum(entry.bytes for entry in entries.values())
     return Checkpoint(path, manifest["step"], manifest["notes"], size)
@@ -207,7 +207,7 @@ def _prepare(root: Path, name: str) -> str:
 
 
 def _commit(
-    partial: Path, final: Path, step: int, files: list[dict[str, Entry]], notes: dict[str, Any]
+    partial: Path, final: Path, step: int, files: list[dict[str, FileDigest]], notes: dict[str, Any]
 ) -> None:
     entries = {name: entry for part in files for name, entry in part.items()}
     if len(entries) < sum(map(len, files)):
@@ -243,7 +243,7 @@ def _set_aside(path: Path) -> None:
         )
 
 
-def _check(directory: Path, entries: dict[str, Entry], *, contents: bool) -> None:
+def _check(directory: Path, entries: dict[str, FileDigest], *, contents: bool) -> None:
     for name, entry in entries.items():
         path = directory / name
         try:

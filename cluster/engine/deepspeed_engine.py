@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cluster import group
-from cluster.batch_layout import Topology
+from cluster.batch_layout import BatchLayout
 from cluster.checkpoint.fragment_files import StateFiles
-from cluster.checkpoint.fragments import Average, Piece
+from cluster.checkpoint.fragments import EMA, StateFragment
 from cluster.checkpoint.store import CheckpointError
 from cluster.engine.adamw import LayerwiseAdamW
 from cluster.engine.outcome import Outcome
@@ -51,12 +51,12 @@ class DeepSpeedEngine:
         groups: Optimizer groups with `lr_scale` each (see `train_step`).
         betas: AdamW betas.
         settings: Sharding, precision and the rest.
-        topology: Batch arithmetic; its world size must be the group's.
+        batch_layout: Batch arithmetic; its world size must be the group's.
         device: Where this worker computes.
         identify: Sample indices of a micro batch, for messages.
 
-    The host learns a step late whether a step was left out (`cluster.outcome`). Whatever depends
-    on it (pieces, counters, the moving average) waits for that: all workers read those alike.
+    The host learns a step late whether a step was left out (`cluster.engine.outcome`). Whatever
+    depends on it (fragments, counters, the average) waits for that: all workers read those alike.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class DeepSpeedEngine:
         *,
         betas: tuple[float, float],
         settings: EngineSettings,
-        topology: Topology,
+        batch_layout: BatchLayout,
         device: torch.device,
         identify: Callable[[Any], list[int]] = lambda batch: [],
     ) -> None:
@@ -90,7 +90,7 @@ class DeepSpeedEngine:
             model=module,
             optimizer=optimizer,
             config=deepspeed_config(
-                settings.zero, settings.precision, settings.grad_clip, topology
+                settings.zero, settings.precision, settings.grad_clip, batch_layout
             ),
         )
         self._partition: Partition = PARTITIONS[type(self._optimizer).__name__](
@@ -100,18 +100,18 @@ class DeepSpeedEngine:
             optimizer.stretches = self._partition.stretches(scales)
         if device.type == "cpu":
             give_back_freed_memory()
-        self._pieces = self._partition.pieces()
+        self._fragments = self._partition.fragments()
         self._updates = self._skipped_steps = self._skipped_in_a_row = 0
         self._unsettled: Outcome | None = None
         self._average = None
         if settings.ema_decay is not None:
-            self._average = Average(self._pieces, settings.ema_decay)
+            self._average = EMA(self._fragments, settings.ema_decay)
 
     @property
-    def pieces(self) -> list[Piece]:
+    def fragments(self) -> list[StateFragment]:
         """What this worker keeps of the parameters and of their optimizer state."""
         self.settle()
-        return self._pieces
+        return self._fragments
 
     @property
     def updates(self) -> int:
@@ -201,7 +201,7 @@ class DeepSpeedEngine:
         )
 
     def restore(self, directory: Path, notes: dict[str, Any]) -> None:
-        """Take pieces and counters of a checkpoint over, whatever had cut them up.
+        """Take fragments and counters of a checkpoint over, whatever had cut them up.
 
         All workers call.
 
@@ -228,14 +228,14 @@ class DeepSpeedEngine:
                     f"{files.directory} is not whole, or of another model: it {words} "
                     f"{len(names)} parameters, such as {min(names)}"
                 )
-        for piece in self._pieces:
-            if files.shapes[piece.name] != piece.shape:
+        for fragment in self._fragments:
+            if (saved := files.shapes[fragment.name]) != fragment.shape:
                 raise ValueError(
-                    f"{files.directory}: {piece.name} has shape {files.shapes[piece.name]}, the "
-                    f"model's is {piece.shape}"
+                    f"{files.directory}: {fragment.name} has shape {saved}, the model's is "
+                    f"{fragment.shape}"
                 )
-            for kind, tensor in piece.tensors.items():
-                tensor.copy_(files.read(kind, piece.name, piece.start, piece.numel))
+            for kind, tensor in fragment.tensors.items():
+                tensor.copy_(files.read(kind, fragment.name, fragment.start, fragment.numel))
 
     @contextmanager
     def evaluating(self, *, averaged: bool = False) -> Iterator[Callable[[Any], Any]]:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from cluster import group
-from cluster.checkpoint.fragments import MOMENTS, WEIGHT, Piece
+from cluster.checkpoint.fragments import MOMENTS, WEIGHT, StateFragment
 from cluster.engine.adamw import Stretch, joined
 
 
 class Partition(Protocol):
     """What an engine needs to know of a DeepSpeed optimizer."""
 
-    def pieces(self) -> list[Piece]:
+    def fragments(self) -> list[StateFragment]:
         """What this worker keeps; makes the optimizer state, which PyTorch would make later."""
 
     def stretches(self, scales: Mapping[str, float]) -> dict[Tensor, list[Stretch]]:
@@ -33,7 +33,7 @@ class Partition(Protocol):
         """
 
     def refresh(self, updates: int | None) -> None:
-        """Have the module compute with the pieces as they are now; the optimizer has done
+        """Have the module compute with the fragments as they are now; the optimizer has done
         `updates` steps (None: as many as before). All workers call.
         """
 
@@ -61,16 +61,18 @@ class _Base:
         """Where what is trained lies."""
         raise NotImplementedError
 
-    def _frozen(self) -> Iterator[Piece]:
+    def _frozen(self) -> Iterator[StateFragment]:
         """Parameters that are not trained, where workers keep them whole."""
         for name, parameter in self._module.named_parameters():
             if not parameter.requires_grad:
                 weight = parameter.detach().float().reshape(-1)
-                yield Piece(name, tuple(parameter.shape), 0, {WEIGHT: weight}, replicated=True)
+                yield StateFragment(
+                    name, tuple(parameter.shape), 0, {WEIGHT: weight}, replicated=True
+                )
 
-    def pieces(self) -> list[Piece]:
+    def fragments(self) -> list[StateFragment]:
         trained = [
-            Piece(
+            StateFragment(
                 place.name,
                 place.shape,
                 place.start,
@@ -119,7 +121,7 @@ class _Base:
         }
 
 
-class Replicated(_Base):
+class Zero0Partition(_Base):
     """Stage 0: every worker keeps all of it, in fp32 the module's own parameters."""
 
     replicated = True
@@ -136,10 +138,10 @@ class Replicated(_Base):
             for parameter, master in zip(group_, masters, strict=True)
         }
 
-    def pieces(self) -> list[Piece]:
+    def fragments(self) -> list[StateFragment]:
         # In bf16 DeepSpeed makes the state by a step of zeros, which Adam would count.
         self._count(self._masters().values(), 0)
-        return super().pieces()
+        return super().fragments()
 
     def _places(self) -> Iterator[_Place]:
         for name, master in self._masters().items():
@@ -158,7 +160,7 @@ class Replicated(_Base):
                     parameter.copy_(masters[name])
 
 
-class Flat(_Base):
+class Zero12Partition(_Base):
     """Stages 1 and 2: a worker keeps a stretch of every group's parameters, laid end to end."""
 
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
@@ -195,7 +197,7 @@ class Flat(_Base):
         self._optimizer.update_lp_params()
 
 
-class Scattered(_Base):
+class Zero3Partition(_Base):
     """Stage 3: a worker keeps an equal part of every parameter."""
 
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
@@ -225,10 +227,10 @@ class Scattered(_Base):
             flat = optimizer.fp32_partitioned_groups_flat[number]
             yield _Place(name, tuple(parameter.ds_shape), start, flat, offset, numel)
 
-    def _frozen(self) -> Iterator[Piece]:
+    def _frozen(self) -> Iterator[StateFragment]:
         for name, parameter, start, numel in self._parts(trained=False):
             weight = parameter.ds_tensor.detach().float().view(-1)[:numel]
-            yield Piece(name, tuple(parameter.ds_shape), start, {WEIGHT: weight})
+            yield StateFragment(name, tuple(parameter.ds_shape), start, {WEIGHT: weight})
 
     def squared_gradient_norm(self) -> Tensor:
         optimizer = self._optimizer
@@ -256,8 +258,8 @@ def _squares(gradients: list[Tensor]) -> Tensor:
 
 
 PARTITIONS: dict[str, Callable[[nn.Module, Any], Partition]] = {
-    "LayerwiseAdamW": Replicated,
-    "FP16_UnfusedOptimizer": Replicated,
-    "DeepSpeedZeroOptimizer": Flat,
-    "DeepSpeedZeroOptimizer_Stage3": Scattered,
+    "LayerwiseAdamW": Zero0Partition,
+    "FP16_UnfusedOptimizer": Zero0Partition,
+    "DeepSpeedZeroOptimizer": Zero12Partition,
+    "DeepSpeedZeroOptimizer_Stage3": Zero3Partition,
 }

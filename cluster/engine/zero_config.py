@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.batch_layout import Topology
+from cluster.batch_layout import BatchLayout
 
 Precision = Literal["fp32", "bf16"]
 Bytes = Annotated[int, Field(gt=0)]
@@ -114,13 +114,13 @@ def find_problems(
 
 
 def deepspeed_config(
-    zero: ZeroSettings, precision: Precision, grad_clip: float, topology: Topology
+    zero: ZeroSettings, precision: Precision, grad_clip: float, batch_layout: BatchLayout
 ) -> dict[str, Any]:
     """The DeepSpeed configuration for the settings; the only place that spells its keys."""
     return {
-        "train_batch_size": topology.global_batch_size,
-        "train_micro_batch_size_per_gpu": topology.micro_batch_size,
-        "gradient_accumulation_steps": topology.accumulation,
+        "train_batch_size": batch_layout.global_batch_size,
+        "train_micro_batch_size_per_gpu": batch_layout.micro_batch_size,
+        "gradient_accumulation_steps": batch_layout.accumulation,
         "gradient_clipping": grad_clip,
         "zero_optimization": _zero_optimization(zero, clips=grad_clip > 0),
         "zero_allow_untested_optimizer": True,

@@ -47,7 +47,7 @@ class Fault:
         kind, rank, step, marker = plan.groups()
         return cls(kind, int(rank), int(step), Path(marker))
 
-    def strike(self, rank: int, step: int) -> None:
+    def fire(self, rank: int, step: int) -> None:
         """Fail if this is the worker and the step, and it has not happened before."""
         if (rank, step) != (self.rank, self.step) or self.marker.exists():
             return

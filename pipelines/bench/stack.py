@@ -20,7 +20,7 @@ from pipelines.config import PipelineConfig
 from pipelines.graph import Pipeline
 from pipelines.presets import load_preset
 from pipelines.runtime.console import Screen
-from pipelines.runtime.events import curve, read_spool
+from pipelines.runtime.events import curve, read_events
 from pipelines.runtime.logs import redirected
 from pipelines.runtime.session import Session
 from pipelines.stages.pretrain import build_fcmae, pretrain_stage
@@ -70,7 +70,7 @@ def stack_rate(config: PipelineConfig, run_dir: Path) -> float:
         with Session(config, run_dir, screen) as session:
             stages = [write_stage(config.data, source, session), pretrain_stage(config, session)]
             pretrained = Pipeline(run_dir, stages).run()[-1].place.directory
-    points = curve(read_spool(pretrained))
+    points = curve(read_events(pretrained))
     first, last = points[0], points[-1]
     return float((last["images"] - first["images"]) / (last["time"] - first["time"]))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from cluster.batch_layout import Topology
+from cluster.batch_layout import BatchLayout
 from cluster.engine.zero_config import find_problems
 from convnextv2.recipe.duration import Duration
 from convnextv2.recipe.layer_decay import GROUPED_DEPTHS
@@ -35,7 +35,7 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
         if train is None:
             continue
         try:
-            Topology(train.global_batch_size, train.micro_batch_size, cluster.num_workers)
+            BatchLayout(train.global_batch_size, train.micro_batch_size, cluster.num_workers)
         except ValueError as error:
             problems.append(f"{name}: {error}")
         data = train.data if isinstance(train, IntermediateConfig) else config.data

@@ -8,17 +8,17 @@ inputs' digests and of the code it runs; number of workers, device and paths are
 from pipelines.graph.complete import COMPLETE, DamageError, Outputs, hash_files
 from pipelines.graph.keys import code_digest, digest_of
 from pipelines.graph.pipeline import Pipeline, Survey, needed_for
-from pipelines.graph.stage import Place, Stage, Visit
+from pipelines.graph.stage import Stage, StageContext, StageResult
 
 __all__ = [
     "COMPLETE",
     "DamageError",
     "Outputs",
     "Pipeline",
-    "Place",
     "Stage",
+    "StageContext",
+    "StageResult",
     "Survey",
-    "Visit",
     "code_digest",
     "digest_of",
     "hash_files",

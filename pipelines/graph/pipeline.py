@@ -18,7 +18,7 @@ from pipelines.graph.complete import (
 from pipelines.graph.keys import code_digest, digest_of
 from pipelines.graph.reasons import why_new
 from pipelines.graph.reruns import Rerun
-from pipelines.graph.stage import Place, Stage, Visit
+from pipelines.graph.stage import Stage, StageContext, StageResult
 
 SCHEMA = 1
 KEY_LENGTH = 12
@@ -30,8 +30,8 @@ class Survey:
     stages that are half done, and why each of the others is not there.
     """
 
-    done: dict[str, Place]
-    half_done: dict[str, Place]
+    done: dict[str, StageContext]
+    half_done: dict[str, StageContext]
     missing: dict[str, str]
 
 
@@ -50,12 +50,12 @@ class Pipeline:
 
     root: Path
     stages: Sequence[Stage]
-    on_start: Callable[[Place, str, str], None] = lambda place, status, reason: None
-    on_done: Callable[[Visit], None] = lambda visit: None
+    on_start: Callable[[StageContext, str, str], None] = lambda place, status, reason: None
+    on_done: Callable[[StageResult], None] = lambda visit: None
     say: Callable[[str], None] = lambda words: None
-    visits: list[Visit] = field(default_factory=list)
+    visits: list[StageResult] = field(default_factory=list)
 
-    def run(self, *, rerun: str | None = None) -> list[Visit]:
+    def run(self, *, rerun: str | None = None) -> list[StageResult]:
         """Bring all stages to completion; `rerun` and those behind it are done again.
 
         Raises:
@@ -70,7 +70,7 @@ class Pipeline:
             for stage in self.stages
             if rerun in needed_for(stage.name, after)
         }
-        places: dict[str, Place] = {}
+        places: dict[str, StageContext] = {}
         digests: dict[str, str] = {}
         under_way: dict[str, Rerun] = {}
         part_of: dict[str, set[str]] = {}
@@ -117,7 +117,9 @@ class Pipeline:
                 survey.missing[stage.name] = why_new(place.directory.parent, place.parts)
         return survey
 
-    def _place(self, stage: Stage, digests: dict[str, str], places: dict[str, Place]) -> Place:
+    def _place(
+        self, stage: Stage, digests: dict[str, str], places: dict[str, StageContext]
+    ) -> StageContext:
         parts = {
             "stage": stage.name,
             "schema": SCHEMA,
@@ -129,9 +131,9 @@ class Pipeline:
         key = digest_of(parts)[:KEY_LENGTH]
         directory = self.root / "stages" / stage.name / key
         inputs = {name: places[name].directory for name in stage.after}
-        return Place(stage, directory, key, parts, inputs)
+        return StageContext(stage, directory, key, parts, inputs)
 
-    def _visit(self, place: Place, part_of: set[str]) -> Visit:
+    def _visit(self, place: StageContext, part_of: set[str]) -> StageResult:
         """`part_of` are the reruns under way that the stage must have been done in."""
         if part_of and _done_before(place, part_of):
             kept = reruns.replace(place.directory)
@@ -140,7 +142,7 @@ class Pipeline:
         elif reason := self._set_damage_aside(place):
             status = "resumed"
         elif (place.directory / COMPLETE).exists():
-            return Visit(place, "done", "nothing it depends on has changed")
+            return StageResult(place, "done", "nothing it depends on has changed")
         elif place.directory.exists():
             status, reason = "resumed", "it was left half done"
         else:
@@ -152,9 +154,9 @@ class Pipeline:
         outputs = place.stage.run(place)
         seconds = time.perf_counter() - begin
         mark_complete(place.directory, outputs, place.parts, seconds, sorted(part_of))
-        return Visit(place, status, reason, seconds)
+        return StageResult(place, status, reason, seconds)
 
-    def _set_damage_aside(self, place: Place) -> str:
+    def _set_damage_aside(self, place: StageContext) -> str:
         """Make way for what has to be made again; returns what is wrong in words, or ""."""
         problems = damaged(place.directory, self.say)
         words = []
@@ -166,7 +168,7 @@ class Pipeline:
                 words[-1] += f" and is kept as {set_aside(place.directory / name).name}"
         return "; ".join(words)
 
-    def _check_inputs(self, place: Place) -> None:
+    def _check_inputs(self, place: StageContext) -> None:
         """Look again at what was good when its stage was visited, perhaps days ago."""
         for directory in place.inputs.values():
             for name, problem in damaged(directory, self.say).items():
@@ -176,7 +178,7 @@ class Pipeline:
                 )
 
 
-def _done_before(place: Place, part_of: set[str]) -> bool:
+def _done_before(place: StageContext, part_of: set[str]) -> bool:
     """Whether the stage was done, but not in these reruns."""
     try:
         complete = read_complete(place.directory)
@@ -185,7 +187,7 @@ def _done_before(place: Place, part_of: set[str]) -> bool:
     return complete is not None and not part_of <= set(complete.get("reruns", ()))
 
 
-def _digest(place: Place) -> str:
+def _digest(place: StageContext) -> str:
     complete = read_complete(place.directory)
     assert complete is not None
     return str(complete["digest"])

@@ -25,16 +25,16 @@ class Stage:
     """
 
     name: str
-    run: Callable[["Place"], Outputs]
+    run: Callable[["StageContext"], Outputs]
     settings: dict[str, Any]
     after: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
-    check: Callable[["Place"], None] = lambda place: None
+    check: Callable[["StageContext"], None] = lambda place: None
     when_damaged: str = ""
 
 
 @dataclass(frozen=True)
-class Place:
+class StageContext:
     """Where a stage works, and where its inputs lie."""
 
     stage: Stage
@@ -45,10 +45,10 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Visit:
+class StageResult:
     """What became of one stage: "done" before, "resumed" or "run" now, and why."""
 
-    place: Place
+    place: StageContext
     status: str
     reason: str
     seconds: float = 0.0

@@ -37,7 +37,7 @@ NOTICEABLE = 0.05
 @dataclass(frozen=True, kw_only=True)
 class StageRow:
     """Wall seconds of one stage until `finished` (epoch seconds); status as in
-    `pipelines.graph.Visit`.
+    `pipelines.graph.StageResult`.
     """
 
     name: str

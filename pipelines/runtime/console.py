@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from pipelines.graph import Place, Visit
+from pipelines.graph import StageContext, StageResult
 from pipelines.runtime.events import Line
 
 QUARTER = 0.25
@@ -21,7 +21,7 @@ class Screen:
         self._stage = ""
         self._told = 0.0
 
-    def stage_starts(self, place: Place, status: str, reason: str) -> None:
+    def stage_starts(self, place: StageContext, status: str, reason: str) -> None:
         self.starts(place.stage.name, reason, "goes on" if status == "resumed" else "starts")
 
     def starts(self, name: str, words: str, verb: str = "starts") -> None:
@@ -54,7 +54,7 @@ class Screen:
         """Print a line as it is: names of files may look like markup."""
         self.console.print(f"  {text}", style=style, markup=False, highlight=False)
 
-    def stage_ends(self, visit: Visit) -> None:
+    def stage_ends(self, visit: StageResult) -> None:
         name = visit.place.stage.name
         if visit.status == "done":
             self.console.print(f"[bold]{name}[/bold] is done already", highlight=False)

@@ -1,4 +1,4 @@
-"""The spool: what a stage measured, as JSON lines in its folder, written by rank 0 only.
+"""The event log: what a stage measured, as JSON lines in its folder, written by rank 0 only.
 
 It is the truth behind the progress bar, MLflow and the report. Lines are appended and never
 changed: after a restart a "start" line says from which step training went on, and readers drop
@@ -29,7 +29,7 @@ STARTING, LOST, HAND_OVER = "starting", "lost", "hand-over"
 """Phases of a stage in which no worker keeps time."""
 
 
-class Spool:
+class EventLog:
     """Appends lines; a worker that is not rank 0 writes nothing."""
 
     def __init__(self, directory: Path, *, active: bool) -> None:
@@ -47,7 +47,7 @@ class Spool:
             self._file.flush()
 
 
-class Follower:
+class EventReader:
     """Reads what was appended since the last look."""
 
     def __init__(self, directory: Path, *, from_end: bool = False) -> None:
@@ -66,9 +66,9 @@ class Follower:
         return [json.loads(line) for line in whole.splitlines() if line]
 
 
-def read_spool(directory: Path) -> list[Line]:
+def read_events(directory: Path) -> list[Line]:
     """Every line of a stage so far."""
-    return Follower(directory).new_lines()
+    return EventReader(directory).new_lines()
 
 
 def curve(lines: list[Line], kind: str = "point") -> list[Line]:

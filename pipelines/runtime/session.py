@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from cluster.checkpoint.store import sweep
 from cluster.launch import Cluster, Placement
 from pipelines.config import PipelineConfig
-from pipelines.graph import Place, Visit
+from pipelines.graph import StageContext, StageResult
 from pipelines.runtime.console import Screen, SpeedWords
-from pipelines.runtime.events import Follower
+from pipelines.runtime.events import EventReader
 from pipelines.runtime.files import write_json
 from pipelines.runtime.provenance import provenance
 from pipelines.runtime.tracking import Destination, Tracker
@@ -54,7 +54,7 @@ class Session:
         self.tracked_as = _dated(config.name)
         self.results: dict[str, float] = {}
         self.began = time.time() if began is None else began
-        self.visits: list[Visit] = []
+        self.visits: list[StageResult] = []
         self._stack = ExitStack()
         self._cluster: Cluster | None = None
         self._tracker: Tracker | None = None
@@ -113,7 +113,7 @@ class Session:
         return self._tracker
 
     @contextmanager
-    def attempt(self, place: Place) -> Iterator[str]:
+    def attempt(self, place: StageContext) -> Iterator[str]:
         """The stage's run in MLflow, which goes on when the stage does; its name is yielded."""
         path = place.directory / TRACKED
         if not path.exists():
@@ -146,16 +146,16 @@ class Session:
         }
 
     def run_workers(
-        self, work: Callable[[dict[str, Any]], None], job: Any, place: Place, run: str
+        self, work: Callable[[dict[str, Any]], None], job: Any, place: StageContext, run: str
     ) -> None:
-        """Run `work` on the worker group while the screen and MLflow follow its spool."""
-        follower = Follower(place.directory, from_end=True)
+        """Run `work` on the worker group while the screen and MLflow follow its events."""
+        event_reader = EventReader(place.directory, from_end=True)
         speed = SpeedWords()
         total = 1
 
         def follow() -> None:
             nonlocal total
-            lines = follower.new_lines()
+            lines = event_reader.new_lines()
             for line in lines:
                 if line["kind"] == "start":
                     total = line["total"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cluster.checkpoint.fragments import AVERAGE, WEIGHT
 from cluster.checkpoint.store import Checkpoint, CheckpointError, latest_good
-from pipelines.graph import Outputs, Place, hash_files
+from pipelines.graph import Outputs, StageContext, hash_files
 from pipelines.runtime.events import SPOOL
 from pipelines.runtime.session import Session
 from pipelines.training.export import export
@@ -72,7 +72,7 @@ def averaged_name(weights: str) -> str:
     return f"{path.stem}-ema{path.suffix}"
 
 
-def run_training(place: Place, session: Session, job: TrainJob, weights: str) -> Outputs:
+def run_training(place: StageContext, session: Session, job: TrainJob, weights: str) -> Outputs:
     """Train (or go on), then write the model's fp32 weights to the file `weights`.
 
     With `ema_decay` their moving average is written beside it.

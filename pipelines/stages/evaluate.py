@@ -18,9 +18,9 @@ from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.tasks.classify import ClassifyTask, Confusion, is_among_best
 from convnextv2.tasks.precision import average_precision
 from pipelines.config import FinetuneConfig, PipelineConfig
-from pipelines.graph import Outputs, Place, Stage, hash_files
+from pipelines.graph import Outputs, Stage, StageContext, hash_files
 from pipelines.graph.outline import EVALUATIONS, outline
-from pipelines.runtime.events import Spool
+from pipelines.runtime.events import EventLog
 from pipelines.runtime.files import write_json
 from pipelines.runtime.logs import worker_log
 from pipelines.runtime.session import Session
@@ -70,7 +70,7 @@ def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage
     of = EVALUATIONS[name]
     recipe = recipe_of(config, of)
 
-    def run(place: Place) -> Outputs:
+    def run(place: StageContext) -> Outputs:
         trained = [finetune.WEIGHTS]
         if recipe.ema_decay is not None:
             trained.append(averaged_name(finetune.WEIGHTS))
@@ -123,13 +123,13 @@ def evaluate(context: dict[str, Any]) -> None:
         )
         device = worker_device(use_gpu=job.config.cluster.use_gpu)
         share = len(share_of(validation.loader.shards.samples))
-        spool = Spool(job.directory, active=group.rank() == 0)
-        spool.write("start", 0, total=share * len(job.files), workers=group.world_size())
+        event_log = EventLog(job.directory, active=group.rank() == 0)
+        event_log.write("start", 0, total=share * len(job.files), workers=group.world_size())
         results = []
         for number, file in enumerate(job.files):
             begin = time.perf_counter()
             task = _load_task(job, file, len(classes)).to(device)
-            scored = _scored(task, validation, device, spool, number * share)
+            scored = _scored(task, validation, device, event_log, number * share)
             if validation.multi_label:
                 result = describe_several(*of_all_workers(list(scored)), classes)
             else:
@@ -143,17 +143,17 @@ def evaluate(context: dict[str, Any]) -> None:
                 result["ema"] = results[1]
                 last |= {f"{key}_ema": result["ema"][key] for key in shown}
             write_json(job.directory / RESULT, result)
-            spool.write("point", share * len(job.files), **last)
+            event_log.write("point", share * len(job.files), **last)
 
 
 def _scored(
-    task: ClassifyTask, validation: Validation, device: torch.device, spool: Spool, seen: int
+    task: ClassifyTask, validation: Validation, device: torch.device, event_log: EventLog, seen: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Scores and labels of this worker's share, on the CPU; `seen` images were scored before."""
     for scores, labels in validation.scored(task, device):
         yield scores.cpu(), labels.cpu()
         seen += len(labels)
-        spool.write("point", seen, images=seen * group.world_size())
+        event_log.write("point", seen, images=seen * group.world_size())
 
 
 def _counted(

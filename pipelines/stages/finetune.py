@@ -14,7 +14,7 @@ from convnextv2.tasks.classify import ClassifyTask
 from convnextv2.weights.starting import Start, start_of_classifier
 from convnextv2.weights.state import HEAD_ONLY
 from pipelines.config import DataConfig, FinetuneConfig, ModelConfig, PipelineConfig
-from pipelines.graph import Outputs, Place, Stage
+from pipelines.graph import Outputs, Stage, StageContext
 from pipelines.graph.outline import SCRATCH, outline
 from pipelines.runtime.session import Session
 from pipelines.stages import pretrain
@@ -40,7 +40,7 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
     recipe, data = recipe_of(config, name), data_of(config, name)
     given = Given.of(None if name == SCRATCH else recipe.weights)
 
-    def run(place: Place) -> Outputs:
+    def run(place: StageContext) -> Outputs:
         (shards,) = (
             directory / "train"
             for stage, directory in place.inputs.items()
@@ -101,7 +101,7 @@ def data_of(config: PipelineConfig, name: str) -> DataConfig:
     return config.intermediate.data
 
 
-def initial_weights(config: PipelineConfig, place: Place) -> Path | None:
+def initial_weights(config: PipelineConfig, place: StageContext) -> Path | None:
     """The file that training starts from; of the step before, the average if it kept one.
 
     The paper's 22K step keeps none; who has it keep one, wants it used.

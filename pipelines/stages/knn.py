@@ -25,9 +25,9 @@ from convnextv2.data.shards.mapped import open_shards
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks import Normalize
 from pipelines.config import KnnConfig, PipelineConfig
-from pipelines.graph import Outputs, Place, Stage, hash_files
+from pipelines.graph import Outputs, Stage, StageContext, hash_files
 from pipelines.graph.outline import outline
-from pipelines.runtime.events import Spool
+from pipelines.runtime.events import EventLog
 from pipelines.runtime.files import write_json
 from pipelines.runtime.logs import worker_log
 from pipelines.runtime.session import Session
@@ -60,7 +60,7 @@ def knn_stage(config: PipelineConfig, session: Session) -> Stage:
     assert settings is not None
     given = Given.of(settings.weights)
 
-    def run(place: Place) -> Outputs:
+    def run(place: StageContext) -> Outputs:
         job = KnnJob(
             config=config,
             settings=settings,
@@ -103,12 +103,12 @@ def classify(context: dict[str, Any]) -> None:
         begin = time.perf_counter()
         device = worker_device(use_gpu=job.config.cluster.use_gpu)
         encoder = read_encoder(job.weights).to(device)
-        spool = Spool(job.directory, active=group.rank() == 0)
+        event_log = EventLog(job.directory, active=group.rank() == 0)
         splits = {split: read_manifest(job.data / split) for split in ("train", "val")}
         total = sum(len(share_of(manifest.samples)) for manifest in splits.values())
-        spool.write("start", 0, total=total, workers=group.world_size())
-        bank, numbers = features(job, "train", encoder, spool, 0)
-        queries, own = features(job, "val", encoder, spool, len(bank))
+        event_log.write("start", 0, total=total, workers=group.world_size())
+        bank, numbers = features(job, "train", encoder, event_log, 0)
+        queries, own = features(job, "val", encoder, event_log, len(bank))
 
         classes = splits["train"].classes
         voters = open_shards(job.data / "train", splits["train"])
@@ -137,12 +137,12 @@ def classify(context: dict[str, Any]) -> None:
                 "seconds": time.perf_counter() - begin,
             }
             write_json(job.directory / RESULT, result)
-            spool.write("point", total, top1=result["top1"], top5=result["top5"])
+            event_log.write("point", total, top1=result["top1"], top5=result["top5"])
 
 
 @torch.no_grad()
 def features(
-    job: KnnJob, split: str, encoder: ConvNeXtV2, spool: Spool, seen: int
+    job: KnnJob, split: str, encoder: ConvNeXtV2, event_log: EventLog, seen: int
 ) -> tuple[Tensor, Tensor]:
     """Features (N, C) of this worker's share of a split and the images' numbers (N)."""
     loader = BetonLoader(
@@ -160,7 +160,7 @@ def features(
         images = normalize(batch.images, torch.float32)
         found[place : place + len(images)] = pooled(encoder, images)
         place += len(images)
-        spool.write("point", seen + place, images=(seen + place) * group.world_size())
+        event_log.write("point", seen + place, images=(seen + place) * group.world_size())
     return found, torch.from_numpy(share.astype("int64")).to(device)
 
 

@@ -9,7 +9,7 @@ from convnextv2.tasks.pretrain import PretrainTask
 from convnextv2.weights.starting import Start, start_of_autoencoder
 from convnextv2.weights.state import FCMAE_ONLY
 from pipelines.config import PipelineConfig, PretrainConfig
-from pipelines.graph import Outputs, Place, Stage
+from pipelines.graph import Outputs, Stage, StageContext
 from pipelines.graph.outline import outline
 from pipelines.runtime.session import Session
 from pipelines.stages.common import CODE, NOT_IN_KEY, ORDER, run_training
@@ -25,7 +25,7 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
     assert recipe is not None
     given = Given.of(recipe.weights)
 
-    def run(place: Place) -> Outputs:
+    def run(place: StageContext) -> Outputs:
         shards = place.inputs["write"] / "train"
         manifest = read_manifest(shards)
         job = TrainJob(

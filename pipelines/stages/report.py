@@ -17,14 +17,14 @@ from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
 from convnextv2.masking import sample_masks
 from pipelines.config import PipelineConfig
-from pipelines.graph import COMPLETE, Outputs, Place, Stage, digest_of, hash_files
+from pipelines.graph import COMPLETE, Outputs, Stage, StageContext, digest_of, hash_files
 from pipelines.graph.outline import EVALUATIONS, SCRATCH, outline
 from pipelines.report import html
 from pipelines.report.page import ReportInput, render_report
 from pipelines.report.tables import PRETRAINED, PROBE, Evaluation
 from pipelines.report.tables import SCRATCH as FROM_SCRATCH
 from pipelines.report.times import StageRow
-from pipelines.runtime.events import SPOOL, read_spool
+from pipelines.runtime.events import SPOOL, read_events
 from pipelines.runtime.files import atomically
 from pipelines.runtime.provenance import git_commit, versions
 from pipelines.runtime.session import Session
@@ -76,7 +76,7 @@ def report_stage(
             },
         }
 
-    def run(place: Place) -> Outputs:
+    def run(place: StageContext) -> Outputs:
         with session.attempt(place) as run:
             data = gather(place, config, command, session, gaps)
             with atomically(place.directory / PAGE) as partial:
@@ -105,7 +105,7 @@ def report_stage(
 
 
 def gather(
-    place: Place,
+    place: StageContext,
     config: PipelineConfig,
     command: Sequence[str],
     session: Session,
@@ -124,7 +124,7 @@ def gather(
             for name, directory in inputs.items()
         ],
         spools={
-            name: read_spool(directory)
+            name: read_events(directory)
             for name, directory in begun.items()
             if name == "pretrain" or name in SECTIONS
         },
@@ -169,7 +169,7 @@ def pretraining_of(config: PipelineConfig, done: Collection[str]) -> str:
     return " with ".join(words for words, there in steps.items() if there)
 
 
-def _labelled_images(place: Place, config: PipelineConfig) -> int:
+def _labelled_images(place: StageContext, config: PipelineConfig) -> int:
     """How many images the classifiers that are evaluated were trained on."""
     recipe = config.finetune or config.linear_probe
     if recipe is None or not EVALUATIONS.keys() & place.inputs.keys():
@@ -177,7 +177,7 @@ def _labelled_images(place: Place, config: PipelineConfig) -> int:
     return count(training_samples(place.inputs["write"] / "train", recipe, config.seed))
 
 
-def _facts(place: Place, config: PipelineConfig) -> dict[str, object]:
+def _facts(place: StageContext, config: PipelineConfig) -> dict[str, object]:
     facts: dict[str, object] = {
         "workers": config.cluster.num_workers,
         "ZeRO stage": config.cluster.zero.stage,
@@ -189,7 +189,7 @@ def _facts(place: Place, config: PipelineConfig) -> dict[str, object]:
     return facts
 
 
-def pictures(place: Place, config: PipelineConfig) -> Reconstruction:
+def pictures(place: StageContext, config: PipelineConfig) -> Reconstruction:
     """Reconstruct validation images, one of each class as far as they go."""
     folder = place.inputs["write"] / "val"
     model = build_fcmae(config)

@@ -13,7 +13,7 @@ from convnextv2.data.writing import WriteSettings, plan_collection, write_collec
 from convnextv2.data.writing.write import progress
 from pipelines.config import DataConfig, WriteConfig
 from pipelines.config.resolve import ConfigError
-from pipelines.graph import Outputs, Place, Stage, digest_of, hash_files
+from pipelines.graph import Outputs, Stage, StageContext, digest_of, hash_files
 from pipelines.runtime.session import Session
 
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -65,7 +65,7 @@ def write_stage(
     chosen = {split: _choose(data, source, split) for split in SPLITS}
     settings = write_settings(data.write, channels)
 
-    def run(place: Place) -> Outputs:
+    def run(place: StageContext) -> Outputs:
         with session.attempt(place):
             refuse(_plan(place, chosen, settings, session, find_conflicts))
             return _write(place, chosen, source, settings, session)
@@ -107,7 +107,7 @@ def _choose(data: DataConfig, source: Path, split: Split) -> Chosen:
 
 
 def _plan(
-    place: Place,
+    place: StageContext,
     chosen: Mapping[Split, Chosen],
     settings: WriteSettings,
     session: Session,
@@ -134,7 +134,7 @@ def _plan(
 
 
 def _write(
-    place: Place,
+    place: StageContext,
     chosen: Mapping[Split, Chosen],
     source: Path,
     settings: WriteSettings,
@@ -204,7 +204,7 @@ def _written_already(source: Path, name: str, channels: int, bits: int | None) -
             f"{field}={train.bits} would work"
         )
 
-    def run(place: Place) -> Outputs:
+    def run(place: StageContext) -> Outputs:
         for split in SPLITS:
             link = place.directory / split
             link.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from cluster.batch_layout import Topology
+from cluster.batch_layout import BatchLayout
 from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
 from cluster.placement import worker_device
 from convnextv2.data.load import BetonLoader
@@ -15,7 +15,7 @@ from pipelines.training.job import TrainJob
 from pipelines.training.transforms import augmentation, image_size_of, training_view
 
 
-def build_engine(job: TrainJob, topology: Topology) -> DeepSpeedEngine:
+def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
     """The task with its optimizer, shared among the workers."""
     recipe, config = job.recipe, job.config
     seed_step(config.seed, 0, 0)  # The same initial weights on every worker.
@@ -34,7 +34,7 @@ def build_engine(job: TrainJob, topology: Topology) -> DeepSpeedEngine:
             ema_decay=recipe.ema_decay,
             max_skipped_steps=recipe.max_skipped_steps,
         ),
-        topology=topology,
+        batch_layout=batch_layout,
         device=worker_device(use_gpu=config.cluster.use_gpu),
         identify=lambda batch: batch.indices.tolist(),
     )

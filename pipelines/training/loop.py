@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from cluster import group
-from cluster.batch_layout import Topology
+from cluster.batch_layout import BatchLayout
 from cluster.checkpoint.async_saver import Saved, Saver
 from cluster.checkpoint.store import latest_good
 from cluster.engine.deepspeed_engine import DeepSpeedEngine
@@ -26,7 +26,7 @@ from cluster.resilience.goodput import Stopwatch
 from convnextv2.data.batch import Batch, on_device
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.order.global_order import GlobalOrder
-from pipelines.runtime.events import Spool
+from pipelines.runtime.events import EventLog
 from pipelines.runtime.logs import worker_log
 from pipelines.training.build import build_engine, build_loader, seed_step
 from pipelines.training.job import Plan, TrainJob
@@ -67,14 +67,14 @@ class Run:
 
     job: TrainJob
     clock: Stopwatch
-    topology: Topology
+    batch_layout: BatchLayout
     order: GlobalOrder
     plan: Plan
     engine: DeepSpeedEngine
     loader: BetonLoader
     validation: Validation | None
     saver: Saver
-    spool: Spool
+    event_log: EventLog
     fault: Fault | None
     noted: dict[str, float] = field(default_factory=dict)
 
@@ -82,38 +82,40 @@ class Run:
     def assemble(cls, job: TrainJob, clock: Stopwatch) -> "Run":
         """Build every part from the job's configuration."""
         recipe = job.recipe
-        topology = Topology(recipe.global_batch_size, recipe.micro_batch_size, group.world_size())
+        batch_layout = BatchLayout(
+            recipe.global_batch_size, recipe.micro_batch_size, group.world_size()
+        )
         order = job.order()
         plan = Plan.of(recipe, order)
         return cls(
             job,
             clock,
-            topology,
+            batch_layout,
             order,
             plan,
-            build_engine(job, topology),
+            build_engine(job, batch_layout),
             build_loader(job),
             Validation.of(job) if plan.evaluate_every else None,
             Saver(
                 job.directory / CHECKPOINTS, plan.keep, asynchronous=recipe.asynchronous_checkpoints
             ),
-            Spool(job.directory, active=group.rank() == 0),
+            EventLog(job.directory, active=group.rank() == 0),
             Fault.planned(),
         )
 
     def resume(self) -> int:
         """Load the last good checkpoint, if there is one; returns the step to go on from."""
         root = self.job.directory / CHECKPOINTS
-        search = group.from_first(latest_good(root) if group.rank() == 0 else None)
+        search = group.broadcast(latest_good(root) if group.rank() == 0 else None)
         assert search is not None
         for path, reason in search.rejected:
-            self.spool.write("rejected", 0, path=str(path), reason=reason)
+            self.event_log.write("rejected", 0, path=str(path), reason=reason)
         step = 0
         if search.found is not None:
             self.engine.restore(search.found.path, search.found.notes)
             self.noted = search.found.notes["metrics"]
             step = search.found.step
-        self.spool.write("start", step, workers=group.world_size(), total=self.plan.total_steps)
+        self.event_log.write("start", step, workers=group.world_size(), total=self.plan.total_steps)
         return step
 
     def global_batches(self, step: int) -> Iterator[Iterator[Batch]]:
@@ -128,7 +130,7 @@ class Run:
                 left = self.plan.total_steps - step
                 for _ in range(min(left, self.order.batches_per_epoch - start)):
                     seed_step(self.job.config.seed, step, group.rank())
-                    yield itertools.islice(stream, self.topology.accumulation)
+                    yield itertools.islice(stream, self.batch_layout.accumulation)
                     step += 1
 
     def _timed(self, batches: Generator[Batch]) -> Generator[Batch]:
@@ -145,10 +147,10 @@ class Run:
         """Average over workers and note a point; of a step that was left out, only that."""
         values = group.mean_over_workers(metrics)
         if not math.isfinite(values["loss"] + values["grad_norm"]):
-            self.spool.write("skipped", step, skipped_steps=self.engine.skipped_steps)
+            self.event_log.write("skipped", step, skipped_steps=self.engine.skipped_steps)
             return
         self.noted |= values
-        self.spool.write(
+        self.event_log.write(
             "point",
             step,
             images=step * self.order.global_batch_size,
@@ -168,11 +170,11 @@ class Run:
                 averaged = self.validation.run(module, self.engine.device)
             values |= {f"{name}_ema": value for name, value in averaged.items()}
         self.noted |= values
-        self.spool.write("validation", step, **values)
+        self.event_log.write("validation", step, **values)
 
     def save(self, step: int) -> None:
         """Begin a checkpoint; it is written while training goes on."""
-        self._told(self.saver.save(step, self.engine.pieces, self._notes(step)))
+        self._told(self.saver.save(step, self.engine.fragments, self._notes(step)))
 
     def finish(self, step: int) -> None:
         """Wait for the last checkpoint, and close the books."""
@@ -180,12 +182,12 @@ class Run:
             self._told(self.saver.wait())
         if self.loader.cache is not None:
             self.loader.cache.close()
-        self.spool.write("end", step, seconds=self.clock.seconds)
+        self.event_log.write("end", step, seconds=self.clock.seconds)
 
     def _told(self, saved: Saved | None) -> None:
         """Note a checkpoint that is there now: how long it took beside the training."""
         if saved is not None:
-            self.spool.write(
+            self.event_log.write(
                 "checkpoint",
                 saved.checkpoint.step,
                 bytes=saved.checkpoint.bytes,
@@ -194,7 +196,7 @@ class Run:
             )
 
     def _notes(self, step: int) -> dict[str, Any]:
-        """What a checkpoint says besides the pieces. The schedule and every random number are
+        """What a checkpoint says besides the fragments. The schedule and every random number are
         functions of the step, so there is no other state.
         """
         config = self.job.config
@@ -216,4 +218,4 @@ class Run:
 
     def fault_before(self, step: int) -> None:
         if self.fault is not None:
-            self.fault.strike(group.rank(), step)
+            self.fault.fire(group.rank(), step)

@@ -1,6 +1,7 @@
 """Reading weights of any kind, the checkpoints of a run among them.
 
-`convnextv2.weights` reads whole models, `cluster.state_files` the pieces that workers save.
+`convnextv2.weights` reads whole models, `cluster.checkpoint.fragment_files` the fragments
+that workers save.
 """
 
 from pathlib import Path

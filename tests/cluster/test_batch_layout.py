@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from cluster.batch_layout import Topology, micro_batch_sizes
+from cluster.batch_layout import BatchLayout, micro_batch_sizes
 
 TRIPLES = list(product(range(1, 41), range(1, 13), range(1, 10)))
 ADVICE = re.compile(r"(micro|global)_batch_size ([\d or]+) would work$")
@@ -13,19 +13,19 @@ ADVICE = re.compile(r"(micro|global)_batch_size ([\d or]+) would work$")
 
 def refusal(triple: tuple[int, int, int]) -> str:
     try:
-        Topology(*triple)
+        BatchLayout(*triple)
     except ValueError as error:
         return str(error)
     return ""
 
 
 def test_what_is_accepted_multiplies_exactly() -> None:
-    accepted = [Topology(*triple) for triple in TRIPLES if not refusal(triple)]
-    assert Topology(24, 3, 4) in accepted
-    for topology in accepted:
-        micro, workers = topology.micro_batch_size, topology.world_size
-        assert topology.accumulation * micro * workers == topology.global_batch_size
-        assert topology.worker_batch_size * workers == topology.global_batch_size
+    accepted = [BatchLayout(*triple) for triple in TRIPLES if not refusal(triple)]
+    assert BatchLayout(24, 3, 4) in accepted
+    for batch_layout in accepted:
+        micro, workers = batch_layout.micro_batch_size, batch_layout.world_size
+        assert batch_layout.accumulation * micro * workers == batch_layout.global_batch_size
+        assert batch_layout.worker_batch_size * workers == batch_layout.global_batch_size
 
 
 def test_what_does_not_divide_is_refused() -> None:
@@ -52,7 +52,7 @@ def test_every_value_that_would_work_does() -> None:
 def test_the_message_names_what_was_asked_for() -> None:
     words = "global_batch_size 128 does not divide into 3 workers x micro_batch_size 8; "
     with pytest.raises(ValueError, match=words):
-        Topology(128, 8, 3)
+        BatchLayout(128, 8, 3)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cluster.batch_layout import Topology
+from cluster.batch_layout import BatchLayout
 from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
 from cluster.group import mean_over_workers
 
@@ -99,7 +99,7 @@ def new_engine(
         groups,
         betas=BETAS,
         settings=settings,
-        topology=Topology(BATCH, micro, dist.get_world_size()),
+        batch_layout=BatchLayout(BATCH, micro, dist.get_world_size()),
         device=torch.device("cpu"),
         identify=lambda batch: batch[1].tolist(),
     )
@@ -146,7 +146,7 @@ def computed_with(engine: DeepSpeedEngine) -> Weights:
 def kept(engine: DeepSpeedEngine) -> dict[str, Tensor]:
     """Copies of everything this worker keeps."""
     return {
-        f"{kind}:{piece.name}:{piece.start}": tensor.clone()
-        for piece in engine.pieces
-        for kind, tensor in piece.tensors.items()
+        f"{kind}:{fragment.name}:{fragment.start}": tensor.clone()
+        for fragment in engine.fragments
+        for kind, tensor in fragment.tensors.items()
     }

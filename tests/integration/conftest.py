@@ -94,7 +94,7 @@ class Job:
         """Return when training has logged `step` or more."""
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline and self.process.poll() is None:
-            if any(line["step"] >= step for line in spool(self.run_dir, stage)):
+            if any(line["step"] >= step for line in event_log(self.run_dir, stage)):
                 return
             time.sleep(0.05)
         pytest.fail(f"step {step} was not reached: {self.logs()}")
@@ -169,7 +169,7 @@ def start(photos: Path) -> Iterator[Start]:
             os.killpg(job.process.pid, signal.SIGKILL)
 
 
-def spool(run_dir: Path, stage: str) -> list[dict[str, Any]]:
+def event_log(run_dir: Path, stage: str) -> list[dict[str, Any]]:
     """Whole lines of the stage's metrics so far."""
     lines: list[dict[str, Any]] = []
     for path in (run_dir / "stages" / stage).glob("*/metrics.jsonl"):

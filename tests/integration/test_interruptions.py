@@ -11,8 +11,8 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from pipelines.runtime.events import curve, read_spool
-from tests.integration.conftest import PRETRAIN_STEPS, Job, Start, begin, output, spool
+from pipelines.runtime.events import curve, read_events
+from tests.integration.conftest import PRETRAIN_STEPS, Job, Start, begin, event_log, output
 from tests.pipelines.graph.kitchen import snapshot
 
 pytestmark = pytest.mark.soak
@@ -31,7 +31,7 @@ def weights(run_dir: Path) -> bytes:
 
 
 def starts(run_dir: Path) -> list[int]:
-    return [line["step"] for line in spool(run_dir, "pretrain") if line["kind"] == "start"]
+    return [line["step"] for line in event_log(run_dir, "pretrain") if line["kind"] == "start"]
 
 
 def left_overs(run_dir: Path) -> list[Path]:
@@ -81,7 +81,7 @@ def test_an_interrupted_rerun_goes_on_and_leaves_other_configurations_alone(
     job.interrupt()
     job.finish(code=130)
     start("pretrain", run_dir, "--rerun", "pretrain").finish()
-    begun = [line["step"] for line in read_spool(ours) if line["kind"] == "start"]
+    begun = [line["step"] for line in read_events(ours) if line["kind"] == "start"]
     assert begun == [0, 6]
     weights_now = (ours / "fcmae.safetensors").read_bytes()
     (kept,) = (stage / "replaced").iterdir()
@@ -105,7 +105,7 @@ def test_killed_driver_then_a_torn_checkpoint(start: Start, straight: Path, tmp_
     os.truncate(torn, torn.stat().st_size // 2)
 
     start("pretrain", run_dir).finish()
-    rejected = [line for line in spool(run_dir, "pretrain") if line["kind"] == "rejected"]
+    rejected = [line for line in event_log(run_dir, "pretrain") if line["kind"] == "rejected"]
     assert torn.name in rejected[0]["reason"]
     assert starts(run_dir)[1] == int(checkpoints[-2].name.removeprefix("step-"))
     assert weights(run_dir) == weights(straight)
@@ -129,7 +129,7 @@ def test_half_done_training_goes_on_with_other_workers(
     start("pretrain", run_dir, settings=settings).finish()
     assert starts(run_dir) == [0, 6]
     losses = [
-        [line["loss"] for line in curve(spool(run, "pretrain"))] for run in (run_dir, straight)
+        [line["loss"] for line in curve(event_log(run, "pretrain"))] for run in (run_dir, straight)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     mine, theirs = (
@@ -153,7 +153,7 @@ def test_workers_that_keep_dying_end_the_run_with_their_own_words(
     # Nothing is lost: the next start goes on from the checkpoint before it.
     start("pretrain", run_dir).finish()
     assert starts(run_dir) == [0, 6]
-    done = spool(run_dir, "pretrain")[-1]
+    done = event_log(run_dir, "pretrain")[-1]
     assert (done["kind"], done["step"]) == ("end", PRETRAIN_STEPS)
 
 

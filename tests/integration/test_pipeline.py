@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.conftest import Start, output, spool
+from tests.integration.conftest import Start, event_log, output
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +90,7 @@ def check_tracking(run_dir: Path) -> None:
     parent = invocation.info.run_id
     assert {run.data.tags["mlflow.parentRunId"] for run in by_stage.values()} == {parent}
     logged = client.get_metric_history(by_stage["pretrain"].info.run_id, "loss")
-    points = [line for line in spool(run_dir, "pretrain") if line["kind"] == "point"]
+    points = [line for line in event_log(run_dir, "pretrain") if line["kind"] == "point"]
     assert [(m.step, m.value) for m in logged] == [(p["step"], p["loss"]) for p in points]
     assert any(artifact.path == "report.html" for artifact in client.list_artifacts(parent))
     assert "git.commit" in by_stage["pretrain"].data.tags
@@ -106,7 +106,7 @@ def test_a_killed_worker_does_not_stop_the_run_nor_change_its_result(
     fault = f"sigkill rank=1 step=15 marker={marker}"
     start("pretrain", killed, fault=fault).finish()
     assert marker.read_text() == "sigkill rank 1 step 15\n"
-    first, second = (line for line in spool(killed, "pretrain") if line["kind"] == "start")
+    first, second = (line for line in event_log(killed, "pretrain") if line["kind"] == "start")
     assert (first["step"], first["workers"], second["workers"]) == (0, 2, 2)
     # The checkpoint of step 12 may have been on its way to disk.
     assert second["step"] in (6, 12)

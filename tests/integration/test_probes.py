@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.integration.conftest import CLASSES, Start, output, spool
+from tests.integration.conftest import CLASSES, Start, event_log, output
 
 pytestmark = pytest.mark.soak
 
@@ -83,7 +83,9 @@ def test_every_stage_there_is(start: Start, photos: Path, tmp_path: Path) -> Non
     )
     assert tuned.keys() == average.keys()
     assert not tuned["head.weight"].equal(average["head.weight"])
-    losses = [line["loss"] for line in spool(run_dir, "intermediate") if line["kind"] == "point"]
+    losses = [
+        line["loss"] for line in event_log(run_dir, "intermediate") if line["kind"] == "point"
+    ]
     assert len(losses) == 2
     evaluation = read(run_dir, "evaluate", "evaluation.json")
     assert evaluation["images"] == evaluation["ema"]["images"] == 24
@@ -91,7 +93,7 @@ def test_every_stage_there_is(start: Start, photos: Path, tmp_path: Path) -> Non
     assert result["evaluations"]["finetune"]["ema"]["top1"] == evaluation["ema"]["top1"]
 
     # Training looked at the same images in between, and at the end: the same network.
-    looks = [line for line in spool(run_dir, "finetune") if line["kind"] == "validation"]
+    looks = [line for line in event_log(run_dir, "finetune") if line["kind"] == "validation"]
     assert [line["step"] for line in looks] == [2, 4]
     for suffix, scored in (("", evaluation), ("_ema", evaluation["ema"])):
         assert looks[-1][f"val_top1{suffix}"] == scored["top1"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Start, output, spool
+from tests.integration.conftest import Start, event_log, output
 
 pytestmark = pytest.mark.soak
 
@@ -42,7 +42,7 @@ def test_killed_in_an_epoch_and_at_its_end(stage: int, start: Start, tmp_path: P
         fault = f"sigkill rank=1 step={step} marker={marker}"
         start("finetune", killed, settings=settings, fault=fault).finish()
         assert marker.exists()
-        begun = [line["step"] for line in spool(killed, "finetune") if line["kind"] == "start"]
+        begun = [line["step"] for line in event_log(killed, "finetune") if line["kind"] == "start"]
         assert begun[0] == 0
         assert 0 < begun[1] <= step
         assert contents(killed) == expected

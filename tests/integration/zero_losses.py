@@ -7,7 +7,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from cluster.batch_layout import Topology
+from cluster.batch_layout import BatchLayout
 from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
 from cluster.engine.zero_config import ZeroSettings
 from convnextv2.data.batch import Batch
@@ -36,7 +36,7 @@ def losses(stage: int) -> list[float]:
         parameter_groups(task, GroupRule(weight_decay=0.05), task.depths),
         betas=(0.9, 0.95),
         settings=EngineSettings(zero=ZeroSettings(stage=stage)),  # type: ignore[arg-type]
-        topology=Topology(8, 4, 1),
+        batch_layout=BatchLayout(8, 4, 1),
         device=torch.device("cpu"),
     )
     return [engine.train_step(batches(step), 1e-2)["loss"].item() for step in range(5)]

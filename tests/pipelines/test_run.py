@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipelines.graph import Place, Stage, Visit
+from pipelines.graph import Stage, StageContext, StageResult
 from pipelines.run import Outcome, closing_words
-from pipelines.runtime.events import Spool
+from pipelines.runtime.events import EventLog
 
 RESULT = {"top1": 0.5, "top5": 0.75, "images": 1000, "confusion": [[1]]}
 BETTER = {**RESULT, "top1": 0.5625}
@@ -22,10 +22,10 @@ def outcome(folder: Path, stages: dict[str, dict[str, Any]]) -> Outcome:
         (folder / name).mkdir()
         for file, content in files.items():
             (folder / name / file).write_text(json.dumps(content))
-        place = Place(
+        place = StageContext(
             Stage(name=name, run=lambda place: {}, settings={}), folder / name, "", {}, {}
         )
-        visits.append(Visit(place, "run", "it has not been run here before", 1.0))
+        visits.append(StageResult(place, "run", "it has not been run here before", 1.0))
     return Outcome(folder, "sqlite:///x.db", folder / "driver.log", visits)
 
 
@@ -73,9 +73,9 @@ def test_final_numbers_by_their_names(tmp_path: Path) -> None:
         tmp_path,
         {"pretrain": {}, "evaluate": {"evaluation.json": {**BETTER, "ema": RESULT}}, "report": {}},
     )
-    spool = Spool(tmp_path / "pretrain", active=True)
+    event_log = EventLog(tmp_path / "pretrain", active=True)
     for step, loss in ((0, 0.9), (10, 0.25)):
-        spool.write("point", step, loss=loss)
+        event_log.write("point", step, loss=loss)
     assert done.metrics() == {
         "finetune.top1": 0.5625,
         "finetune.top5": 0.75,

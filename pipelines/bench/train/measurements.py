@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cluster import group
-from cluster.batch_layout import Topology
+from cluster.batch_layout import BatchLayout
 from cluster.checkpoint.async_saver import Saver
 from cluster.checkpoint.retention import KeepPolicy
 from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
@@ -61,7 +61,7 @@ def new_engine(
             precision=precision,
             ema_decay=0.9999 if ema else None,
         ),
-        topology=Topology(batch * world * accumulation, batch, world),
+        batch_layout=BatchLayout(batch * world * accumulation, batch, world),
         device=torch.device("cpu"),
     )
 
@@ -144,7 +144,7 @@ def saving(size: str, image_size: int, batch: int, turns: int) -> dict[str, floa
         for number in range(turns + 1):
             for behind, saver in savers.items():
                 begin = time.perf_counter()
-                saved = saver.save(number, engine.pieces, notes)
+                saved = saver.save(number, engine.fragments, notes)
                 seconds = time.perf_counter() - begin
                 if number:  # The first one allocates the host's memory.
                     blocked[behind].append(seconds)

@@ -60,7 +60,7 @@ def build_engine(
     stage: int, precision: str, size: str, side: int, batch: int, device: torch.device
 ) -> Any:
     """The training engine as pipelines build it, on a group of one worker; two micro batches."""
-    from cluster.batch_layout import Topology
+    from cluster.batch_layout import BatchLayout
     from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
     from cluster.engine.zero_config import ZeroSettings
 
@@ -77,7 +77,7 @@ def build_engine(
         parameter_groups(task, GroupRule(weight_decay=0.05), task.depths),
         betas=(0.9, 0.95),
         settings=settings,
-        topology=Topology(2 * batch, batch, 1),
+        batch_layout=BatchLayout(2 * batch, batch, 1),
         device=device,
     )
 
@@ -107,7 +107,7 @@ def round_trip(engine: Any, stage: int, precision: str, pixels: torch.Tensor) ->
     with tempfile.TemporaryDirectory(prefix="convnextv2-gpu-check-") as folder:
         saver = Saver(Path(folder), KeepPolicy())
         notes = {"updates": engine.updates, "skipped_steps": engine.skipped_steps}
-        saver.save(STEPS, engine.pieces, notes)
+        saver.save(STEPS, engine.fragments, notes)
         straight = one_step(engine, pixels)
         saver.wait()
         found = latest_good(Path(folder)).found

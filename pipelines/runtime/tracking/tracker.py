@@ -66,7 +66,7 @@ class Tracker:
         return self._run_ids.get(run)
 
     def points(self, run: str, lines: list[Line]) -> None:
-        """Log the numbers of spool lines at their steps."""
+        """Log the numbers of events at their steps."""
         metrics = [
             [name, float(value), int(line["time"] * 1000), line["step"]]
             for line in lines

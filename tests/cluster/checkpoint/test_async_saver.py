@@ -15,12 +15,12 @@ import torch.distributed as dist
 
 from cluster.checkpoint import async_saver as module
 from cluster.checkpoint.async_saver import Saver
-from cluster.checkpoint.fragment_files import write_pieces
-from cluster.checkpoint.fragments import HostCopy, Piece
+from cluster.checkpoint.fragment_files import write_fragments
+from cluster.checkpoint.fragments import HostCopy, StateFragment
 from cluster.checkpoint.retention import KeepPolicy
 from cluster.checkpoint.store import CheckpointError, latest_good, verify
-from cluster.durable import Entry
-from tests.cluster.checkpoint.pieces import (
+from cluster.durable import FileDigest
+from tests.cluster.checkpoint.fragments import (
     States,
     holds,
     last_good,
@@ -32,7 +32,7 @@ from tests.cluster.workers import run_group
 
 KEEP = KeepPolicy(last=9)
 PATIENCE = 60.0  # Seconds until a test that would hang fails instead.
-WritePieces = Callable[[Path, Sequence[Piece]], Entry]
+WriteFragments = Callable[[Path, Sequence[StateFragment]], FileDigest]
 
 
 class Held:
@@ -41,15 +41,15 @@ class Held:
     def __init__(self) -> None:
         self.begun, self.free = threading.Event(), threading.Event()
 
-    def __call__(self, path: Path, pieces: Sequence[Piece]) -> Entry:
+    def __call__(self, path: Path, fragments: Sequence[StateFragment]) -> FileDigest:
         self.begun.set()
         assert self.free.wait(PATIENCE)
-        return write_pieces(path, pieces)
+        return write_fragments(path, fragments)
 
 
-def on_a_full_disk(path: Path, pieces: Sequence[Piece]) -> Entry:
+def on_a_full_disk(path: Path, fragments: Sequence[StateFragment]) -> FileDigest:
     path.symlink_to("/dev/full")
-    return write_pieces(path, pieces)
+    return write_fragments(path, fragments)
 
 
 def train(states: States) -> None:
@@ -60,13 +60,13 @@ def train(states: States) -> None:
 
 
 @pytest.fixture
-def writer(monkeypatch: pytest.MonkeyPatch) -> Callable[[WritePieces], None]:
+def writer(monkeypatch: pytest.MonkeyPatch) -> Callable[[WriteFragments], None]:
     """Has the saver write with another function."""
-    return lambda write: monkeypatch.setattr(module, "write_pieces", write)
+    return lambda write: monkeypatch.setattr(module, "write_fragments", write)
 
 
 def test_training_goes_on_while_the_weights_of_before_are_written(
-    tmp_path: Path, writer: Callable[[WritePieces], None]
+    tmp_path: Path, writer: Callable[[WriteFragments], None]
 ) -> None:
     states, held = make_states(), Held()
     writer(held)
@@ -96,7 +96,7 @@ def test_every_save_is_told_once(tmp_path: Path) -> None:
 
 
 def test_the_next_save_waits_for_the_last_before_it_copies(
-    tmp_path: Path, writer: Callable[[WritePieces], None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, writer: Callable[[WriteFragments], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states, held = make_states(), Held()
     writer(held)
@@ -109,11 +109,11 @@ def test_the_next_save_waits_for_the_last_before_it_copies(
         held.free.set()  # The writer goes on only if and when somebody waits for it.
         join(thread, timeout)
 
-    def take(host: HostCopy, pieces: Sequence[Piece]) -> list[Piece]:
+    def take(host: HostCopy, fragments: Sequence[StateFragment]) -> list[StateFragment]:
         found = latest_good(tmp_path).found
         seen.append(found and found.step)
         held.free.set()
-        return list(pieces)
+        return list(fragments)
 
     monkeypatch.setattr(threading.Thread, "join", let_go_and_join)
     monkeypatch.setattr(HostCopy, "take", take)
@@ -125,26 +125,26 @@ def test_the_next_save_waits_for_the_last_before_it_copies(
 
 @pytest.mark.parametrize("how", ["save", "wait"])
 def test_an_error_of_the_writer_is_told_once_and_then_saving_works_again(
-    how: str, tmp_path: Path, writer: Callable[[WritePieces], None]
+    how: str, tmp_path: Path, writer: Callable[[WriteFragments], None]
 ) -> None:
-    saver, pieces = Saver(tmp_path, KEEP), replicated(make_states())
-    saver.save(1, pieces, {})
+    saver, fragments = Saver(tmp_path, KEEP), replicated(make_states())
+    saver.save(1, fragments, {})
     saver.wait()
     writer(on_a_full_disk)
-    saver.save(2, pieces, {})
+    saver.save(2, fragments, {})
     with pytest.raises(CheckpointError, match=r"rank 0: OSError.*No space left on device"):
-        saver.save(3, pieces, {}) if how == "save" else saver.wait()
+        saver.save(3, fragments, {}) if how == "save" else saver.wait()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert saver.wait() is None
-    writer(write_pieces)
-    assert saver.save(3, pieces, {}) is None
+    writer(write_fragments)
+    assert saver.save(3, fragments, {}) is None
     saver.wait()
     assert last_good(tmp_path).step == 3
 
 
 def test_any_error_is_told(tmp_path: Path) -> None:
     saver = Saver(tmp_path, KEEP)
-    saver.save(1, [Piece("x", (2,), 0, {"weight": torch.zeros(2).half()})], {})
+    saver.save(1, [StateFragment("x", (2,), 0, {"weight": torch.zeros(2).half()})], {})
     with pytest.raises(
         CheckpointError, match=r"states are saved in fp32; weight:x is torch\.float"
     ):
@@ -181,7 +181,7 @@ def test_old_ones_are_removed(tmp_path: Path) -> None:
 def test_synchronous_saving_is_done_when_it_returns_and_copies_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def take(host: HostCopy, pieces: Sequence[Piece]) -> list[Piece]:
+    def take(host: HostCopy, fragments: Sequence[StateFragment]) -> list[StateFragment]:
         raise AssertionError("memory for a copy")
 
     monkeypatch.setattr(HostCopy, "take", take)
@@ -194,7 +194,7 @@ def test_synchronous_saving_is_done_when_it_returns_and_copies_nothing(
 
 
 def test_synchronous_saving_raises_at_once(
-    tmp_path: Path, writer: Callable[[WritePieces], None]
+    tmp_path: Path, writer: Callable[[WriteFragments], None]
 ) -> None:
     writer(on_a_full_disk)
     saver = Saver(tmp_path, KEEP, asynchronous=False)
@@ -203,7 +203,7 @@ def test_synchronous_saving_raises_at_once(
     assert saver.wait() is None
 
 
-def pieces_of_this_worker(states: States, kind: str) -> list[Piece]:
+def pieces_of_this_worker(states: States, kind: str) -> list[StateFragment]:
     if kind == "replicated":
         return replicated(states)
     return scattered(states, dist.get_world_size())[dist.get_rank()]
@@ -212,7 +212,7 @@ def pieces_of_this_worker(states: States, kind: str) -> list[Piece]:
 def while_one_writes(root: Path, kind: str, slow: int) -> None:
     """The worker `slow` is held while it writes: nobody waits, nothing is published."""
     states, held, rank = make_states(), Held(), dist.get_rank()
-    module.write_pieces = held if rank == slow else write_pieces
+    module.write_fragments = held if rank == slow else write_fragments
     saver = Saver(root, KEEP)
     assert saver.save(1, pieces_of_this_worker(states, kind), {"workers": 2}) is None
     train(states)
@@ -233,14 +233,14 @@ def while_one_writes(root: Path, kind: str, slow: int) -> None:
 def when_one_fails(root: Path, failing: int, how: str) -> None:
     """A full disk of one worker is an error of all, at the next save or wait; then it works."""
     states, rank = make_states(), dist.get_rank()
-    saver, pieces = Saver(root, KEEP), replicated(states)
-    module.write_pieces = on_a_full_disk if rank == failing else write_pieces
-    assert saver.save(1, pieces, {}) is None
+    saver, fragments = Saver(root, KEEP), replicated(states)
+    module.write_fragments = on_a_full_disk if rank == failing else write_fragments
+    assert saver.save(1, fragments, {}) is None
     with pytest.raises(CheckpointError, match=rf"rank {failing}: OSError.*No space left"):
-        saver.save(2, pieces, {}) if how == "save" else saver.wait()
-    module.write_pieces = write_pieces
-    saver.save(2, pieces, {})
-    saver.save(3, pieces, {})
+        saver.save(2, fragments, {}) if how == "save" else saver.wait()
+    module.write_fragments = write_fragments
+    saver.save(2, fragments, {})
+    saver.save(3, fragments, {})
     saved = saver.wait()
     assert saved is not None
     assert saved.checkpoint == last_good(root)

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cluster import durable
-from cluster.checkpoint.fragment_files import StateFiles, file_name, write_pieces
-from cluster.checkpoint.fragments import AVERAGE, WEIGHT, Piece
-from tests.cluster.checkpoint.pieces import (
+from cluster.checkpoint.fragment_files import StateFiles, file_name, write_fragments
+from cluster.checkpoint.fragments import AVERAGE, WEIGHT, StateFragment
+from tests.cluster.checkpoint.fragments import (
     SHAPES,
     cut,
     holds,
@@ -38,7 +38,7 @@ CUTS = {
     "edges": cut(STATES, [48, 52]),
     "empty workers": cut(STATES, [0, 50, 50]),
     "single elements": cut(STATES, [49, 50, 51]),
-    **{f"shared by {size}": pieces for size, pieces in SHARED.items()},
+    **{f"shared by {size}": fragments for size, fragments in SHARED.items()},
     **{f"scattered over {size}": scattered(STATES, size) for size in (1, 2, 3, 4)},
 }
 
@@ -48,9 +48,11 @@ def test_any_cut_is_read_by_any_other(written: str, tmp_path: Path) -> None:
     files = write_all(tmp_path, CUTS[written])
     assert holds(tmp_path, STATES)
     for workers in CUTS.values():
-        for piece in (piece for pieces in workers for piece in pieces):
-            for kind, tensor in piece.tensors.items():
-                assert torch.equal(files.read(kind, piece.name, piece.start, piece.numel), tensor)
+        for fragment in (fragment for fragments in workers for fragment in fragments):
+            for kind, tensor in fragment.tensors.items():
+                assert torch.equal(
+                    files.read(kind, fragment.name, fragment.start, fragment.numel), tensor
+                )
 
 
 @settings(
@@ -70,20 +72,24 @@ def test_random_cuts_are_read_in_random_runs(
 
 def test_bits_that_are_no_numbers_come_back_too(tmp_path: Path) -> None:
     odd = torch.tensor([0x7FC00001, -1, 0x7F800000, 1, -(2**31)], dtype=torch.int32)
-    piece = Piece("odd", (5,), 0, {WEIGHT: odd.view(torch.float32)})
-    read = write_all(tmp_path, [[piece.share(0, 1)]]).whole(WEIGHT, "odd")
+    fragment = StateFragment("odd", (5,), 0, {WEIGHT: odd.view(torch.float32)})
+    read = write_all(tmp_path, [[fragment.share(0, 1)]]).whole(WEIGHT, "odd")
     assert torch.equal(read.view(torch.int32), odd)
 
 
 def test_the_file_is_a_safetensors_file_with_the_digest_that_is_told(tmp_path: Path) -> None:
     path = tmp_path / file_name(1)
-    pieces = CUTS["empty workers"][1] + [Piece("empty", (0, 3), 0, {WEIGHT: torch.empty(0)})]
-    entry = write_pieces(path, pieces)
+    fragments = CUTS["empty workers"][1] + [
+        StateFragment("empty", (0, 3), 0, {WEIGHT: torch.empty(0)})
+    ]
+    entry = write_fragments(path, fragments)
     content = path.read_bytes()
     assert (entry.bytes, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert int.from_bytes(content[:8], "little") % 8 == 0, "safetensors aligns the tensors"
     expected = {
-        f"{kind}:{piece.name}": tensor for piece in pieces for kind, tensor in piece.tensors.items()
+        f"{kind}:{fragment.name}": tensor
+        for fragment in fragments
+        for kind, tensor in fragment.tensors.items()
     }
     loaded = load_file(path)
     assert loaded.keys() == expected.keys()
@@ -103,7 +109,7 @@ def test_a_system_that_takes_little_at_a_time_gets_it_all(
     monkeypatch.setattr(durable, "CHUNK", 13)
     monkeypatch.setattr(os, "write", write_some)
     path = tmp_path / file_name(0)
-    entry = write_pieces(path, CUTS["one"][0])
+    entry = write_fragments(path, CUTS["one"][0])
     monkeypatch.undo()
     assert max(taken) == 9
     assert entry.bytes == sum(taken) == path.stat().st_size
@@ -174,10 +180,10 @@ WRONG: list[tuple[Callable[[Path], None], str]] = [
     (change(weight__scale=torch.ones(1).double()), "weight:scale is F64, states are F32"),
     (change(exp_avg__gamma=torch.ones(2)), "the tensors of gamma differ in length: {'average': 3"),
     (change(exp_avg__gamma=torch.ones(1, 3)), "too many values to unpack"),
-    (change(weight__more=torch.ones(1)), "pieces are said of more alone"),
-    (change(json.dumps({"scale": [0, []]})), "pieces are said of frozen alone"),
+    (change(weight__more=torch.ones(1)), "fragments are said of more alone"),
+    (change(json.dumps({"scale": [0, []]})), "fragments are said of frozen alone"),
     (change("{}["), "Extra data"),
-    (change("[]"), "pieces are said of frozen alone"),
+    (change("[]"), "fragments are said of frozen alone"),
     (change("[1]"), "convert"),
     (forget_the_places, "not subscriptable"),
 ]
@@ -202,23 +208,25 @@ def test_a_file_without_weights_is_an_error(tmp_path: Path) -> None:
 
 
 def test_files_of_two_models_are_an_error(tmp_path: Path) -> None:
-    pieces = [[Piece("x", (2, 3), 0, {WEIGHT: torch.zeros(3)})]]
-    pieces += [[Piece("x", (3, 2), 3, {WEIGHT: torch.zeros(3)})]]
+    fragments = [[StateFragment("x", (2, 3), 0, {WEIGHT: torch.zeros(3)})]]
+    fragments += [[StateFragment("x", (3, 2), 3, {WEIGHT: torch.zeros(3)})]]
     with pytest.raises(ValueError, match=r"x is \[3, 2\], in another file \(2, 3\)"):
-        write_all(tmp_path, pieces)
+        write_all(tmp_path, fragments)
 
 
 def test_only_fp32_is_written(tmp_path: Path) -> None:
-    piece = Piece("x", (3,), 0, {WEIGHT: torch.zeros(3), "exp_avg": torch.zeros(3).bfloat16()})
+    fragment = StateFragment(
+        "x", (3,), 0, {WEIGHT: torch.zeros(3), "exp_avg": torch.zeros(3).bfloat16()}
+    )
     with pytest.raises(ValueError, match=r"saved in fp32; exp_avg:x is torch\.bfloat16"):
-        write_pieces(tmp_path / file_name(0), [piece])
+        write_fragments(tmp_path / file_name(0), [fragment])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_pieces_of_one_parameter_are_refused(tmp_path: Path) -> None:
-    pieces = [Piece("x", (6,), start, {WEIGHT: torch.zeros(3)}) for start in (0, 3)]
-    with pytest.raises(ValueError, match="one piece of a parameter"):
-        write_pieces(tmp_path / file_name(0), pieces)
+    fragments = [StateFragment("x", (6,), start, {WEIGHT: torch.zeros(3)}) for start in (0, 3)]
+    with pytest.raises(ValueError, match="one fragment of a parameter"):
+        write_fragments(tmp_path / file_name(0), fragments)
 
 
 def test_a_folder_without_files_holds_nothing(tmp_path: Path) -> None:

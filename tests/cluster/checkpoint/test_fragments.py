@@ -7,15 +7,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from cluster.checkpoint.fragments import AVERAGE, MOMENTS, WEIGHT, Average, HostCopy, Piece, on_host
-from tests.cluster.checkpoint.pieces import SHAPES, make_states, replicated, scattered
+from cluster.checkpoint.fragments import (
+    AVERAGE,
+    EMA,
+    MOMENTS,
+    WEIGHT,
+    HostCopy,
+    StateFragment,
+    on_host,
+)
+from tests.cluster.checkpoint.fragments import SHAPES, make_states, replicated, scattered
 
 
-def piece(numel: int = 10, *, trained: bool = True, seed: int = 0) -> Piece:
+def fragment(numel: int = 10, *, trained: bool = True, seed: int = 0) -> StateFragment:
     generator = torch.Generator().manual_seed(seed)
     kinds = (WEIGHT, *MOMENTS) if trained else (WEIGHT,)
     tensors = {kind: torch.randn(numel, generator=generator) for kind in kinds}
-    return Piece(f"p{seed}", (numel,), 0, tensors)
+    return StateFragment(f"p{seed}", (numel,), 0, tensors)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 11])
@@ -34,7 +42,7 @@ def test_what_all_keep_is_shared_out_without_gap_or_overlap(size: int) -> None:
 
 
 def test_of_fewer_elements_than_workers_some_share_nothing() -> None:
-    whole = Piece("gamma", (3,), 0, {WEIGHT: torch.arange(3.0)}, replicated=True)
+    whole = StateFragment("gamma", (3,), 0, {WEIGHT: torch.arange(3.0)}, replicated=True)
     assert [whole.share(rank, 5).tensors[WEIGHT].tolist() for rank in range(5)] == [
         [],
         [0.0],
@@ -45,12 +53,12 @@ def test_of_fewer_elements_than_workers_some_share_nothing() -> None:
 
 
 def test_what_a_worker_alone_keeps_it_saves_whole() -> None:
-    for pieces in scattered(make_states(), 3):
-        assert all(each.share(2, 3) is each for each in pieces)
+    for fragments in scattered(make_states(), 3):
+        assert all(each.share(2, 3) is each for each in fragments)
 
 
 def test_a_share_is_a_view_of_what_is_trained_on() -> None:
-    whole = Piece("x", (8,), 0, {WEIGHT: torch.zeros(8)}, replicated=True)
+    whole = StateFragment("x", (8,), 0, {WEIGHT: torch.zeros(8)}, replicated=True)
     whole.share(1, 2).tensors[WEIGHT].fill_(1)
     assert whole.tensors[WEIGHT].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
@@ -63,8 +71,8 @@ def walk(steps: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.99])
 def test_the_average_is_the_plain_one(decay: float) -> None:
-    kept = piece()
-    average, expected = Average([kept], decay), torch.zeros(10, dtype=torch.float64)
+    kept = fragment()
+    average, expected = EMA([kept], decay), torch.zeros(10, dtype=torch.float64)
     for number, weights in enumerate(walk(30), start=1):
         kept.tensors[WEIGHT].copy_(weights)
         average.update()
@@ -75,9 +83,9 @@ def test_the_average_is_the_plain_one(decay: float) -> None:
 
 
 def test_while_it_warms_up_it_is_the_mean_and_knows_nothing_of_the_beginning() -> None:
-    kept = piece()
+    kept = fragment()
     kept.tensors[WEIGHT].fill_(1e30)  # A trace of these weights would be seen.
-    average, seen = Average([kept], 0.99), walk(50)
+    average, seen = EMA([kept], 0.99), walk(50)
     for number, weights in enumerate(seen, start=1):
         kept.tensors[WEIGHT].copy_(weights)
         average.update()
@@ -86,24 +94,24 @@ def test_while_it_warms_up_it_is_the_mean_and_knows_nothing_of_the_beginning() -
 
 
 def test_a_constant_is_its_own_average_exactly_from_the_first_update() -> None:
-    kept = piece()
-    average = Average([kept], 0.9)
+    kept = fragment()
+    average = EMA([kept], 0.9)
     kept.tensors[WEIGHT].copy_(walk(1)[0])
     average.update()
     assert torch.equal(kept.tensors[AVERAGE], kept.tensors[WEIGHT])
 
 
 def test_before_the_first_update_the_average_is_the_weights_but_not_their_memory() -> None:
-    kept = piece()
-    Average([kept], 0.9)
+    kept = fragment()
+    EMA([kept], 0.9)
     assert torch.equal(kept.tensors[AVERAGE], kept.tensors[WEIGHT])
     kept.tensors[WEIGHT].add_(1)
     assert not torch.equal(kept.tensors[AVERAGE], kept.tensors[WEIGHT])
 
 
 def test_swapping_twice_puts_back_every_bit_in_place() -> None:
-    kept = piece()
-    average = Average([kept], 0.9)
+    kept = fragment()
+    average = EMA([kept], 0.9)
     kept.tensors[AVERAGE].copy_(walk(1)[0])
     kept.tensors[WEIGHT][:3] = torch.tensor([math.nan, -0.0, 1e-42])
     places = {kind: tensor.data_ptr() for kind, tensor in kept.tensors.items()}
@@ -123,19 +131,19 @@ def test_swapping_twice_puts_back_every_bit_in_place() -> None:
 
 
 def test_what_is_not_trained_has_no_average() -> None:
-    pieces = [piece(seed=0), piece(seed=1, trained=False)]
-    average = Average(pieces, 0.9)
-    assert [AVERAGE in each.tensors for each in pieces] == [True, False]
-    frozen = Average(pieces[1:], 0.9)
+    fragments = [fragment(seed=0), fragment(seed=1, trained=False)]
+    average = EMA(fragments, 0.9)
+    assert [AVERAGE in each.tensors for each in fragments] == [True, False]
+    frozen = EMA(fragments[1:], 0.9)
     for each in (average, frozen):
         each.update()
         each.swap()
 
 
 def test_a_copy_does_not_change_with_what_was_copied() -> None:
-    pieces = replicated(make_states())
-    copies = HostCopy().take(pieces)
-    for original in pieces:
+    fragments = replicated(make_states())
+    copies = HostCopy().take(fragments)
+    for original in fragments:
         for tensor in original.tensors.values():
             tensor.zero_()
     expected = make_states()
@@ -147,21 +155,21 @@ def test_a_copy_does_not_change_with_what_was_copied() -> None:
 
 
 def test_memory_for_copies_is_taken_once() -> None:
-    host, pieces = HostCopy(), replicated(make_states())
+    host, fragments = HostCopy(), replicated(make_states())
 
     def places() -> list[int]:
-        return [t.data_ptr() for copy in host.take(pieces) for t in copy.tensors.values()]
+        return [t.data_ptr() for copy in host.take(fragments) for t in copy.tensors.values()]
 
     first = places()
-    pieces[0].tensors[WEIGHT].fill_(3)
+    fragments[0].tensors[WEIGHT].fill_(3)
     assert places() == first
-    assert host.take(pieces)[0].tensors[WEIGHT].unique().tolist() == [3]
+    assert host.take(fragments)[0].tensors[WEIGHT].unique().tolist() == [3]
 
 
 def test_another_length_is_copied_whole() -> None:
     host = HostCopy()
-    host.take([Piece("x", (5,), 0, {WEIGHT: torch.zeros(5)})])
-    (copy,) = host.take([Piece("x", (5,), 2, {WEIGHT: torch.ones(1)})])
+    host.take([StateFragment("x", (5,), 0, {WEIGHT: torch.zeros(5)})])
+    (copy,) = host.take([StateFragment("x", (5,), 2, {WEIGHT: torch.ones(1)})])
     assert copy.tensors[WEIGHT].tolist() == [1], "and not spread over the old buffer"
 
 

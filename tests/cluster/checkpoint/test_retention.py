@@ -15,7 +15,7 @@ from cluster import durable
 from cluster.checkpoint import store
 from cluster.checkpoint.retention import KeepPolicy, prune
 from cluster.checkpoint.store import MANIFEST, Checkpoint, publish, steps
-from tests.cluster.checkpoint.pieces import is_good
+from tests.cluster.checkpoint.fragments import is_good
 
 
 @pytest.fixture(autouse=True, scope="module")

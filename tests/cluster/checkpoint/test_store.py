@@ -27,16 +27,16 @@ from cluster.checkpoint.store import (
     sweep,
     verify,
 )
-from cluster.durable import Entry
+from cluster.durable import FileDigest
 from tests.cluster.workers import run_group
 
 NOTES = {"world_size": 1, "betas": (0.9, 0.95), "nested": {"lr": 1e-3, "b": None, "a": "ü"}}
-Files = dict[str, Entry]
+Files = dict[str, FileDigest]
 
 
-def put(path: Path, content: bytes) -> Entry:
+def put(path: Path, content: bytes) -> FileDigest:
     path.write_bytes(content)
-    return Entry(len(content), hashlib.sha256(content).hexdigest())
+    return FileDigest(len(content), hashlib.sha256(content).hexdigest())
 
 
 def write(directory: Path) -> Files:
@@ -74,7 +74,7 @@ def test_a_folder_without_checkpoints_has_none(tmp_path: Path) -> None:
     assert latest_good(tmp_path / "nowhere").found is None
     (tmp_path / "step-12").mkdir()
     (tmp_path / ".step-00000100.partial").mkdir()
-    assert latest_good(tmp_path) == store.Search(None, [])
+    assert latest_good(tmp_path) == store.RestoreSearch(None, [])
 
 
 def flip_a_byte(step: Path) -> None:
@@ -255,7 +255,7 @@ def test_rewriting_a_rejected_step_keeps_the_evidence(root: Path) -> None:
     cut_short(root / "step-00000300")
     evidence = (root / "step-00000200" / "weights.bin").read_bytes()
     publish(root, 150, write, NOTES)  # Training went on from step 100.
-    assert latest_good(root) == store.Search(verify(root / "step-00000150"), [])
+    assert latest_good(root) == store.RestoreSearch(verify(root / "step-00000150"), [])
     assert [path.name for path in steps(root)] == ["step-00000100", "step-00000150"]
     aside, other = sorted(root.glob("*.rejected-*"))
     assert (aside / "weights.bin").read_bytes() == evidence
@@ -284,7 +284,7 @@ def around(other: Callable[[], Checkpoint], moment: str) -> Write:
         files = write(directory)
         if moment == "after":
             other()
-        return {**files, "more.bin": Entry(4, hashlib.sha256(b"more").hexdigest())}
+        return {**files, "more.bin": FileDigest(4, hashlib.sha256(b"more").hexdigest())}
 
     return write_meanwhile
 
@@ -338,7 +338,7 @@ def test_two_runs_that_write_at_the_same_time_never_mix(root: Path) -> None:
     saved = publish(root, 300, write_other, {})
     assert not first.is_alive()
     assert ["weights.bin cannot be read" in words for words in heard] == [True]
-    assert latest_good(root) == store.Search(verify(saved.path), [])
+    assert latest_good(root) == store.RestoreSearch(verify(saved.path), [])
     assert (saved.path / "weights.bin").read_bytes() == b"of the other"
 
 
@@ -375,12 +375,12 @@ def test_a_failing_write_is_told_and_leaves_nothing(root: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        (Entry(3, ""), r"rank-00001\.bin cannot be read"),  # On another machine's own disk.
-        (Entry(5121, ""), r"weights\.bin has 5120 bytes instead of 5121"),
+        (FileDigest(3, ""), r"rank-00001\.bin cannot be read"),  # On another machine's own disk.
+        (FileDigest(5121, ""), r"weights\.bin has 5120 bytes instead of 5121"),
     ],
 )
 def test_files_that_rank_0_does_not_see_whole_are_an_error(
-    entry: Entry, words: str, root: Path
+    entry: FileDigest, words: str, root: Path
 ) -> None:
     name = "rank-00001.bin" if entry.bytes == 3 else "weights.bin"
     with pytest.raises(CheckpointError, match=words):
@@ -443,7 +443,7 @@ def save_on_two(root: Path) -> None:
         publish(root, 200, lambda directory: {"all.bin": put(directory / "all.bin", b"all")}, {})
     assert nothing_is_left()
     publish(root, 300, write_mine, {})
-    assert latest_good(root) == store.Search(verify(root / "step-00000300"), [])
+    assert latest_good(root) == store.RestoreSearch(verify(root / "step-00000300"), [])
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def laboratory(folder: Path) -> None:
         engine = new_engine(settings)
         saver = Saver(root, KeepPolicy())
         metrics = go_on(engine, 0, HALF)
-        saver.save(HALF, engine.pieces, notes(engine))
+        saver.save(HALF, engine.fragments, notes(engine))
         metrics += go_on(engine, HALF, STEPS)
         saver.wait()
         again = new_engine(settings, seed=1)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cluster.batch_layout import Topology
+from cluster.batch_layout import BatchLayout
 from cluster.engine.zero_config import Precision, ZeroSettings, deepspeed_config, find_problems
 
-TOPOLOGY = Topology(24, 3, 4)
+TOPOLOGY = BatchLayout(24, 3, 4)
 
 
 def problems(

@@ -49,12 +49,12 @@ def test_a_plan_that_makes_no_sense_is_refused(text: str, monkeypatch: pytest.Mo
 def test_it_strikes_its_worker_before_its_step_once(tmp_path: Path) -> None:
     fault = Fault("raise", rank=1, step=3, marker=tmp_path / "fired")
     for rank, step in [(0, 3), (1, 2), (1, 4), (3, 1)]:
-        fault.strike(rank, step)
+        fault.fire(rank, step)
     assert not fault.marker.exists()
     with pytest.raises(InjectedFault, match="rank 1 before step 3"):
-        fault.strike(1, 3)
+        fault.fire(1, 3)
     assert fault.marker.read_text() == "raise rank 1 step 3\n"
-    fault.strike(1, 3)
+    fault.fire(1, 3)
 
 
 def test_sigkill_leaves_the_marker_and_no_last_words(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_sigkill_leaves_the_marker_and_no_last_words(tmp_path: Path) -> None:
         "from cluster.faults import Fault\n"
         "fault = Fault.planned()\n"
         "for step in range(5):\n"
-        "    fault.strike(0, step)\n"
+        "    fault.fire(0, step)\n"
         "    print(step, flush=True)\n"
     )
     plan = {VARIABLE: f"sigkill rank=0 step=2 marker={marker}"}

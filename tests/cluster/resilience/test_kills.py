@@ -20,7 +20,7 @@ import torch.distributed as dist
 from cluster.checkpoint.async_saver import Saver
 from cluster.checkpoint.retention import KeepPolicy
 from cluster.checkpoint.store import CheckpointError, latest_good, steps
-from tests.cluster.checkpoint.pieces import (
+from tests.cluster.checkpoint.fragments import (
     States,
     holds,
     is_good,

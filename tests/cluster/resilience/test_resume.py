@@ -48,7 +48,7 @@ def settings(stage: Stage, precision: Precision = "fp32", ema: bool = True) -> E
 
 def save(engine: DeepSpeedEngine, root: Path, step: int) -> None:
     saver = Saver(root, KeepPolicy(last=2))
-    saver.save(step, engine.pieces, notes(engine))
+    saver.save(step, engine.fragments, notes(engine))
     saver.wait()
 
 
@@ -67,7 +67,7 @@ def straight_and_resumed(folder: Path) -> None:
         engine = new_engine(settings(*run), micro=2)
         saver = Saver(root, KeepPolicy())
         metrics = go_on(engine, 0, HALF, micro=2)
-        saver.save(HALF, engine.pieces, notes(engine))
+        saver.save(HALF, engine.fragments, notes(engine))
         half = kept(engine)
         metrics += go_on(engine, HALF, STEPS, micro=2)
         saver.wait()
@@ -226,7 +226,7 @@ def mismatches(root: Path) -> None:
         wide.groups(),
         betas=(0.9, 0.95),
         settings=settings(1, ema=False),
-        topology=engine_topology(),
+        batch_layout=engine_topology(),
         device=torch.device("cpu"),
     )
     with pytest.raises(CheckpointError, match=r"head\.weight has shape \(4, 16\), the model's is"):
@@ -238,9 +238,9 @@ def mismatches(root: Path) -> None:
 
 
 def engine_topology() -> Any:
-    from cluster.batch_layout import Topology
+    from cluster.batch_layout import BatchLayout
 
-    return Topology(BATCH, 1, dist.get_world_size())
+    return BatchLayout(BATCH, 1, dist.get_world_size())
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.checkpoint.async_saver import Saver
-from cluster.checkpoint.fragments import AVERAGE, WEIGHT, Piece
+from cluster.checkpoint.fragments import AVERAGE, WEIGHT, StateFragment
 from cluster.checkpoint.retention import KeepPolicy
 from cluster.checkpoint.store import MANIFEST
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.weights import Evaluation, Metadata, inspect, read
 from pipelines.commands.checkpoint import PLACES
-from pipelines.graph import Outputs, Pipeline, Place, Stage, hash_files
-from tests.cluster.checkpoint.pieces import SHAPES
+from pipelines.graph import Outputs, Pipeline, Stage, StageContext, hash_files
+from tests.cluster.checkpoint.fragments import SHAPES
 from tests.pipelines.training.test_export import expected, make_states, of_a_task, same
 from tests.pipelines.user import randomised, run
 
@@ -34,8 +34,8 @@ NOTES = {"world_size": 2, "zero_stage": 1, "dtype": "bf16", "metrics": {"loss": 
 
 def save(root: Path, step: int, notes: dict[str, Any]) -> Path:
     saver = Saver(root, KeepPolicy(last=9), asynchronous=False)
-    (pieces,) = of_a_task(make_states(step), 1)
-    saved = saver.save(step, pieces, notes)
+    (fragments,) = of_a_task(make_states(step), 1)
+    saved = saver.save(step, fragments, notes)
     assert saved is not None
     return saved.checkpoint.path
 
@@ -175,7 +175,7 @@ def test_verify_reads_every_byte(pretrain: Path, capsys: Capture) -> None:
 def finish(run_dir: Path, name: str) -> Path:
     """A finished stage with two outputs; returns its folder."""
 
-    def make(place: Place) -> Outputs:
+    def make(place: StageContext) -> Outputs:
         for file in ("fcmae.safetensors", "curve.json"):
             (place.directory / file).write_bytes(b"x" * 2_000_000)
         return hash_files(place.directory, "fcmae.safetensors", "curve.json")
@@ -271,7 +271,7 @@ def test_export_of_no_checkpoint_says_where_to_look(
 
 def test_a_missing_average_is_told(tmp_path: Path, capsys: Capture) -> None:
     saver = Saver(tmp_path, KeepPolicy(), asynchronous=False)
-    saved = saver.save(1, [Piece("model.x", (2,), 0, {WEIGHT: torch.zeros(2)})], {})
+    saved = saver.save(1, [StateFragment("model.x", (2,), 0, {WEIGHT: torch.zeros(2)})], {})
     assert saved is not None
     words = ["checkpoint", "export", saved.checkpoint.path, "--output", tmp_path / "m.safetensors"]
     assert run(*words, "--average") == 1
@@ -280,13 +280,13 @@ def test_a_missing_average_is_told(tmp_path: Path, capsys: Capture) -> None:
 
 def test_what_is_exported_is_a_weight_file(tmp_path: Path) -> None:
     model = randomised(ConvNeXtV2.from_size("pocket", num_classes=3))
-    pieces = [
-        Piece(f"model.{name}", tuple(value.shape), 0, {WEIGHT: value.detach().view(-1)})
+    fragments = [
+        StateFragment(f"model.{name}", tuple(value.shape), 0, {WEIGHT: value.detach().view(-1)})
         for name, value in model.named_parameters()
     ]
     known = Metadata(classes=("a", "b", "c"), evaluation=Evaluation.usual(64))
     notes = {"weights": known.as_entries()}
-    saved = Saver(tmp_path, KeepPolicy(), asynchronous=False).save(1, pieces, notes)
+    saved = Saver(tmp_path, KeepPolicy(), asynchronous=False).save(1, fragments, notes)
     assert saved is not None
     out = tmp_path / "model.safetensors"
     assert run("checkpoint", "export", saved.checkpoint.path, "--output", out) == 0

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from convnextv2.data.writing import WriteSettings
 from pipelines import cli
-from pipelines.graph import Pipeline, Place
+from pipelines.graph import Pipeline, StageContext
 from pipelines.presets import load_preset
 from pipelines.runtime.console import Screen
-from pipelines.runtime.events import Spool
+from pipelines.runtime.events import EventLog
 from pipelines.runtime.session import Session
 from pipelines.stages import build_stages, stages_of_report
 from tests.convnextv2.data.pictures import Pictures, write
@@ -59,11 +59,11 @@ def report(shards: Path, session: Session) -> tuple[Page, list[str]]:
 def write_and_half_of(shards: Path, session: Session, losses: int) -> None:
     """Leave a run folder with data, and pretraining that ended after some points."""
 
-    def begin(place: Place) -> NoReturn:
-        spool = Spool(place.directory, active=True)
-        spool.write("start", 0, workers=1, total=8)
+    def begin(place: StageContext) -> NoReturn:
+        event_log = EventLog(place.directory, active=True)
+        event_log.write("start", 0, workers=1, total=8)
         for step in range(losses):
-            spool.write("point", step, loss=1 / (step + 1), lr=1.0, images=16 * step)
+            event_log.write("point", step, loss=1 / (step + 1), lr=1.0, images=16 * step)
         raise KeyboardInterrupt
 
     data, pretrain = build_stages(CONFIG, shards, session, [], {"write", "pretrain"})

@@ -18,9 +18,9 @@ from timm.models.convnext import ConvNeXt
 from torch import Tensor
 
 from cluster.checkpoint import store
-from cluster.checkpoint.fragment_files import file_name, write_pieces
-from cluster.checkpoint.fragments import AVERAGE, WEIGHT, Piece
-from cluster.durable import Entry
+from cluster.checkpoint.fragment_files import file_name, write_fragments
+from cluster.checkpoint.fragments import AVERAGE, WEIGHT, StateFragment
+from cluster.durable import FileDigest
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.weights import Evaluation, Metadata, encoder_of, inspect, read
 from pipelines import cli
@@ -279,7 +279,7 @@ def test_errors_are_one_line_and_nothing_is_written(
 
 def save_as_a_run_does(folder: Path) -> None:
     """One worker saves a pretraining in DeepSpeed's own files, under ZeRO-0, 1 and 3."""
-    from cluster.batch_layout import Topology
+    from cluster.batch_layout import BatchLayout
     from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
     from cluster.engine.zero_config import ZeroSettings
     from convnextv2.fcmae import FCMAE
@@ -295,7 +295,7 @@ def save_as_a_run_does(folder: Path) -> None:
             [{"params": list(task.parameters()), "lr_scale": 1.0, "weight_decay": 0.0}],
             betas=(0.9, 0.95),
             settings=EngineSettings(zero=ZeroSettings(stage=stage)),
-            topology=Topology(2, micro_batch_size=2, world_size=1),
+            batch_layout=BatchLayout(2, micro_batch_size=2, world_size=1),
             device=torch.device("cpu"),
         )
         engine._engine.save_checkpoint(str(folder / f"zero-{stage}"), tag="deepspeed")
@@ -321,7 +321,7 @@ def test_a_checkpoint_of_a_run_is_read(tmp_path: Path, capsys: Capture) -> None:
 def test_a_checkpoint_folder_of_a_run_is_inspected_and_converted(
     part: str | None, tmp_path: Path, capsys: Capture
 ) -> None:
-    """In pieces of two workers, as cluster.checkpoint publishes them."""
+    """In fragments of two workers, as cluster.checkpoint publishes them."""
     state = classifier_state()
     average = {name: value + 1 for name, value in state.items()}
     known = Metadata(classes=tuple("abcde"), evaluation=Evaluation.usual(64))
@@ -352,19 +352,19 @@ def publish(
 ) -> Path:
     """A checkpoint of step 3; of every parameter one worker has the first third."""
 
-    def write(directory: Path) -> dict[str, Entry]:
+    def write(directory: Path) -> dict[str, FileDigest]:
         entries = {}
         for rank in (0, 1):
-            pieces = []
+            fragments = []
             for name, value in state.items():
                 cut = value.numel() // 3
                 part = slice(None, cut) if rank == 0 else slice(cut, None)
                 kinds = {WEIGHT: value, AVERAGE: average[name]}
                 tensors = {kind: each.flatten()[part].clone() for kind, each in kinds.items()}
                 shape = tuple(value.shape)
-                pieces.append(Piece(f"model.{name}", shape, cut * rank, tensors))
+                fragments.append(StateFragment(f"model.{name}", shape, cut * rank, tensors))
             file = file_name(rank)
-            entries[file] = write_pieces(directory / file, pieces)
+            entries[file] = write_fragments(directory / file, fragments)
         return entries
 
     return store.publish(root, 3, write, notes).path

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pipelines.graph import Outputs, Pipeline, Place, Stage, hash_files
+from pipelines.graph import Outputs, Pipeline, Stage, StageContext, hash_files
 
 
 class Kitchen:
@@ -19,7 +19,7 @@ class Kitchen:
         self.said: list[str] = []
 
     def stage(self, name: str, settings: dict[str, Any], after: tuple[str, ...] = ()) -> Stage:
-        def run(place: Place) -> Outputs:
+        def run(place: StageContext) -> Outputs:
             self.runs.append(name)
             read = [(path / "out").read_text() for path in place.inputs.values()]
             with (place.directory / "steps").open("a") as steps:

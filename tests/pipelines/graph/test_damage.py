@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.graph import COMPLETE, DamageError, Outputs, Pipeline, Place, complete, hash_files
+from pipelines.graph import (
+    COMPLETE,
+    DamageError,
+    Outputs,
+    Pipeline,
+    StageContext,
+    complete,
+    hash_files,
+)
 from tests.pipelines.graph.kitchen import Kitchen, flip, only
 
 
@@ -80,7 +88,7 @@ def test_what_changes_after_the_visit_is_not_read(kitchen: Kitchen) -> None:
     pipeline = kitchen.pipeline()
     bread, butter, toast = pipeline.stages
 
-    def spoil(place: Place) -> Outputs:
+    def spoil(place: StageContext) -> Outputs:
         flip(only(kitchen.root, "stages/bread/*/out"))
         return butter.run(place)
 

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from pipelines.graph import Outputs, Pipeline, Place, Stage, code_digest, hash_files, needed_for
+from pipelines.graph import (
+    Outputs,
+    Pipeline,
+    Stage,
+    StageContext,
+    code_digest,
+    hash_files,
+    needed_for,
+)
 from tests.pipelines.graph.kitchen import Kitchen, flip, only, snapshot
 
 
@@ -70,7 +78,7 @@ def test_a_survey_says_what_is_there_and_touches_nothing(kitchen: Kitchen) -> No
 def test_outputs_are_looked_at_whenever_they_were_made(tmp_path: Path) -> None:
     looked: list[str] = []
 
-    def refuse(place: Place) -> None:
+    def refuse(place: StageContext) -> None:
         looked.append((place.directory / "out").read_text())
         raise ValueError("it is burnt")
 
@@ -84,7 +92,7 @@ def test_outputs_are_looked_at_whenever_they_were_made(tmp_path: Path) -> None:
 
 
 def one_stage(root: Path, settings: dict[str, Any], code: tuple[str, ...] = ()) -> Pipeline:
-    def run(place: Place) -> Outputs:
+    def run(place: StageContext) -> Outputs:
         (place.directory / "out").write_text("same")
         return hash_files(place.directory, "out")
 

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.graph import Place, Stage, Visit
+from pipelines.graph import Stage, StageContext, StageResult
 from pipelines.runtime.console import Screen
 
 
-def place_of(name: str) -> Place:
-    return Place(Stage(name=name, run=lambda place: {}, settings={}), Path(name), "key", {}, {})
+def place_of(name: str) -> StageContext:
+    return StageContext(
+        Stage(name=name, run=lambda place: {}, settings={}), Path(name), "key", {}, {}
+    )
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def test_piped_output_has_a_line_per_quarter(piped: Screen) -> None:
     piped.stage_starts(place_of("pretrain"), "run", "it has not been run here before")
     for percent in range(101):
         piped.progress(percent / 100, f"loss {percent}")
-    piped.stage_ends(Visit(place_of("pretrain"), "run", "", 12.6))
+    piped.stage_ends(StageResult(place_of("pretrain"), "run", "", 12.6))
     assert lines(piped) == [
         "pretrain starts: it has not been run here before",
         "   25%  loss 25",
@@ -54,7 +56,7 @@ def test_a_leap_over_quarters_is_told_once_and_the_next_stage_counts_anew(piped:
 
 
 def test_a_stage_that_was_done_takes_one_line(piped: Screen) -> None:
-    piped.stage_ends(Visit(place_of("write"), "done", "nothing it depends on has changed"))
+    piped.stage_ends(StageResult(place_of("write"), "done", "nothing it depends on has changed"))
     assert lines(piped) == ["write is done already"]
 
 
@@ -71,7 +73,7 @@ def test_a_terminal_gets_a_bar_that_goes_away() -> None:
     screen = Screen(Console(file=io.StringIO(), force_terminal=True, width=100))
     screen.stage_starts(place_of("pretrain"), "run", "reason")
     screen.progress(0.5, "512 images/s")
-    screen.stage_ends(Visit(place_of("pretrain"), "run", "", 3.0))
+    screen.stage_ends(StageResult(place_of("pretrain"), "run", "", 3.0))
     assert isinstance(screen.console.file, io.StringIO)
     shown = screen.console.file.getvalue()
     assert "512 images/s" in shown

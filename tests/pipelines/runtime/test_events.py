@@ -1,4 +1,4 @@
-"""The spool: appended lines, followed while they are written, read back as what counts."""
+"""The event log: appended lines, followed while they are written, read back as what counts."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from pipelines.runtime.events import (
     LOST,
     SPOOL,
     STARTING,
-    Follower,
+    EventLog,
+    EventReader,
     Line,
-    Spool,
     curve,
-    read_spool,
+    read_events,
     restarts,
     seconds_by_phase,
     split,
@@ -23,50 +23,50 @@ from pipelines.runtime.events import (
 
 
 def test_only_the_first_rank_writes(tmp_path: Path) -> None:
-    Spool(tmp_path, active=False).write("point", 1, loss=1.0)
+    EventLog(tmp_path, active=False).write("point", 1, loss=1.0)
     assert not (tmp_path / SPOOL).exists()
-    Spool(tmp_path, active=True).write("point", 1, loss=1.0)
-    (line,) = read_spool(tmp_path)
+    EventLog(tmp_path, active=True).write("point", 1, loss=1.0)
+    (line,) = read_events(tmp_path)
     assert (line["kind"], line["step"], line["loss"]) == ("point", 1, 1.0)
 
 
 def test_a_line_that_is_being_written_waits_for_its_end(tmp_path: Path) -> None:
-    follower = Follower(tmp_path)
-    assert follower.new_lines() == []
+    event_reader = EventReader(tmp_path)
+    assert event_reader.new_lines() == []
     with (tmp_path / SPOOL).open("w") as file:
         file.write('{"kind": "point", "step": 1}\n{"kind": "po')
         file.flush()
-        assert [line["step"] for line in follower.new_lines()] == [1]
-        assert follower.new_lines() == []
+        assert [line["step"] for line in event_reader.new_lines()] == [1]
+        assert event_reader.new_lines() == []
         file.write('int", "step": 2}\n')
         file.flush()
-        assert [line["step"] for line in follower.new_lines()] == [2]
-    assert Follower(tmp_path, from_end=True).new_lines() == []
+        assert [line["step"] for line in event_reader.new_lines()] == [2]
+    assert EventReader(tmp_path, from_end=True).new_lines() == []
 
 
 def test_half_a_line_of_a_lost_writer_is_cut_off(tmp_path: Path) -> None:
-    Spool(tmp_path, active=True).write("point", 1, loss=1.0)
+    EventLog(tmp_path, active=True).write("point", 1, loss=1.0)
     with (tmp_path / SPOOL).open("a") as file:
         file.write('{"kind": "point", "step": 2, "lo')
-    follower = Follower(tmp_path, from_end=True)
-    Spool(tmp_path, active=False)
-    spool = Spool(tmp_path, active=True)
-    spool.write("start", 1)
-    spool.write("point", 2, loss=2.0)
-    assert [line["kind"] for line in follower.new_lines()] == ["start", "point"]
-    assert [point["loss"] for point in curve(read_spool(tmp_path))] == [1.0, 2.0]
+    event_reader = EventReader(tmp_path, from_end=True)
+    EventLog(tmp_path, active=False)
+    event_log = EventLog(tmp_path, active=True)
+    event_log.write("start", 1)
+    event_log.write("point", 2, loss=2.0)
+    assert [line["kind"] for line in event_reader.new_lines()] == ["start", "point"]
+    assert [point["loss"] for point in curve(read_events(tmp_path))] == [1.0, 2.0]
 
 
 def test_what_a_restart_takes_back_does_not_count(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, active=True)
-    spool.write("start", 0)
+    event_log = EventLog(tmp_path, active=True)
+    event_log.write("start", 0)
     for step in (2, 4, 6):
-        spool.write("point", step, loss=float(step))
-    spool.write("checkpoint", 4, seconds={"step": 3.0, "data": 1.0})
-    spool.write("start", 4)
-    spool.write("point", 6, loss=60.0)
-    spool.write("end", 6, seconds={"step": 2.0})
-    lines = read_spool(tmp_path)
+        event_log.write("point", step, loss=float(step))
+    event_log.write("checkpoint", 4, seconds={"step": 3.0, "data": 1.0})
+    event_log.write("start", 4)
+    event_log.write("point", 6, loss=60.0)
+    event_log.write("end", 6, seconds={"step": 2.0})
+    lines = read_events(tmp_path)
     assert [(point["step"], point["loss"]) for point in curve(lines)] == [
         (2, 2.0),
         (4, 4.0),
@@ -122,5 +122,5 @@ def test_words_beside_the_bar() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), 3])
 def test_numbers_survive(value: float, tmp_path: Path) -> None:
-    Spool(tmp_path, active=True).write("point", 1, loss=value)
-    assert str(read_spool(tmp_path)[0]["loss"]) == str(value)
+    EventLog(tmp_path, active=True).write("point", 1, loss=value)
+    assert str(read_events(tmp_path)[0]["loss"]) == str(value)

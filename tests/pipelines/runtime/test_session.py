@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from pipelines.graph import Outputs, Pipeline, Place, Stage
+from pipelines.graph import Outputs, Pipeline, Stage, StageContext
 from pipelines.presets import load_preset
 from pipelines.runtime.console import Screen
 from pipelines.runtime.session import Session
@@ -21,7 +21,7 @@ def invoke(run_dir: Path, seed: int, *, interrupted: bool = False, rerun: str | 
     screen = Screen(Console(quiet=True))
     with Session(load_preset("demo", [f"seed={seed}"]), run_dir, screen) as session:
 
-        def run(place: Place) -> Outputs:
+        def run(place: StageContext) -> Outputs:
             with session.attempt(place) as run:
                 first, last = (0, 2) if interrupted else (2, 4)
                 lines = [{"step": n, "time": n, "loss": n / 4} for n in range(first, last)]

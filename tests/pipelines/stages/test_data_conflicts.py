@@ -16,7 +16,7 @@ from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.writing import WriteSettings, write_collection
 from convnextv2.data.writing.plan import PLAN, WORK
 from pipelines.config import PipelineConfig
-from pipelines.graph import Pipeline, Place
+from pipelines.graph import Pipeline, StageContext
 from pipelines.graph.outline import outline
 from pipelines.presets import ConfigError, load_preset
 from pipelines.runtime.console import Screen
@@ -190,7 +190,7 @@ class Here(Session):
         return map(function, items)
 
     @contextmanager
-    def attempt(self, place: Place) -> Iterator[str]:
+    def attempt(self, place: StageContext) -> Iterator[str]:
         yield "here"
 
 

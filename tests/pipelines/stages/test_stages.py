@@ -18,7 +18,7 @@ from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
 from convnextv2.tasks.classify import ClassifyTask
 from pipelines.config import PipelineConfig
-from pipelines.graph import Place, Stage
+from pipelines.graph import Stage, StageContext
 from pipelines.graph.outline import outline, stages_of_command
 from pipelines.presets import load_preset
 from pipelines.runtime.session import Session
@@ -258,11 +258,11 @@ def test_the_average_is_handed_over_if_one_was_kept(
     overrides: tuple[str, ...], name: str, tmp_path: Path
 ) -> None:
     inputs = {"write": tmp_path / "w", "intermediate": tmp_path / "i"}
-    place = Place(
+    place = StageContext(
         Stage(name="finetune", run=lambda place: {}, settings={}), tmp_path, "", {}, inputs
     )
     assert finetune.initial_weights(everything(*overrides), place) == tmp_path / "i" / name
-    alone = Place(place.stage, tmp_path, "", {}, {"write": tmp_path / "w"})
+    alone = StageContext(place.stage, tmp_path, "", {}, {"write": tmp_path / "w"})
     assert finetune.initial_weights(everything(), alone) is None
 
 

@@ -10,23 +10,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cluster.checkpoint.fragments import AVERAGE, WEIGHT, Piece
+from cluster.checkpoint.fragments import AVERAGE, WEIGHT, StateFragment
 from pipelines.training import export as export_module
 from pipelines.training.export import export
-from tests.cluster.checkpoint.pieces import SHAPES, States, cut, make_states, write_all
+from tests.cluster.checkpoint.fragments import SHAPES, States, cut, make_states, write_all
 
 Capture = pytest.CaptureFixture[str]
 
 
-def of_a_task(states: States, size: int) -> list[list[Piece]]:
+def of_a_task(states: States, size: int) -> list[list[StateFragment]]:
     """Pieces of `size` workers under the names that a task gives them, and one of its own."""
     total = sum(tensors[WEIGHT].numel() for tensors in states.values())
     workers = cut(states, [total * rank // size for rank in range(1, size)])
     renamed = [
-        [Piece(f"model.{p.name}", p.shape, p.start, p.tensors) for p in pieces]
-        for pieces in workers
+        [StateFragment(f"model.{p.name}", p.shape, p.start, p.tensors) for p in fragments]
+        for fragments in workers
     ]
-    renamed[-1].append(Piece("normalize.scale", (1,), 0, {WEIGHT: torch.ones(1)}))
+    renamed[-1].append(StateFragment("normalize.scale", (1,), 0, {WEIGHT: torch.ones(1)}))
     return renamed
 
 
@@ -125,8 +125,8 @@ else:
 
 def test_a_model_that_is_larger_than_memory_is_handed_over(tmp_path: Path) -> None:
     weight = {WEIGHT: torch.arange(2 << 20, dtype=torch.float32)}
-    pieces = [Piece(f"model.{n}", (2, 1 << 20), 0, weight) for n in range(12)]
-    write_all(tmp_path / "step", [pieces])
+    fragments = [StateFragment(f"model.{n}", (2, 1 << 20), 0, weight) for n in range(12)]
+    write_all(tmp_path / "step", [fragments])
 
     def try_to(how: str) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-c", LITTLE_MEMORY, tmp_path / "step", tmp_path / "out", how]

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from cluster import group
-from cluster.batch_layout import Topology
+from cluster.batch_layout import BatchLayout
 from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
 from cluster.engine.zero_config import ZeroSettings
 from convnextv2.data.batch import Batch
@@ -132,7 +132,7 @@ def sharded() -> ClassifyTask:
         parameter_groups(module, GroupRule(weight_decay=0.0), module.depths),
         betas=(0.9, 0.999),
         settings=EngineSettings(zero=ZeroSettings(stage=3, param_persistence_threshold=0)),
-        topology=Topology(3, 1, 3),
+        batch_layout=BatchLayout(3, 1, 3),
         device=CPU,
     )
     assert all(parameter.numel() == 0 for parameter in module.parameters())

@@ -221,7 +221,7 @@ def test_damage_is_told() -> None:
 
 FUZZ = """
 import numpy as np
-from tests.convnextv2.test_decoding import Problem, jpeg, picture, view
+from tests.convnextv2.data.decoding.test_decoding import Problem, jpeg, picture, view
 rng = np.random.default_rng(0)
 seen = set()
 for kind in ({}, {"progressive": True}, {"subsampling": 0}):

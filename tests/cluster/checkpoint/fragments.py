@@ -1,4 +1,4 @@
-"""Parameters cut into pieces in many ways, for tests of what is done with pieces."""
+"""Parameters cut into fragments in many ways, for tests of what is done with fragments."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cluster.checkpoint.fragment_files import StateFiles, file_name, write_pieces
-from cluster.checkpoint.fragments import AVERAGE, MOMENTS, WEIGHT, Piece
+from cluster.checkpoint.fragment_files import StateFiles, file_name, write_fragments
+from cluster.checkpoint.fragments import AVERAGE, MOMENTS, WEIGHT, StateFragment
 from cluster.checkpoint.store import Checkpoint, CheckpointError, latest_good, verify
 
 # No two of a length; a scalar, and one that is not trained.
@@ -35,49 +35,49 @@ def make_states(seed: int = 0, names: Iterable[str] = SHAPES) -> States:
     }
 
 
-def replicated(states: States) -> list[Piece]:
+def replicated(states: States) -> list[StateFragment]:
     """As stage 0 keeps them: whole, on every worker."""
     return [
-        Piece(name, SHAPES[name], 0, dict(tensors), replicated=True)
+        StateFragment(name, SHAPES[name], 0, dict(tensors), replicated=True)
         for name, tensors in states.items()
     ]
 
 
-def cut(states: States, cuts: Sequence[int]) -> list[list[Piece]]:
+def cut(states: States, cuts: Sequence[int]) -> list[list[StateFragment]]:
     """As stages 1 and 2 keep them: all parameters end to end, cut at `cuts`; by worker."""
     total = sum(tensors[WEIGHT].numel() for tensors in states.values())
     workers = []
     for first, last in zip([0, *cuts], [*cuts, total], strict=True):
-        pieces, offset = [], 0
+        fragments, offset = [], 0
         for name, tensors in states.items():
             numel = tensors[WEIGHT].numel()
             begin, end = (min(max(place - offset, 0), numel) for place in (first, last))
             if begin < end:
                 mine = {kind: tensor[begin:end] for kind, tensor in tensors.items()}
-                pieces.append(Piece(name, SHAPES[name], begin, mine))
+                fragments.append(StateFragment(name, SHAPES[name], begin, mine))
             offset += numel
-        workers.append(pieces)
+        workers.append(fragments)
     return workers
 
 
-def scattered(states: States, size: int) -> list[list[Piece]]:
+def scattered(states: States, size: int) -> list[list[StateFragment]]:
     """As stage 3 keeps them: an equal part of every parameter, the last ones perhaps empty."""
-    workers: list[list[Piece]] = [[] for _ in range(size)]
+    workers: list[list[StateFragment]] = [[] for _ in range(size)]
     for name, tensors in states.items():
         numel = tensors[WEIGHT].numel()
         part = -(-numel // size)
-        for rank, pieces in enumerate(workers):
+        for rank, fragments in enumerate(workers):
             begin, end = (min(part * number, numel) for number in (rank, rank + 1))
             mine = {kind: tensor[begin:end] for kind, tensor in tensors.items()}
-            pieces.append(Piece(name, SHAPES[name], begin, mine))
+            fragments.append(StateFragment(name, SHAPES[name], begin, mine))
     return workers
 
 
-def write_all(directory: Path, workers: Sequence[Sequence[Piece]]) -> StateFiles:
+def write_all(directory: Path, workers: Sequence[Sequence[StateFragment]]) -> StateFiles:
     """Write every worker's file; the files, opened."""
     directory.mkdir(parents=True, exist_ok=True)
-    for rank, pieces in enumerate(workers):
-        write_pieces(directory / file_name(rank), pieces)
+    for rank, fragments in enumerate(workers):
+        write_fragments(directory / file_name(rank), fragments)
     return StateFiles(directory)
 
 
