@@ -60,7 +60,7 @@ def test_it_strikes_its_worker_before_its_step_once(tmp_path: Path) -> None:
 def test_sigkill_leaves_the_marker_and_no_last_words(tmp_path: Path) -> None:
     marker = tmp_path / "fired"
     code = (
-        "from cluster.faults import Fault\n"
+        "from cluster.resilience.fault_injection import Fault\n"
         "fault = Fault.planned()\n"
         "for step in range(5):\n"
         "    fault.fire(0, step)\n"

@@ -107,7 +107,7 @@ LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
 import torch
-from cluster.state_files import StateFiles
+from cluster.checkpoint.fragment_files import StateFiles
 from pipelines import handoff
 torch.set_num_threads(1)
 step, out, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
