@@ -108,7 +108,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from cluster.checkpoint.fragment_files import StateFiles
-from pipelines import handoff
+from pipelines.training import export
 torch.set_num_threads(1)
 step, out, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
