@@ -100,7 +100,7 @@ def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cache", type=Path, help="node-local folder that shards are copied to")
     parser.add_argument("--run-dir", type=Path, help="where everything goes (default: runs/NAME)")
-    parser.add_argument("--rerun", metavar="STAGE", help="redo this stage and those behind it")
+    parser.add_argument("--rerun", metavar="STAGE", help="redo this stage and all downstream of it")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 

@@ -50,7 +50,7 @@ class Outcome:
     run_dir: Path
     mlflow: str
     log: Path
-    visits: list[StageResult] = field(default_factory=list)
+    stage_results: list[StageResult] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -58,12 +58,12 @@ class Outcome:
             "mlflow": self.mlflow,
             "stages": [
                 {
-                    "name": visit.place.stage.name,
-                    "status": visit.status,
-                    "seconds": round(visit.seconds, 1),
-                    "directory": str(visit.place.directory),
+                    "name": stage_result.context.stage.name,
+                    "status": stage_result.status,
+                    "seconds": round(stage_result.seconds, 1),
+                    "directory": str(stage_result.context.directory),
                 }
-                for visit in self.visits
+                for stage_result in self.stage_results
             ],
             "evaluations": self.evaluations(),
         }
@@ -71,8 +71,8 @@ class Outcome:
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """The result of every model that was evaluated, without the large tables."""
         found = {}
-        for visit in self.visits:
-            name, directory = visit.place.stage.name, visit.place.directory
+        for stage_result in self.stage_results:
+            name, directory = stage_result.context.stage.name, stage_result.context.directory
             if name in EVALUATIONS:
                 result = json.loads((directory / "evaluation.json").read_text())
                 kept = _numbers(result)
@@ -90,10 +90,10 @@ class Outcome:
             averaged = result.pop("ema", {})
             for prefix, numbers in ((name, result), (f"{name}.ema", averaged)):
                 found |= {f"{prefix}.{key}": n for key, n in numbers.items() if key != "images"}
-        for visit in self.visits:
-            points = curve(read_events(visit.place.directory))
+        for stage_result in self.stage_results:
+            points = curve(read_events(stage_result.context.directory))
             if points and "loss" in points[-1]:
-                found[f"{visit.place.stage.name}.loss"] = points[-1]["loss"]
+                found[f"{stage_result.context.stage.name}.loss"] = points[-1]["loss"]
         return found
 
 
@@ -123,9 +123,9 @@ def _run(request: Request, session: Session, screen: Screen, log: Path) -> Outco
         on_start=screen.stage_starts,
         on_done=screen.stage_ends,
         say=screen.note,
-        visits=session.visits,
+        stage_results=session.stage_results,
     )
-    outcome = Outcome(request.run_dir, session.tracking_uri, log, pipeline.visits)
+    outcome = Outcome(request.run_dir, session.tracking_uri, log, pipeline.stage_results)
     screen.note(f"what libraries print goes to {log}", style="dim")
     try:
         pipeline.run(rerun=request.rerun)
@@ -175,9 +175,9 @@ def closing_words(outcome: Outcome) -> Text:
         metric = "map" if "map" in results["finetune"] else "top1"
         gain = results["finetune"][metric] - results[SCRATCH][metric]
         rows.append(("gain", Text(f"{100 * gain:+.2f} points", "bold")))
-    for visit in outcome.visits:
-        if visit.place.stage.name == "report":
-            rows.append(("report", Text(str(visit.place.directory / "report.html"))))
+    for stage_result in outcome.stage_results:
+        if stage_result.context.stage.name == "report":
+            rows.append(("report", Text(str(stage_result.context.directory / "report.html"))))
     rows.append(("run folder", Text(str(outcome.run_dir))))
     rows.append(("log", Text(str(outcome.log))))
     rows.append(("MLflow", Text(open_hint(outcome.mlflow))))
@@ -190,7 +190,10 @@ def _how(name: str, outcome: Outcome) -> str:
     if name == SCRATCH:
         return "from scratch (control)"
     if name == "finetune":
-        stages = {visit.place.stage.name: visit.place.stage for visit in outcome.visits}
+        stages = {
+            stage_result.context.stage.name: stage_result.context.stage
+            for stage_result in outcome.stage_results
+        }
         if name in stages and "weights" in stages[name].settings:
             return "from given weights"
         if "intermediate" in stages:

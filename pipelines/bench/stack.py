@@ -69,7 +69,7 @@ def stack_rate(config: PipelineConfig, run_dir: Path) -> float:
         screen = Screen(Console(file=terminal, quiet=True))
         with Session(config, run_dir, screen) as session:
             stages = [write_stage(config.data, source, session), pretrain_stage(config, session)]
-            pretrained = Pipeline(run_dir, stages).run()[-1].place.directory
+            pretrained = Pipeline(run_dir, stages).run()[-1].context.directory
     points = curve(read_events(pretrained))
     first, last = points[0], points[-1]
     return float((last["images"] - first["images"]) / (last["time"] - first["time"]))

@@ -26,7 +26,7 @@ KEY_LENGTH = 12
 
 @dataclass(frozen=True)
 class Survey:
-    """What of a pipeline is there: places of the stages that are done as configured, those of
+    """What of a pipeline is there: contexts of the stages that are done as configured, those of
     stages that are half done, and why each of the others is not there.
     """
 
@@ -45,165 +45,166 @@ class Pipeline:
         on_start: Called before a stage does anything, with its status and the reason.
         on_done: Called after it.
         say: Hears what a person should know besides.
-        visits: What became of the stages so far.
+        stage_results: What became of the stages so far.
     """
 
     root: Path
     stages: Sequence[Stage]
-    on_start: Callable[[StageContext, str, str], None] = lambda place, status, reason: None
-    on_done: Callable[[StageResult], None] = lambda visit: None
+    on_start: Callable[[StageContext, str, str], None] = lambda context, status, reason: None
+    on_done: Callable[[StageResult], None] = lambda result: None
     say: Callable[[str], None] = lambda words: None
-    visits: list[StageResult] = field(default_factory=list)
+    stage_results: list[StageResult] = field(default_factory=list)
 
     def run(self, *, rerun: str | None = None) -> list[StageResult]:
-        """Bring all stages to completion; `rerun` and those behind it are done again.
+        """Bring all stages to completion; `rerun` and those downstream of it are done again.
 
         Raises:
             ValueError: When there is no stage `rerun`.
             DamageError: When an output is damaged that no stage can make again.
         """
-        after = {stage.name: stage.after for stage in self.stages}
+        depends_on = {stage.name: stage.depends_on for stage in self.stages}
         if rerun is not None:
-            needed_for(rerun, after)  # An unknown one is said before anything is touched.
-        behind = {
+            needed_for(rerun, depends_on)  # An unknown one is said before anything is touched.
+        downstream = {
             stage.name: stage.settings
             for stage in self.stages
-            if rerun in needed_for(stage.name, after)
+            if rerun in needed_for(stage.name, depends_on)
         }
-        places: dict[str, StageContext] = {}
+        contexts: dict[str, StageContext] = {}
         digests: dict[str, str] = {}
         under_way: dict[str, Rerun] = {}
         part_of: dict[str, set[str]] = {}
         for stage in self.stages:
-            place = self._place(stage, digests, places)
+            context = self._place(stage, digests, contexts)
             if stage.name == rerun:
-                reruns.begin(place.directory, behind)
-            begun = reruns.noted(place.directory)
+                reruns.begin(context.directory, downstream)
+            begun = reruns.noted(context.directory)
             under_way |= begun
-            names = set(begun).union(*(part_of[name] for name in stage.after))
+            names = set(begun).union(*(part_of[name] for name in stage.depends_on))
             part_of[stage.name] = {
                 name for name in names if under_way[name].covers(stage.name, stage.settings)
             }
-            visit = self._visit(place, part_of[stage.name])
-            stage.check(place)
-            self.visits.append(visit)
-            places[stage.name], digests[stage.name] = place, _digest(place)
-            self.on_done(visit)
+            result = self._visit(context, part_of[stage.name])
+            stage.check(context)
+            self.stage_results.append(result)
+            contexts[stage.name], digests[stage.name] = context, _digest(context)
+            self.on_done(result)
         for name, each in under_way.items():
             if all(name in part_of.get(stage, ()) for stage in each.settings):
                 each.end()
-        return self.visits
+        return self.stage_results
 
     def survey(self) -> Survey:
         """Look at what is there; nothing runs and nothing is set aside."""
         survey = Survey({}, {}, {})
         digests: dict[str, str] = {}
         for stage in self.stages:
-            absent = [name for name in stage.after if name not in survey.done]
+            absent = [name for name in stage.depends_on if name not in survey.done]
             if absent:
                 survey.missing[stage.name] = f"it needs {', '.join(absent)}"
                 continue
-            place = self._place(stage, digests, survey.done)
-            problems = damaged(place.directory, self.say)
+            context = self._place(stage, digests, survey.done)
+            problems = damaged(context.directory, self.say)
             if problems:
                 words = [f"{name} {problem}" for name, problem in problems.items()]
                 survey.missing[stage.name] = "; ".join(words)
-            elif (place.directory / COMPLETE).exists():
-                survey.done[stage.name], digests[stage.name] = place, _digest(place)
-            elif place.directory.exists():
-                survey.half_done[stage.name] = place
+            elif (context.directory / COMPLETE).exists():
+                survey.done[stage.name], digests[stage.name] = context, _digest(context)
+            elif context.directory.exists():
+                survey.half_done[stage.name] = context
                 survey.missing[stage.name] = "it is half done"
             else:
-                survey.missing[stage.name] = why_new(place.directory.parent, place.parts)
+                survey.missing[stage.name] = why_new(context.directory.parent, context.parts)
         return survey
 
     def _place(
-        self, stage: Stage, digests: dict[str, str], places: dict[str, StageContext]
+        self, stage: Stage, digests: dict[str, str], contexts: dict[str, StageContext]
     ) -> StageContext:
         parts = {
             "stage": stage.name,
             "schema": SCHEMA,
             "settings": stage.settings,
-            "inputs": {name: digests[name] for name in stage.after},
+            "inputs": {name: digests[name] for name in stage.depends_on},
             "code": code_digest(stage.code),
         }
         parts = json.loads(json.dumps(parts))  # As it will be read back: tuples become lists.
         key = digest_of(parts)[:KEY_LENGTH]
         directory = self.root / "stages" / stage.name / key
-        inputs = {name: places[name].directory for name in stage.after}
+        inputs = {name: contexts[name].directory for name in stage.depends_on}
         return StageContext(stage, directory, key, parts, inputs)
 
-    def _visit(self, place: StageContext, part_of: set[str]) -> StageResult:
+    def _visit(self, context: StageContext, part_of: set[str]) -> StageResult:
         """`part_of` are the reruns under way that the stage must have been done in."""
-        if part_of and _done_before(place, part_of):
-            kept = reruns.replace(place.directory)
-            self.say(f"{place.stage.name}: what was done before is kept in {kept}")
+        if part_of and _done_before(context, part_of):
+            kept = reruns.replace(context.directory)
+            self.say(f"{context.stage.name}: what was done before is kept in {kept}")
             status, reason = "run", "it was asked for again"
-        elif reason := self._set_damage_aside(place):
+        elif reason := self._set_damage_aside(context):
             status = "resumed"
-        elif (place.directory / COMPLETE).exists():
-            return StageResult(place, "done", "nothing it depends on has changed")
-        elif place.directory.exists():
+        elif (context.directory / COMPLETE).exists():
+            return StageResult(context, "done", "nothing it depends on has changed")
+        elif context.directory.exists():
             status, reason = "resumed", "it was left half done"
         else:
-            status, reason = "run", why_new(place.directory.parent, place.parts)
-        place.directory.mkdir(parents=True, exist_ok=True)
-        self.on_start(place, status, reason)
-        self._check_inputs(place)
+            status, reason = "run", why_new(context.directory.parent, context.parts)
+        context.directory.mkdir(parents=True, exist_ok=True)
+        self.on_start(context, status, reason)
+        self._check_inputs(context)
         begin = time.perf_counter()
-        outputs = place.stage.run(place)
+        outputs = context.stage.run(context)
         seconds = time.perf_counter() - begin
-        mark_complete(place.directory, outputs, place.parts, seconds, sorted(part_of))
-        return StageResult(place, status, reason, seconds)
+        mark_complete(context.directory, outputs, context.parts, seconds, sorted(part_of))
+        return StageResult(context, status, reason, seconds)
 
-    def _set_damage_aside(self, place: StageContext) -> str:
+    def _set_damage_aside(self, context: StageContext) -> str:
         """Make way for what has to be made again; returns what is wrong in words, or ""."""
-        problems = damaged(place.directory, self.say)
+        problems = damaged(context.directory, self.say)
         words = []
         for name, problem in problems.items():
-            if place.stage.when_damaged:
-                raise DamageError(f"{place.directory / name} {problem}. {place.stage.when_damaged}")
+            if context.stage.when_damaged:
+                where = context.directory / name
+                raise DamageError(f"{where} {problem}. {context.stage.when_damaged}")
             words.append(f"{name} {problem}")
-            if (place.directory / name).exists():
-                words[-1] += f" and is kept as {set_aside(place.directory / name).name}"
+            if (context.directory / name).exists():
+                words[-1] += f" and is kept as {set_aside(context.directory / name).name}"
         return "; ".join(words)
 
-    def _check_inputs(self, place: StageContext) -> None:
+    def _check_inputs(self, context: StageContext) -> None:
         """Look again at what was good when its stage was visited, perhaps days ago."""
-        for directory in place.inputs.values():
+        for directory in context.inputs.values():
             for name, problem in damaged(directory, self.say).items():
                 raise DamageError(
-                    f"{directory / name} {problem}, and {place.stage.name} was to read it. The "
+                    f"{directory / name} {problem}, and {context.stage.name} was to read it. The "
                     "same command again makes it anew, or says what to do"
                 )
 
 
-def _done_before(place: StageContext, part_of: set[str]) -> bool:
+def _done_before(context: StageContext, part_of: set[str]) -> bool:
     """Whether the stage was done, but not in these reruns."""
     try:
-        complete = read_complete(place.directory)
+        complete = read_complete(context.directory)
     except ValueError:
         return True
     return complete is not None and not part_of <= set(complete.get("reruns", ()))
 
 
-def _digest(place: StageContext) -> str:
-    complete = read_complete(place.directory)
+def _digest(context: StageContext) -> str:
+    complete = read_complete(context.directory)
     assert complete is not None
     return str(complete["digest"])
 
 
-def needed_for(name: str, after: Mapping[str, Sequence[str]]) -> list[str]:
+def needed_for(name: str, depends_on: Mapping[str, Sequence[str]]) -> list[str]:
     """`name` and all it needs, in order; `after` has what every stage reads.
 
     Raises:
         ValueError: When there is no such stage.
     """
-    if name not in after:
-        raise ValueError(f"unknown stage {name!r}; there are {', '.join(after)}")
+    if name not in depends_on:
+        raise ValueError(f"unknown stage {name!r}; there are {', '.join(depends_on)}")
     needed, todo = set(), [name]
     while todo:
         current = todo.pop()
         needed.add(current)
-        todo += after[current]
-    return [stage for stage in after if stage in needed]
+        todo += depends_on[current]
+    return [stage for stage in depends_on if stage in needed]

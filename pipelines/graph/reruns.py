@@ -48,7 +48,7 @@ def noted(directory: Path) -> dict[str, Rerun]:
 
 
 def begin(directory: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Note that the stage in `directory`, and those behind it, are to be done again.
+    """Note that the stage in `directory`, and those downstream of it, are to be done again.
 
     `settings` are those of all these stages, by name. A rerun of them that has begun goes on.
     """

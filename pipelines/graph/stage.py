@@ -1,4 +1,4 @@
-"""A stage, the place where it works, and what became of it."""
+"""A stage, the context it works in, and its result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Stage:
         name: Folder and command line name.
         run: Does the work in the folder it is given; returns outputs, file name to sha256.
         settings: The part of the configuration that decides the result; JSON values.
-        after: Names of the stages whose outputs it reads.
+        depends_on: Names of the stages whose outputs it reads.
         code: Modules and packages whose source decides the result.
         check: Looks at the outputs, whenever they were made, before another stage reads them;
             raises when that cannot go well.
@@ -27,9 +27,9 @@ class Stage:
     name: str
     run: Callable[["StageContext"], Outputs]
     settings: dict[str, Any]
-    after: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
-    check: Callable[["StageContext"], None] = lambda place: None
+    check: Callable[["StageContext"], None] = lambda context: None
     when_damaged: str = ""
 
 
@@ -48,7 +48,7 @@ class StageContext:
 class StageResult:
     """What became of one stage: "done" before, "resumed" or "run" now, and why."""
 
-    place: StageContext
+    context: StageContext
     status: str
     reason: str
     seconds: float = 0.0

@@ -21,8 +21,8 @@ class Screen:
         self._stage = ""
         self._told = 0.0
 
-    def stage_starts(self, place: StageContext, status: str, reason: str) -> None:
-        self.starts(place.stage.name, reason, "goes on" if status == "resumed" else "starts")
+    def stage_starts(self, context: StageContext, status: str, reason: str) -> None:
+        self.starts(context.stage.name, reason, "goes on" if status == "resumed" else "starts")
 
     def starts(self, name: str, words: str, verb: str = "starts") -> None:
         """Say that something begins, and put up its bar."""
@@ -54,13 +54,13 @@ class Screen:
         """Print a line as it is: names of files may look like markup."""
         self.console.print(f"  {text}", style=style, markup=False, highlight=False)
 
-    def stage_ends(self, visit: StageResult) -> None:
-        name = visit.place.stage.name
-        if visit.status == "done":
+    def stage_ends(self, result: StageResult) -> None:
+        name = result.context.stage.name
+        if result.status == "done":
             self.console.print(f"[bold]{name}[/bold] is done already", highlight=False)
             return
         self.stop()
-        self.console.print(f"  [green]done[/green] in {visit.seconds:.0f} s", highlight=False)
+        self.console.print(f"  [green]done[/green] in {result.seconds:.0f} s", highlight=False)
 
     def stop(self) -> None:
         """Take the bar down."""

@@ -118,15 +118,15 @@ def wall_by_phase(lines: list[Line], began: float, finished: float) -> dict[str,
 
 def split(lines: list[Line], began: float) -> tuple[list[Line], list[Line]]:
     """The lines of the groups that started before `began` (epoch seconds), and the others."""
-    for place, line in enumerate(lines):
+    for index, line in enumerate(lines):
         if line["kind"] == "start" and line["time"] >= began:
-            return lines[:place], lines[place:]
+            return lines[:index], lines[index:]
     return lines, []
 
 
 def _groups(lines: list[Line]) -> list[list[Line]]:
     """The lines of each worker group, from its "start" on."""
-    starts = [place for place, line in enumerate(lines) if line["kind"] == "start"]
+    starts = [index for index, line in enumerate(lines) if line["kind"] == "start"]
     return [lines[start:end] for start, end in itertools.pairwise([*starts, len(lines)])]
 
 

@@ -42,7 +42,7 @@ class Session:
 
     Attributes:
         tracked_as: Name of this invocation's run in MLflow, the parent of its stages' runs.
-        visits: What became of the stages so far.
+        stage_results: What became of the stages so far.
         results: Final numbers of the pipeline, which that run gets at the end.
     """
 
@@ -54,7 +54,7 @@ class Session:
         self.tracked_as = _dated(config.name)
         self.results: dict[str, float] = {}
         self.began = time.time() if began is None else began
-        self.visits: list[StageResult] = []
+        self.stage_results: list[StageResult] = []
         self._stack = ExitStack()
         self._cluster: Cluster | None = None
         self._tracker: Tracker | None = None
@@ -113,17 +113,17 @@ class Session:
         return self._tracker
 
     @contextmanager
-    def attempt(self, place: StageContext) -> Iterator[str]:
+    def attempt(self, context: StageContext) -> Iterator[str]:
         """The stage's run in MLflow, which goes on when the stage does; its name is yielded."""
-        path = place.directory / TRACKED
+        path = context.directory / TRACKED
         if not path.exists():
-            write_json(path, {"run": _dated(place.stage.name)})
+            write_json(path, {"run": _dated(context.stage.name)})
         run = str(json.loads(path.read_text())["run"])
         self.tracker.start(
             run,
             parent=self.tracked_as,
-            params=place.stage.settings,
-            tags={"stage": place.stage.name, "key": place.key, **provenance()},
+            params=context.stage.settings,
+            tags={"stage": context.stage.name, "key": context.key, **provenance()},
         )
         try:
             yield run
@@ -146,10 +146,10 @@ class Session:
         }
 
     def run_workers(
-        self, work: Callable[[dict[str, Any]], None], job: Any, place: StageContext, run: str
+        self, work: Callable[[dict[str, Any]], None], job: Any, context: StageContext, run: str
     ) -> None:
         """Run `work` on the worker group while the screen and MLflow follow its events."""
-        event_reader = EventReader(place.directory, from_end=True)
+        event_reader = EventReader(context.directory, from_end=True)
         speed = SpeedWords()
         total = 1
 
@@ -178,7 +178,7 @@ class Session:
         self._workers().run(
             work,
             job,
-            name=place.stage.name,
+            name=context.stage.name,
             storage=self.run_dir / "ray",
             while_waiting=follow,
         )

@@ -89,7 +89,7 @@ def stages_of_report(
         session.screen.note(f"not there: {', '.join(why)}; this makes it all: {whole_command}")
     gaps = Gaps(
         why={name: why[name] for name in outline(config) if name in why},
-        half_done={name: place.directory for name, place in survey.half_done.items()},
+        half_done={name: context.directory for name, context in survey.half_done.items()},
         whole_command=whole_command,
     )
     report = report_stage(config, session, command, gaps if why else None)

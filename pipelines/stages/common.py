@@ -72,7 +72,7 @@ def averaged_name(weights: str) -> str:
     return f"{path.stem}-ema{path.suffix}"
 
 
-def run_training(place: StageContext, session: Session, job: TrainJob, weights: str) -> Outputs:
+def run_training(context: StageContext, session: Session, job: TrainJob, weights: str) -> Outputs:
     """Train (or go on), then write the model's fp32 weights to the file `weights`.
 
     With `ema_decay` their moving average is written beside it.
@@ -80,10 +80,10 @@ def run_training(place: StageContext, session: Session, job: TrainJob, weights: 
     job = replace(job, metadata=metadata_of(job).as_entries())
     total = job.total_steps  # Refused here, what does not fit the images costs no worker.
     last = _last_good(job)
-    with session.attempt(place) as run:
+    with session.attempt(context) as run:
         if last is None or last.step != total:
             session.run_workers(
-                train, replace(job, provenance=session.provenance_of(run)), place, run
+                train, replace(job, provenance=session.provenance_of(run)), context, run
             )
             last = _last_good(job)
         if last is None or last.step != total:
@@ -92,9 +92,9 @@ def run_training(place: StageContext, session: Session, job: TrainJob, weights: 
         if job.recipe.ema_decay is not None:
             written[averaged_name(weights)] = AVERAGE
         for name, kind in written.items():
-            export(last.path, place.directory / name, kind, metadata=job.metadata)
-        session.tracker.artifact(run, place.directory / SPOOL)
-    return hash_files(place.directory, *written)
+            export(last.path, context.directory / name, kind, metadata=job.metadata)
+        session.tracker.artifact(run, context.directory / SPOOL)
+    return hash_files(context.directory, *written)
 
 
 def _last_good(job: TrainJob) -> Checkpoint | None:

@@ -70,22 +70,22 @@ def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage
     of = EVALUATIONS[name]
     recipe = recipe_of(config, of)
 
-    def run(place: StageContext) -> Outputs:
+    def run(context: StageContext) -> Outputs:
         trained = [finetune.WEIGHTS]
         if recipe.ema_decay is not None:
             trained.append(averaged_name(finetune.WEIGHTS))
         job = EvaluateJob(
             config=config,
             recipe=recipe,
-            directory=place.directory.resolve(),
-            log=(session.logs / place.stage.name).resolve(),
-            data=place.inputs["write"].resolve(),
-            files=tuple((place.inputs[of] / file).resolve() for file in trained),
+            directory=context.directory.resolve(),
+            log=(session.logs / context.stage.name).resolve(),
+            data=context.inputs["write"].resolve(),
+            files=tuple((context.inputs[of] / file).resolve() for file in trained),
         )
-        with session.attempt(place) as run:
-            session.run_workers(evaluate, job, place, run)
-            session.tracker.artifact(run, place.directory / RESULT)
-        return hash_files(place.directory, RESULT)
+        with session.attempt(context) as run:
+            session.run_workers(evaluate, job, context, run)
+            session.tracker.artifact(run, context.directory / RESULT)
+        return hash_files(context.directory, RESULT)
 
     return Stage(
         name=name,
@@ -95,7 +95,7 @@ def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             "image_size": image_size_of(recipe, config.model),
             "evaluate": config.evaluate.model_dump(exclude={"batch_size"}),
         },
-        after=outline(config)[name],
+        depends_on=outline(config)[name],
         code=(
             *CODE,
             "convnextv2.data.labels.label_sets",

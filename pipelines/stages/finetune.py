@@ -40,10 +40,10 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
     recipe, data = recipe_of(config, name), data_of(config, name)
     given = Given.of(None if name == SCRATCH else recipe.weights)
 
-    def run(place: StageContext) -> Outputs:
+    def run(context: StageContext) -> Outputs:
         (shards,) = (
             directory / "train"
-            for stage, directory in place.inputs.items()
+            for stage, directory in context.inputs.items()
             if stage.startswith("write")
         )
         manifest = read_manifest(shards)
@@ -51,17 +51,17 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             config=config.model_copy(update={"data": data}),
             recipe=recipe,
             build_task=build_task,
-            directory=place.directory.resolve(),
-            log=(session.logs / place.stage.name).resolve(),
+            directory=context.directory.resolve(),
+            log=(session.logs / context.stage.name).resolve(),
             shards=shards.resolve(),
             num_classes=len(manifest.classes),
             normalization=manifest.normalization,
-            initial_weights=given.copy(place.directory) or initial_weights(config, place),
+            initial_weights=given.copy(context.directory) or initial_weights(config, context),
         )
         if job.initial_weights is not None:
             start = start_of(job, weights.inspect(job.initial_weights))
             session.screen.note(f"from {recipe.weights or job.initial_weights}: {start.words}")
-        return run_training(place, session, job, WEIGHTS)
+        return run_training(context, session, job, WEIGHTS)
 
     return Stage(
         name=name,
@@ -75,7 +75,7 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             SECTIONS[name]: recipe.model_dump(exclude={*NOT_IN_KEY, "data", "image_size"}),
             **given.settings,
         },
-        after=outline(config)[name],
+        depends_on=outline(config)[name],
         code=(
             *CODE,
             "convnextv2.data.labels.classes",
@@ -101,18 +101,18 @@ def data_of(config: PipelineConfig, name: str) -> DataConfig:
     return config.intermediate.data
 
 
-def initial_weights(config: PipelineConfig, place: StageContext) -> Path | None:
+def initial_weights(config: PipelineConfig, context: StageContext) -> Path | None:
     """The file that training starts from; of the step before, the average if it kept one.
 
     The paper's 22K step keeps none; who has it keep one, wants it used.
     """
-    if "pretrain" in place.inputs:
-        return (place.inputs["pretrain"] / pretrain.WEIGHTS).resolve()
-    if "intermediate" not in place.inputs:
+    if "pretrain" in context.inputs:
+        return (context.inputs["pretrain"] / pretrain.WEIGHTS).resolve()
+    if "intermediate" not in context.inputs:
         return None
     averaged = recipe_of(config, "intermediate").ema_decay is not None
     name = averaged_name(WEIGHTS) if averaged else WEIGHTS
-    return (place.inputs["intermediate"] / name).resolve()
+    return (context.inputs["intermediate"] / name).resolve()
 
 
 def build_classifier(model: ModelConfig, recipe: FinetuneConfig, num_classes: int) -> ConvNeXtV2:

@@ -60,20 +60,20 @@ def knn_stage(config: PipelineConfig, session: Session) -> Stage:
     assert settings is not None
     given = Given.of(settings.weights)
 
-    def run(place: StageContext) -> Outputs:
+    def run(context: StageContext) -> Outputs:
         job = KnnJob(
             config=config,
             settings=settings,
-            directory=place.directory.resolve(),
-            log=(session.logs / place.stage.name).resolve(),
-            data=place.inputs["write"].resolve(),
-            weights=given.copy(place.directory)
-            or (place.inputs["pretrain"] / pretrain.WEIGHTS).resolve(),
+            directory=context.directory.resolve(),
+            log=(session.logs / context.stage.name).resolve(),
+            data=context.inputs["write"].resolve(),
+            weights=given.copy(context.directory)
+            or (context.inputs["pretrain"] / pretrain.WEIGHTS).resolve(),
         )
-        with session.attempt(place) as run:
-            session.run_workers(classify, job, place, run)
-            session.tracker.artifact(run, place.directory / RESULT)
-        return hash_files(place.directory, RESULT)
+        with session.attempt(context) as run:
+            session.run_workers(classify, job, context, run)
+            session.tracker.artifact(run, context.directory / RESULT)
+        return hash_files(context.directory, RESULT)
 
     return Stage(
         name="knn",
@@ -84,7 +84,7 @@ def knn_stage(config: PipelineConfig, session: Session) -> Stage:
             "knn": settings.model_dump(exclude={"batch_size", "weights"}),
             **given.settings,
         },
-        after=outline(config)["knn"],
+        depends_on=outline(config)["knn"],
         code=(
             *CODE,
             "convnextv2.analysis.knn",
@@ -155,12 +155,12 @@ def features(
     device = worker_device(use_gpu=job.config.cluster.use_gpu)
     normalize = Normalize(read_manifest(job.data / "train").normalization).to(device)
     found = torch.empty(len(share), encoder.dims[-1], device=device)
-    place = 0
+    filled = 0
     for batch in on_device(loader.batches(share), device):
         images = normalize(batch.images, torch.float32)
-        found[place : place + len(images)] = pooled(encoder, images)
-        place += len(images)
-        event_log.write("point", seen + place, images=(seen + place) * group.world_size())
+        found[filled : filled + len(images)] = pooled(encoder, images)
+        filled += len(images)
+        event_log.write("point", seen + filled, images=(seen + filled) * group.world_size())
     return found, torch.from_numpy(share.astype("int64")).to(device)
 
 

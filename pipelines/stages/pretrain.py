@@ -25,24 +25,24 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
     assert recipe is not None
     given = Given.of(recipe.weights)
 
-    def run(place: StageContext) -> Outputs:
-        shards = place.inputs["write"] / "train"
+    def run(context: StageContext) -> Outputs:
+        shards = context.inputs["write"] / "train"
         manifest = read_manifest(shards)
         job = TrainJob(
             config=config,
             recipe=recipe,
             build_task=build_task,
-            directory=place.directory.resolve(),
-            log=(session.logs / place.stage.name).resolve(),
+            directory=context.directory.resolve(),
+            log=(session.logs / context.stage.name).resolve(),
             shards=shards.resolve(),
             num_classes=len(manifest.classes),
             normalization=manifest.normalization,
-            initial_weights=given.copy(place.directory),
+            initial_weights=given.copy(context.directory),
         )
         if job.initial_weights is not None:
             start = start_of(job, weights.inspect(job.initial_weights))
             session.screen.note(f"from {recipe.weights}: {start.words}")
-        return run_training(place, session, job, WEIGHTS)
+        return run_training(context, session, job, WEIGHTS)
 
     return Stage(
         name="pretrain",
@@ -55,7 +55,7 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
             "pretrain": recipe.model_dump(exclude=NOT_IN_KEY),
             **given.settings,
         },
-        after=outline(config)["pretrain"],
+        depends_on=outline(config)["pretrain"],
         code=(
             *CODE,
             "convnextv2.decoders",

@@ -59,14 +59,14 @@ def report_stage(
     config: PipelineConfig, session: Session, command: Sequence[str], gaps: Gaps | None = None
 ) -> Stage:
     """The page over everything that ran; without `gaps` that is every stage."""
-    after = outline(config)["report"]
+    depends_on = outline(config)["report"]
     settings: dict[str, Any] = {
         "title": config.name,
         # Short, for a person reads it where it is said what has changed.
         "template": digest_of(hash_files(html.TEMPLATES, *TEMPLATE_FILES))[:8],
     }
     if gaps is not None:
-        after = tuple(name for name in after if name not in gaps.why)
+        depends_on = tuple(name for name in depends_on if name not in gaps.why)
         settings |= {
             "missing": dict(gaps.why),
             "half done": {
@@ -76,21 +76,21 @@ def report_stage(
             },
         }
 
-    def run(place: StageContext) -> Outputs:
-        with session.attempt(place) as run:
-            data = gather(place, config, command, session, gaps)
-            with atomically(place.directory / PAGE) as partial:
+    def run(context: StageContext) -> Outputs:
+        with session.attempt(context) as run:
+            data = gather(context, config, command, session, gaps)
+            with atomically(context.directory / PAGE) as partial:
                 partial.write_text(render_report(data))
-            session.tracker.artifact(run, place.directory / PAGE)
+            session.tracker.artifact(run, context.directory / PAGE)
             # On the pipeline's own run too, where people look first.
-            session.tracker.artifact(session.tracked_as, place.directory / PAGE)
-        return hash_files(place.directory, PAGE)
+            session.tracker.artifact(session.tracked_as, context.directory / PAGE)
+        return hash_files(context.directory, PAGE)
 
     return Stage(
         name="report",
         run=run,
         settings=settings,
-        after=after,
+        depends_on=depends_on,
         code=(
             "convnextv2.analysis",
             "pipelines.report.charts",
@@ -105,16 +105,19 @@ def report_stage(
 
 
 def gather(
-    place: StageContext,
+    context: StageContext,
     config: PipelineConfig,
     command: Sequence[str],
     session: Session,
     gaps: Gaps | None = None,
 ) -> ReportInput:
     """Read the outputs of the stages before."""
-    inputs = place.inputs
+    inputs = context.inputs
     begun = {**inputs, **(gaps.half_done if gaps else {})}
-    statuses = {visit.place.stage.name: visit.status for visit in session.visits}
+    statuses = {
+        stage_result.context.stage.name: stage_result.status
+        for stage_result in session.stage_results
+    }
     return ReportInput(
         title=config.name,
         command=shlex.join(command),
@@ -133,11 +136,11 @@ def gather(
             for name, directory in inputs.items()
             if name in EVALUATIONS
         },
-        labelled_images=_labelled_images(place, config),
-        reconstruction=pictures(place, config) if "pretrain" in inputs else None,
+        labelled_images=_labelled_images(context, config),
+        reconstruction=pictures(context, config) if "pretrain" in inputs else None,
         versions=versions(),
         commit=git_commit(),
-        facts=_facts(place, config),
+        facts=_facts(context, config),
         mlflow_hint=open_hint(session.tracking_uri),
         neighbours=_read(inputs["knn"] / knn.RESULT) if "knn" in inputs else None,
         pretraining=pretraining_of(config, inputs),
@@ -169,31 +172,31 @@ def pretraining_of(config: PipelineConfig, done: Collection[str]) -> str:
     return " with ".join(words for words, there in steps.items() if there)
 
 
-def _labelled_images(place: StageContext, config: PipelineConfig) -> int:
+def _labelled_images(context: StageContext, config: PipelineConfig) -> int:
     """How many images the classifiers that are evaluated were trained on."""
     recipe = config.finetune or config.linear_probe
-    if recipe is None or not EVALUATIONS.keys() & place.inputs.keys():
+    if recipe is None or not EVALUATIONS.keys() & context.inputs.keys():
         return 0
-    return count(training_samples(place.inputs["write"] / "train", recipe, config.seed))
+    return count(training_samples(context.inputs["write"] / "train", recipe, config.seed))
 
 
-def _facts(place: StageContext, config: PipelineConfig) -> dict[str, object]:
+def _facts(context: StageContext, config: PipelineConfig) -> dict[str, object]:
     facts: dict[str, object] = {
         "workers": config.cluster.num_workers,
         "ZeRO stage": config.cluster.zero.stage,
         "precision": config.cluster.dtype,
     }
-    if config.pretrain is not None and "pretrain" in place.inputs:
-        images = training_samples(place.inputs["write"] / "train", config.pretrain, config.seed)
+    if config.pretrain is not None and "pretrain" in context.inputs:
+        images = training_samples(context.inputs["write"] / "train", config.pretrain, config.seed)
         facts |= {"sparse backend": config.pretrain.backend, "unlabelled images": count(images)}
     return facts
 
 
-def pictures(place: StageContext, config: PipelineConfig) -> Reconstruction:
+def pictures(context: StageContext, config: PipelineConfig) -> Reconstruction:
     """Reconstruct validation images, one of each class as far as they go."""
-    folder = place.inputs["write"] / "val"
+    folder = context.inputs["write"] / "val"
     model = build_fcmae(config)
-    weights.load(model, weights.read(place.inputs["pretrain"] / pretrain.WEIGHTS))
+    weights.load(model, weights.read(context.inputs["pretrain"] / pretrain.WEIGHTS))
     labels = open_shards(folder, read_manifest(folder)).labels()
     _, first_of_class = np.unique(labels, return_index=True)
     others = np.setdiff1d(np.arange(len(labels)), first_of_class)

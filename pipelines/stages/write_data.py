@@ -65,10 +65,10 @@ def write_stage(
     chosen = {split: _choose(data, source, split) for split in SPLITS}
     settings = write_settings(data.write, channels)
 
-    def run(place: StageContext) -> Outputs:
-        with session.attempt(place):
-            refuse(_plan(place, chosen, settings, session, find_conflicts))
-            return _write(place, chosen, source, settings, session)
+    def run(context: StageContext) -> Outputs:
+        with session.attempt(context):
+            refuse(_plan(context, chosen, settings, session, find_conflicts))
+            return _write(context, chosen, source, settings, session)
 
     return Stage(
         name=name,
@@ -80,7 +80,7 @@ def write_stage(
             "channels": channels,
         },
         code=CODE,
-        check=lambda place: check(place.directory),
+        check=lambda context: check(context.directory),
         when_damaged=f"Its images would be written anew by the same command with --rerun {name}; "
         "what there is would be kept beside them",
     )
@@ -107,7 +107,7 @@ def _choose(data: DataConfig, source: Path, split: Split) -> Chosen:
 
 
 def _plan(
-    place: StageContext,
+    context: StageContext,
     chosen: Mapping[Split, Chosen],
     settings: WriteSettings,
     session: Session,
@@ -117,7 +117,7 @@ def _plan(
     problems: list[str] = []
     found: dict[Split, Census] = {}
     for split, each in chosen.items():
-        folder = place.directory / split
+        folder = context.directory / split
         try:
             found[split] = plan_collection(
                 each.images,
@@ -134,7 +134,7 @@ def _plan(
 
 
 def _write(
-    place: StageContext,
+    context: StageContext,
     chosen: Mapping[Split, Chosen],
     source: Path,
     settings: WriteSettings,
@@ -142,7 +142,7 @@ def _write(
 ) -> Outputs:
     outputs: Outputs = {}
     for split, each in chosen.items():
-        folder = place.directory / split
+        folder = context.directory / split
         manifest = write_collection(
             each.images,
             str(source),
@@ -155,7 +155,7 @@ def _write(
         )
         for name, reason in manifest.skipped:
             session.screen.note(f"skipped {name}: {reason}")
-        outputs |= _outputs(place.directory, split)
+        outputs |= _outputs(context.directory, split)
     return outputs
 
 
@@ -204,13 +204,13 @@ def _written_already(source: Path, name: str, channels: int, bits: int | None) -
             f"{field}={train.bits} would work"
         )
 
-    def run(place: StageContext) -> Outputs:
+    def run(context: StageContext) -> Outputs:
         for split in SPLITS:
-            link = place.directory / split
+            link = context.directory / split
             link.unlink(missing_ok=True)
             link.symlink_to((source / split).resolve(), target_is_directory=True)
         return {name: hashed for split in SPLITS
-                for name, hashed in _outputs(place.directory, split).items()}  # fmt: skip
+                for name, hashed in _outputs(context.directory, split).items()}  # fmt: skip
 
     return Stage(
         name=name,

@@ -17,16 +17,16 @@ BETTER = {**RESULT, "top1": 0.5625}
 
 
 def outcome(folder: Path, stages: dict[str, dict[str, Any]]) -> Outcome:
-    visits = []
+    results = []
     for name, files in stages.items():
         (folder / name).mkdir()
         for file, content in files.items():
             (folder / name / file).write_text(json.dumps(content))
-        place = StageContext(
-            Stage(name=name, run=lambda place: {}, settings={}), folder / name, "", {}, {}
+        context = StageContext(
+            Stage(name=name, run=lambda context: {}, settings={}), folder / name, "", {}, {}
         )
-        visits.append(StageResult(place, "run", "it has not been run here before", 1.0))
-    return Outcome(folder, "sqlite:///x.db", folder / "driver.log", visits)
+        results.append(StageResult(context, "run", "it has not been run here before", 1.0))
+    return Outcome(folder, "sqlite:///x.db", folder / "driver.log", results)
 
 
 def said(outcome: Outcome) -> list[list[str]]:

@@ -114,12 +114,12 @@ def test_a_folder_of_any_kind_will_do(
     folder: str, steps: list[int], pretrain: Path, tmp_path: Path, capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    for place in (tmp_path / "run" / folder, Path(folder)):
-        assert run("checkpoint", "list", place, "--json") == 0
+    for context in (tmp_path / "run" / folder, Path(folder)):
+        assert run("checkpoint", "list", context, "--json") == 0
         found = json.loads(capsys.readouterr().out)["checkpoints"]
         assert [each["step"] for each in found] == steps
         assert {each["stage"] for each in found} <= {"pretrain", "finetune"}
-        assert run("checkpoint", "verify", place, "--json") == 0
+        assert run("checkpoint", "verify", context, "--json") == 0
         assert len(json.loads(capsys.readouterr().out)["checkpoints"]) == len(steps)
         monkeypatch.chdir(tmp_path / "run")
 
@@ -175,13 +175,13 @@ def test_verify_reads_every_byte(pretrain: Path, capsys: Capture) -> None:
 def finish(run_dir: Path, name: str) -> Path:
     """A finished stage with two outputs; returns its folder."""
 
-    def make(place: StageContext) -> Outputs:
+    def make(context: StageContext) -> Outputs:
         for file in ("fcmae.safetensors", "curve.json"):
-            (place.directory / file).write_bytes(b"x" * 2_000_000)
-        return hash_files(place.directory, "fcmae.safetensors", "curve.json")
+            (context.directory / file).write_bytes(b"x" * 2_000_000)
+        return hash_files(context.directory, "fcmae.safetensors", "curve.json")
 
-    (visit,) = Pipeline(run_dir, [Stage(name=name, run=make, settings={})]).run()
-    return visit.place.directory
+    (result,) = Pipeline(run_dir, [Stage(name=name, run=make, settings={})]).run()
+    return result.context.directory
 
 
 def test_verify_reads_what_stages_have_put_out(tmp_path: Path, capsys: Capture) -> None:

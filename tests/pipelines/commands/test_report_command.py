@@ -52,15 +52,15 @@ def no_workers(*_: object) -> NoReturn:
 def report(shards: Path, session: Session) -> tuple[Page, list[str]]:
     """The page, and the stages that are there."""
     stages = stages_of_report(CONFIG, shards, session, ["convnextv2", "report"], whole_command=ALL)
-    *_, visit = Pipeline(session.run_dir, stages).run()
-    return Page(visit.place.directory / "report.html"), [stage.name for stage in stages]
+    *_, result = Pipeline(session.run_dir, stages).run()
+    return Page(result.context.directory / "report.html"), [stage.name for stage in stages]
 
 
 def write_and_half_of(shards: Path, session: Session, losses: int) -> None:
     """Leave a run folder with data, and pretraining that ended after some points."""
 
-    def begin(place: StageContext) -> NoReturn:
-        event_log = EventLog(place.directory, active=True)
+    def begin(context: StageContext) -> NoReturn:
+        event_log = EventLog(context.directory, active=True)
         event_log.write("start", 0, workers=1, total=8)
         for step in range(losses):
             event_log.write("point", step, loss=1 / (step + 1), lr=1.0, images=16 * step)

@@ -18,18 +18,20 @@ class Kitchen:
         self.advice = ""
         self.said: list[str] = []
 
-    def stage(self, name: str, settings: dict[str, Any], after: tuple[str, ...] = ()) -> Stage:
-        def run(place: StageContext) -> Outputs:
+    def stage(self, name: str, settings: dict[str, Any], depends_on: tuple[str, ...] = ()) -> Stage:
+        def run(context: StageContext) -> Outputs:
             self.runs.append(name)
-            read = [(path / "out").read_text() for path in place.inputs.values()]
-            with (place.directory / "steps").open("a") as steps:
+            read = [(path / "out").read_text() for path in context.inputs.values()]
+            with (context.directory / "steps").open("a") as steps:
                 steps.write("step\n")
             if self.fail_in == name:
                 raise OSError("no gas")
-            (place.directory / "out").write_text(f"{name} {settings} {read}")
-            return hash_files(place.directory, "out")
+            (context.directory / "out").write_text(f"{name} {settings} {read}")
+            return hash_files(context.directory, "out")
 
-        return Stage(name=name, run=run, settings=settings, after=after, when_damaged=self.advice)
+        return Stage(
+            name=name, run=run, settings=settings, depends_on=depends_on, when_damaged=self.advice
+        )
 
     def pipeline(self) -> Pipeline:
         return Pipeline(
@@ -37,15 +39,15 @@ class Kitchen:
             [
                 self.stage("bread", {"flour": self.flour, "oven": {"heat": 200}}),
                 self.stage("butter", {"milk": 1}),
-                self.stage("toast", {"jam": self.jam}, after=("bread",)),
+                self.stage("toast", {"jam": self.jam}, depends_on=("bread",)),
             ],
             say=self.said.append,
         )
 
     def run(self, rerun: str | None = None) -> dict[str, tuple[str, str]]:
         self.runs = []
-        visits = self.pipeline().run(rerun=rerun)
-        return {visit.place.stage.name: (visit.status, visit.reason) for visit in visits}
+        results = self.pipeline().run(rerun=rerun)
+        return {result.context.stage.name: (result.status, result.reason) for result in results}
 
 
 def only(root: Path, pattern: str) -> Path:

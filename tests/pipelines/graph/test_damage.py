@@ -88,9 +88,9 @@ def test_what_changes_after_the_visit_is_not_read(kitchen: Kitchen) -> None:
     pipeline = kitchen.pipeline()
     bread, butter, toast = pipeline.stages
 
-    def spoil(place: StageContext) -> Outputs:
+    def spoil(context: StageContext) -> Outputs:
         flip(only(kitchen.root, "stages/bread/*/out"))
-        return butter.run(place)
+        return butter.run(context)
 
     spoiling = dataclasses.replace(butter, run=spoil, settings={"milk": 2})
     changed = dataclasses.replace(toast, settings={"jam": True})

@@ -25,19 +25,19 @@ def test_once_and_never_again(kitchen: Kitchen) -> None:
 
 
 def test_what_a_stage_needs() -> None:
-    after = {"bread": (), "butter": (), "toast": ("bread",), "plate": ("toast",)}
-    assert needed_for("plate", after) == ["bread", "toast", "plate"]
+    depends_on = {"bread": (), "butter": (), "toast": ("bread",), "plate": ("toast",)}
+    assert needed_for("plate", depends_on) == ["bread", "toast", "plate"]
     with pytest.raises(ValueError, match="unknown stage 'jam'; there are bread, butter, toast, pl"):
-        needed_for("jam", after)
+        needed_for("jam", depends_on)
 
 
 def test_a_change_redoes_the_stage_and_those_behind_it_and_says_why(kitchen: Kitchen) -> None:
     kitchen.run()
     kitchen.flour = 2
-    after = kitchen.run()
+    depends_on = kitchen.run()
     assert kitchen.runs == ["bread", "toast"]
-    assert after["bread"] == ("run", "changed: flour 1 → 2")
-    assert after["toast"] == ("run", "changed: bread")
+    assert depends_on["bread"] == ("run", "changed: flour 1 → 2")
+    assert depends_on["toast"] == ("run", "changed: bread")
     kitchen.flour = 1
     assert {status for status, _ in kitchen.run().values()} == {"done"}
 
@@ -78,8 +78,8 @@ def test_a_survey_says_what_is_there_and_touches_nothing(kitchen: Kitchen) -> No
 def test_outputs_are_looked_at_whenever_they_were_made(tmp_path: Path) -> None:
     looked: list[str] = []
 
-    def refuse(place: StageContext) -> None:
-        looked.append((place.directory / "out").read_text())
+    def refuse(context: StageContext) -> None:
+        looked.append((context.directory / "out").read_text())
         raise ValueError("it is burnt")
 
     one_stage(tmp_path, {}).run()
@@ -88,13 +88,13 @@ def test_outputs_are_looked_at_whenever_they_were_made(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="burnt"):
         pipeline.run()
     assert looked == ["same"]
-    assert pipeline.visits == []
+    assert pipeline.stage_results == []
 
 
 def one_stage(root: Path, settings: dict[str, Any], code: tuple[str, ...] = ()) -> Pipeline:
-    def run(place: StageContext) -> Outputs:
-        (place.directory / "out").write_text("same")
-        return hash_files(place.directory, "out")
+    def run(context: StageContext) -> Outputs:
+        (context.directory / "out").write_text("same")
+        return hash_files(context.directory, "out")
 
     return Pipeline(root, [Stage(name="stage", run=run, settings=settings, code=code)])
 
@@ -102,11 +102,11 @@ def one_stage(root: Path, settings: dict[str, Any], code: tuple[str, ...] = ()) 
 def test_the_reason_names_every_changed_key_as_far_as_they_go(tmp_path: Path) -> None:
     before = {"a": {"x": 1, "y": 2}, "b": (0.9, 0.95), "gone": True}
     one_stage(tmp_path, before).run()
-    (visit,) = one_stage(tmp_path, {**before, "b": (0.9, 0.99), "gone": None}).run()
-    assert visit.reason == "changed: b [0.9, 0.95] → [0.9, 0.99], gone True → None"
-    (visit,) = one_stage(tmp_path, {**before, "a": {"x": 3, "z": 4}}).run()
+    (result,) = one_stage(tmp_path, {**before, "b": (0.9, 0.99), "gone": None}).run()
+    assert result.reason == "changed: b [0.9, 0.95] → [0.9, 0.99], gone True → None"
+    (result,) = one_stage(tmp_path, {**before, "a": {"x": 3, "z": 4}}).run()
     # Compared with the run before this one.
-    assert visit.reason == (
+    assert result.reason == (
         "changed: a.x 1 → 3, a.y 2 → None, a.z None → 4, b [0.9, 0.99] → [0.9, 0.95] …"
     )
 
@@ -119,10 +119,10 @@ def test_a_change_of_the_code_is_a_change(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
 
     def run() -> tuple[str, str]:
-        (visit,) = one_stage(
+        (result,) = one_stage(
             tmp_path / "run", {}, ("made_up_code", "pipelines.runtime.files")
         ).run()
-        return visit.status, visit.reason
+        return result.status, result.reason
 
     assert run()[0] == "run"
     assert run()[0] == "done"

@@ -12,7 +12,7 @@ from pipelines.runtime.console import Screen
 
 def place_of(name: str) -> StageContext:
     return StageContext(
-        Stage(name=name, run=lambda place: {}, settings={}), Path(name), "key", {}, {}
+        Stage(name=name, run=lambda context: {}, settings={}), Path(name), "key", {}, {}
     )
 
 

@@ -21,8 +21,8 @@ def invoke(run_dir: Path, seed: int, *, interrupted: bool = False, rerun: str | 
     screen = Screen(Console(quiet=True))
     with Session(load_preset("demo", [f"seed={seed}"]), run_dir, screen) as session:
 
-        def run(place: StageContext) -> Outputs:
-            with session.attempt(place) as run:
+        def run(context: StageContext) -> Outputs:
+            with session.attempt(context) as run:
                 first, last = (0, 2) if interrupted else (2, 4)
                 lines = [{"step": n, "time": n, "loss": n / 4} for n in range(first, last)]
                 session.tracker.points(run, lines)

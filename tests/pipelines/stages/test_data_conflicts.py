@@ -190,7 +190,7 @@ class Here(Session):
         return map(function, items)
 
     @contextmanager
-    def attempt(self, place: StageContext) -> Iterator[str]:
+    def attempt(self, context: StageContext) -> Iterator[str]:
         yield "here"
 
 
@@ -210,8 +210,8 @@ def run(config: PipelineConfig, source: Path, run_dir: Path) -> Path:
     session = Here(config, run_dir, Screen(Console(quiet=True)))
     stages = build_stages(config, source, session, [], set(outline(config)))
     write = [stage for stage in stages if stage.name == "write"]
-    (visit,) = Pipeline(run_dir, write).run()
-    return visit.place.directory
+    (result,) = Pipeline(run_dir, write).run()
+    return result.context.directory
 
 
 def test_nothing_is_written_of_images_that_do_not_go_with_the_settings(

@@ -127,9 +127,9 @@ def stages_of(shards: Path, config: PipelineConfig) -> dict[str, Stage]:
 
 def changed_by(shards: Path, override: str) -> set[str]:
     """Stages whose own settings a changed value is in."""
-    before, after = stages_of(shards, everything()), stages_of(shards, everything(override))
-    assert list(before) == list(after)
-    return {name for name in before if before[name].settings != after[name].settings}
+    before, depends_on = stages_of(shards, everything()), stages_of(shards, everything(override))
+    assert list(before) == list(depends_on)
+    return {name for name in before if before[name].settings != depends_on[name].settings}
 
 
 TUNED = {"finetune", "finetune-scratch"}
@@ -258,11 +258,11 @@ def test_the_average_is_handed_over_if_one_was_kept(
     overrides: tuple[str, ...], name: str, tmp_path: Path
 ) -> None:
     inputs = {"write": tmp_path / "w", "intermediate": tmp_path / "i"}
-    place = StageContext(
-        Stage(name="finetune", run=lambda place: {}, settings={}), tmp_path, "", {}, inputs
+    context = StageContext(
+        Stage(name="finetune", run=lambda context: {}, settings={}), tmp_path, "", {}, inputs
     )
-    assert finetune.initial_weights(everything(*overrides), place) == tmp_path / "i" / name
-    alone = StageContext(place.stage, tmp_path, "", {}, {"write": tmp_path / "w"})
+    assert finetune.initial_weights(everything(*overrides), context) == tmp_path / "i" / name
+    alone = StageContext(context.stage, tmp_path, "", {}, {"write": tmp_path / "w"})
     assert finetune.initial_weights(everything(), alone) is None
 
 

@@ -23,7 +23,7 @@ def test_a_changed_shard_is_refused_by_its_name(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write(Pictures(((16, 16),) * 9), shards / split, WriteSettings(mode="raw"))
     pipeline = Pipeline(run_dir, [write_stage(DataConfig(), shards, NO_SESSION)])
-    assert [visit.status for visit in pipeline.run()] == ["run"]
+    assert [result.status for result in pipeline.run()] == ["run"]
     flip(only(shards, "val/*.beton"))
     advice = f"convnextv2 data check {shards}/SPLIT reads all of them"
     with pytest.raises(DamageError, match=rf"val/train-00000-of-00001\.beton has .*{advice}"):
