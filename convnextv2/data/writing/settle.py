@@ -17,6 +17,7 @@ from convnextv2.data.collection import (
     UnreadableImage,
 )
 from convnextv2.data.pixels import decode_bands
+from convnextv2.data.pixels.pages import has_further_pages
 from convnextv2.data.writing.encode import WriteSettings
 from convnextv2.data.writing.estimate import some_of
 
@@ -30,15 +31,20 @@ def settle(
 ) -> WriteSettings:
     """Look at some images of `sequence` (rows of PLANNED); `bits` that are open become theirs.
 
-    `note` hears when levels will be lost.
+    `note` hears when levels will be lost, and when pages or frames are not read.
 
     Raises:
         DataError: When more of them than may be left out do not go with `settings`, or with each
             other; names one of each kind, and the setting that would work.
     """
-    found, names = _look(source, sequence, settings)
+    found, names, paged = _look(source, sequence, settings)
     if not found:
         return settings
+    if paged:
+        note(
+            f"{len(paged)} of {sum(found.values())} images looked at, such as {paged[0]}, have "
+            "further pages or frames, which are not read: of each file the first is the image"
+        )
     if settings.pixel_format == RGB:
         misfits = {form: n for form, n in found.items() if form.channels not in MADE_RGB}
         _refuse(misfits, found, names, settings)
@@ -54,16 +60,17 @@ def settle(
     usual = max(fitting, key=found.__getitem__, default=RGB)
     settled = replace(settings, bits=settings.bits or usual.bits)
     misfits = {form: n for form, n in found.items() if form != settled.pixel_format}
-    _refuse(misfits, found, names, settled)
+    _refuse(misfits, found, names, settings)
     return settled
 
 
 def _look(
     source: Source, sequence: Members, settings: WriteSettings
-) -> tuple[Counter[PixelFormat], dict[PixelFormat, str]]:
-    """How many of the images have which format, and one of each."""
+) -> tuple[Counter[PixelFormat], dict[PixelFormat, str], list[str]]:
+    """How many of the images have which format, one of each, and those of several pages."""
     found: Counter[PixelFormat] = Counter()
     names: dict[PixelFormat, str] = {}
+    paged: list[str] = []
     for stored, _ in some_of(source, sequence):
         content = stored.content
         if settings.pixel_format == RGB and isinstance(content, bytes) and content[:2] == _JPEG:
@@ -74,9 +81,11 @@ def _look(
             except UnreadableImage:
                 continue
             form = PixelFormat(values.shape[2], 8 * values.itemsize)
+            if isinstance(content, bytes) and has_further_pages(content):
+                paged.append(stored.name)
         found[form] += 1
         names.setdefault(form, stored.name)
-    return found, names
+    return found, names, paged
 
 
 def _refuse(
@@ -85,11 +94,15 @@ def _refuse(
     names: dict[PixelFormat, str],
     settings: WriteSettings,
 ) -> None:
-    """Raise DataError when there are more misfits than images that may be left out."""
+    """Raise DataError when there are more misfits than images that may be left out.
+
+    `settings` are those of the user, for the words: bits that they leave open nobody asked for.
+    """
     if sum(misfits.values()) <= settings.max_unreadable:
         return
     kinds = "; ".join(f"{form} ({names[form]})" for form in found)
-    asked = f"{settings.pixel_format} are asked for"
+    alone = f"{settings.channels} channel{'s' * (settings.channels != 1)}"
+    asked = f"the settings ask for {settings.pixel_format if settings.bits else alone}"
     if len(found) > 1:
         raise DataError(
             f"images of different kinds: {kinds}, where {asked}; write each kind by itself, or "

@@ -262,20 +262,30 @@ class TestMisfits:
     """Images that do not go together, or not with what is asked for."""
 
     def test_another_number_is_refused_with_the_one_that_would_work(self, tmp_path: Path) -> None:
-        words = r"5 channels of 16 bits \(array-\d\), and 3 channels of 8 bits are asked for; "
+        words = r"5 channels of 16 bits \(array-\d\), and the settings ask for 3 channels; "
         words += r"model\.in_channels=5 would work \(data write: --channels 5"
         with pytest.raises(DataError, match=words):
             write_collection(Arrays(FORMATS[0]), "arrays", tmp_path, Selection(), WriteSettings())
         assert list(tmp_path.glob("*.beton")) == []
 
+    @pytest.mark.parametrize("channels", [1, 4])
+    def test_bits_that_nobody_set_are_not_spoken_of(self, channels: int, tmp_path: Path) -> None:
+        few = f"{channels} channel{'s' if channels > 1 else ''}"
+        words = rf"\(array-\d\), and the settings ask for {few}; model\.in_channels=5 would work "
+        with pytest.raises(DataError, match=words + r"\(data write: --channels 5\)"):
+            write_collection(
+                Arrays(FORMATS[0]), "it", tmp_path, Selection(), WriteSettings(channels=channels)
+            )
+
     def test_other_bits_are_refused_with_setting_and_option(self, tmp_path: Path) -> None:
-        words = r"model\.in_channels=5, data\.write\.bits=16 would work "
+        words = r"and the settings ask for 5 channels of 8 bits; "
+        words += r"model\.in_channels=5, data\.write\.bits=16 would work "
         words += r"\(data write: --channels 5 --bits 16\)"
         with pytest.raises(DataError, match=words):
             written(tmp_path, PixelFormat(5, 16), bits=8)
 
     def test_a_mixture_is_refused_with_one_of_each(self, tmp_path: Path) -> None:
-        words = r"different kinds: .*channels of .*array-3.*where 5 channels of 16 bits are asked"
+        words = r"different kinds: .*channels of .*array-3.*where the settings ask for 5 channels; "
         with pytest.raises(DataError, match=words):
             written(tmp_path, PixelFormat(5, 16), ((3, PixelFormat(4, 16)),))
         with pytest.raises(DataError, match=r"5 channels of 8 bits \(array-7\)"):

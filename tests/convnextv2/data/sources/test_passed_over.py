@@ -1,10 +1,16 @@
 """What the user hears of a collection when it is written."""
 
+import io
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from convnextv2.data.collection import DataError
 from convnextv2.data.selection import Selection
@@ -34,6 +40,39 @@ def test_notes_of_the_source_and_counts_of_all_parts_are_told_once(tmp_path: Pat
     ]
     (note,) = written(tmp_path / "photos", tmp_path / "shards")
     assert note.endswith("is complete already: nothing to do")
+
+
+def animation(kind: str, frames: int) -> bytes:
+    file, (first, *others) = io.BytesIO(), [Image.new("RGB", (8, 8), (90 * n, 0, 0)) for n in
+                                            range(frames)]  # fmt: skip
+    first.save(file, kind, save_all=True, append_images=others)
+    return file.getvalue()
+
+
+def tiff(pages: int, **further: Any) -> bytes:
+    """Pages of 8 x 8 pixels; what is `further` said is of all but the first."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for page in range(pages):
+            values = np.full((8, 8, 3), page, np.uint8)
+            writer.write(values, photometric="rgb", metadata=None, **(further if page else {}))
+    return file.getvalue()
+
+
+SEVERAL = [tiff(3), *(animation(kind, 3) for kind in ("GIF", "PNG", "WEBP"))]
+ONE = [tiff(1), tiff(2, subfiletype=1), *(animation(kind, 1) for kind in ("GIF", "PNG", "WEBP")),
+       jpeg(), tiff(3)[: len(tiff(1)) + 20]]  # fmt: skip
+
+
+def test_pages_and_frames_behind_the_first_are_told_with_one_such_file(tmp_path: Path) -> None:
+    for number, content in enumerate([*SEVERAL, *ONE]):
+        put(tmp_path / "photos/a" / f"{number}.png", content)
+    (note,) = written(tmp_path / "photos", tmp_path / "shards")
+    assert re.fullmatch(
+        r"4 of 11 images looked at, such as \S+/[0-3]\.png, have further pages or frames, which "
+        r"are not read: of each file the first is the image",
+        note,
+    )
 
 
 def test_shards_without_an_image_say_what_they_hold(tmp_path: Path) -> None:
