@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import select
 import shlex
 import signal
 import sys
@@ -105,6 +107,24 @@ def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; ends quietly where the reader of what it prints goes away, as `head` does."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            # Here, not when Python ends, where nobody could catch what this raises.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes them again when it ends, and would complain. So its manual has it, exit
+        # code included ("Note on SIGPIPE" of the module signal).
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     """Parse, act, and turn errors of ours into one message and an exit code."""
     # Kubernetes stops a pod with SIGTERM: the same orderly way out as Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -119,8 +139,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            raise
         print(f"error: {_words(error)}", file=sys.stderr)
         return 1
+
+
+def _is_unread() -> bool:
+    """Whether standard output is a pipe that nobody reads; other broken pipes are errors."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

@@ -5,6 +5,7 @@ Bad input is in tests/integration/test_bad_input.py, help and manual in test_man
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -47,6 +48,45 @@ def test_an_unknown_preset(words: list[str], capsys: Capture) -> None:
         "  unknown preset 'imagnet1k'; did you mean 'imagenet1k'?\n"
     )
     assert out == ""
+
+
+def without_a_reader(words: list[str], **environment: str) -> tuple[int, str]:
+    """Exit code of a command whose standard output nobody reads, and what it says of that."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *words],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    return ended.returncode, ended.stderr
+
+
+# Unbuffered, the command itself meets the closed pipe; else the last flush does.
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["presets", "--json"], ["presets", "demo"], ["data", "--help"]])
+def test_a_reader_that_goes_away_ends_a_command_quietly(words: list[str], unbuffered: str) -> None:
+    code, said = without_a_reader(words, PYTHONUNBUFFERED=unbuffered)
+    assert said == ""
+    assert code == 1 or "--help" in words, "only argparse takes no notice"
+
+
+def test_errors_are_said_all_the_same_when_nobody_reads_the_output() -> None:
+    code, said = without_a_reader(["run", "imagnet1k"])
+    assert (code, said[:22]) == (1, "error: 1 problem in th")
+
+
+def test_another_broken_pipe_is_an_error(monkeypatch: Patch, capfd: Capture) -> None:
+    def fail(options: argparse.Namespace) -> int:
+        raise BrokenPipeError("the connection to the cluster")
+
+    monkeypatch.setattr(cli, "_act_doctor", fail)
+    assert cli.main(["doctor"]) == 1
+    assert capfd.readouterr().err == "error: the connection to the cluster\n"
 
 
 @pytest.fixture
