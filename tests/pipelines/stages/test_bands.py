@@ -76,7 +76,14 @@ def in_parquet(root: Path) -> None:
     pq.write_table(pa.table({"image": images, "label": [0, 1, 0, 1]}), root / "train.parquet")
 
 
-@pytest.mark.parametrize("lay_out", [in_folders, in_webdataset, in_parquet])
+def in_parquet_lists(root: Path) -> None:
+    kind = pa.list_(pa.list_(pa.list_(pa.uint16())))
+    images = pa.array([array(number).tolist() for number in range(4)], kind)
+    root.mkdir(parents=True)
+    pq.write_table(pa.table({"image": images, "label": [0, 1, 0, 1]}), root / "train.parquet")
+
+
+@pytest.mark.parametrize("lay_out", [in_folders, in_webdataset, in_parquet, in_parquet_lists])
 def test_every_layout_may_hold_arrays(lay_out: object, tmp_path: Path) -> None:
     lay_out(tmp_path / "source")  # type: ignore[operator]
     source, _ = open_selected(tmp_path / "source", Selection(hold_out=1e-9))

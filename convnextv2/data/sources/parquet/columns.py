@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from convnextv2.data.collection import DataError
+from convnextv2.data.sources.parquet.arrays import dimensions, has_whole_numbers
 
 _IMAGE_NAMES = ("img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")
 _LABEL_WORDS = {"label", "labels", "class", "cls", "target", "category"}
@@ -32,23 +33,29 @@ def choose_columns(path: Path, schema: pa.Schema, wanted: Columns) -> Columns:
     """The columns of a file to be read; without a label column the images are unlabelled.
 
     Images are in `image`; or the one column that `datasets` knows as images; or that has a usual
-    name; or the one with bytes. Labels are in `label`; or the one column of class labels; or the
+    name; or the one with bytes; or with arrays that `datasets` knows, or of whole numbers in three
+    dimensions. Labels are in `label`; or the one column of class labels; or the
     one with such a word in its name.
 
     Raises:
         DataError: When there are no images, or several columns could be meant; all are listed.
     """
     features = features_of(schema)
-    images = [field.name for field in schema if is_image_type(field.type)]
+    files = [field.name for field in schema if is_image_type(field.type)]
+    arrays = [field.name for field in schema if dimensions(field.type) in (2, 3)]
+    # Arrays in other columns may be boxes, outlines or features.
+    pictures = [name for name in arrays if _is_picture(schema.field(name).type)]
     labels = [field.name for field in schema if _is_label_type(field.type)]
     image = _only(
-        path, schema, "image", wanted.image, images,
-        [["image"], _of_kind(features, "Image"), _IMAGE_NAMES, images],
+        path, schema, "image", wanted.image, [*files, *arrays],
+        [["image"], _of_kind(features, "Image"), _IMAGE_NAMES, files,
+         _of_kind(features, "Array2D", "Array3D"), pictures],
     )  # fmt: skip
     if image is None:
         raise DataError(
-            f"{path} has columns {described(schema)}; expected image (the bytes of image files, or "
-            f"a struct with a field bytes); {_SETTINGS['image']} names another"
+            f"{path} has columns {described(schema)}; expected image (the bytes of image files, a "
+            "struct with a field bytes, or arrays of numbers); "
+            f"{_SETTINGS['image']} names another{_about_flat_lists(schema)}"
         )
     named = [name for name in labels if _LABEL_WORDS & set(re.split(r"[^a-z]+", name.lower()))]
     if wanted.label is None and "label" in schema.names and "label" not in labels:
@@ -87,7 +94,7 @@ def _only(
             return wanted
         raise DataError(
             f"{path} has no column {wanted} of {what}s, which {_SETTINGS[what]} asks for; its "
-            f"columns are {described(schema)}"
+            f"columns are {described(schema)}{_about_flat_lists(schema, wanted)}"
         )
     for names in choices:
         found = [name for name in usable if name in names]
@@ -108,9 +115,25 @@ def features_of(schema: pa.Schema) -> dict[str, dict[str, object]]:
     return about.get("info", {}).get("features", {}) or {}
 
 
-def _of_kind(features: Mapping[str, dict[str, object]], kind: str) -> list[str]:
+def _of_kind(features: Mapping[str, dict[str, object]], *kinds: str) -> list[str]:
     return [name for name, about in features.items()
-            if isinstance(about, dict) and about.get("_type") == kind]  # fmt: skip
+            if isinstance(about, dict) and about.get("_type") in kinds]  # fmt: skip
+
+
+def _is_picture(kind: pa.DataType) -> bool:
+    return dimensions(kind) == 3 and has_whole_numbers(kind)
+
+
+def _about_flat_lists(schema: pa.Schema, wanted: str | None = None) -> str:
+    """What is wrong with lists of numbers that have no shape, where they may be meant."""
+    flat = [field.name for field in schema
+            if dimensions(field.type) == 1 and wanted in (None, field.name)]  # fmt: skip
+    if not flat:
+        return ""
+    return (
+        f". The lists of numbers in {' and '.join(flat)} have no shape; lists of lists (rows of "
+        "pixels of channels), Arrow's fixed_shape_tensor or the bytes of .npy files would work"
+    )
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

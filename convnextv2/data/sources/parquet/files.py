@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Split, Stored
 from convnextv2.data.sources.leftovers import is_leftover
 from convnextv2.data.sources.listing import choose_split, hash_files, list_members, split_words
+from convnextv2.data.sources.parquet.arrays import dimensions, npy_of
 from convnextv2.data.sources.parquet.columns import Columns, choose_columns, described
 from convnextv2.data.sources.parquet.labels import class_names, find_classes, label_numbers
 
@@ -91,9 +92,10 @@ class ParquetFiles:
         first = 0
         for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[self.image]):
             column = batch.column(0)
+            content_of = npy_of if dimensions(column.type) else _bytes_of
             begin, end = np.searchsorted(rows, (first, first + len(column)))
             for row in rows[begin:end]:
-                yield int(row), _bytes_of(column[int(row) - first].as_py())
+                yield int(row), content_of(column[int(row) - first])
             first += len(column)
 
     def _check_images(self, path: Path, file: pq.ParquetFile) -> None:
@@ -114,6 +116,8 @@ class ParquetFiles:
 
     def _further_images(self, file: pq.ParquetFile) -> int:
         """Images in lists of several, beyond the first of each row."""
+        if dimensions(file.schema_arrow.field(self.image).type):
+            return 0  # The lists are one image.
         return sum(
             leaf.num_values - file.metadata.row_group(group).num_rows
             for group in range(file.num_row_groups)
@@ -135,7 +139,7 @@ def open_parquet_files(
     """Open those of the files `names` below `root` that are of a split, by their names.
 
     Raises:
-        DataError: When they have no column of encoded images, or it is not clear which is meant, or
+        DataError: When they have no column of images, or it is not clear which is meant, or
             the classes of their files cannot be matched by name.
     """
     chosen, told = choose_split(root, names, split)
@@ -188,8 +192,9 @@ def _config_folder(file: PurePosixPath) -> PurePosixPath:
     return file.parent.parent if told_by_folder else file.parent
 
 
-def _bytes_of(value: object) -> bytes:
+def _bytes_of(row: pa.Scalar) -> bytes:
     """The image of a row. A null (of an image that is elsewhere) is an empty one."""
+    value = row.as_py()
     if isinstance(value, list):
         value = value[0] if value else None
     if isinstance(value, dict):

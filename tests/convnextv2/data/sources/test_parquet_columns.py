@@ -2,14 +2,18 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
-from convnextv2.data.collection import DataError, Split
+from convnextv2.data.collection import DataError, Pixels, Split, UnreadableImage
+from convnextv2.data.pixels import decode_bands
 from convnextv2.data.sources import Columns, open_source
 from tests.convnextv2.data.archives import everything, jpeg, listed, put
 
@@ -164,6 +168,142 @@ def test_of_several_images_in_a_row_the_first_is_read_and_the_others_are_counted
     kinds: Counter[str] = Counter()
     open_source(tmp_path, "train").members(0, kinds)
     assert kinds == {"further images of a row": 4}
+
+
+# Arrays of numbers
+
+PIXELS = np.arange(3 * 6 * 7 * 5, dtype=np.uint16).reshape(3, 6, 7, 5) * np.uint16(90)
+"""Three images of (H, W, C) = (6, 7, 5)."""
+Table = Callable[[NDArray[Any]], pa.Array]
+
+
+def lists(pixels: NDArray[Any]) -> pa.Array:
+    """Lists of lists of lists, as nearly everything writes them."""
+    kind = pa.from_numpy_dtype(pixels.dtype)
+    for _ in pixels.shape[1:]:
+        kind = pa.list_(kind)
+    return pa.array(pixels.tolist(), kind)
+
+
+def fixed_lists(pixels: NDArray[Any]) -> pa.Array:
+    """Lists of fixed lengths, the outermost large."""
+    *outer, channels = pixels.shape[2:]
+    kind = pa.list_(pa.from_numpy_dtype(pixels.dtype), channels)
+    for length in reversed(outer):
+        kind = pa.list_(kind, length)
+    return pa.array(pixels.tolist(), pa.large_list(kind))
+
+
+def tensors(pixels: NDArray[Any], permutation: Sequence[int] | None = None) -> pa.Array:
+    count, *shape = pixels.shape
+    kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(pixels.dtype), shape, permutation=permutation)
+    flat = pa.array(pixels.reshape(count, -1).tolist(), kind.storage_type)
+    return pa.ExtensionArray.from_storage(kind, flat)
+
+
+def turned_tensors(pixels: NDArray[Any]) -> pa.Array:
+    """(H, W, C), kept as (C, H, W)."""
+    return tensors(np.moveaxis(pixels, -1, 1), [1, 2, 0])
+
+
+class Array3D(pa.ExtensionType):
+    """As the library `datasets` keeps it; unknown to who reads the file, unless registered."""
+
+    def __init__(self, storage: pa.DataType) -> None:
+        super().__init__(storage, "datasets.features.features.Array3DExtensionType")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b'[[6, 7, 5], "uint16"]'
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: pa.DataType, serialized: bytes) -> "Array3D":
+        return cls(storage)
+
+
+def of_datasets(pixels: NDArray[Any]) -> pa.Array:
+    storage = lists(pixels)
+    return pa.ExtensionArray.from_storage(Array3D(storage.type), storage)
+
+
+@pytest.fixture
+def _registered() -> Iterator[None]:
+    """As when `datasets` is imported, too."""
+    kind = Array3D(lists(PIXELS).type)
+    pa.register_extension_type(kind)
+    yield
+    pa.unregister_extension_type(kind.extension_name)
+
+
+def bands_of(root: Path, columns: Columns | None = None) -> list[Pixels]:
+    source = open_source(root, "train", columns=columns)
+    return [decode_bands(stored.content, stored.name) for stored, _ in everything(source)]
+
+
+@pytest.mark.parametrize("table", [lists, fixed_lists, tensors, turned_tensors, of_datasets])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("name", ["image", "bands"])
+def test_arrays_are_read_to_the_bit(
+    tmp_path: Path, table: Table, dtype: type[np.uint8 | np.uint16], name: str
+) -> None:
+    pixels = PIXELS.astype(dtype)
+    boxes = [[[0.5, 0.5], [1.0, 1.0]]] * 3
+    put_table(tmp_path / TRAIN, {name: table(pixels), "boxes": boxes, "label": [0, 1, 1]})
+    found = np.stack(bands_of(tmp_path))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, pixels)
+    kinds: Counter[str] = Counter()
+    assert open_source(tmp_path, "train").members(0, kinds)["label"].tolist() == [0, 1, 1]
+    assert not kinds
+
+
+@pytest.mark.usefixtures("_registered")
+def test_a_type_that_is_registered_is_read_as_one_that_is_not(tmp_path: Path) -> None:
+    put_table(tmp_path / TRAIN, {"image": of_datasets(PIXELS)})
+    np.testing.assert_array_equal(np.stack(bands_of(tmp_path)), PIXELS)
+
+
+def test_channels_may_come_first_or_be_left_out_as_in_npy_files(tmp_path: Path) -> None:
+    put_table(tmp_path / "first" / TRAIN, {"image": lists(np.moveaxis(PIXELS, -1, 1))})
+    np.testing.assert_array_equal(np.stack(bands_of(tmp_path / "first")), PIXELS)
+    grey = {"scan": {"_type": "Array2D", "shape": [6, 7], "dtype": "uint16"}}
+    put_table(tmp_path / "grey" / TRAIN, {"scan": lists(PIXELS[..., 0])}, grey)
+    np.testing.assert_array_equal(np.stack(bands_of(tmp_path / "grey")), PIXELS[..., :1])
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ([[[1, 2], [3]]], r"train-\S+:0: NPY: an array of shape \(3,\); \(height, width, channels"),
+        ([[[0.5, 0.5]]], r":0: NPY: its values are float64, of no known range; write whole numb"),
+        ([[[1, 99999]]], r":0: NPY: its values \(int64\) go from 1 to 99999; 0 to 65535 would be"),
+        ([[[1, None]]], r":0: NPY: its values are float64, of no known range"),
+        ([[[1], None]], r":0: NPY: an array of shape \(1,\)"),
+        ([None, [[1]]], r":0: the file is empty"),
+    ],
+)  # fmt: skip
+def test_an_array_that_is_no_image_is_told_by_its_row(
+    tmp_path: Path, image: Sequence[object], words: str
+) -> None:
+    put_table(tmp_path / TRAIN, {"image": image})
+    with pytest.raises(UnreadableImage, match=words):
+        bands_of(tmp_path)
+
+
+@pytest.mark.parametrize("columns", [Columns(), Columns(image="image")])
+@pytest.mark.parametrize("image", [PIXELS.reshape(3, -1).tolist(), tensors(PIXELS.reshape(3, -1))])
+def test_numbers_without_a_shape_are_refused_with_what_would_work(
+    tmp_path: Path, image: Sequence[object], columns: Columns
+) -> None:
+    put_table(tmp_path / TRAIN, {"image": image, "label": [0, 1, 1]})
+    words = r"The lists of numbers in image have no shape; lists of lists .*, Arrow's fixed_shape_t"
+    with pytest.raises(DataError, match=words):
+        open_source(tmp_path, "train", columns=columns)
+
+
+def test_arrays_beside_images_are_left_alone_and_can_be_chosen(tmp_path: Path) -> None:
+    put_table(tmp_path / TRAIN, {"photo": BYTES[:3], "depth": lists(PIXELS)})
+    assert [stored.content for stored, _ in everything(open_source(tmp_path, "train"))] == BYTES[:3]
+    np.testing.assert_array_equal(np.stack(bands_of(tmp_path, Columns(image="depth"))), PIXELS)
 
 
 # Several files
