@@ -19,7 +19,8 @@ from pipelines.commands.checkpoint import add_checkpoint_commands
 from pipelines.commands.data import add_data_commands
 from pipelines.commands.presets import add_presets_command
 from pipelines.commands.weights import add_weights_commands
-from pipelines.graph.outline import stages_of_command
+from pipelines.config import PipelineConfig
+from pipelines.graph.outline import stages_of_command, wanted_stages
 from pipelines.runtime.provenance import version
 
 DEFAULT_ROOT = Path("runs")
@@ -173,11 +174,16 @@ def _act_pipeline(options: argparse.Namespace) -> int:
     source = [f"data.source={json.dumps(str(options.data))}"] if options.data else []
     cache = [f"data.cache={json.dumps(str(options.cache))}"] if options.cache else []
     overrides = [*options.set, *source, *cache]
-    config = load_preset(options.preset, overrides)
 
-    until: Sequence[str] = ()
-    if options.command in STAGE_COMMANDS:
-        until = stages_of_command(options.command, config)
+    def until(config: PipelineConfig) -> Sequence[str]:
+        staged = options.command in STAGE_COMMANDS
+        return stages_of_command(options.command, config) if staged else ()
+
+    def wanted(config: PipelineConfig) -> set[str]:
+        # The report shows what is there, whatever the images are.
+        return set() if options.command == "report" else wanted_stages(config, until(config))
+
+    config = load_preset(options.preset, overrides, wanted)
     run_dir = options.run_dir or DEFAULT_ROOT / config.name
     say(f"{config.name} in {run_dir}")
 
@@ -189,7 +195,7 @@ def _act_pipeline(options: argparse.Namespace) -> int:
         config=config,
         run_dir=run_dir,
         command=["convnextv2", *options.words],
-        until=until,
+        until=until(config),
         rerun=options.rerun,
         render_only=options.command == "report",
         whole_command=_whole_command(options),

@@ -15,7 +15,7 @@ from convnextv2.data.collection import DataError
 from pipelines.config import PipelineConfig
 from pipelines.datasets import fashion_mnist
 from pipelines.graph import Pipeline, Stage, StageResult, needed_for
-from pipelines.graph.outline import EVALUATIONS, SCRATCH, outline
+from pipelines.graph.outline import EVALUATIONS, SCRATCH, outline, wanted_stages
 from pipelines.runtime.console import Screen
 from pipelines.runtime.events import curve, read_events
 from pipelines.runtime.logs import redirected
@@ -140,7 +140,7 @@ def _stages(request: Request, session: Session, screen: Screen) -> list[Stage]:
 
     config, command = request.config, request.command
     stages = outline(config)
-    wanted = {name for each in request.until or stages for name in needed_for(each, stages)}
+    wanted = wanted_stages(config, request.until)
     redone = needed_for(request.rerun, stages)[-1:] if request.rerun is not None else []
     if request.render_only:
         wanted = {"report"}

@@ -38,10 +38,13 @@ def add_sample_command(verbs: Any) -> None:
 
 
 def _act_sample(options: argparse.Namespace) -> int:
+    from convnextv2.data.collection import RGB
     from convnextv2.data.contact_sheet import contact_sheet
     from convnextv2.data.load import BetonLoader
     from convnextv2.data.order.global_order import GlobalOrder
     from convnextv2.data.shards.manifest import read_manifest
+    from pipelines.config.checks import changes_of_colours
+    from pipelines.config.resolve import refuse
     from pipelines.presets import load_preset
     from pipelines.training.transforms import augmentation, image_size_of, training_view
 
@@ -55,6 +58,12 @@ def _act_sample(options: argparse.Namespace) -> int:
         )
     augment = recipe.augment
     manifest = read_manifest(options.folder)
+    if manifest.pixel_format != RGB:
+        images = f"the images have {manifest.pixel_format}"
+        refuse(
+            [f"{options.stage}.{problem}" for problem in changes_of_colours(recipe, images)],
+            f"the settings, for the images of {options.folder} (--set changes them)",
+        )
     count = min(options.count, manifest.samples)
     # Mixing takes pairs.
     count -= count % 2 if augment.mixup or augment.cutmix else 0

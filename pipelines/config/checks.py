@@ -94,25 +94,37 @@ def _pixels(config: PipelineConfig) -> Iterator[str]:
     if config.intermediate is not None:
         collections["intermediate.data"] = config.intermediate.data
     for prefix, data in collections.items():
-        if (channels, data.write.bits or 8) == (3, 8):
-            continue
-        images = f"model.in_channels is {channels}" if channels != 3 else "write.bits is 16"
-        if data.write.mode in ("smart", "proportion"):
-            yield (
-                f"{prefix}.write.mode: {data.write.mode} makes JPEGs of RGB of 8 bits, and "
-                f"{images}; raw would work"
-            )
-        readers = (
-            ("pretrain", "finetune", "linear_probe") if prefix == "data" else ("intermediate",)
+        if (channels, data.write.bits or 8) != (3, 8):
+            images = f"model.in_channels is {channels}" if channels != 3 else "write.bits is 16"
+            yield from find_colour_conflicts(config, prefix, images)
+
+
+def find_colour_conflicts(config: PipelineConfig, prefix: str, images: str) -> Iterator[str]:
+    """What is for RGB of 8 bits among the settings of a collection and of those who train on it.
+
+    `prefix` is its section; `images` says why its images are something else.
+    """
+    data = config.data
+    readers: tuple[str, ...] = ("pretrain", "finetune", "linear_probe")
+    if prefix != "data":
+        assert config.intermediate is not None
+        data, readers = config.intermediate.data, ("intermediate",)
+    if data.write.mode in ("smart", "proportion"):
+        yield (
+            f"{prefix}.write.mode: {data.write.mode} makes JPEGs of RGB of 8 bits, and "
+            f"{images}; raw would work"
         )
-        for name in readers:
-            train = getattr(config, name)
-            for field in ("color_jitter", "rand_augment"):
-                if train is not None and getattr(train.augment, field):
-                    yield (
-                        f"{name}.augment.{field}: changes colours of RGB of 8 bits, and {images}; "
-                        "0 would work"
-                    )
+    for name in readers:
+        train = getattr(config, name)
+        if train is not None:
+            yield from (f"{name}.{problem}" for problem in changes_of_colours(train, images))
+
+
+def changes_of_colours(train: TrainConfig, images: str) -> Iterator[str]:
+    """Augmentations of RGB of 8 bits; `images` says why the images are something else."""
+    for field in ("color_jitter", "rand_augment"):
+        if getattr(train.augment, field):
+            yield (f"augment.{field}: changes colours of RGB of 8 bits, and {images}; 0 would work")
 
 
 def _training(train: TrainConfig, data: DataConfig) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """From a preset and `a.b=c` overrides to a checked configuration, all problems on one screen."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import yaml
@@ -9,6 +9,11 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.config import PipelineConfig
 from pipelines.config.checks import find_conflicts
+
+Wanted = Callable[[PipelineConfig], set[str]]
+"""The stages of a configuration that are to run."""
+_FINISHED = "train/manifest.json"
+"""What a folder of finished shards has."""
 
 
 class ConfigError(ValueError):
@@ -22,8 +27,19 @@ class ConfigError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
-def resolve(preset: PipelineConfig, overrides: Sequence[str]) -> PipelineConfig:
+def refuse(problems: Sequence[str], about: str = "the settings") -> None:
+    """Raise ConfigError with the problems, if there are any."""
+    if problems:
+        raise ConfigError(problems, about)
+
+
+def resolve(
+    preset: PipelineConfig, overrides: Sequence[str], wanted: Wanted | None = None
+) -> PipelineConfig:
     """Apply `overrides` (values as in YAML) and check everything.
+
+    That includes the shards that are given as data, for the stages that are `wanted` of the
+    resolved configuration; without it nothing will run, and they are not looked at.
 
     Raises:
         ConfigError: Naming every problem at once.
@@ -38,9 +54,20 @@ def resolve(preset: PipelineConfig, overrides: Sequence[str]) -> PipelineConfig:
         merged = _with_value(merged, key.split("."), _parse(text))
     config, wrong = _validate(merged, base)
     problems += wrong + find_conflicts(config) + _weight_problems(config)
-    if problems:
-        raise ConfigError(problems)
+    if wanted is not None and _names_shards(config):
+        # Here, for it imports PyTorch, which those who give photographs need not wait for.
+        from pipelines.stages.given_shards import find_shards_conflicts
+
+        problems += find_shards_conflicts(config, wanted(config))
+    refuse(list(dict.fromkeys(problems)))
     return config
+
+
+def _names_shards(config: PipelineConfig) -> bool:
+    sources = [config.data.source]
+    if config.intermediate is not None:
+        sources.append(config.intermediate.data.source)
+    return any(source is not None and (source / _FINISHED).exists() for source in sources)
 
 
 def _weight_problems(config: PipelineConfig) -> list[str]:

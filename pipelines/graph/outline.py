@@ -2,9 +2,10 @@
 heavy: a stage that is not there is said in the first second.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipelines.config import PipelineConfig
+from pipelines.graph.pipeline import needed_for
 
 SCRATCH = "finetune-scratch"
 EVALUATIONS = {
@@ -42,6 +43,12 @@ def outline(config: PipelineConfig) -> Outline:
         if trained in stages:
             stages[evaluated] = ("write", trained)
     return {**stages, "report": tuple(stages)}
+
+
+def wanted_stages(config: PipelineConfig, until: Sequence[str] = ()) -> set[str]:
+    """The stages `until` (all of them, without) and all that these need."""
+    stages = outline(config)
+    return {name for each in until or stages for name in needed_for(each, stages)}
 
 
 def stages_of_command(command: str, config: PipelineConfig) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pipelines.config import PipelineConfig
-from pipelines.config.resolve import ConfigError, nearest, resolve
+from pipelines.config.resolve import ConfigError, Wanted, nearest, resolve
 from pipelines.presets import demo, frozen, imagenet1k, imagenet22k, supervised
 from pipelines.presets.recipe import Preset
 
@@ -30,10 +30,12 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def load_preset(name: str, overrides: Sequence[str] = ()) -> PipelineConfig:
-    """Resolve a preset with `a.b=c` overrides (values as in YAML).
+def load_preset(
+    name: str, overrides: Sequence[str] = (), wanted: Wanted | None = None
+) -> PipelineConfig:
+    """Resolve a preset with `a.b=c` overrides (values as in YAML), for stages that are `wanted`.
 
     Raises:
         ConfigError: Naming every problem of the overrides and of the arithmetic at once.
     """
-    return resolve(find_preset(name).build(), overrides)
+    return resolve(find_preset(name).build(), overrides, wanted)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from convnextv2.data.collection import DataError
 from pipelines.config import DataConfig, PipelineConfig
+from pipelines.config.resolve import refuse
 from pipelines.graph import Pipeline, Stage
 from pipelines.graph.outline import EVALUATIONS, outline
 from pipelines.runtime.session import Session
 from pipelines.stages.data_conflicts import find_data_conflicts
 from pipelines.stages.evaluate import evaluate_stage
 from pipelines.stages.finetune import SECTIONS, finetune_stage
+from pipelines.stages.given_shards import find_shards_conflicts, holds_shards, shards_stage
 from pipelines.stages.knn import knn_stage
 from pipelines.stages.pretrain import pretrain_stage
 from pipelines.stages.report import Gaps, report_stage
@@ -35,6 +37,8 @@ def build_stages(
     def build(name: str) -> Stage:
         if name.startswith("write"):
             data, folder = _images(config, source, name)
+            if holds_shards(folder):
+                return shards_stage(folder, name)
             conflicts = partial(find_data_conflicts, config, name, wanted, folder)
             return write_stage(
                 data,
@@ -52,6 +56,7 @@ def build_stages(
             return report_stage(config, session, command)
         return {"pretrain": pretrain_stage, "knn": knn_stage}[name](config, session)
 
+    refuse(find_shards_conflicts(config, wanted, source), "the settings, for the shards given")
     return [build(name) for name in outline(config) if name in wanted]
 
 

@@ -78,7 +78,7 @@ def _labels(
     images: Mapping[Split, Census],
 ) -> Iterator[str]:
     """Labels that are missing, and classes of the validation images that are never learnt."""
-    data = _section(written)
+    data = section_of(written)
     train, val = images["train"], images["val"]
     learning = [name for name in readers if name in SECTIONS or name == "knn"]
     judging = [name for name in readers if _is_judged(config, name)]
@@ -113,13 +113,13 @@ def _several_labels(
     config: PipelineConfig, written: str, readers: list[str], images: Mapping[Split, Census]
 ) -> Iterator[str]:
     """Images of one label and of several, and what is not defined for those."""
-    wanted = _data_of(config, written).multi_label
+    wanted = collection_of(config, written).multi_label
     strange = [
         split for split, each in images.items() if each.classes and each.multi_label != wanted
     ]
     have = "have one label each; false" if wanted else "may have several labels; true"
     for split in strange:
-        yield f"{_section(written)}.multi_label: the {split} images {have} would work"
+        yield f"{section_of(written)}.multi_label: the {split} images {have} would work"
     if strange or not wanted:
         return
     if "knn" in readers:
@@ -132,14 +132,16 @@ def _several_labels(
             )
 
 
-def _data_of(config: PipelineConfig, written: str) -> DataConfig:
+def collection_of(config: PipelineConfig, written: str) -> DataConfig:
+    """The images that a stage writes."""
     if written == "write":
         return config.data
     assert config.intermediate is not None
     return config.intermediate.data
 
 
-def _section(written: str) -> str:
+def section_of(written: str) -> str:
+    """Section of the configuration with the images that a stage writes."""
     return "data" if written == "write" else "intermediate.data"
 
 

@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convnextv2.data.collection import RGB, DataError, Source, Split
+from convnextv2.data.collection import DataError, Source, Split
 from convnextv2.data.labels.census import Census
 from convnextv2.data.selection import Selection, open_selected
-from convnextv2.data.shards.manifest import MANIFEST, Manifest, read_manifest
+from convnextv2.data.shards.manifest import MANIFEST, read_manifest
 from convnextv2.data.sources import Columns
 from convnextv2.data.writing import WriteSettings, plan_collection, write_collection
 from convnextv2.data.writing.write import progress
 from pipelines.config import DataConfig, WriteConfig
-from pipelines.config.resolve import ConfigError
+from pipelines.config.resolve import refuse
 from pipelines.graph import Outputs, Stage, StageContext, digest_of, hash_files
 from pipelines.runtime.session import Session
 
@@ -51,23 +51,18 @@ def write_stage(
         DataError: When there is nothing usable.
         ConfigError: When shards that were written before do not go with the settings.
     """
-
-    def refuse(problems: Sequence[str]) -> None:
-        if problems:
-            raise ConfigError(problems, f"the settings, for the images of {source}")
+    about = f"the settings, for the images of {source}"
 
     def check(folder: Path) -> None:
-        refuse(find_conflicts({split: read_manifest(folder / split).census for split in SPLITS}))
+        images = {split: read_manifest(folder / split).census for split in SPLITS}
+        refuse(find_conflicts(images), about)
 
-    if all((source / split / MANIFEST).exists() for split in SPLITS):
-        check(source)
-        return _written_already(source, name, channels, data.write.bits)
     chosen = {split: _choose(data, source, split) for split in SPLITS}
     settings = write_settings(data.write, channels)
 
     def run(context: StageContext) -> Outputs:
         with session.attempt(context):
-            refuse(_plan(context, chosen, settings, session, find_conflicts))
+            refuse(_plan(context, chosen, settings, session, find_conflicts), about)
             return _write(context, chosen, source, settings, session)
 
     return Stage(
@@ -155,7 +150,7 @@ def _write(
         )
         for name, reason in manifest.skipped:
             session.screen.note(f"skipped {name}: {reason}")
-        outputs |= _outputs(context.directory, split)
+        outputs |= outputs_of(context.directory, split)
     return outputs
 
 
@@ -178,50 +173,7 @@ def read_classes(path: Path | None) -> tuple[str, ...] | None:
         raise DataError(f"class list {path} cannot be read: {error.strerror}") from error
 
 
-def _written_already(source: Path, name: str, channels: int, bits: int | None) -> Stage:
-    """A stage that points to shards written before, by `convnextv2 data write`.
-
-    Raises:
-        DataError: When their images have other channels than the model, or than each other, or are
-            RGB of 16 bits where the settings, which were checked for that, say 8.
-    """
-    manifests: dict[str, Manifest] = {split: read_manifest(source / split) for split in SPLITS}
-    train, val = (manifests[split].pixel_format for split in SPLITS)
-    if train != val:
-        raise DataError(
-            f"{source}/train has images of {train}, {source}/val of {val}; write one of them again "
-            f"with data write --channels {train.channels} --bits {train.bits}"
-        )
-    if train.channels != channels:
-        raise DataError(
-            f"model.in_channels: {channels}, and the images of {source} have {train}; "
-            f"model.in_channels={train.channels} would work"
-        )
-    if channels == RGB.channels and train.bits > (bits or RGB.bits):
-        field = ("data" if name == "write" else "intermediate.data") + ".write.bits"
-        raise DataError(
-            f"{field}: {bits or RGB.bits}, and the images of {source} have {train}; "
-            f"{field}={train.bits} would work"
-        )
-
-    def run(context: StageContext) -> Outputs:
-        for split in SPLITS:
-            link = context.directory / split
-            link.unlink(missing_ok=True)
-            link.symlink_to((source / split).resolve(), target_is_directory=True)
-        return {name: hashed for split in SPLITS
-                for name, hashed in _outputs(context.directory, split).items()}  # fmt: skip
-
-    return Stage(
-        name=name,
-        run=run,
-        settings={split: manifest.fingerprint for split, manifest in manifests.items()},
-        when_damaged=f"It belongs to the shards in {source}: convnextv2 data check {source}/SPLIT "
-        "reads all of them, convnextv2 data write makes new ones",
-    )
-
-
-def _outputs(folder: Path, split: str) -> Outputs:
+def outputs_of(folder: Path, split: str) -> Outputs:
     """The manifest, and the files with the hashes that it holds."""
     manifest = read_manifest(folder / split)
     hashes = {f"{split}/{shard.name}": shard.sha256 for shard in manifest.shards}

@@ -1,9 +1,9 @@
 """Images of five channels and 16 bits, from files of every kind to what is trained on them."""
 
+import contextlib
 import io
 import json
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from convnextv2.analysis.reconstruct import MASK_GREY, reconstruct
-from convnextv2.data.collection import DataError, PixelFormat, Pixels
+from convnextv2.data.collection import PixelFormat, Pixels
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.pixels.visible import visible
 from convnextv2.data.selection import Selection, open_selected
@@ -26,10 +26,11 @@ from convnextv2.tasks import IMAGENET, Normalize
 from convnextv2.tasks.pretrain import PretrainTask
 from pipelines import cli
 from pipelines.config import PipelineConfig
+from pipelines.graph.outline import wanted_stages
 from pipelines.presets import load_preset
-from pipelines.runtime.session import Session
+from pipelines.run import Request
 from pipelines.stages import finetune, pretrain
-from pipelines.stages.write_data import write_stage
+from pipelines.stages.given_shards import find_shards_conflicts
 from pipelines.training.job import TrainJob
 from pipelines.weights.metadata import metadata_of
 from tests.convnextv2.data.archives import put, tar
@@ -174,27 +175,92 @@ def test_rgb_is_shown_as_it_is() -> None:
     assert visible(image, IMAGENET) is image
 
 
+def conflicts(shards: Path, *overrides: str) -> list[str]:
+    """What is wrong with shards for all stages of the demo."""
+    config = load_preset("demo", [f"data.source={shards}", *FEW, *overrides])
+    return find_shards_conflicts(config, wanted_stages(config))
+
+
+FIVE = ("model.in_channels=5", "pretrain.augment.color_jitter=0")
+FEW = (
+    "pretrain.train_images=null", "pretrain.warmup=0", "finetune.warmup=0",
+    *(f"{name}.{field}={value}" for name in ("pretrain", "finetune")
+      for field, value in (("global_batch_size", 4), ("micro_batch_size", 2))),
+    "finetune.labels_per_class=2",
+)  # fmt: skip
+
+
 def test_shards_that_do_not_fit_the_model_are_refused(shards: Path) -> None:
-    session, data = cast(Session, None), load_preset("demo").data
-    words = r"model\.in_channels: 3, and the images of .* have 5 channels of 16 bits; "
-    with pytest.raises(DataError, match=words + r"model\.in_channels=5 would work"):
-        write_stage(data, shards, session)
-    write_stage(data, shards, session, channels=CHANNELS)
-    write(Pictures(((8, 8),) * 3), shards / "other" / "val")
-    (shards / "other" / "train").symlink_to(shards / "train")
-    with pytest.raises(DataError, match=r"train has images of 5 .*/val of 3 channels of 8 bits"):
-        write_stage(data, shards / "other", session, channels=CHANNELS)
+    have = f"the images of {shards} have 5 channels of 16 bits"
+    assert conflicts(shards) == [
+        f"model.in_channels: 3, and {have}; model.in_channels=5 would work"
+    ]
+    # What would be refused next is said as well.
+    assert conflicts(shards, "finetune.augment.rand_augment=9", "data.write.mode=proportion") == [
+        f"model.in_channels: 3, and {have}; model.in_channels=5 would work",
+        f"data.write.mode: proportion makes JPEGs of RGB of 8 bits, and {have}; raw would work",
+        f"finetune.augment.rand_augment: changes colours of RGB of 8 bits, and {have}; 0 would "
+        "work",
+    ]
+    assert conflicts(shards, *FIVE) == []
+    (shards / "val" / "manifest.json").write_text("{")
+    (unread,) = conflicts(shards, *FIVE)
+    assert unread.startswith(f"data.source: {shards}/val")
+
+
+def test_both_splits_are_of_the_same_kind(shards: Path, tmp_path: Path) -> None:
+    write(Pictures(((8, 8),) * 3), tmp_path / "other" / "val")
+    (tmp_path / "other" / "train").symlink_to(shards / "train")
+    first, *_ = conflicts(tmp_path / "other", *FIVE)
+    assert "other/train has images of 5 channels of 16 bits, " in first
+    assert "other/val of 3 channels of 8 bits; write one of them again with data write" in first
 
 
 def test_rgb_of_16_bits_is_told_before_what_is_for_8_fails_on_it(tmp_path: Path) -> None:
     """RandAugment would, after all of pretraining; only settings that say 16 bits rule it out."""
     for split in ("train", "val"):
         written(tmp_path / split, PixelFormat(3, 16), bits=16)
-    session, data = cast(Session, None), load_preset("demo").data
-    words = r"data\.write\.bits: 8, and the images of .* have 3 channels of 16 bits; "
-    with pytest.raises(DataError, match=words + r"data\.write\.bits=16 would work"):
-        write_stage(data, tmp_path, session)
-    write_stage(load_preset("demo", ["data.write.bits=16"]).data, tmp_path, session)
+    have = f"the images of {tmp_path} have 3 channels of 16 bits"
+    told = f"data.write.bits: 8, and {have}; data.write.bits=16 would work"
+    assert told in conflicts(tmp_path)
+    assert told not in conflicts(tmp_path, "data.write.bits=16")
+
+
+def test_a_command_lists_what_is_wrong_with_settings_and_shards_together(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    command = ["run", "demo", "--data", str(shards), "--run-dir", str(run_dir), "--set"]
+    wrong = [
+        "data.multi_label=true",
+        "pretrain.decoder_dim=0",
+        "pretrain.global_batch_size=64",
+    ]  # Of 4 images.
+    assert cli.main([*command, *" --set ".join([*FEW, *wrong]).split(" ")]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "error: 5 problems in the settings"
+    assert [line.split(":")[0].strip() for line in said[1:]] == [
+        "pretrain.decoder_dim",
+        "model.in_channels",
+        "pretrain.global_batch_size",
+        "data.multi_label",
+        "data.multi_label",
+    ]
+    assert not run_dir.exists()
+
+
+def test_a_command_is_not_refused_for_stages_it_does_not_run(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Request] = []
+    monkeypatch.setattr("pipelines.run.run_pipeline", asked.append)
+    overrides = " --set ".join([*FEW, *FIVE, "finetune.labels_per_class=3"]).split(" ")
+    for command, fine in (("pretrain", True), ("finetune", False), ("report", True)):
+        words = [command, "--data", str(shards), "--run-dir", str(tmp_path), "--set", *overrides]
+        asked.clear()
+        with contextlib.suppress(AttributeError):  # Nothing comes of it.
+            cli.main(words)
+        assert bool(asked) == fine, command
 
 
 @pytest.mark.parametrize("mode", ["raw", "jpg"])
@@ -221,6 +287,20 @@ def test_the_channels_of_others_are_told_from_the_manifest(
     np.testing.assert_allclose(told["mean"], manifest.mean, atol=1e-6)
     assert cli.main(["data", "info", str(shards.parent / "source"), "--stats"]) == 1
     assert "--stats is for shards" in capsys.readouterr().err
+
+
+def test_settings_for_rgb_are_named_with_what_would_show_them(
+    shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = shards / "sheet.png"
+    command = ["data", "sample", str(shards / "train"), "--output", str(sheet), "--count", "4"]
+    assert cli.main(command) == 1
+    said = capsys.readouterr().err
+    assert "the settings, for the images of" in said
+    assert "finetune.augment.rand_augment: changes colours of RGB of 8 bits, and the images" in said
+    assert "have 5 channels of 16 bits; 0 would work" in said
+    assert cli.main([*command, "--set", "finetune.augment.rand_augment=0"]) == 0
+    assert sheet.exists()
 
 
 def test_a_batch_of_them_can_be_looked_at(shards: Path) -> None:

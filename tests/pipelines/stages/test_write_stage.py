@@ -2,19 +2,14 @@
 
 import shutil
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from convnextv2.data.writing import WriteSettings
-from pipelines.config import DataConfig
 from pipelines.graph import DamageError, Pipeline
-from pipelines.runtime.session import Session
-from pipelines.stages.write_data import write_stage
+from pipelines.stages.given_shards import shards_stage
 from tests.convnextv2.data.pictures import Pictures, write
 from tests.pipelines.graph.kitchen import flip, only
-
-NO_SESSION = cast(Session, None)
 
 
 @pytest.mark.slow
@@ -22,8 +17,8 @@ def test_a_changed_shard_is_refused_by_its_name(tmp_path: Path) -> None:
     shards, run_dir = tmp_path / "shards", tmp_path / "run"
     for split in ("train", "val"):
         write(Pictures(((16, 16),) * 9), shards / split, WriteSettings(mode="raw"))
-    pipeline = Pipeline(run_dir, [write_stage(DataConfig(), shards, NO_SESSION)])
-    assert [result.status for result in pipeline.run()] == ["run"]
+    pipeline = Pipeline(run_dir, [shards_stage(shards)])
+    assert [visit.status for visit in pipeline.run()] == ["run"]
     flip(only(shards, "val/*.beton"))
     advice = f"convnextv2 data check {shards}/SPLIT reads all of them"
     with pytest.raises(DamageError, match=rf"val/train-00000-of-00001\.beton has .*{advice}"):
