@@ -184,6 +184,7 @@ def _act_pipeline(options: argparse.Namespace) -> int:
         return set() if options.command == "report" else wanted_stages(config, until(config))
 
     config = load_preset(options.preset, overrides, wanted)
+    stages = until(config)
     run_dir = options.run_dir or DEFAULT_ROOT / config.name
     say(f"{config.name} in {run_dir}")
 
@@ -195,7 +196,7 @@ def _act_pipeline(options: argparse.Namespace) -> int:
         config=config,
         run_dir=run_dir,
         command=["convnextv2", *options.words],
-        until=until(config),
+        until=stages,
         rerun=options.rerun,
         render_only=options.command == "report",
         whole_command=_whole_command(options),
