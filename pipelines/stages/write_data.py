@@ -49,7 +49,6 @@ def write_stage(
 
     Raises:
         DataError: When there is nothing usable.
-        ConfigError: When shards that were written before do not go with the settings.
     """
     about = f"the settings, for the images of {source}"
 
