@@ -1,7 +1,8 @@
 """A Hugging Face folder: what its JSON files say beside `model.safetensors`.
 
 `config.json` builds the model and names its classes, `preprocessor_config.json` builds the image
-processor, so that `AutoImageProcessor`, `AutoBackbone` and `pipeline("image-classification")` work.
+processor, so that `AutoImageProcessor`, `ConvNextV2Backbone` and `pipeline("image-classification")`
+work.
 """
 
 import json

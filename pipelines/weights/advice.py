@@ -22,7 +22,7 @@ def how_to_load(geometry: Geometry, destination: Path, to: str) -> list[str]:
             f"model = AutoModelForImageClassification.from_pretrained({path!r})",
         ]
     if to == "hf":
-        # The class AutoBackbone would choose, which itself asks the Hub for folders, too.
+        # The class AutoBackbone would choose; that of transformers 5.24 takes no local folder.
         return [
             "from transformers import ConvNextV2Backbone",
             f"model = ConvNextV2Backbone.from_pretrained({path!r}, out_indices=(1, 2, 3, 4))",

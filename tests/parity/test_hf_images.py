@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import HFValidationError
 from PIL import Image
 from torch import Tensor
-from transformers import AutoBackbone, AutoImageProcessor, pipeline
-from transformers.models.auto import auto_factory
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    ConvNextV2Backbone,
+    pipeline,
+)
 
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.writing import WriteSettings
@@ -104,17 +110,11 @@ def test_its_pipeline_names_our_classes(tmp_path: Path) -> None:
     assert told == pytest.approx(dict(zip(NAMES, shares, strict=True)), abs=1e-5)
 
 
-def test_the_encoder_of_a_pretraining_is_a_backbone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its maps are normalised once more, by norms that begin as the identity: their code's.
-
-    transformers 5.24 asks the Hub for every name that AutoBackbone is given, a folder's, too.
-    """
-    monkeypatch.setattr(auto_factory.hf_api(), "repo_exists", lambda name: True)
+def test_the_encoder_of_a_pretraining_is_a_backbone(tmp_path: Path) -> None:
+    """Its maps are normalised once more, by norms that begin as the identity: their code's."""
     state = fcmae_state()
     write(state, tmp_path / "hf", to="hf", metadata=Metadata(evaluation=Evaluation.usual(64)))
-    backbone = AutoBackbone.from_pretrained(str(tmp_path / "hf"), out_indices=(1, 2, 3, 4)).eval()
+    backbone = ConvNextV2Backbone.from_pretrained(tmp_path / "hf", out_indices=(1, 2, 3, 4)).eval()
     assert backbone.channels == [4, 6, 8, 10]
     images = AutoImageProcessor.from_pretrained(tmp_path / "hf")(
         Image.fromarray(PICTURES.image(2)), return_tensors="pt"
@@ -127,6 +127,15 @@ def test_the_encoder_of_a_pretraining_is_a_backbone(
     for their, our in zip(theirs, ours, strict=True):
         expected = F.layer_norm(our, our.shape[-1:], eps=1e-6).permute(0, 3, 1, 2)
         torch.testing.assert_close(their, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_auto_backbone_chooses_that_class_but_takes_no_folder(tmp_path: Path) -> None:
+    """When transformers learns to take folders, docs/weights.md and the advice can say so."""
+    write(fcmae_state(), tmp_path / "hf", to="hf")
+    config = AutoConfig.from_pretrained(tmp_path / "hf")
+    assert type(AutoBackbone.from_config(config)) is ConvNextV2Backbone
+    with pytest.raises(HFValidationError, match="Repo id must be in the form"):
+        AutoBackbone.from_pretrained(str(tmp_path / "hf"))
 
 
 def test_a_folder_for_other_channels_has_no_processor_until_their_mean_is_known(
