@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-WEIGHT, AVERAGE = "weight", "average"
+# What tensors are called in the files of a checkpoint, which stay readable: the EMA is "average".
+WEIGHT, EMA_WEIGHT = "weight", "average"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -61,7 +62,7 @@ class EMA:
         self._weights = [fragment.tensors[WEIGHT] for fragment in trained]
         self._averages = [weight.detach().clone() for weight in self._weights]
         for fragment, average in zip(trained, self._averages, strict=True):
-            fragment.tensors[AVERAGE] = average
+            fragment.tensors[EMA_WEIGHT] = average
 
     @torch.no_grad()
     def update(self) -> None:

@@ -103,9 +103,9 @@ class DeepSpeedEngine:
         self._fragments = self._partition.fragments()
         self._updates = self._skipped_steps = self._skipped_in_a_row = 0
         self._unsettled: Outcome | None = None
-        self._average = None
+        self._ema = None
         if settings.ema_decay is not None:
-            self._average = EMA(self._fragments, settings.ema_decay)
+            self._ema = EMA(self._fragments, settings.ema_decay)
 
     @property
     def fragments(self) -> list[StateFragment]:
@@ -178,8 +178,8 @@ class DeepSpeedEngine:
         if not outcome.left_out():
             self._updates += 1
             self._skipped_in_a_row = 0
-            if self._average is not None:
-                self._average.update()
+            if self._ema is not None:
+                self._ema.update()
             return
         self._skipped_steps += 1
         self._skipped_in_a_row += 1
@@ -215,8 +215,8 @@ class DeepSpeedEngine:
             raise CheckpointError(str(error)) from error
         self._unsettled = None
         self._updates, self._skipped_steps = notes["updates"], notes["skipped_steps"]
-        if self._average is not None:
-            self._average.updates = self._updates
+        if self._ema is not None:
+            self._ema.updates = self._updates
         self._partition.refresh(self._updates)
 
     @torch.no_grad()
@@ -238,25 +238,25 @@ class DeepSpeedEngine:
                 tensor.copy_(files.read(kind, fragment.name, fragment.start, fragment.numel))
 
     @contextmanager
-    def evaluating(self, *, averaged: bool = False) -> Iterator[Callable[[Any], Any]]:
+    def evaluating(self, *, ema: bool = False) -> Iterator[Callable[[Any], Any]]:
         """The module in evaluation mode, to be called without gradients by all workers alike.
 
-        On its weights or, `averaged`, on their moving average.
+        On its weights or, with `ema`, on their moving average.
         """
         self.settle()
         self._engine.eval()
-        if averaged:
+        if ema:
             self._swap()
         try:
             with torch.no_grad():
                 yield self._engine
         finally:
-            if averaged:
+            if ema:
                 self._swap()
             self._engine.train()
 
     def _swap(self) -> None:
-        if self._average is None:
+        if self._ema is None:
             raise ValueError("no moving average is kept; set ema_decay")
-        self._average.swap()
+        self._ema.swap()
         self._partition.refresh(None)

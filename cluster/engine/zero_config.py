@@ -95,7 +95,7 @@ def find_problems(
         problems.append("offload_optimizer: stage 0 keeps whole states; stage 1, 2 or 3 offloads")
     if zero.offload_optimizer == "nvme":
         problems.append(
-            "offload_optimizer: checkpoints and averages are taken from memory, and on nvme the "
+            "offload_optimizer: checkpoints and the EMA are taken from memory, and on nvme the "
             "optimizer's state is not there; cpu would work (offload_param may go to nvme)"
         )
     to_disk = "nvme" in (zero.offload_optimizer, zero.offload_param)

@@ -34,8 +34,8 @@ class ImageFiles:
             raise UnreadableImage(f"{path}: {error}") from error
 
 
-def open_images(root: PathLike, limit: int) -> ImageFiles:
-    """At most `limit` images under `root`, flat or in class folders (whose labels are not used).
+def open_images(root: PathLike, max_images: int) -> ImageFiles:
+    """At most `max_images` under `root`, flat or in class folders (whose labels are not used).
 
     They are taken at equal distances in the order of their names, so that as many classes are
     among them as can be.
@@ -47,8 +47,8 @@ def open_images(root: PathLike, limit: int) -> ImageFiles:
     if not root.is_dir():
         what = "is a file; give the folder it lies in" if root.exists() else "does not exist"
         raise DataError(f"image folder {root} {what}")
-    if limit < 1:
-        raise DataError(f"a limit of {limit} images leaves none; give at least 1")
+    if max_images < 1:
+        raise DataError(f"max_images = {max_images} leaves no images; give at least 1")
     names = sorted(
         str(path.relative_to(root))
         for path in root.rglob("*")
@@ -56,7 +56,7 @@ def open_images(root: PathLike, limit: int) -> ImageFiles:
     )
     if not names:
         raise DataError(f"no images under {root}; read are {', '.join(sorted(IMAGE_SUFFIXES))}")
-    count = min(limit, len(names))
+    count = min(max_images, len(names))
     chosen = [names[number * len(names) // count] for number in range(count)]
     return ImageFiles(root, tuple(chosen))
 

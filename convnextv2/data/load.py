@@ -227,7 +227,7 @@ class _EpochThread(EpochIterator):
         if isinstance(self.error, DamagedImage):
             where = self.loader.shards.describe(self.error.sample)
             words = self.error.problem.name.lower().replace("_", " ")
-            raise RuntimeError(f"{where}: {words}; convnextv2 data check finds more") from None
+            raise RuntimeError(f"{where}: {words}; convnextv2 data verify finds more") from None
         raise RuntimeError(f"the reading thread failed: {self.error}") from self.error
 
     def stop(self) -> None:

@@ -18,32 +18,32 @@ from convnextv2.data.sources import Columns, open_source
 from convnextv2.paths import PathLike
 from convnextv2.randomness import Draw, uniform
 
-HOLD_OUT = 0.1
-_LABELS, _LIMIT = Draw.HOLD_OUT + 1, Draw.HOLD_OUT + 2
+VAL_FRACTION = 0.1
+_LABELS, _MAX_IMAGES = Draw.HOLD_OUT + 1, Draw.HOLD_OUT + 2
 
 
 @dataclass(frozen=True)
 class Selection:
     """What to take of a collection; it is applied in the order of the fields.
 
-    `hold_out` is the share of the training images that makes the split "val" (0: all are trained
-    on); without it, the splits are the collection's own. `classes` are taken out of more, and
-    numbered anew in the order of their sorted names, as ImageNet-1K numbers its synsets.
-    `labels_per_class` takes that many images of each class, `limit` at most so many of all.
+    `val_fraction` is the share of the training images that makes the split "val" (0: all are
+    trained on); without it, the splits are the collection's own. `classes` are taken out of more,
+    and numbered anew in the order of their sorted names, as ImageNet-1K numbers its synsets.
+    `labels_per_class` takes that many images of each class, `max_images` at most so many of all.
     """
 
     split: Split = "train"
-    hold_out: float | None = None
+    val_fraction: float | None = None
     classes: tuple[str, ...] | None = None
     labels_per_class: int | None = None
-    limit: int | None = None
+    max_images: int | None = None
 
     def __post_init__(self) -> None:
-        if self.hold_out is not None and not 0 <= self.hold_out < 1:
-            raise DataError(f"hold_out is a share from 0 to below 1, not {self.hold_out}")
-        if self.hold_out == 0 and self.split == "val":
-            raise DataError("hold_out = 0 leaves nothing for the split 'val'; give a share")
-        for name in ("labels_per_class", "limit"):
+        if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
+            raise DataError(f"val_fraction is a share from 0 to below 1, not {self.val_fraction}")
+        if self.val_fraction == 0 and self.split == "val":
+            raise DataError("val_fraction = 0 leaves nothing for the split 'val'; give a share")
+        for name in ("labels_per_class", "max_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DataError(f"{name} = {value} leaves no images; give at least 1")
@@ -72,10 +72,10 @@ def open_selected(
         for name in ("classes", "labels_per_class"):
             if getattr(selection, name) is not None:
                 raise DataError(f"{name} chooses images by their one label; leave it out here")
-    split = selection.split if selection.hold_out is None else "train"
+    split = selection.split if selection.val_fraction is None else "train"
     source = open_source(root, split, labels, columns)
-    if selection.hold_out is None and not source.has_splits:
-        return source, replace(selection, hold_out=HOLD_OUT)
+    if selection.val_fraction is None and not source.has_splits:
+        return source, replace(selection, val_fraction=VAL_FRACTION)
     return source, selection
 
 
@@ -91,7 +91,8 @@ def select(
     Labels are numbers of `label_sets`, where images may have several.
 
     Labels without names get their numbers as such. Memory: beside the listings and the result
-    (24 bytes an image each), 40 bytes for each image that a limit or labels per class choose from.
+    (24 bytes an image each), 40 bytes for each image that `max_images` or `labels_per_class`
+    choose from.
 
     Raises:
         DataError: When nothing is left, or the labels that are asked for are not there.
@@ -101,20 +102,21 @@ def select(
     classes = classes or _number_names(listings)
     check_labels(listings, classes, label_sets)
     chosen = list(listings)
-    if selection.hold_out is not None:
-        chosen = [_split(part, selection.split, selection.hold_out, seed) for part in chosen]
+    if selection.val_fraction is not None:
+        chosen = [_split(part, selection.split, selection.val_fraction, seed) for part in chosen]
         if total and not any(map(len, chosen)):
             raise DataError(
-                f"{total:,} images are too few to hold out a share of {selection.hold_out} as a "
-                f"{selection.split!r} split; make folders train/ and val/, or give another hold_out"
+                f"{total:,} images are too few to hold out a share of {selection.val_fraction} as "
+                f"a {selection.split!r} split; make folders train/ and val/, or give another "
+                "val_fraction"
             )
     if selection.classes is not None:
         chosen, classes = _take_classes(chosen, classes, selection)
     if selection.labels_per_class is not None:
         chosen = _take_labels(chosen, classes, selection.labels_per_class, seed)
-    if selection.limit is not None:
+    if selection.max_images is not None:
         together = np.zeros(sum(map(len, chosen)), np.int32)
-        chosen = _take_smallest(chosen, together, selection.limit, seed, _LIMIT)
+        chosen = _take_smallest(chosen, together, selection.max_images, seed, _MAX_IMAGES)
     if not any(map(len, chosen)):
         raise DataError(f"no images are left of {total:,}")
     return chosen, classes

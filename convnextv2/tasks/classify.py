@@ -18,8 +18,8 @@ class ClassifyTask(nn.Module):
     Where images may be of several classes (labels (B, classes) of 0 and 1) it is binary cross
     entropy, the mean over classes. Smoothed by s, its targets are s / 2 and 1 - s / 2.
 
-    Trained "all", or only the "head": then encoder and final norm stay as they are, behave as in
-    evaluation, and no gradient is computed for them (a linear probe).
+    `trainable` is "all", or the "head" alone: then encoder and final norm stay as they are, behave
+    as in evaluation, and no gradient is computed for them (a linear probe).
     """
 
     def __init__(
@@ -27,14 +27,14 @@ class ClassifyTask(nn.Module):
         model: ConvNeXtV2,
         *,
         label_smoothing: float = 0.0,
-        trained: Literal["all", "head"] = "all",
+        trainable: Literal["all", "head"] = "all",
         normalization: Normalization = IMAGENET,
     ) -> None:
         super().__init__()
-        self.model, self.label_smoothing, self.trained = model, label_smoothing, trained
+        self.model, self.label_smoothing, self.trainable = model, label_smoothing, trainable
         self.depths = model.depths
         self.normalize = Normalize(normalization)
-        if trained == "head":
+        if trainable == "head":
             assert model.head is not None
             model.requires_grad_(False)
             model.head.requires_grad_(True)
@@ -42,7 +42,7 @@ class ClassifyTask(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        if self.trained == "head":
+        if self.trainable == "head":
             self.model.eval()
         return self
 

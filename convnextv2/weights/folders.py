@@ -53,7 +53,7 @@ def files_of(path: Path) -> Files:
     if is_checkpoint(path):
         raise WeightsError(
             f"{path} is a checkpoint of a run, in one piece for each worker; write its weights to "
-            f"one file with convnextv2 checkpoint export {path} --output model.safetensors"
+            f"one file with convnextv2 checkpoint consolidate {path} --output model.safetensors"
         )
     only = tuple(path.glob("*.safetensors"))
     if len(only) == 1:

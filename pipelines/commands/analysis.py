@@ -47,7 +47,7 @@ def _add_reconstruct(commands: Any) -> None:
         commands,
         "reconstruct",
         "show what a pretrained model puts in hidden patches: gallery.html and gallery.png",
-        "convnextv2 reconstruct fcmae.safetensors photos/ --output gallery/ --limit 8",
+        "convnextv2 reconstruct fcmae.safetensors photos/ --output gallery/ --max-images 8",
     )
     parser.add_argument("weights", type=Path, help="weights of a pretraining, with the decoder")
     parser.add_argument("images", type=Path, help="folder of images, flat or in class folders")
@@ -56,7 +56,7 @@ def _add_reconstruct(commands: Any) -> None:
         "--mask-ratio", type=float, default=0.6, help="share of patches to hide (default: 0.6)"
     )
     parser.add_argument("--seed", type=int, default=0, help="which patches are hidden (default: 0)")
-    parser.add_argument("--limit", type=int, default=16, help="images at most (default: 16)")
+    parser.add_argument("--max-images", type=int, default=16, help="images at most (default: 16)")
     parser.add_argument(
         "--image-size", type=image_size, metavar="N|HxW", help="in pixels (default: 7 patches)"
     )
@@ -83,7 +83,9 @@ def _add_collapse(commands: Any) -> None:
     parser.add_argument("other", type=Path, nargs="?", help="weights to compare with")
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--limit", type=int, default=1000, help="images at most (default: 1000)")
+    parser.add_argument(
+        "--max-images", type=int, default=1000, help="images at most (default: 1000)"
+    )
     parser.add_argument(
         "--image-size", type=image_size, default=(224, 224), metavar="N|HxW", help="default: 224"
     )
@@ -138,7 +140,7 @@ def _act_reconstruct(options: argparse.Namespace) -> int:
         options.output,
         mask_ratio=options.mask_ratio,
         seed=options.seed,
-        limit=options.limit,
+        max_images=options.max_images,
         image_size=options.image_size,
         patch_size=options.patch_size,
         norm_pix_loss=not options.raw_pixels,
@@ -162,7 +164,7 @@ def _act_collapse(options: argparse.Namespace) -> int:
         options.images,
         options.output,
         image_size=options.image_size,
-        limit=options.limit,
+        max_images=options.max_images,
         block=options.block,
     )
     if options.json:

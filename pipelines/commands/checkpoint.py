@@ -80,22 +80,24 @@ def add_checkpoint_commands(commands: Any) -> None:
     verify.add_argument("--json", action="store_true", help="print as JSON")
     verify.set_defaults(act=_act_verify)
 
-    export = command(
+    consolidate = command(
         verbs,
-        "export",
+        "consolidate",
         "write the model's weights as one fp32 safetensors file; needs no GPU",
-        "convnextv2 checkpoint export runs/demo/stages/pretrain/*/checkpoints/step-00000400 "
+        "convnextv2 checkpoint consolidate runs/demo/stages/pretrain/*/checkpoints/step-00000400 "
         "--output fcmae.safetensors",
     )
-    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a step-... folder")
-    export.add_argument(
+    consolidate.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a step-... folder"
+    )
+    consolidate.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="safetensors file to write"
     )
-    export.add_argument(
-        "--average", action="store_true", help="the moving average (EMA) of the weights instead"
+    consolidate.add_argument(
+        "--ema", action="store_true", help="the moving average (EMA) of the weights instead"
     )
-    export.add_argument("--json", action="store_true", help="print what was written as JSON")
-    export.set_defaults(act=_act_export)
+    consolidate.add_argument("--json", action="store_true", help="print what was written as JSON")
+    consolidate.set_defaults(act=_act_consolidate)
 
 
 def _act_list(options: argparse.Namespace) -> int:
@@ -151,10 +153,10 @@ def _act_verify(options: argparse.Namespace) -> int:
     return 0 if all(each["good"] for found in content.values() for each in found) else 1
 
 
-def _act_export(options: argparse.Namespace) -> int:
-    from cluster.checkpoint.fragments import AVERAGE, WEIGHT
+def _act_consolidate(options: argparse.Namespace) -> int:
+    from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT
     from cluster.checkpoint.store import CheckpointError, verify
-    from pipelines.training.export import export
+    from pipelines.training.consolidate import consolidate
 
     path: Path = options.checkpoint
     if _checkpoints(path) != [path]:
@@ -164,17 +166,22 @@ def _act_export(options: argparse.Namespace) -> int:
     try:
         verified = verify(path)
     except CheckpointError as error:
-        raise CheckpointError(f"{path} is not good, nothing is exported: {error}") from error
+        raise CheckpointError(f"{path} is not good, nothing is written: {error}") from error
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    kind = AVERAGE if options.average else WEIGHT
-    exported = export(path, options.output, kind, metadata=verified.notes.get("weights"))
+    kind, words = (EMA_WEIGHT, "EMA") if options.ema else (WEIGHT, "weights")
+    written = consolidate(path, options.output, kind, metadata=verified.notes.get("weights"))
     if options.json:
-        content = {"checkpoint": str(path), "step": verified.step, "kind": kind, **asdict(exported)}
-        print(json.dumps(content | {"file": str(exported.file)}, indent=1))
+        content = {
+            "checkpoint": str(path),
+            "step": verified.step,
+            "ema": options.ema,
+            **asdict(written),
+        }
+        print(json.dumps(content | {"file": str(written.file)}, indent=1))
     else:
         print(
-            f"{exported.file}: {kind} of step {verified.step:,}, {exported.parameters:,} "
-            f"parameters in {exported.tensors} tensors, {exported.bytes / 1e6:,.1f} MB"
+            f"{written.file}: {words} of step {verified.step:,}, {written.parameters:,} "
+            f"parameters in {written.tensors} tensors, {written.bytes / 1e6:,.1f} MB"
         )
     return 0
 

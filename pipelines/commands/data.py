@@ -1,4 +1,4 @@
-"""Commands on image collections: `data write`, `data info`, `data check`, `data sample`."""
+"""Commands on image collections: `data write`, `data info`, `data verify`, `data sample`."""
 
 import argparse
 import json
@@ -23,16 +23,16 @@ def add_data_commands(commands: Any) -> None:
     verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_write(verbs)
     add_info_command(verbs, _add_source_options, _open)
-    check = command(
+    verify = command(
         verbs,
-        "check",
+        "verify",
         "compare shards with their manifest, to the last byte",
-        "convnextv2 data check shards/train --decode",
+        "convnextv2 data verify shards/train --decode",
     )
-    check.add_argument("folder", type=Path, help="a folder of shards")
-    check.add_argument("--decode", action="store_true", help="decode every image, too")
-    check.add_argument("--json", action="store_true", help="print as JSON")
-    check.set_defaults(act=_act_check)
+    verify.add_argument("folder", type=Path, help="a folder of shards")
+    verify.add_argument("--decode", action="store_true", help="decode every image, too")
+    verify.add_argument("--json", action="store_true", help="print as JSON")
+    verify.set_defaults(act=_act_verify)
     add_sample_command(verbs)
 
 
@@ -90,10 +90,10 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--multi-label", action="store_true", help="images of a list may be of several classes"
     )
-    parser.add_argument("--hold-out", type=float, help="share that makes the split val")
+    parser.add_argument("--val-fraction", type=float, help="share that makes the split val")
     parser.add_argument("--labels-per-class", type=int, help="keep so many images per class")
     parser.add_argument("--classes", type=Path, help="file with the classes to keep, one a line")
-    parser.add_argument("--limit", type=int, help="keep so many images in all")
+    parser.add_argument("--max-images", type=int, help="keep so many images in all")
     parser.add_argument(
         "--channels", type=int, default=3, help="of an image (default: 3, which makes RGB of all)"
     )
@@ -112,10 +112,10 @@ def _open(path: Path, options: argparse.Namespace) -> tuple[Any, Any]:
 
     selection = Selection(
         split=options.split,
-        hold_out=options.hold_out,
+        val_fraction=options.val_fraction,
         classes=read_classes(options.classes),
         labels_per_class=options.labels_per_class,
-        limit=options.limit,
+        max_images=options.max_images,
     )
     columns = Columns(options.image_column, options.label_column, options.multi_label)
     return open_selected(path, selection, options.labels, columns)
@@ -179,13 +179,13 @@ def _act_write(options: argparse.Namespace) -> int:
     return 0
 
 
-def _act_check(options: argparse.Namespace) -> int:
+def _act_verify(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from pipelines.runtime.console import Screen
 
     screen = Screen(Console(stderr=True, soft_wrap=True))
-    screen.starts("check", f"comparing {options.folder} with its manifest")
+    screen.starts("verify", f"comparing {options.folder} with its manifest")
     try:
         from convnextv2.data.shards.check import check
 

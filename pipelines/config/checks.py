@@ -61,14 +61,14 @@ def _stages(config: PipelineConfig) -> Iterator[str]:
         if config.intermediate is None:
             if config.finetune is None and config.linear_probe is None and config.knn is None:
                 yield "finetune: neither pretrain nor finetune is set; there is nothing to train"
-            elif (train := config.finetune) and train.control and train.weights is None:
-                yield "finetune.control: without pretrain, fine-tuning is from scratch itself"
-    if config.linear_probe is not None and config.linear_probe.train != "head":
-        yield "linear_probe.train: a probe trains the head alone; set head, or use finetune"
+            elif (train := config.finetune) and train.scratch_baseline and train.weights is None:
+                yield "finetune.scratch_baseline: without pretrain, finetune is that itself"
+    if config.linear_probe is not None and config.linear_probe.trainable != "head":
+        yield "linear_probe.trainable: a probe trains the head alone; set head, or use finetune"
     for name in ("intermediate", "linear_probe"):
         train = getattr(config, name)
-        if train is not None and train.control:
-            yield f"{name}.control: only finetune has a control"
+        if train is not None and train.scratch_baseline:
+            yield f"{name}.scratch_baseline: only finetune has a baseline from scratch"
     yield from _two_starts(config)
 
 
@@ -195,7 +195,7 @@ def _fine_tuning(train: FinetuneConfig, model: ModelConfig) -> Iterator[str]:
             f"image_size: {train.image_size} is no multiple of the total stride {stride} "
             f"(8 x model.stem_stride); {nearest_multiples(train.image_size, stride)} would work"
         )
-    if train.train == "head":
+    if train.trainable == "head":
         for name, off in (("layer_decay", 1.0), ("drop_path", 0.0)):
             if getattr(train, name) != off:
                 yield f"{name}: only the head is trained, without the layers it is for; set {off:g}"

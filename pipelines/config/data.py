@@ -43,20 +43,20 @@ class DataConfig(Section):
     multi_label: bool = False
     """An image may be of several classes, or of none, as a list says: trained with binary cross
     entropy, evaluated by mean average precision (mAP). docs/data.md."""
-    hold_out: Annotated[float, Field(gt=0, lt=1)] | None = None
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the training images that becomes the validation split, by a hash of the names. By
     default the source's own split, or a tenth where it has none."""
     classes: Path | None = None
     """A text file with the classes to keep, one per line (the 1K synsets inside the 22K)."""
-    limit: Positive | None = None
+    max_images: Positive | None = None
     """Keep so many images of each split."""
     write: WriteConfig = WriteConfig()
     num_workers: Positive = 1
     """Decoding threads per worker."""
-    order: Literal["random", "block-random"] = "random"
+    shuffle: Literal["random", "block-random"] = "random"
     """block-random reads whole pages of 8 MB, for disks that are slow at anything else."""
     window_blocks: Positive = 128
-    """Pages whose images are mixed among each other, in order block-random."""
+    """Pages whose images are mixed among each other, with shuffle block-random."""
     cache: Path | None = None
     """Folder on each node's own disk that shards are copied to while training runs."""
     cache_gb: Annotated[float, Field(gt=0)] | None = None
@@ -82,7 +82,7 @@ class AugmentConfig(Section):
     """Magnitude of RandAugment's two operations (timm's increasing set); 0 is none."""
     rand_augment_std: Annotated[float, Field(ge=0)] = 0.5
     """Standard deviation of that magnitude."""
-    erasing: Share = 0.0
+    random_erasing: Share = 0.0
     """Probability of erasing a rectangle with noise."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """Alpha of mixup; 0 is none. With cutmix, each image gets one of the two."""

@@ -47,7 +47,7 @@ class TrainConfig(Section):
     """Like 500 steps, 1 epoch or 5%; a bare number means steps. The end always has one."""
     asynchronous_checkpoints: bool = True
     """Write checkpoints behind training, which waits for a copy in memory only."""
-    keep_checkpoints: Positive = 2
+    keep_last: Positive = 2
     """So many of the last are kept,"""
     keep_every: Interval | None = None
     """and one of every so long,"""
@@ -80,11 +80,11 @@ class FinetuneConfig(TrainConfig):
 
     labels_per_class: Positive | None = None
     """Train on so many labelled images of each class only."""
-    control: bool = False
+    scratch_baseline: bool = False
     """Train a second model from scratch with the same recipe, as the control."""
     label_smoothing: Share = 0.1
     drop_path: Share = 0.0
-    train: Literal["all", "head"] = "all"
+    trainable: Literal["all", "head"] = "all"
     """head leaves the encoder as it was pretrained: a linear probe."""
     image_size: Positive | None = None
     """Side in pixels, here and in evaluation; as in pretraining by default."""
@@ -108,7 +108,7 @@ class IntermediateConfig(FinetuneConfig):
 class KnnConfig(Section):
     """k nearest neighbours of the pretrained encoder's features: no training at all."""
 
-    neighbours: Positive = 20
+    k: Positive = 20
     temperature: Annotated[float, Field(gt=0)] = 0.07
     """A neighbour counts exp(cosine / temperature)."""
     weights: Path | None = None

@@ -37,7 +37,7 @@ def outline(config: PipelineConfig) -> Outline:
         start = ("intermediate",)
     if config.finetune is not None:
         stages["finetune"] = ("write", *start)
-        if config.finetune.control:
+        if config.finetune.scratch_baseline:
             stages[SCRATCH] = ("write",)
     for evaluated, trained in EVALUATIONS.items():
         if trained in stages:

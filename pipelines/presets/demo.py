@@ -41,7 +41,7 @@ def demo() -> PipelineConfig:
         finetune=FinetuneConfig(
             duration=epochs(27),
             labels_per_class=100,
-            control=True,
+            scratch_baseline=True,
             global_batch_size=64,
             micro_batch_size=32,
             base_lr=6e-3,

@@ -18,7 +18,7 @@ from pipelines.config import AugmentConfig, FinetuneConfig, KnnConfig, PipelineC
 from pipelines.presets.recipe import ON_GPUS, PAPER, Preset, imagenet, pretraining
 
 LINEAR = FinetuneConfig(
-    train="head",
+    trainable="head",
     duration=epochs(90),
     warmup=epochs(10),
     global_batch_size=1024,

@@ -5,12 +5,13 @@
 
 layer_decay_groups: it has groups for Base and Large and layers of one block for the others; here
     that holds for all steps of fine-tuning.
-augment.erasing, min_lr: 0.25 and 1e-6, the defaults of the released code, as in fine-tuning on 1K.
+augment.random_erasing, min_lr: 0.25 and 1e-6, the defaults of the released code, as in fine-tuning
+    on 1K.
 imagenet22k-huge-384 and -512: the text says of the best Huge that 384 px were used "for
     pre-training and fine-tuning", and all released FCMAE weights are of 224. 224 is taken here;
     model.image_size changes pretraining.
-intermediate.data.hold_out: the 22K have no validation split. 0.35% of them, about 50,000 images,
-    are kept out to see how training goes; the paper, as far as it says, keeps none.
+intermediate.data.val_fraction: the 22K have no validation split. 0.35% of them, about 50,000
+    images, are kept out to see how training goes; the paper, as far as it says, keeps none.
 
 No weights between the steps were released, nor a command for 22K. Batches are 4096, 4096 and 512
 images on any number of GPUs; micro_batch_size is for eight GPUs of 80 GB (an estimate).
@@ -77,7 +78,7 @@ def _preset(size: str, side: int) -> Preset:
                 ON_22K[size],
                 batch=4096,
                 ema_decay=None,
-                data=imagenet_data(max_resolution=512, hold_out=0.0035),
+                data=imagenet_data(max_resolution=512, val_fraction=0.0035),
             ),
             finetune=fine_tuning(
                 FinetuneConfig,

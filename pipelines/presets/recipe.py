@@ -130,7 +130,7 @@ def fine_tuning(
             crop_scale=(0.08, 1.0),
             rand_augment=9.0,
             rand_augment_std=0.5,
-            erasing=0.25,
+            random_erasing=0.25,
             mixup=row.mixup,
             cutmix=row.cutmix,
         ),

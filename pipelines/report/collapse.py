@@ -38,7 +38,7 @@ def analyse_collapse(
     output: Path,
     *,
     image_size: tuple[int, int],
-    limit: int,
+    max_images: int,
     block: str | None,
 ) -> dict[str, Any]:
     """Measure every weight file on the same images; write and return the numbers.
@@ -52,7 +52,7 @@ def analyse_collapse(
     found = [inspect(path) for path in files]
     models = [read_encoder(each).to(best_device()) for each in found]
     drawn = [_drawable(path, model, block) for path, model in zip(files, models, strict=True)]
-    views = Views(open_images(images, limit), image_size, BATCH)
+    views = Views(open_images(images, max_images), image_size, BATCH)
     meters = [
         CollapseMeter(model, normalization_of(each))
         for model, each in zip(models, found, strict=True)

@@ -29,7 +29,7 @@ def make_gallery(
     *,
     mask_ratio: float,
     seed: int,
-    limit: int,
+    max_images: int,
     image_size: tuple[int, int] | None,
     patch_size: int | None,
     norm_pix_loss: bool,
@@ -49,7 +49,7 @@ def make_gallery(
         found, image_size=image_size, patch_size=patch_size, norm_pix_loss=norm_pix_loss
     ).to(best_device())
     require_rgb(model.encoder.in_channels)
-    views = Views(open_images(images, limit), model.image_size, BATCH)
+    views = Views(open_images(images, max_images), model.image_size, BATCH)
     made = reconstruct_all(
         model, views, mask_ratio=mask_ratio, seed=seed, normalization=normalization_of(found)
     )

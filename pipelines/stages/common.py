@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.checkpoint.fragments import AVERAGE, WEIGHT
+from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT
 from cluster.checkpoint.store import Checkpoint, CheckpointError, latest_good
 from pipelines.graph import Outputs, StageContext, hash_files
 from pipelines.runtime.events import SPOOL
 from pipelines.runtime.session import Session
-from pipelines.training.export import export
+from pipelines.training.consolidate import consolidate
 from pipelines.training.job import TrainJob
 from pipelines.training.loop import CHECKPOINTS, train
 from pipelines.weights.metadata import metadata_of
@@ -20,18 +20,18 @@ NOT_IN_KEY = {
     "activation_checkpointing",
     "checkpoint_every",
     "asynchronous_checkpoints",
-    "keep_checkpoints",
+    "keep_last",
     "keep_every",
     "keep_best",
     "evaluate_every",
     "max_skipped_steps",
     "compile",
     "backend",
-    "control",
+    "scratch_baseline",
     "weights",
 }
 # Of the settings of data, those that decide which samples make up which batch.
-ORDER = {"order", "window_blocks"}
+ORDER = {"shuffle", "window_blocks"}
 CODE = (
     "cluster.engine.adamw",
     "cluster.engine.deepspeed_engine",
@@ -57,7 +57,7 @@ CODE = (
     "convnextv2.tasks.normalization",
     "convnextv2.weights",
     "pipelines.training.build",
-    "pipelines.training.export",
+    "pipelines.training.consolidate",
     "pipelines.training.job",
     "pipelines.training.samples",
     "pipelines.training.loop",
@@ -66,7 +66,7 @@ CODE = (
 )
 
 
-def averaged_name(weights: str) -> str:
+def ema_name(weights: str) -> str:
     """The file with the moving average, beside the one with the weights."""
     path = Path(weights)
     return f"{path.stem}-ema{path.suffix}"
@@ -90,9 +90,9 @@ def run_training(context: StageContext, session: Session, job: TrainJob, weights
             raise CheckpointError(f"no good checkpoint of step {total} in {job.directory}")
         written = {weights: WEIGHT}
         if job.recipe.ema_decay is not None:
-            written[averaged_name(weights)] = AVERAGE
+            written[ema_name(weights)] = EMA_WEIGHT
         for name, kind in written.items():
-            export(last.path, context.directory / name, kind, metadata=job.metadata)
+            consolidate(last.path, context.directory / name, kind, metadata=job.metadata)
         session.tracker.artifact(run, context.directory / SPOOL)
     return hash_files(context.directory, *written)
 

@@ -63,9 +63,9 @@ def _training(recipe: TrainConfig, images: Census) -> Iterator[str]:
 
 def _neighbours(config: PipelineConfig, images: Census) -> Iterator[str]:
     assert config.knn is not None
-    if config.knn.neighbours > images.images:
+    if config.knn.k > images.images:
         yield (
-            f"knn.neighbours: {config.knn.neighbours} is more than the {images.images} training "
+            f"knn.k: {config.knn.k} is more than the {images.images} training "
             f"images; {images.images} would work"
         )
 
@@ -92,7 +92,7 @@ def _labels(
     elif judging and val.unlabelled:
         yield (
             f"{data}: {_without_labels(val, 'validation', source)}, which {', '.join(judging)} "
-            f"would need; {data}.hold_out=0.1 takes some of the training images instead"
+            f"would need; {data}.val_fraction=0.1 takes some of the training images instead"
         )
     elif judging:
         try:
@@ -105,7 +105,7 @@ def _labels(
         except DataError as error:
             yield (
                 f"{data}: {error}\n  {data}.classes with classes that both have would work, or "
-                f"{data}.hold_out=0.1, which takes some of the training images instead"
+                f"{data}.val_fraction=0.1, which takes some of the training images instead"
             )
 
 

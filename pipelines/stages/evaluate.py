@@ -25,7 +25,7 @@ from pipelines.runtime.files import write_json
 from pipelines.runtime.logs import worker_log
 from pipelines.runtime.session import Session
 from pipelines.stages import finetune
-from pipelines.stages.common import averaged_name
+from pipelines.stages.common import ema_name
 from pipelines.stages.finetune import ENCODER, build_classifier, recipe_of
 from pipelines.training.transforms import image_size_of
 from pipelines.training.validation import Validation, mean_of, of_all_workers, share_of
@@ -73,7 +73,7 @@ def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage
     def run(context: StageContext) -> Outputs:
         trained = [finetune.WEIGHTS]
         if recipe.ema_decay is not None:
-            trained.append(averaged_name(finetune.WEIGHTS))
+            trained.append(ema_name(finetune.WEIGHTS))
         job = EvaluateJob(
             config=config,
             recipe=recipe,

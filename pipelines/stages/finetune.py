@@ -18,7 +18,7 @@ from pipelines.graph import Outputs, Stage, StageContext
 from pipelines.graph.outline import SCRATCH, outline
 from pipelines.runtime.session import Session
 from pipelines.stages import pretrain
-from pipelines.stages.common import CODE, NOT_IN_KEY, ORDER, averaged_name, run_training
+from pipelines.stages.common import CODE, NOT_IN_KEY, ORDER, ema_name, run_training
 from pipelines.training.job import TrainJob
 from pipelines.training.transforms import image_size_of
 from pipelines.weights.given import Given
@@ -111,7 +111,7 @@ def initial_weights(config: PipelineConfig, context: StageContext) -> Path | Non
     if "intermediate" not in context.inputs:
         return None
     averaged = recipe_of(config, "intermediate").ema_decay is not None
-    name = averaged_name(WEIGHTS) if averaged else WEIGHTS
+    name = ema_name(WEIGHTS) if averaged else WEIGHTS
     return (context.inputs["intermediate"] / name).resolve()
 
 
@@ -141,7 +141,7 @@ def build_task(job: TrainJob) -> nn.Module:
     return ClassifyTask(
         model,
         label_smoothing=recipe.label_smoothing,
-        trained=recipe.train,
+        trainable=recipe.trainable,
         normalization=job.normalization,
     )
 
@@ -150,4 +150,4 @@ def start_of(job: TrainJob, found: weights.Inspection) -> Start:
     """What is taken over: of a head its rows, if its classes are those of the images by name."""
     assert isinstance(job.recipe, FinetuneConfig)
     classes = read_manifest(job.shards).classes if found.metadata.classes else ()
-    return start_of_classifier(found, classes, new_head=job.recipe.train == "head")
+    return start_of_classifier(found, classes, new_head=job.recipe.trainable == "head")

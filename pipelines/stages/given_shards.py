@@ -57,7 +57,7 @@ def shards_stage(source: Path, name: str = "write") -> Stage:
         name=name,
         run=run,
         settings={split: manifest.fingerprint for split, manifest in manifests.items()},
-        when_damaged=f"It belongs to the shards in {source}: convnextv2 data check {source}/SPLIT "
+        when_damaged=f"It belongs to the shards in {source}: convnextv2 data verify {source}/SPLIT "
         "reads all of them, convnextv2 data write makes new ones",
     )
 

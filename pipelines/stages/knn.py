@@ -114,7 +114,7 @@ def classify(context: dict[str, Any]) -> None:
         voters = open_shards(job.data / "train", splits["train"])
         truth = torch.from_numpy(open_shards(job.data / "val", splits["val"], classes).labels())
         counts = torch.zeros(3, dtype=torch.int64)  # Images, top-1 and top-5 hits.
-        for rows, neighbours in answered(queries, bank, numbers, job.settings.neighbours):
+        for rows, neighbours in answered(queries, bank, numbers, job.settings.k):
             names = numbers_of(neighbours).cpu().numpy().astype("uint64")
             labels = torch.from_numpy(voters.labels(names.ravel())).view(neighbours.shape)
             shares = votes(
@@ -132,7 +132,7 @@ def classify(context: dict[str, Any]) -> None:
                 "top1": top1 / images,
                 "top5": top5 / images,
                 "bank": splits["train"].samples,
-                "neighbours": job.settings.neighbours,
+                "k": job.settings.k,
                 "temperature": job.settings.temperature,
                 "seconds": time.perf_counter() - begin,
             }

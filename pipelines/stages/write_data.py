@@ -91,9 +91,9 @@ class Chosen(NamedTuple):
 def _choose(data: DataConfig, source: Path, split: Split) -> Chosen:
     selection = Selection(
         split=split,
-        hold_out=data.hold_out,
+        val_fraction=data.val_fraction,
         classes=read_classes(data.classes),
-        limit=data.limit,
+        max_images=data.max_images,
     )
     columns = Columns(data.image_column, data.label_column, data.multi_label)
     images, selection = open_selected(source, selection, data.labels, columns)

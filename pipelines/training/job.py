@@ -92,7 +92,7 @@ class Plan:
                 warmup_steps=warmup,
             ),
             keep=KeepPolicy(
-                last=recipe.keep_checkpoints,
+                last=recipe.keep_last,
                 every=steps(recipe.keep_every, total) or None,
                 best=recipe.keep_best,
                 smaller_is_better="loss" in (recipe.keep_best or ""),

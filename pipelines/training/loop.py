@@ -166,9 +166,9 @@ class Run:
         with self.engine.evaluating() as module:
             values = self.validation.run(module, self.engine.device)
         if self.job.recipe.ema_decay is not None:
-            with self.engine.evaluating(averaged=True) as module:
-                averaged = self.validation.run(module, self.engine.device)
-            values |= {f"{name}_ema": value for name, value in averaged.items()}
+            with self.engine.evaluating(ema=True) as module:
+                ema = self.validation.run(module, self.engine.device)
+            values |= {f"{name}_ema": value for name, value in ema.items()}
         self.noted |= values
         self.event_log.write("validation", step, **values)
 

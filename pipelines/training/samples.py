@@ -75,7 +75,7 @@ def count(samples: Indices | int) -> int:
 
 def training_order(folder: Path, recipe: TrainConfig, data: DataConfig, seed: int) -> GlobalOrder:
     """The order in which a recipe sees its samples; raises ValueError as `training_samples`."""
-    block_random = data.order == "block-random"
+    block_random = data.shuffle == "block-random"
     return GlobalOrder(
         training_samples(folder, recipe, seed),
         recipe.global_batch_size,

@@ -39,7 +39,7 @@ def augmentation(augment: AugmentConfig) -> Augment:
         rand_augment=RandAugment(augment.rand_augment, augment.rand_augment_std)
         if augment.rand_augment
         else None,
-        erasing=RandomErasing(augment.erasing) if augment.erasing else None,
+        random_erasing=RandomErasing(augment.random_erasing) if augment.random_erasing else None,
         mixing=Mixing(augment.mixup, augment.cutmix) if augment.mixup or augment.cutmix else None,
     )
 

@@ -7,13 +7,16 @@ that workers save.
 from pathlib import Path
 
 from cluster.checkpoint.fragment_files import StateFiles
-from cluster.checkpoint.fragments import AVERAGE, WEIGHT
+from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT
 from cluster.checkpoint.store import CheckpointError, verify
 from convnextv2 import weights
 from convnextv2.weights import Inspection, Metadata, WeightsError
 from convnextv2.weights.files import Contents
 from convnextv2.weights.folders import is_checkpoint
-from pipelines.training.export import PREFIX
+from pipelines.training.consolidate import PREFIX
+
+# Of a checkpoint: what `part` may be, and its kind in the fragments.
+PARTS = {"ema": EMA_WEIGHT, "weights": WEIGHT}
 
 
 def inspect(path: Path, *, part: str | None = None) -> Inspection:
@@ -22,7 +25,7 @@ def inspect(path: Path, *, part: str | None = None) -> Inspection:
     Args:
         path: File or folder.
         part: Where it has several models; see `convnextv2.weights.inspect`. Of a checkpoint,
-            "average" is the moving average of its weights.
+            "ema" is the moving average of its weights.
 
     Raises:
         WeightsError: When it is missing, damaged, or no ConvNeXt V2's.
@@ -33,10 +36,12 @@ def inspect(path: Path, *, part: str | None = None) -> Inspection:
         notes = verify(path).notes
         files = StateFiles(path)
         names = [name for name in files if name.startswith(PREFIX)]
-        kinds = sorted({kind for name in names for kind in files.kinds[name]} & {WEIGHT, AVERAGE})
-        kind = part or WEIGHT
-        if kind not in kinds:
-            raise WeightsError(f"{path} has no {kind} of the weights; it has {', '.join(kinds)}")
+        kinds = {kind for name in names for kind in files.kinds[name]}
+        parts = [part for part, kind in PARTS.items() if kind in kinds]
+        part = part or "weights"
+        if part not in parts:
+            raise WeightsError(f"{path} has no part {part!r}; it has {', '.join(parts)}")
+        kind = PARTS[part]
         state = {
             name.removeprefix(PREFIX): files.whole(
                 kind if kind in files.kinds[name] else WEIGHT, name
@@ -50,8 +55,8 @@ def inspect(path: Path, *, part: str | None = None) -> Inspection:
             files=tuple(sorted(path.glob("rank-*.safetensors"))),
             container="checkpoint of a run",
             state=state,
-            part=kind,
-            parts=tuple(kinds),
+            part=part,
+            parts=tuple(parts),
             metadata=Metadata.of_entries(notes.get("weights")),
         )
     )

@@ -42,19 +42,19 @@ def weights(run_dir: Path, stage: str, name: str = "model.safetensors") -> dict[
 
 
 def test_every_stage_there_is(start: Start, photos: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
+    run_dir, others = tmp_path / "run", {"source": str(photos), "max_images": 48}
     settings = (
         "pretrain.duration=4 steps",
         "pretrain.warmup=0",
         "finetune.duration=4 steps",
         "finetune.warmup=0",
-        "finetune.control=false",
+        "finetune.scratch_baseline=false",
         "finetune.ema_decay=0.9",
         "finetune.image_size=24",
         "finetune.evaluate_every=2 steps",
-        f"knn={json.dumps({'neighbours': 5, 'batch_size': 7})}",
-        f"linear_probe={json.dumps({**TRAINING, 'train': 'head'})}",
-        f"intermediate={json.dumps({**TRAINING, 'data': {'source': str(photos), 'limit': 48}})}",
+        f"knn={json.dumps({'k': 5, 'batch_size': 7})}",
+        f"linear_probe={json.dumps({**TRAINING, 'trainable': 'head'})}",
+        f"intermediate={json.dumps({**TRAINING, 'data': others})}",
     )
     result = start("demo", run_dir, "--json", settings=settings).result()
     assert [stage["name"] for stage in result["stages"]] == STAGES
@@ -62,7 +62,7 @@ def test_every_stage_there_is(start: Start, photos: Path, tmp_path: Path) -> Non
     assert {each["images"] for each in result["evaluations"].values()} == {24}
 
     neighbours = read(run_dir, "knn", "knn.json")
-    assert (neighbours["bank"], neighbours["images"], neighbours["neighbours"]) == (96, 24, 5)
+    assert (neighbours["bank"], neighbours["images"], neighbours["k"]) == (96, 24, 5)
     # A disc, a grating and a ramp: even features of 4 steps tell them apart better than chance.
     assert neighbours["top1"] > 1 / len(CLASSES)
     assert neighbours["top5"] == 1

@@ -125,7 +125,7 @@ def made_up_input(reconstruction: Reconstruction | None = None) -> ReportInput:
 
 
 def without_control(data: ReportInput) -> ReportInput:
-    """The same run with `finetune.control` off."""
+    """The same run with `finetune.scratch_baseline` off."""
     return dataclasses.replace(
         data,
         stages=[stage for stage in data.stages if "scratch" not in stage.name],

@@ -111,7 +111,7 @@ def asked(monkeypatch: Patch) -> list[object]:
         ("pretrain", ["pretrain"]),
         ("finetune", ["finetune", "finetune-scratch"]),
         ("evaluate", ["evaluate", "evaluate-scratch"]),
-        ("evaluate --set finetune.control=false", ["evaluate"]),
+        ("evaluate --set finetune.scratch_baseline=false", ["evaluate"]),
         ("knn --preset knn-atto", ["knn"]),
         ("linear-probe --preset linear-probe-atto", ["evaluate-linear-probe"]),
         ("evaluate --preset linear-probe-atto", ["evaluate-linear-probe"]),

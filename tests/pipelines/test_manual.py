@@ -177,7 +177,7 @@ def test_light_commands_import_nothing_heavy(words: list[str]) -> None:
     "words",
     [
         ["data", "info", "tests"],
-        ["data", "check", "tests"],
+        ["data", "verify", "tests"],
         ["doctor"],
         ["demo", "--data", "nowhere"],
         ["reconstruct", "a", "b", "--output", "c"],

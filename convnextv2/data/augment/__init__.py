@@ -27,7 +27,7 @@ class Augment:
 
     color_jitter: ColorJitter | None = None
     rand_augment: RandAugment | None = None
-    erasing: RandomErasing | None = None
+    random_erasing: RandomErasing | None = None
     mixing: Mixing | None = None
 
     def operations(
@@ -45,8 +45,8 @@ class Augment:
             names = ", ".join(type(made).__name__ for made in colours)
             raise ValueError(f"{names}: for RGB of 8 bits only, the images have {pixel_format}")
         chosen = [made.operation(clock) for made in colours]
-        if self.erasing is not None:
-            chosen.append(self.erasing.operation(clock, normalization))
+        if self.random_erasing is not None:
+            chosen.append(self.random_erasing.operation(clock, normalization))
         if self.mixing is not None:
             chosen.append(self.mixing.operation(clock))
         return chosen

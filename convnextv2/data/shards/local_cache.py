@@ -138,7 +138,7 @@ class LocalCache:
             if self._refused(shard) or not self._fetch(shard):
                 problem = (
                     f"{self.folder / shard.name} is not what its manifest says; see convnextv2 "
-                    f"data check {self.folder}"
+                    f"data verify {self.folder}"
                 )
                 self._report(DataError(problem), "it is read from there, the others are copied")
             if self._stop.is_set():

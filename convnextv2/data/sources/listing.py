@@ -86,7 +86,7 @@ def missing_split(where: Path, there: str, split: Split) -> DataError:
     told = f"{where} has {there} but none for {split!r}; names for it are "
     told += ", ".join(SPLIT_NAMES[split])
     if split == "val":
-        told += ". --hold-out (data.hold_out) takes a share of the training images instead"
+        told += ". --val-fraction (data.val_fraction) takes a share of the training images instead"
     return DataError(told)
 
 

@@ -16,7 +16,12 @@ from pipelines.bench.data import BATCH, CROP, SCALE, WORKERS
 from pipelines.bench.data.photographs import Photographs
 from pipelines.bench.data.turns import Epoch
 
-FINE_TUNING: dict[str, Any] = {"rand_augment": 9.0, "erasing": 0.25, "mixup": 0.8, "cutmix": 1.0}
+FINE_TUNING: dict[str, Any] = {
+    "rand_augment": 9.0,
+    "random_erasing": 0.25,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+}
 
 
 def ours(photographs: Photographs, crop: int = CROP, **augment: Any) -> Epoch:

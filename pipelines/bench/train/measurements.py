@@ -186,7 +186,7 @@ def memory(
         stage=stage,
         world_size=group.world_size(),
         precision=precision,
-        average=ema,
+        ema=ema,
     )
     return {
         "parameters": parameters,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cluster.checkpoint.fragment_files import StateFiles, file_name, write_fragments
-from cluster.checkpoint.fragments import AVERAGE, MOMENTS, WEIGHT, StateFragment
+from cluster.checkpoint.fragments import EMA_WEIGHT, MOMENTS, WEIGHT, StateFragment
 from cluster.checkpoint.store import Checkpoint, CheckpointError, latest_good, verify
 
 # No two of a length; a scalar, and one that is not trained.
@@ -19,7 +19,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "frozen": (5, 2),
     "head.weight": (7, 4),
 }
-KINDS = (WEIGHT, *MOMENTS, AVERAGE)
+KINDS = (WEIGHT, *MOMENTS, EMA_WEIGHT)
 States = dict[str, dict[str, Tensor]]
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster import durable
 from cluster.checkpoint.fragment_files import StateFiles, file_name, write_fragments
-from cluster.checkpoint.fragments import AVERAGE, WEIGHT, StateFragment
+from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT, StateFragment
 from tests.cluster.checkpoint.fragments import (
     SHAPES,
     cut,
@@ -121,9 +121,9 @@ def test_what_one_writer_has_of_two_kinds_only_is_known(tmp_path: Path) -> None:
     files = write_all(tmp_path, CUTS["middle"])
     assert set(files) == set(SHAPES)
     assert files.kinds["frozen"] == {WEIGHT}
-    assert files.kinds["scale"] == {WEIGHT, "exp_avg", "exp_avg_sq", AVERAGE}
-    with pytest.raises(ValueError, match=f"{tmp_path} holds no {AVERAGE} of frozen"):
-        files.whole(AVERAGE, "frozen")
+    assert files.kinds["scale"] == {WEIGHT, "exp_avg", "exp_avg_sq", EMA_WEIGHT}
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no {EMA_WEIGHT} of frozen"):
+        files.whole(EMA_WEIGHT, "frozen")
     with pytest.raises(ValueError, match=f"{tmp_path} holds no momentum of scale"):
         files.read("momentum", "scale", 0, 1)
     with pytest.raises(ValueError, match="holds no unheard of"):

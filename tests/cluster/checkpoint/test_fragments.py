@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cluster.checkpoint.fragments import (
-    AVERAGE,
     EMA,
+    EMA_WEIGHT,
     MOMENTS,
     WEIGHT,
     HostCopy,
@@ -78,7 +78,9 @@ def test_the_average_is_the_plain_one(decay: float) -> None:
         average.update()
         factor = min(decay, (number - 1) / number)
         expected = factor * expected + (1 - factor) * weights.double()
-        torch.testing.assert_close(kept.tensors[AVERAGE].double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            kept.tensors[EMA_WEIGHT].double(), expected, rtol=1e-5, atol=1e-6
+        )
     assert average.updates == 30
 
 
@@ -90,7 +92,7 @@ def test_while_it_warms_up_it_is_the_mean_and_knows_nothing_of_the_beginning() -
         kept.tensors[WEIGHT].copy_(weights)
         average.update()
         mean = torch.stack(seen[:number]).mean(0)
-        torch.testing.assert_close(kept.tensors[AVERAGE], mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(kept.tensors[EMA_WEIGHT], mean, rtol=1e-5, atol=1e-5)
 
 
 def test_a_constant_is_its_own_average_exactly_from_the_first_update() -> None:
@@ -98,21 +100,21 @@ def test_a_constant_is_its_own_average_exactly_from_the_first_update() -> None:
     average = EMA([kept], 0.9)
     kept.tensors[WEIGHT].copy_(walk(1)[0])
     average.update()
-    assert torch.equal(kept.tensors[AVERAGE], kept.tensors[WEIGHT])
+    assert torch.equal(kept.tensors[EMA_WEIGHT], kept.tensors[WEIGHT])
 
 
 def test_before_the_first_update_the_average_is_the_weights_but_not_their_memory() -> None:
     kept = fragment()
     EMA([kept], 0.9)
-    assert torch.equal(kept.tensors[AVERAGE], kept.tensors[WEIGHT])
+    assert torch.equal(kept.tensors[EMA_WEIGHT], kept.tensors[WEIGHT])
     kept.tensors[WEIGHT].add_(1)
-    assert not torch.equal(kept.tensors[AVERAGE], kept.tensors[WEIGHT])
+    assert not torch.equal(kept.tensors[EMA_WEIGHT], kept.tensors[WEIGHT])
 
 
 def test_swapping_twice_puts_back_every_bit_in_place() -> None:
     kept = fragment()
     average = EMA([kept], 0.9)
-    kept.tensors[AVERAGE].copy_(walk(1)[0])
+    kept.tensors[EMA_WEIGHT].copy_(walk(1)[0])
     kept.tensors[WEIGHT][:3] = torch.tensor([math.nan, -0.0, 1e-42])
     places = {kind: tensor.data_ptr() for kind, tensor in kept.tensors.items()}
     before = {kind: tensor.clone() for kind, tensor in kept.tensors.items()}
@@ -122,8 +124,8 @@ def test_swapping_twice_puts_back_every_bit_in_place() -> None:
         return found
 
     average.swap()
-    assert bits(kept.tensors[WEIGHT]) == bits(before[AVERAGE])
-    assert bits(kept.tensors[AVERAGE]) == bits(before[WEIGHT])
+    assert bits(kept.tensors[WEIGHT]) == bits(before[EMA_WEIGHT])
+    assert bits(kept.tensors[EMA_WEIGHT]) == bits(before[WEIGHT])
     average.swap()
     for kind, tensor in kept.tensors.items():
         assert bits(tensor) == bits(before[kind])
@@ -133,7 +135,7 @@ def test_swapping_twice_puts_back_every_bit_in_place() -> None:
 def test_what_is_not_trained_has_no_average() -> None:
     fragments = [fragment(seed=0), fragment(seed=1, trained=False)]
     average = EMA(fragments, 0.9)
-    assert [AVERAGE in each.tensors for each in fragments] == [True, False]
+    assert [EMA_WEIGHT in each.tensors for each in fragments] == [True, False]
     frozen = EMA(fragments[1:], 0.9)
     for each in (average, frozen):
         each.update()

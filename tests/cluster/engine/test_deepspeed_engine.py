@@ -51,12 +51,12 @@ def straight(stage: Stage, precision: Precision) -> dict[str, Any]:
     """A run with a moving average, and what skipping a step does after it."""
     engine = new_engine(settings(stage, precision, ema_decay=EMA))
     found: dict[str, Any] = {"metrics": go_on(engine, 0, STEPS), "weights": computed_with(engine)}
-    assert engine._average is not None
-    late = engine._average.updates
+    assert engine._ema is not None
+    late = engine._ema.updates
     found["late"] = {"read by itself": engine._unsettled is None}
     before = kept(engine)
-    found["late"]["averages"] = late, engine._average.updates
-    with engine.evaluating(averaged=True) as module:
+    found["late"]["averages"] = late, engine._ema.updates
+    with engine.evaluating(ema=True) as module:
         found["average"] = computed_with(engine)
         found["average loss"] = module(global_batch(0)).loss.item()
         found["mode"] = engine._module.training

@@ -26,5 +26,5 @@ def test_alone_in_fp32_it_is_what_pytorch_holds() -> None:
     parameters = sum(parameter.numel() for parameter in toy.parameters())
     alone = model_state_bytes(parameters, stage=0, world_size=1)
     assert alone == sum(tensor.nbytes for tensor in held)
-    with_average = model_state_bytes(parameters, stage=0, world_size=1, average=True)
-    assert with_average == alone + 4 * parameters
+    with_ema = model_state_bytes(parameters, stage=0, world_size=1, ema=True)
+    assert with_ema == alone + 4 * parameters

@@ -53,7 +53,7 @@ def test_stage_0_in_bf16_is_for_cpus() -> None:
         ({"stage": 0, "precision": "bf16"}, ["stage: 0 in bf16 has DeepSpeed wait"]),
         (
             {"stage": 3, "offload_optimizer": "nvme", "nvme_path": "/nvme"},
-            ["offload_optimizer: checkpoints and averages are taken from memory"],
+            ["offload_optimizer: checkpoints and the EMA are taken from memory"],
         ),
         ({"stage": 3, "offload_param": "nvme"}, ["nvme_path: offloading to nvme needs a folder"]),
         ({"stage": 3, "nvme_path": "/nvme"}, ["nvme_path: set, but nothing is offloaded"]),

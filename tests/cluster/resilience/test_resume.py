@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from cluster.checkpoint.async_saver import Saver
 from cluster.checkpoint.fragment_files import StateFiles
-from cluster.checkpoint.fragments import AVERAGE, WEIGHT
+from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT
 from cluster.checkpoint.retention import KeepPolicy
 from cluster.checkpoint.store import CheckpointError, latest_good
 from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
@@ -110,7 +110,7 @@ def frozen_and_resumed(root: Path, stage: Stage) -> dict[str, Any]:
 def test_a_frozen_layer_goes_along(halves: list[dict[Any, Any]], stage: int) -> None:
     found = halves[0]["frozen", stage]
     assert found["kinds"]["still.weight"] == found["kinds"]["still.bias"] == [WEIGHT]
-    assert found["kinds"]["head.weight"] == [AVERAGE, "exp_avg", "exp_avg_sq", WEIGHT]
+    assert found["kinds"]["head.weight"] == [EMA_WEIGHT, "exp_avg", "exp_avg_sq", WEIGHT]
     assert torch.equal(found["still"], Toy().still.weight)
     assert found["metrics"][0] == found["metrics"][1]
     torch.testing.assert_close(*found["weights"], rtol=0, atol=0)
@@ -192,7 +192,7 @@ def test_a_run_that_changes_its_workers_stays_on_the_straight_run(
 
 def assert_near(checkpoint: Path, expected: dict[str, Any], rtol: float, atol: float) -> None:
     """Weights and their average are those of the plain run's last step."""
-    for kind, name in ((WEIGHT, "weights"), (AVERAGE, "average")):
+    for kind, name in ((WEIGHT, "weights"), (EMA_WEIGHT, "average")):
         files = StateFiles(checkpoint)
         found = {parameter: files.whole(kind, parameter) for parameter in files}
         torch.testing.assert_close(found, expected[name][-1], rtol=rtol, atol=atol)

@@ -20,7 +20,7 @@ def test_flat_and_nested_folders_are_read_in_the_order_of_names(tmp_path: Path) 
     for name in ("b.png", "a/x.png", "a/deep/y.PNG", "c/z.jpg"):
         save(tmp_path / name, 0)
     (tmp_path / "notes.txt").write_text("no image")
-    source = open_images(tmp_path, limit=10)
+    source = open_images(tmp_path, max_images=10)
     assert source.files == ("a/deep/y.PNG", "a/x.png", "b.png", "c/z.jpg")
 
 
@@ -28,8 +28,8 @@ def test_a_limit_spreads_over_all_classes(tmp_path: Path) -> None:
     for label in "abcd":
         for number in range(5):
             save(tmp_path / label / f"{number}.png", 0)
-    assert open_images(tmp_path, limit=4).files == ("a/0.png", "b/0.png", "c/0.png", "d/0.png")
-    assert len(set(open_images(tmp_path, limit=13).files)) == 13
+    assert open_images(tmp_path, max_images=4).files == ("a/0.png", "b/0.png", "c/0.png", "d/0.png")
+    assert len(set(open_images(tmp_path, max_images=13).files)) == 13
 
 
 def test_a_folder_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_folder_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
     save(tmp_path / "one.png", 0)
     with pytest.raises(DataError, match=r"one\.png is a file; give the folder it lies in"):
         open_images(tmp_path / "one.png", 1)
-    with pytest.raises(DataError, match="a limit of 0 images leaves none"):
+    with pytest.raises(DataError, match="max_images = 0 leaves no images"):
         open_images(tmp_path, 0)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convnextv2.data.collection import MEMBER, DataError, Members, Split, name_key
-from convnextv2.data.selection import HOLD_OUT, Selection, open_selected, select
+from convnextv2.data.selection import VAL_FRACTION, Selection, open_selected, select
 from tests.convnextv2.data.archives import jpeg, put
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -52,8 +52,8 @@ def test_everything_is_what_there_is() -> None:
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5])
 def test_a_hold_out_has_its_share_and_leaves_the_rest(share: float) -> None:
-    train = chosen(per_class(), split="train", hold_out=share)
-    val = chosen(per_class(), split="val", hold_out=share)
+    train = chosen(per_class(), split="train", val_fraction=share)
+    val = chosen(per_class(), split="val", val_fraction=share)
     assert not train & val
     assert train | val == keys(per_class())
     # Four standard deviations.
@@ -61,18 +61,18 @@ def test_a_hold_out_has_its_share_and_leaves_the_rest(share: float) -> None:
 
 
 def test_nothing_is_held_out_if_so_asked() -> None:
-    assert chosen(per_class(), hold_out=0.0) == keys(per_class())
+    assert chosen(per_class(), val_fraction=0.0) == keys(per_class())
 
 
 def test_no_image_changes_sides_when_others_come_or_the_share_grows() -> None:
-    held = chosen(per_class(150), split="val", hold_out=0.1)
-    assert chosen(per_class(250), split="val", hold_out=0.1) & keys(per_class(150)) == held
-    assert held < chosen(per_class(150), split="val", hold_out=0.2)
-    assert chosen(shuffled(150), split="val", hold_out=0.1) == held
+    held = chosen(per_class(150), split="val", val_fraction=0.1)
+    assert chosen(per_class(250), split="val", val_fraction=0.1) & keys(per_class(150)) == held
+    assert held < chosen(per_class(150), split="val", val_fraction=0.2)
+    assert chosen(shuffled(150), split="val", val_fraction=0.1) == held
 
 
 def test_a_seed_holds_out_others() -> None:
-    selection = Selection("val", hold_out=0.1)
+    selection = Selection("val", val_fraction=0.1)
     first, again, other = (
         keys(select(per_class(), CLASSES, selection, seed)[0]) for seed in (1, 1, 2)
     )
@@ -81,7 +81,7 @@ def test_a_seed_holds_out_others() -> None:
 
 
 def test_what_is_left_keeps_its_part_and_its_order() -> None:
-    selection = Selection(hold_out=0.3, labels_per_class=100, limit=150)
+    selection = Selection(val_fraction=0.3, labels_per_class=100, max_images=150)
     selected, _ = select(shuffled(), CLASSES, selection)
     assert [len(members) > 0 for members in selected] == [True] * 3
     for before, after in zip(shuffled(), selected, strict=True):
@@ -93,11 +93,11 @@ def test_what_is_left_keeps_its_part_and_its_order() -> None:
 @pytest.mark.parametrize("listings", [per_class(), shuffled()], ids=["classes", "shards"])
 @pytest.mark.parametrize("count", [1, 7, 200])
 def test_each_class_gives_so_many_labels(listings: list[Members], count: int) -> None:
-    selection = Selection(hold_out=0.1, labels_per_class=count)
+    selection = Selection(val_fraction=0.1, labels_per_class=count)
     selected, _ = select(listings, CLASSES, selection)
     assert np.bincount(np.concatenate(selected)["label"]).tolist() == [count] * 4
-    assert keys(selected) <= chosen(listings, hold_out=0.1)
-    assert keys(selected) == chosen(per_class(), hold_out=0.1, labels_per_class=count)
+    assert keys(selected) <= chosen(listings, val_fraction=0.1)
+    assert keys(selected) == chosen(per_class(), val_fraction=0.1, labels_per_class=count)
 
 
 def test_fewer_labels_are_part_of_more() -> None:
@@ -107,19 +107,19 @@ def test_fewer_labels_are_part_of_more() -> None:
 
 @pytest.mark.parametrize("limit", [1, 10, 999])
 def test_a_limit_is_of_all_classes_together(limit: int) -> None:
-    limited = chosen(per_class(), limit=limit)
+    limited = chosen(per_class(), max_images=limit)
     assert len(limited) == limit
-    assert limited == chosen(shuffled(), limit=limit)
-    assert chosen(per_class(), limit=max(1, limit // 2)) <= limited
+    assert limited == chosen(shuffled(), max_images=limit)
+    assert chosen(per_class(), max_images=max(1, limit // 2)) <= limited
 
 
 def test_a_limit_beyond_the_end_takes_all() -> None:
-    assert chosen(per_class(), limit=10**9) == keys(per_class())
+    assert chosen(per_class(), max_images=10**9) == keys(per_class())
 
 
 def test_images_with_one_name_are_still_counted() -> None:
     listings = [part(["same"] * 10, label) for label in range(4)]
-    selected, _ = select(listings, CLASSES, Selection(labels_per_class=3, limit=7))
+    selected, _ = select(listings, CLASSES, Selection(labels_per_class=3, max_images=7))
     assert sum(map(len, selected)) == 7
 
 
@@ -148,7 +148,7 @@ def test_unlabelled_images_are_in_no_class() -> None:
     listings = [*per_class(), part(["x", "y"], -1)]
     selected, _ = select(listings, CLASSES, Selection(classes=CLASSES))
     assert keys(selected) == keys(per_class())
-    assert select([part(["x", "y"], -1)], (), Selection(limit=1))[1] == ()
+    assert select([part(["x", "y"], -1)], (), Selection(max_images=1))[1] == ()
 
 
 def test_labels_without_names_are_named_by_their_numbers() -> None:
@@ -162,7 +162,7 @@ def test_labels_without_names_are_named_by_their_numbers() -> None:
 def test_a_hold_out_has_the_numbers_of_all_images() -> None:
     listings = [part([str(number)], number) for number in range(40)]
     for split in ("train", "val"):
-        selected, classes = select(listings, (), Selection(split, hold_out=0.5))
+        selected, classes = select(listings, (), Selection(split, val_fraction=0.5))
         assert len(classes) == 40
         assert 0 < sum(map(len, selected)) < 40
 
@@ -188,10 +188,13 @@ def test_a_label_that_is_no_class_is_explained(label: int) -> None:
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        ({"hold_out": -0.1}, r"hold_out is a share from 0 to below 1, not -0\.1"),
-        ({"hold_out": 1.0}, r"hold_out is a share from 0 to below 1, not 1\.0"),
-        ({"hold_out": 0.0, "split": "val"}, r"hold_out = 0 leaves nothing for the split 'val'"),
-        ({"limit": 0}, r"limit = 0 leaves no images; give at least 1"),
+        ({"val_fraction": -0.1}, r"val_fraction is a share from 0 to below 1, not -0\.1"),
+        ({"val_fraction": 1.0}, r"val_fraction is a share from 0 to below 1, not 1\.0"),
+        (
+            {"val_fraction": 0.0, "split": "val"},
+            r"val_fraction = 0 leaves nothing for the split 'val'",
+        ),
+        ({"max_images": 0}, r"max_images = 0 leaves no images; give at least 1"),
         ({"labels_per_class": -1}, r"labels_per_class = -1 leaves no images"),
         ({"classes": ()}, r"no classes are named"),
         ({"classes": ("cat", "dog", "cat")}, r"class cat is named twice"),
@@ -212,7 +215,7 @@ def test_a_selection_that_cannot_be_made_is_explained(
 def test_a_hold_out_of_too_few_images_is_explained() -> None:
     few = [part(["ant/1"], 0)]
     with pytest.raises(DataError, match=r"1 images are too few to hold out a share of 0\.001"):
-        select(few, CLASSES, Selection("val", hold_out=0.001))
+        select(few, CLASSES, Selection("val", val_fraction=0.001))
     with pytest.raises(DataError, match=r"no images are left of 0"):
         select([part([], 0)], CLASSES, Selection())
     with pytest.raises(DataError, match=r"needs labels: 2 of 252 images have none"):
@@ -222,8 +225,10 @@ def test_a_hold_out_of_too_few_images_is_explained() -> None:
 # Where a split comes from
 
 
-def opened(root: Path, split: Split, hold_out: float | None = None) -> tuple[list[str], Selection]:
-    source, selection = open_selected(root, Selection(split, hold_out))
+def opened(
+    root: Path, split: Split, val_fraction: float | None = None
+) -> tuple[list[str], Selection]:
+    source, selection = open_selected(root, Selection(split, val_fraction))
     return list(source.parts), selection
 
 
@@ -231,7 +236,7 @@ def test_a_collection_without_splits_has_a_tenth_held_out(tmp_path: Path) -> Non
     put(tmp_path / "cat/1.jpg", jpeg())
     for split in ("train", "val"):
         whole: Split = "train" if split == "train" else "val"
-        assert opened(tmp_path, whole) == ([f"{tmp_path}/cat"], Selection(whole, HOLD_OUT))
+        assert opened(tmp_path, whole) == ([f"{tmp_path}/cat"], Selection(whole, VAL_FRACTION))
         assert opened(tmp_path, whole, 0.3) == ([f"{tmp_path}/cat"], Selection(whole, 0.3))
     assert opened(tmp_path, "train", 0.0) == ([f"{tmp_path}/cat"], Selection("train", 0.0))
 

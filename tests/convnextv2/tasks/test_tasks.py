@@ -190,7 +190,7 @@ def test_the_loss_of_mixed_images_is_timms() -> None:
 def test_with_the_head_alone_trained_the_rest_is_frozen() -> None:
     torch.manual_seed(0)
     model = ConvNeXtV2.from_size("pocket", num_classes=4, stem_stride=1, drop_path=0.5)
-    task = ClassifyTask(model, trained="head").train()
+    task = ClassifyTask(model, trainable="head").train()
     maps: list[Tensor] = []
     for stage in model.stages:
         stage[-1].register_forward_hook(lambda block, given, output: maps.append(output))  # type: ignore[index]

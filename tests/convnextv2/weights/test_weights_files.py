@@ -246,7 +246,9 @@ def test_shares_of_zero_3_are_answered_with_what_makes_them_whole(tmp_path: Path
 
 def test_a_checkpoint_of_a_run_is_answered_with_the_command_that_exports_it(tmp_path: Path) -> None:
     (tmp_path / "rank-00000.safetensors").touch()
-    with pytest.raises(WeightsError, match=rf"convnextv2 checkpoint export {tmp_path} --output mo"):
+    with pytest.raises(
+        WeightsError, match=rf"convnextv2 checkpoint consolidate {tmp_path} --output mo"
+    ):
         read(tmp_path)
 
 

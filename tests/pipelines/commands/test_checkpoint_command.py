@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.checkpoint.async_saver import Saver
-from cluster.checkpoint.fragments import AVERAGE, WEIGHT, StateFragment
+from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT, StateFragment
 from cluster.checkpoint.retention import KeepPolicy
 from cluster.checkpoint.store import MANIFEST
 from convnextv2.encoder import ConvNeXtV2
@@ -24,7 +24,7 @@ from convnextv2.weights import Evaluation, Metadata, inspect, read
 from pipelines.commands.checkpoint import PLACES
 from pipelines.graph import Outputs, Pipeline, Stage, StageContext, hash_files
 from tests.cluster.checkpoint.fragments import SHAPES
-from tests.pipelines.training.test_export import expected, make_states, of_a_task, same
+from tests.pipelines.training.test_consolidate import expected, make_states, of_a_task, same
 from tests.pipelines.user import randomised, run
 
 Capture = pytest.CaptureFixture[str]
@@ -225,24 +225,24 @@ def test_where_there_are_none(tmp_path: Path, capsys: Capture) -> None:
 
 def test_export_writes_the_models_weights(pretrain: Path, tmp_path: Path, capsys: Capture) -> None:
     checkpoint, out = pretrain / "checkpoints" / "step-00001000", tmp_path / "new" / "m.safetensors"
-    assert run("checkpoint", "export", checkpoint, "--output", out) == 0
+    assert run("checkpoint", "consolidate", checkpoint, "--output", out) == 0
     states = make_states(1000)
     count = sum(value.numel() for value in expected(states).values())
     assert capsys.readouterr().out == (
-        f"{out}: weight of step 1,000, {count} parameters in {len(SHAPES)} tensors, 0.0 MB\n"
+        f"{out}: weights of step 1,000, {count} parameters in {len(SHAPES)} tensors, 0.0 MB\n"
     )
     assert same(load_file(out), expected(states))
-    assert run("checkpoint", "export", checkpoint, "--output", out, "--average", "--json") == 0
+    assert run("checkpoint", "consolidate", checkpoint, "--output", out, "--ema", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {
         "checkpoint": str(checkpoint),
         "step": 1000,
-        "kind": "average",
+        "ema": True,
         "file": str(out),
         "tensors": len(SHAPES),
         "parameters": count,
         "bytes": out.stat().st_size,
     }
-    assert same(load_file(out), expected(states, AVERAGE))
+    assert same(load_file(out), expected(states, EMA_WEIGHT))
 
 
 @pytest.mark.parametrize("damage", [tear, rot])
@@ -251,9 +251,9 @@ def test_export_of_a_damaged_checkpoint_is_refused(
 ) -> None:
     checkpoint = damage(pretrain / "checkpoints" / "step-00001000")
     out = tmp_path / "new" / "m.safetensors"
-    assert run("checkpoint", "export", checkpoint, "--output", out) == 1
+    assert run("checkpoint", "consolidate", checkpoint, "--output", out) == 1
     assert re.search(
-        rf"^error: {checkpoint} is not good, nothing is exported: rank-00000\.safetensors has ",
+        rf"^error: {checkpoint} is not good, nothing is written: rank-00000\.safetensors has ",
         capsys.readouterr().err,
     )
     assert not out.parent.exists()
@@ -262,10 +262,13 @@ def test_export_of_a_damaged_checkpoint_is_refused(
 def test_export_of_no_checkpoint_says_where_to_look(
     pretrain: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    assert run("checkpoint", "export", pretrain, "--output", tmp_path / "m.safetensors") == 1
+    assert run("checkpoint", "consolidate", pretrain, "--output", tmp_path / "m.safetensors") == 1
     words = f"error: {pretrain} is no checkpoint; `convnextv2 checkpoint list {pretrain}` shows"
     assert words in capsys.readouterr().err
-    assert run("checkpoint", "export", tmp_path / "x", "--output", tmp_path / "m.safetensors") == 1
+    assert (
+        run("checkpoint", "consolidate", tmp_path / "x", "--output", tmp_path / "m.safetensors")
+        == 1
+    )
     assert f"error: there is no folder {tmp_path}/x" in capsys.readouterr().err
 
 
@@ -273,9 +276,15 @@ def test_a_missing_average_is_told(tmp_path: Path, capsys: Capture) -> None:
     saver = Saver(tmp_path, KeepPolicy(), asynchronous=False)
     saved = saver.save(1, [StateFragment("model.x", (2,), 0, {WEIGHT: torch.zeros(2)})], {})
     assert saved is not None
-    words = ["checkpoint", "export", saved.checkpoint.path, "--output", tmp_path / "m.safetensors"]
-    assert run(*words, "--average") == 1
-    assert "holds no average of the weights: it is of a training without" in capsys.readouterr().err
+    words = [
+        "checkpoint",
+        "consolidate",
+        saved.checkpoint.path,
+        "--output",
+        tmp_path / "m.safetensors",
+    ]
+    assert run(*words, "--ema") == 1
+    assert "holds no EMA of the weights: it is of a training without" in capsys.readouterr().err
 
 
 def test_what_is_exported_is_a_weight_file(tmp_path: Path) -> None:
@@ -289,7 +298,7 @@ def test_what_is_exported_is_a_weight_file(tmp_path: Path) -> None:
     saved = Saver(tmp_path, KeepPolicy(), asynchronous=False).save(1, fragments, notes)
     assert saved is not None
     out = tmp_path / "model.safetensors"
-    assert run("checkpoint", "export", saved.checkpoint.path, "--output", out) == 0
+    assert run("checkpoint", "consolidate", saved.checkpoint.path, "--output", out) == 0
     assert same(read(out), model.state_dict())
     assert inspect(out).metadata == known
 
@@ -304,7 +313,7 @@ def test_export_needs_neither_ray_nor_deepspeed_nor_a_gpu(pretrain: Path, tmp_pa
         "print('GPU:', torch.cuda.is_initialized())\n"
     )
     checkpoint = pretrain / "checkpoints" / "step-00001000"
-    words = ["checkpoint", "export", checkpoint, "--output", tmp_path / "m.safetensors"]
+    words = ["checkpoint", "consolidate", checkpoint, "--output", tmp_path / "m.safetensors"]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=True
     )
@@ -312,7 +321,7 @@ def test_export_needs_neither_ray_nor_deepspeed_nor_a_gpu(pretrain: Path, tmp_pa
     assert (tmp_path / "m.safetensors").exists()
 
 
-@pytest.mark.parametrize("verb", ["list", "verify", "export"])
+@pytest.mark.parametrize("verb", ["list", "verify", "consolidate"])
 def test_help_ends_in_an_example(verb: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as end:
         run("checkpoint", verb, "--help")

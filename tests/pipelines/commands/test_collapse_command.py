@@ -73,7 +73,7 @@ def test_collapse_of_one_checkpoint_without_signal(
         for name in ("pwconv1.weight", "pwconv1.bias", "grn.beta"):
             model.get_parameter(f"stages.1.0.{name}").zero_()
     weights = saved(model, tmp_path / "model.safetensors")
-    words = ["--limit", 2, "--block", "stages.1.0", "--image-size", "32x64"]
+    words = ["--max-images", 2, "--block", "stages.1.0", "--image-size", "32x64"]
     assert run("collapse", weights, "--images", photos, "--output", tmp_path, *words) == 0
     assert re.search(r"stages\.1\.0 +– +100\.0% dead", capsys.readouterr().out)
     (checkpoint,) = json.loads((tmp_path / "collapse.json").read_text())["checkpoints"]

@@ -23,7 +23,7 @@ from tests.convnextv2.data.pictures import Pictures, write
 
 Capture = pytest.CaptureFixture[str]
 IMAGES = 24
-WRITE = ["--max-resolution", "40", "--num-shards", "2", "--hold-out", "0.25"]
+WRITE = ["--max-resolution", "40", "--num-shards", "2", "--val-fraction", "0.25"]
 WRITE += ["--max-unreadable", "1"]
 
 pytestmark = pytest.mark.timeout(180)
@@ -66,7 +66,7 @@ def test_write_then_write_again(photos: Path, tmp_path: Path, capsys: Capture) -
     assert f"{folder}: {manifest.samples} images of 3 classes in 2 shards" in told
     assert "damaged.jpg: none of the formats" in told
     assert 0 < manifest.samples < IMAGES
-    assert manifest.selection["hold_out"] == 0.25
+    assert manifest.selection["val_fraction"] == 0.25
     assert manifest.settings["max_resolution"] == 40
 
     assert cli.main([*words, "--json"]) == 0
@@ -88,7 +88,7 @@ def test_info_of_shards(shards: Path, capsys: Capture) -> None:
 
 
 def test_info_of_a_collection_forecasts_what_it_will_take(photos: Path, capsys: Capture) -> None:
-    assert cli.main(["data", "info", str(photos), "--hold-out", "1e-9", "--json"]) == 0
+    assert cli.main(["data", "info", str(photos), "--val-fraction", "1e-9", "--json"]) == 0
     out, told = capsys.readouterr()
     facts = json.loads(out)
     assert facts["images"] == facts["sampled_images"] == IMAGES + 1
@@ -102,7 +102,7 @@ def test_info_of_a_collection_forecasts_what_it_will_take(photos: Path, capsys: 
     assert first == f"info starts: looking at {photos}"
     assert steps[0].endswith("%  listing the images")
     assert steps[-1] == "   83%  writing a few at 512 px"
-    assert cli.main(["data", "info", str(photos), "--hold-out", "1e-9"]) == 0
+    assert cli.main(["data", "info", str(photos), "--val-fraction", "1e-9"]) == 0
     assert f"1 of {IMAGES + 1} looked at" in capsys.readouterr().out
 
 
@@ -122,7 +122,7 @@ def test_info_says_what_is_odd_and_takes_the_columns(tmp_path: Path, capsys: Cap
 
 
 def test_check_says_what_is_wrong_and_fails(shards: Path, capsys: Capture) -> None:
-    words = ["data", "check", str(shards)]
+    words = ["data", "verify", str(shards)]
     assert cli.main(words) == 0
     assert capsys.readouterr().out == f"{shards}: every byte is as it was written\n"
     (path,) = shards.glob("*.beton")
@@ -141,7 +141,7 @@ def test_check_says_what_is_wrong_and_fails(shards: Path, capsys: Capture) -> No
     ("words", "error"),
     [
         (["info", "nowhere"], "data folder nowhere does not exist"),
-        (["check", "nowhere"], "nowhere does not exist: expected a folder written"),
+        (["verify", "nowhere"], "nowhere does not exist: expected a folder written"),
         (["write", "nowhere", "there"], "data folder nowhere does not exist"),
         (["write", "x", "y", "--jpeg-quality", "0"], "jpeg_quality = 0; expected 1 to 100"),
         (["write", "x", "y", "--classes", "none.txt"], "class list none.txt cannot be read"),

@@ -13,7 +13,7 @@ from tests.pipelines.user import image_of, run, take_photos
 pytestmark = pytest.mark.usefixtures("_own_signals")
 SIDE = 32
 SMALL = ("--set", f"model.image_size={SIDE}", "--set", "model.patch_size=32")
-PLAIN = ("--set", "finetune.augment.rand_augment=0", "--set", "finetune.augment.erasing=0")
+PLAIN = ("--set", "finetune.augment.rand_augment=0", "--set", "finetune.augment.random_erasing=0")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_the_same_call_gives_the_same_picture_and_another_epoch_another(
 
 def test_settings_change_what_is_seen(shards: Path, tmp_path: Path) -> None:
     augmented, plain = tmp_path / "augmented.png", tmp_path / "plain.png"
-    erasing = ("--set", "finetune.augment.erasing=1")
+    erasing = ("--set", "finetune.augment.random_erasing=1")
     assert run("data", "sample", shards, "--output", augmented, *SMALL, *erasing) == 0
     assert run("data", "sample", shards, "--output", plain, *SMALL, *PLAIN) == 0
     assert (image_of(augmented) != image_of(plain)).any()

@@ -67,7 +67,7 @@ def test_reconstruct_takes_other_sizes_and_fewer_images(
     photos: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     weights = saved(fcmae(), tmp_path / "fcmae.safetensors")
-    words = ["--image-size", "32x64", "--patch-size", 16, "--limit", 1, "--mask-ratio", 0.25]
+    words = ["--image-size", "32x64", "--patch-size", 16, "--max-images", 1, "--mask-ratio", 0.25]
     assert run(
         "reconstruct", weights, photos / "class 0", "--output", tmp_path, *words, "--json"
     ) == 0  # fmt: skip
@@ -126,7 +126,7 @@ def test_reconstruct_reads_the_official_codes_training_checkpoints(
         (["fcmae.safetensors", "--mask-ratio", "1"], r"mask ratio 1\.0 is not between 0 and 1"),
         (["fcmae.safetensors", "--image-size", "30"], r"image height 30 is no multiple of patch"),
         (["fcmae.safetensors", "--patch-size", "12"], r"patch_size 12 is no multiple of the enc"),
-        (["fcmae.safetensors", "--limit", "0"], r"a limit of 0 images leaves none"),
+        (["fcmae.safetensors", "--max-images", "0"], r"max_images = 0 leaves no images"),
     ],
 )
 def test_reconstruct_says_what_is_wrong_and_writes_nothing(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cluster.checkpoint import store
 from cluster.checkpoint.fragment_files import file_name, write_fragments
-from cluster.checkpoint.fragments import AVERAGE, WEIGHT, StateFragment
+from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT, StateFragment
 from cluster.durable import FileDigest
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.weights import Evaluation, Metadata, encoder_of, inspect, read
@@ -317,7 +317,7 @@ def test_a_checkpoint_of_a_run_is_read(tmp_path: Path, capsys: Capture) -> None:
     assert_same(read(tmp_path / "zero-3" / "weights"), expected)
 
 
-@pytest.mark.parametrize("part", [None, "average"])
+@pytest.mark.parametrize("part", [None, "ema"])
 def test_a_checkpoint_folder_of_a_run_is_inspected_and_converted(
     part: str | None, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -329,7 +329,7 @@ def test_a_checkpoint_folder_of_a_run_is_inspected_and_converted(
     words = [] if part is None else ["--part", part]
     assert cli.main(["weights", "inspect", str(step), "--json", *words]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["container"], told["parts"]) == ("checkpoint of a run", ["average", "weight"])
+    assert (told["container"], told["parts"]) == ("checkpoint of a run", ["ema", "weights"])
     assert (told["classes"], told["evaluation"]["image_size"]) == (list("abcde"), 64)
     target = tmp_path / "out.safetensors"
     assert cli.main(["weights", "convert", str(step), str(target), "--to", "official", *words]) == 0
@@ -359,7 +359,7 @@ def publish(
             for name, value in state.items():
                 cut = value.numel() // 3
                 part = slice(None, cut) if rank == 0 else slice(cut, None)
-                kinds = {WEIGHT: value, AVERAGE: average[name]}
+                kinds = {WEIGHT: value, EMA_WEIGHT: average[name]}
                 tensors = {kind: each.flatten()[part].clone() for kind, each in kinds.items()}
                 shape = tuple(value.shape)
                 fragments.append(StateFragment(f"model.{name}", shape, cut * rank, tensors))

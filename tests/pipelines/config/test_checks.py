@@ -60,7 +60,7 @@ CONFLICTS = {
     "optimizer on nvme": (
         "demo",
         [*STAGE_3_NVME, "cluster.zero.offload_param=nvme"],
-        "cluster.zero.offload_optimizer: checkpoints and averages are taken from memory, and on "
+        "cluster.zero.offload_optimizer: checkpoints and the EMA are taken from memory, and on "
         "nvme the optimizer's state is not there; cpu would work (offload_param may go to nvme)",
         "cluster.zero.offload_optimizer=cpu",
     ),
@@ -149,13 +149,13 @@ CONFLICTS = {
     ),
     "probe that trains everything": (
         "linear-probe-atto",
-        ["linear_probe.train=all"],
-        "linear_probe.train: a probe trains the head alone; set head, or use finetune",
-        "linear_probe.train=head",
+        ["linear_probe.trainable=all"],
+        "linear_probe.trainable: a probe trains the head alone; set head, or use finetune",
+        "linear_probe.trainable=head",
     ),
     "drop path of a frozen encoder": (
         "demo",
-        ["finetune.train=head", "finetune.drop_path=0.1"],
+        ["finetune.trainable=head", "finetune.drop_path=0.1"],
         "finetune.drop_path: only the head is trained, without the layers it is for; set 0",
         "finetune.drop_path=0",
     ),
@@ -181,15 +181,15 @@ CONFLICTS = {
     ),
     "two controls": (
         "imagenet22k-nano",
-        ["intermediate.control=true"],
-        "intermediate.control: only finetune has a control",
-        "intermediate.control=false",
+        ["intermediate.scratch_baseline=true"],
+        "intermediate.scratch_baseline: only finetune has a baseline from scratch",
+        "intermediate.scratch_baseline=false",
     ),
     "control of scratch": (
         "supervised-atto",
-        ["finetune.control=true"],
-        "finetune.control: without pretrain, fine-tuning is from scratch itself",
-        "finetune.control=false",
+        ["finetune.scratch_baseline=true"],
+        "finetune.scratch_baseline: without pretrain, finetune is that itself",
+        "finetune.scratch_baseline=false",
     ),
     "nothing": (
         "demo",
@@ -230,7 +230,7 @@ def test_conflicts_of_all_sections_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("knn.k=3", "unknown key 'knn.k'; there are knn.neighbours, knn.temperature, "
+        ("knn.metric=l2", "unknown key 'knn.metric'; there are knn.k, knn.temperature, "
          "knn.weights, knn.batch_size"),
         ("intermediate.data.sorce=/x", "unknown key 'intermediate.data.sorce'; did you mean "
          "'intermediate.data.source'?"),

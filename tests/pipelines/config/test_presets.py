@@ -134,9 +134,13 @@ def holds_the_table(recipe: Any, table: dict[str, dict[str, float | str]], size:
         assert row[size] == (found[line] if line in found else getattr(recipe, line)), line
     assert recipe.duration.unit == recipe.warmup.unit == "epochs"
     assert (recipe.betas, recipe.min_lr, recipe.grad_clip) == ((0.9, 0.999), 1e-6, 0.0)
-    assert (recipe.decay_exempt, recipe.train) == ("all-but-1d-and-grn", "all")
+    assert (recipe.decay_exempt, recipe.trainable) == ("all-but-1d-and-grn", "all")
     augment = recipe.augment
-    assert (augment.rand_augment, augment.rand_augment_std, augment.erasing) == (9, 0.5, 0.25)
+    assert (augment.rand_augment, augment.rand_augment_std, augment.random_erasing) == (
+        9,
+        0.5,
+        0.25,
+    )
     assert (augment.crop_scale, augment.crop_ratio) == ((0.08, 1.0), (3 / 4, 4 / 3))
     assert (augment.flip, augment.color_jitter, augment.interpolation) == (0.5, 0.0, "bicubic")
 
@@ -150,7 +154,7 @@ def holds_table_8(recipe: PretrainConfig | None, length: int) -> None:
     assert (recipe.betas, recipe.weight_decay, recipe.min_lr) == ((0.9, 0.95), 0.05, 0.0)
     assert (recipe.grad_clip, recipe.decay_exempt) == (0.0, "all-but-1d")
     assert (recipe.augment.crop_scale, recipe.augment.flip) == ((0.2, 1.0), 0.5)
-    assert recipe.augment.rand_augment == recipe.augment.erasing == 0
+    assert recipe.augment.rand_augment == recipe.augment.random_erasing == 0
     assert (recipe.mask_ratio, recipe.decoder) == (0.6, "convnext")
     assert (recipe.decoder_dim, recipe.decoder_depth, recipe.norm_pix_loss) == (512, 1, True)
     assert recipe.ema_decay is None
@@ -214,10 +218,10 @@ def test_features_are_judged_behind_the_same_pretraining(size: str) -> None:
     recipe, knn = probe.linear_probe, neighbours.knn
     assert recipe is not None
     assert knn is not None
-    assert (recipe.train, recipe.weight_decay, recipe.head_init_scale) == ("head", 0.0, 1.0)
+    assert (recipe.trainable, recipe.weight_decay, recipe.head_init_scale) == ("head", 0.0, 1.0)
     assert (recipe.duration, recipe.warmup) == (epochs(90), epochs(10))
     assert recipe.augment.rand_augment == recipe.augment.mixup == recipe.label_smoothing == 0
-    assert (knn.neighbours, knn.temperature) == (20, 0.07)
+    assert (knn.k, knn.temperature) == (20, 0.07)
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES - {"demo"}))

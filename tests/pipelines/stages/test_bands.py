@@ -87,7 +87,7 @@ def in_parquet_lists(root: Path) -> None:
 @pytest.mark.parametrize("lay_out", [in_folders, in_webdataset, in_parquet, in_parquet_lists])
 def test_every_layout_may_hold_arrays(lay_out: object, tmp_path: Path) -> None:
     lay_out(tmp_path / "source")  # type: ignore[operator]
-    source, _ = open_selected(tmp_path / "source", Selection(hold_out=1e-9))
+    source, _ = open_selected(tmp_path / "source", Selection(val_fraction=1e-9))
     manifest = write_collection(
         source, "it", tmp_path / "shards", Selection(), WriteSettings(channels=CHANNELS)
     )
@@ -107,7 +107,7 @@ def shards(tmp_path: Path) -> Path:
     """Five channels of 16 bits under train/ and val/."""
     in_folders(tmp_path / "source")
     for split in ("train", "val"):
-        source, _ = open_selected(tmp_path / "source", Selection(hold_out=1e-9))
+        source, _ = open_selected(tmp_path / "source", Selection(val_fraction=1e-9))
         write_collection(
             source, "it", tmp_path / "shards" / split, Selection(), WriteSettings(channels=CHANNELS)
         )

@@ -37,7 +37,7 @@ SMALL = (
     "finetune.global_batch_size=12",
     "finetune.micro_batch_size=6",
 )
-KNN = "knn={neighbours: 5}"
+KNN = "knn={k: 5}"
 TRAIN = Census(24, NAMES, (8, 8, 8), 0)
 VAL = Census(6, NAMES, (2, 2, 2), 0)
 
@@ -69,7 +69,7 @@ TOO_MUCH = {
     "images; at most 12 would work",
     "pretrain.warmup=4 epochs": "pretrain.warmup: the warm-up of 12 steps is longer than the 10 "
     "of training; 10 steps would be all of it",
-    "knn={neighbours: 30}": "knn.neighbours: 30 is more than the 24 training images; 24 would work",
+    "knn={k: 30}": "knn.k: 30 is more than the 24 training images; 24 would work",
 }
 
 
@@ -111,7 +111,7 @@ def test_hidden_labels_are_refused_by_those_who_would_need_them(
     assert found.startswith(
         "data: the validation images of photos have no labels, which " + readers
     )
-    assert "data.hold_out=0.1 takes some of the training images instead" in found
+    assert "data.val_fraction=0.1 takes some of the training images instead" in found
 
 
 def test_hidden_labels_do_no_harm_where_none_looks() -> None:
@@ -136,7 +136,7 @@ def test_classes_are_matched_by_name(classes: tuple[str, ...], wrong: str | None
         assert "not among the 3 of the training images: dog" in found[0]
         assert "validation images: ant, dog" in found[0]
         assert "training images: ant, bee, cat" in found[0]
-        assert "data.hold_out=0.1" in found[0]
+        assert "data.val_fraction=0.1" in found[0]
 
 
 SEVERAL = Census(24, NAMES, (8, 20, 9), 0, multi_label=True)

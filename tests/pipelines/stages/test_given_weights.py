@@ -25,7 +25,7 @@ from tests.pipelines.user import randomised
 
 __all__ = ["shards"]  # The fixture.
 
-FROM_FILES = ("pretrain=null", "finetune.control=false")
+FROM_FILES = ("pretrain=null", "finetune.scratch_baseline=false")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_all_that_is_wrong_with_weights_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "bad.pth").write_bytes(b"no weights")
     found = problems(
         "pretrain.weights=/no/such/file.pth", f"finetune.weights={other}",
-        f"linear_probe.weights={tmp_path / 'bad.pth'}", "linear_probe.train=head",
+        f"linear_probe.weights={tmp_path / 'bad.pth'}", "linear_probe.trainable=head",
         "linear_probe.duration=1", "linear_probe.base_lr=1", "linear_probe.global_batch_size=8",
         "linear_probe.micro_batch_size=4", "finetune.warmup=9999 epochs",
     )  # fmt: skip
@@ -116,7 +116,7 @@ def test_a_control_beside_given_weights_starts_from_scratch(classifier: Path, sh
             ("pretrained", "from scratch"),
             "the given pretraining",
         ),
-        (("pretrain=null", "finetune.control=false"), ("from scratch",), ""),
+        (("pretrain=null", "finetune.scratch_baseline=false"), ("from scratch",), ""),
         (("pretrain=null", "finetune=null", "knn={weights: FILE}"), (), "the given pretraining"),
     ],
 )

@@ -49,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job_in(root: Path, directory: Path) -> knn.KnnJob:
     directory.mkdir(exist_ok=True)
-    settings = KnnConfig(neighbours=K, temperature=TEMPERATURE, batch_size=3)
+    settings = KnnConfig(k=K, temperature=TEMPERATURE, batch_size=3)
     return knn.KnnJob(
         config=load_preset("demo"),
         settings=settings,
@@ -108,7 +108,7 @@ def test_one_worker_and_three_find_the_same(root: Path, tmp_path: Path) -> None:
         results.append(json.loads((directory / knn.RESULT).read_text()))
     for result in results:
         assert (result["images"], result["bank"]) == (10, 25)
-        assert (result["neighbours"], result["temperature"]) == (K, TEMPERATURE)
+        assert (result["k"], result["temperature"]) == (K, TEMPERATURE)
         assert (result["top1"], result["top5"]) == expected(root)
     assert 0 < results[0]["top1"] < 1
 

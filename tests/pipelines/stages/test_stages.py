@@ -27,7 +27,7 @@ from pipelines.training.job import TrainJob
 from tests.convnextv2.data.pictures import Pictures, write
 
 RECIPE = {"duration": "2 epochs", "global_batch_size": 8, "micro_batch_size": 4, "base_lr": 1}
-PROBE = {**RECIPE, "train": "head"}
+PROBE = {**RECIPE, "trainable": "head"}
 INTERMEDIATE = {**RECIPE, "data": {"source": "/no/such/22k"}}
 NO_SESSION = cast(Session, None)
 
@@ -39,9 +39,7 @@ def configured(*overrides: str, **sections: Any) -> PipelineConfig:
 
 
 def everything(*overrides: str) -> PipelineConfig:
-    return configured(
-        *overrides, knn={"neighbours": 5}, linear_probe=PROBE, intermediate=INTERMEDIATE
-    )
+    return configured(*overrides, knn={"k": 5}, linear_probe=PROBE, intermediate=INTERMEDIATE)
 
 
 def test_the_outline_of_everything() -> None:
@@ -67,7 +65,7 @@ def test_all_images_are_written_before_anything_is_trained() -> None:
 
 
 def test_the_outline_without_pretraining() -> None:
-    config = configured("finetune.control=false", pretrain=None)
+    config = configured("finetune.scratch_baseline=false", pretrain=None)
     assert dict(outline(config)) == {
         "write": (),
         "finetune": ("write",),
@@ -144,8 +142,8 @@ TRAINED = {"pretrain", "linear-probe", "intermediate"} | TUNED
     [
         ("seed=1", TRAINED),
         ("cluster.dtype=bf16", TRAINED),
-        ("data.order=block-random", TRAINED - {"intermediate"}),
-        ("intermediate.data.order=block-random", {"intermediate"}),
+        ("data.shuffle=block-random", TRAINED - {"intermediate"}),
+        ("intermediate.data.shuffle=block-random", {"intermediate"}),
         ("model.patch_size=16", {"pretrain"}),
         ("model.image_size=64", TRAINED | EVALUATED | PROBED | {"knn"}),
         ("model.size=atto", TRAINED | EVALUATED | PROBED),
@@ -174,7 +172,7 @@ def test_what_is_computed_is_in_the_key(override: str, stages: set[str], shards:
         "pretrain.micro_batch_size=32",
         "finetune.micro_batch_size=8",
         "pretrain.checkpoint_every=7 steps",
-        "finetune.keep_checkpoints=5",
+        "finetune.keep_last=5",
         "finetune.keep_every=7 steps",
         "finetune.evaluate_every=7 steps",
         "finetune.max_skipped_steps=3",

@@ -20,7 +20,7 @@ def test_a_changed_shard_is_refused_by_its_name(tmp_path: Path) -> None:
     pipeline = Pipeline(run_dir, [shards_stage(shards)])
     assert [visit.status for visit in pipeline.run()] == ["run"]
     flip(only(shards, "val/*.beton"))
-    advice = f"convnextv2 data check {shards}/SPLIT reads all of them"
+    advice = f"convnextv2 data verify {shards}/SPLIT reads all of them"
     with pytest.raises(DamageError, match=rf"val/train-00000-of-00001\.beton has .*{advice}"):
         pipeline.run()
     # Others of the same content will do.

@@ -62,7 +62,7 @@ def test_few_labels_of_every_class(folder: Path) -> None:
 
 def test_the_order_is_random_or_by_blocks_as_configured(folder: Path) -> None:
     full = training_order(folder, pretrain(), DataConfig(), 0)
-    blocks = training_order(folder, pretrain(), DataConfig(order="block-random"), 0)
+    blocks = training_order(folder, pretrain(), DataConfig(shuffle="block-random"), 0)
     assert full.blocks is None
     assert blocks.blocks is not None
     assert blocks.blocks.tolist() == [0, 29]

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 EVERYTHING = Augment(
     color_jitter=ColorJitter(hue=0.1),
     rand_augment=RandAugment(),
-    erasing=RandomErasing(probability=0.7),
+    random_erasing=RandomErasing(probability=0.7),
     mixing=Mixing(0.8, 1.0),
 )
 
@@ -46,8 +46,8 @@ def augmented(
 ALONE = [
     Augment(color_jitter=ColorJitter(hue=0.1)),
     Augment(rand_augment=RandAugment()),
-    Augment(erasing=RandomErasing(1.0)),
-    Augment(erasing=RandomErasing(1.0, mode="rand")),
+    Augment(random_erasing=RandomErasing(1.0)),
+    Augment(random_erasing=RandomErasing(1.0, mode="rand")),
 ]
 
 
@@ -161,7 +161,7 @@ SECOND_PROCESS = """
 import numpy as np
 from convnextv2.data.augment import Augment, ColorJitter, Mixing, RandAugment, RandomErasing
 everything = Augment(color_jitter=ColorJitter(), rand_augment=RandAugment(),
-                     erasing=RandomErasing(mode="rand"), mixing=Mixing(0.5, 0.5))
+                     random_erasing=RandomErasing(mode="rand"), mixing=Mixing(0.5, 0.5))
 images, memory = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 1), np.float32)
 for operation in everything.operations(np.zeros(2, np.uint64)):
     operation.generate_code()(images, memory, np.arange(2, dtype=np.uint64))

@@ -21,7 +21,9 @@ COUNT = len(SHAPES)
 EVERY = np.arange(COUNT, dtype=np.uint64)
 RANDOM = RandomView(size=(16, 12), scale=(0.2, 1.0))
 WHOLE = CenterView(size=(HEIGHT, WIDTH), crop=1.0)
-RECIPE = Augment(rand_augment=RandAugment(), erasing=RandomErasing(0.5), mixing=Mixing(0.8, 1.0))
+RECIPE = Augment(
+    rand_augment=RandAugment(), random_erasing=RandomErasing(0.5), mixing=Mixing(0.8, 1.0)
+)
 SEED = 11
 
 

@@ -136,7 +136,7 @@ def test_every_sample_once_and_the_same_global_batches(root: Path, world_size: i
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_resuming_at_every_position_on_any_number_of_workers(root: Path, world_size: int) -> None:
     order = GlobalOrder(COUNT, 12, SEED)
-    augment = Augment(rand_augment=RandAugment(), erasing=RandomErasing(0.5))
+    augment = Augment(rand_augment=RandAugment(), random_erasing=RandomErasing(0.5))
     loader = loader_of(root / "jpg", augment=augment, batch_size=12)
 
     def served(start: int, ranks: int) -> list[dict[int, bytes]]:

@@ -206,7 +206,7 @@ def test_crops_erasing_and_mixing_are_for_any_channels(tmp_path: Path) -> None:
     manifest = written(tmp_path, form)
     view = RandomView(size=(16, 16))
     plain = shown(tmp_path, view)
-    erased = shown(tmp_path, view, augment=Augment(erasing=RandomErasing(1.0)))
+    erased = shown(tmp_path, view, augment=Augment(random_erasing=RandomErasing(1.0)))
     changed = np.stack([(plain[n] != erased[n]).any(axis=-1) for n in plain])
     assert 0.02 < changed.mean() < 0.4
     noise = np.concatenate([erased[n][changed[row]] for row, n in enumerate(plain)])
@@ -214,7 +214,9 @@ def test_crops_erasing_and_mixing_are_for_any_channels(tmp_path: Path) -> None:
     white = 65_535
     np.testing.assert_allclose(noise.mean(axis=0) / white, manifest.mean, atol=0.08)
     np.testing.assert_allclose(noise.std(axis=0) / white, manifest.std, atol=0.08)
-    constant = shown(tmp_path, view, augment=Augment(erasing=RandomErasing(1.0, mode="const")))
+    constant = shown(
+        tmp_path, view, augment=Augment(random_erasing=RandomErasing(1.0, mode="const"))
+    )
     mean = np.rint(np.array(manifest.mean) * white)
     for row, n in enumerate(plain):
         assert (constant[n][changed[row]] == mean).all()

@@ -150,7 +150,7 @@ def test_a_list_beside_it_is_the_other_split(root: Path) -> None:
         for split, expected in (("train", ["ant/0.jpg"]), ("val", ["bee/2.jpg"])):
             source, selection = open_selected(path, Selection(split))  # type: ignore[arg-type]
             assert list(labelled(source)) == expected
-            assert selection.hold_out is None
+            assert selection.val_fraction is None
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])

@@ -112,7 +112,7 @@ def test_splits_are_told_by_the_names_of_the_shards(tmp_path: Path, train: str, 
     assert open_source(tmp_path, "val").has_splits
     (tmp_path / val).unlink()
     with pytest.raises(
-        DataError, match=rf"such as {train}, but none for 'val'; .* --hold-out \(data"
+        DataError, match=rf"such as {train}, but none for 'val'; .* --val-fraction \(data"
     ):
         open_source(tmp_path, "val")
 

@@ -375,7 +375,7 @@ def test_each_kind_of_broken_file_is_listed_and_each_strange_one_is_kept(tmp_pat
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    source, selection = open_selected(tmp_path / "photos", Selection(hold_out=1e-9))
+    source, selection = open_selected(tmp_path / "photos", Selection(val_fraction=1e-9))
     manifest = write_collection(
         source, "photos", tmp_path / "out", selection, WriteSettings(max_unreadable=6)
     )
@@ -407,7 +407,7 @@ class TestFolder:
         ("source", "selection", "settings"),
         [
             (SQUARE, Selection(), SETTINGS),
-            (SOURCE, Selection(limit=5), SETTINGS),
+            (SOURCE, Selection(max_images=5), SETTINGS),
             (SOURCE, Selection(), replace(SETTINGS, num_shards=3)),
         ],
     )

@@ -29,7 +29,7 @@ def peak():
 root, folder = map(Path, sys.argv[1:])
 before = peak()
 settings = WriteSettings(num_shards=2, shuffle_buffer_bytes=8 << 20, page_size=2 << 20)
-source, selection = open_selected(root, Selection(hold_out=1e-12))
+source, selection = open_selected(root, Selection(val_fraction=1e-12))
 write_collection(source, str(root), folder, selection, settings)
 print(json.dumps(peak() - before))
 """

@@ -13,7 +13,7 @@ import torch
 
 from cluster import durable
 from cluster.checkpoint.fragment_files import StateFiles, as_bytes, header
-from cluster.checkpoint.fragments import AVERAGE, WEIGHT
+from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT
 from pipelines.runtime.files import atomically
 
 PREFIX = "model."  # Of the model's parameters in the task around it.
@@ -22,7 +22,7 @@ ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
-class Exported:
+class Consolidated:
     """A file that was written."""
 
     file: Path
@@ -31,17 +31,17 @@ class Exported:
     bytes: int
 
 
-def export(
+def consolidate(
     checkpoint: Path,
     target: Path,
     kind: str = WEIGHT,
     *,
     metadata: dict[str, str] | None = None,
-) -> Exported:
-    """Write a checkpoint's fp32 weights, or their "average", as one file, whole or not at all.
+) -> Consolidated:
+    """Write a checkpoint's fp32 weights, or their EMA (`EMA_WEIGHT`), as one file, whole or not.
 
     `metadata` are entries for the file's own (see `convnextv2.weights.metadata`).
-    Parameters that are not trained have no average: theirs are the weights. That the checkpoint is
+    Parameters that are not trained have no EMA: theirs are the weights. That the checkpoint is
     good is not looked at here.
 
     Raises:
@@ -52,13 +52,14 @@ def export(
     if not names:
         raise ValueError(f"{checkpoint} holds no weights of a model")
     if not any(kind in files.kinds[name] for name in names):
-        why = ": it is of a training without ema_decay" if kind == AVERAGE else ""
-        raise ValueError(f"{checkpoint} holds no {kind} of the weights{why}")
+        ema = "EMA of the weights: it is of a training without ema_decay"
+        what = ema if kind == EMA_WEIGHT else f"{kind} of the weights"
+        raise ValueError(f"{checkpoint} holds no {what}")
     shapes = {name.removeprefix(PREFIX): files.shapes[name] for name in names}
     with atomically(target) as partial:
         written = durable.write(partial, _parts(files, shapes, kind, metadata))
     parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
-    return Exported(target, len(shapes), parameters, written.bytes)
+    return Consolidated(target, len(shapes), parameters, written.bytes)
 
 
 def _parts(
