@@ -17,7 +17,7 @@ class Stage:
         run: Does the work in the folder it is given; returns outputs, file name to sha256.
         settings: The part of the configuration that decides the result; JSON values.
         depends_on: Names of the stages whose outputs it reads.
-        code: Modules and packages whose source decides the result.
+        code: Functions that make the result; their source, and that of all they use, is in the key.
         check: Looks at the outputs, whenever they were made, before another stage reads them;
             raises when that cannot go well.
         when_damaged: What a person is to do about an output that is not as it was written. Without
@@ -28,7 +28,7 @@ class Stage:
     run: Callable[["StageContext"], Outputs]
     settings: dict[str, Any]
     depends_on: tuple[str, ...] = ()
-    code: tuple[str, ...] = ()
+    code: tuple[Callable[..., object], ...] = ()
     check: Callable[["StageContext"], None] = lambda context: None
     when_damaged: str = ""
 

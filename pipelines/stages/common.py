@@ -32,38 +32,6 @@ NOT_IN_KEY = {
 }
 # Of the settings of data, those that decide which samples make up which batch.
 ORDER = {"shuffle", "window_blocks"}
-CODE = (
-    "cluster.engine.adamw",
-    "cluster.engine.deepspeed_engine",
-    "cluster.engine.outcome",
-    "cluster.engine.partitions",
-    "cluster.checkpoint.fragments",
-    "cluster.engine.zero_config",
-    "convnextv2.data.batch",
-    "convnextv2.data.augment",
-    "convnextv2.data.decoding",
-    "convnextv2.data.load",
-    "convnextv2.data.shards.manifest",
-    "convnextv2.data.order.global_order",
-    "convnextv2.data.order.permutation",
-    "convnextv2.data.shards.mapped",
-    "convnextv2.data.views",
-    "convnextv2.encoder",
-    "convnextv2.kernels",
-    "convnextv2.layers",
-    "convnextv2.randomness",
-    "convnextv2.recipe",
-    "convnextv2.sizes",
-    "convnextv2.tasks.normalization",
-    "convnextv2.weights",
-    "pipelines.training.build",
-    "pipelines.training.consolidate",
-    "pipelines.training.job",
-    "pipelines.training.samples",
-    "pipelines.training.loop",
-    "pipelines.training.transforms",
-    "pipelines.weights",
-)
 
 
 def ema_name(weights: str) -> str:

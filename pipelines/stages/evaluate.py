@@ -31,22 +31,6 @@ from pipelines.training.transforms import image_size_of
 from pipelines.training.validation import Validation, mean_of, of_all_workers, share_of
 
 RESULT = "evaluation.json"
-CODE = (
-    "convnextv2.data.batch",
-    "convnextv2.data.labels.classes",
-    "convnextv2.data.decoding",
-    "convnextv2.data.load",
-    "convnextv2.data.shards.manifest",
-    "convnextv2.data.shards.mapped",
-    "convnextv2.data.views",
-    "convnextv2.encoder",
-    "convnextv2.kernels",
-    "convnextv2.layers",
-    "convnextv2.sizes",
-    "convnextv2.tasks.normalization",
-    "pipelines.training.validation",
-    "pipelines.training.transforms",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +80,7 @@ def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             "evaluate": config.evaluate.model_dump(exclude={"batch_size"}),
         },
         depends_on=outline(config)[name],
-        code=(
-            *CODE,
-            "convnextv2.data.labels.label_sets",
-            "convnextv2.tasks.classify",
-            "convnextv2.tasks.precision",
-            "pipelines.stages.evaluate",
-        ),
+        code=(evaluate,),
     )
 
 

@@ -18,7 +18,7 @@ from pipelines.graph import Outputs, Stage, StageContext
 from pipelines.graph.outline import SCRATCH, outline
 from pipelines.runtime.session import Session
 from pipelines.stages import pretrain
-from pipelines.stages.common import CODE, NOT_IN_KEY, ORDER, ema_name, run_training
+from pipelines.stages.common import NOT_IN_KEY, ORDER, ema_name, run_training
 from pipelines.training.job import TrainJob
 from pipelines.training.transforms import image_size_of
 from pipelines.weights.given import Given
@@ -76,13 +76,7 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
             **given.settings,
         },
         depends_on=outline(config)[name],
-        code=(
-            *CODE,
-            "convnextv2.data.labels.classes",
-            "convnextv2.data.labels.label_sets",
-            "convnextv2.tasks.classify",
-            "pipelines.stages.finetune",
-        ),
+        code=(run_training, build_task, *given.code),
     )
 
 

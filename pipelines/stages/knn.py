@@ -32,7 +32,6 @@ from pipelines.runtime.files import write_json
 from pipelines.runtime.logs import worker_log
 from pipelines.runtime.session import Session
 from pipelines.stages import pretrain
-from pipelines.stages.evaluate import CODE
 from pipelines.training.transforms import evaluation_view
 from pipelines.training.validation import share_of
 from pipelines.weights.given import Given
@@ -85,14 +84,7 @@ def knn_stage(config: PipelineConfig, session: Session) -> Stage:
             **given.settings,
         },
         depends_on=outline(config)["knn"],
-        code=(
-            *CODE,
-            "convnextv2.analysis.knn",
-            "convnextv2.analysis.models",
-            "convnextv2.weights",
-            "pipelines.stages.knn",
-            "pipelines.weights.reading",
-        ),
+        code=(classify, *given.code),
     )
 
 

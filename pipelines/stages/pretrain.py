@@ -12,7 +12,7 @@ from pipelines.config import PipelineConfig, PretrainConfig
 from pipelines.graph import Outputs, Stage, StageContext
 from pipelines.graph.outline import outline
 from pipelines.runtime.session import Session
-from pipelines.stages.common import CODE, NOT_IN_KEY, ORDER, run_training
+from pipelines.stages.common import NOT_IN_KEY, ORDER, run_training
 from pipelines.training.job import TrainJob
 from pipelines.weights.given import Given
 
@@ -56,15 +56,7 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
             **given.settings,
         },
         depends_on=outline(config)["pretrain"],
-        code=(
-            *CODE,
-            "convnextv2.decoders",
-            "convnextv2.fcmae",
-            "convnextv2.masking",
-            "convnextv2.sparse",
-            "convnextv2.tasks.pretrain",
-            "pipelines.stages.pretrain",
-        ),
+        code=(run_training, build_task, *given.code),
     )
 
 

@@ -91,16 +91,7 @@ def report_stage(
         run=run,
         settings=settings,
         depends_on=depends_on,
-        code=(
-            "convnextv2.analysis",
-            "pipelines.report.charts",
-            "pipelines.runtime.events",
-            "pipelines.report.html",
-            "pipelines.report.page",
-            "pipelines.report.tables",
-            "pipelines.stages.report",
-            "pipelines.report.summary",
-        ),
+        code=(gather, render_report),
     )
 
 

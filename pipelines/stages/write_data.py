@@ -17,20 +17,6 @@ from pipelines.graph import Outputs, Stage, StageContext, digest_of, hash_files
 from pipelines.runtime.session import Session
 
 SPLITS: tuple[Split, ...] = ("train", "val")
-CODE = (
-    "convnextv2.data.collection",
-    "convnextv2.data.labels.label_sets",
-    "convnextv2.data.shards.manifest",
-    "convnextv2.data.order.permutation",
-    "convnextv2.data.pixels",
-    "convnextv2.data.selection",
-    "convnextv2.data.shards.mapped",
-    "convnextv2.data.sources",
-    "convnextv2.data.shards.statistics",
-    "convnextv2.data.writing",
-    "convnextv2.randomness",
-    "convnextv2.tasks.normalization",
-)
 FindConflicts = Callable[[Mapping[Split, Census]], Sequence[str]]
 
 
@@ -73,7 +59,7 @@ def write_stage(
             "write": data.write.model_dump(exclude={"max_unreadable"}),
             "channels": channels,
         },
-        code=CODE,
+        code=(_choose, _plan, _write),
         check=lambda context: check(context.directory),
         when_damaged=f"Its images would be written anew by the same command with --rerun {name}; "
         "what there is would be kept beside them",

@@ -9,10 +9,12 @@ from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
 from cluster.placement import worker_device
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.shards.local_cache import LocalCache
+from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from pipelines.config import FinetuneConfig
 from pipelines.training.job import TrainJob
 from pipelines.training.transforms import augmentation, image_size_of, training_view
+from pipelines.training.validation import Validation
 
 
 def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
@@ -55,6 +57,17 @@ def build_loader(job: TrainJob) -> BetonLoader:
         seed=job.config.seed,
         num_workers=data.num_workers,
         cache=cache,
+    )
+
+
+def build_validation(job: TrainJob) -> Validation:
+    """The split beside the images that `job` trains on, at the size it trains at."""
+    return Validation.opened(
+        job.shards.with_name("val"),
+        image_size_of(job.recipe, job.config.model),
+        job.config.evaluate,
+        job.config.data.num_workers,
+        read_manifest(job.shards).classes,
     )
 
 

@@ -28,7 +28,7 @@ from convnextv2.data.load import BetonLoader
 from convnextv2.data.order.global_order import GlobalOrder
 from pipelines.runtime.events import EventLog
 from pipelines.runtime.logs import worker_log
-from pipelines.training.build import build_engine, build_loader, seed_step
+from pipelines.training.build import build_engine, build_loader, build_validation, seed_step
 from pipelines.training.job import Plan, TrainJob
 from pipelines.training.validation import Validation
 
@@ -95,7 +95,7 @@ class Run:
             plan,
             build_engine(job, batch_layout),
             build_loader(job),
-            Validation.of(job) if plan.evaluate_every else None,
+            build_validation(job) if plan.evaluate_every else None,
             Saver(
                 job.directory / CHECKPOINTS, plan.keep, asynchronous=recipe.asynchronous_checkpoints
             ),

@@ -13,14 +13,12 @@ from torch import Tensor
 from cluster import group
 from convnextv2.data.batch import Batch, on_device
 from convnextv2.data.load import BetonLoader
-from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import Indices
 from convnextv2.tasks import TaskOutput
 from convnextv2.tasks.classify import cross_entropies, is_among_best
 from convnextv2.tasks.precision import average_precision
 from pipelines.config import EvaluateConfig
-from pipelines.training.job import TrainJob
-from pipelines.training.transforms import evaluation_view, image_size_of
+from pipelines.training.transforms import evaluation_view
 
 Forward = Callable[[Batch], TaskOutput]
 
@@ -30,14 +28,6 @@ class Validation:
     """The validation split, ready to be looked at again and again."""
 
     loader: BetonLoader
-
-    @classmethod
-    def of(cls, job: TrainJob) -> "Validation":
-        """The split beside the images that `job` trains on, at the size it trains at."""
-        size = image_size_of(job.recipe, job.config.model)
-        settings, threads = job.config.evaluate, job.config.data.num_workers
-        classes = read_manifest(job.shards).classes
-        return cls.opened(job.shards.with_name("val"), size, settings, threads, classes)
 
     @classmethod
     def opened(

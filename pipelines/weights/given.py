@@ -5,7 +5,7 @@ their path; and when the stage begins, they are copied into its folder under our
 that they are still the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,11 @@ class Given:
     def settings(self) -> dict[str, str]:
         """For the stage's key."""
         return {"weights": self.digest} if self.digest else {}
+
+    @property
+    def code(self) -> tuple[Callable[..., object], ...]:
+        """For the stage's key, too."""
+        return () if self.path is None else (Given.copy,)
 
     def copy(self, directory: Path) -> Path | None:
         """Copy them into a stage's folder, under our names; returns the file.

@@ -1,0 +1,37 @@
+"""Code that stages use and that cannot change a result: it is in no stage's key.
+
+Names of packages, modules or definitions; what is below one is exempt, too. Whatever is not here
+counts. When in doubt leave it out: a stage that is done again costs time, a stale result is wrong.
+"""
+
+EXEMPT = frozenset(
+    {
+        # Settings are in a stage's key by value, those that decide its result.
+        "pipelines.config",
+        # Keys, and the books about what is done. Which stages there are is no result of a stage.
+        "pipelines.graph",
+        "pipelines.stages.__init__",
+        # Workers, logs, tracking, what a person sees; not the reading of events, of which the
+        # report is made.
+        "pipelines.runtime.session",
+        "pipelines.runtime.logs",
+        "pipelines.runtime.events.EventLog",
+        "pipelines.runtime.events.SPOOL",
+        # Bytes safely on disk, the same ones.
+        "pipelines.runtime.files",
+        "cluster.durable",
+        # When checkpoints are written, and which are kept and found; not what is in them.
+        "cluster.checkpoint.async_saver",
+        "cluster.checkpoint.retention",
+        "cluster.checkpoint.store",
+        # Which worker is on which machine and device.
+        "cluster.placement",
+        # Failures made on purpose, and clocks.
+        "cluster.resilience.fault_injection",
+        "cluster.resilience.goodput.Stopwatch",
+        # Images that are read from a nearer disk are the same.
+        "convnextv2.data.shards.local_cache",
+        # Refuses what cannot be computed.
+        "convnextv2.checks",
+    }
+)
