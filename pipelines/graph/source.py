@@ -42,9 +42,11 @@ class Module:
         self.imports: dict[str, str] = {}
         self._binding: dict[str, list[ast.AST]] = {}
         self._acting: list[ast.AST] = []
+        self._mentioned: set[str] = set()
         self._sort(self._tree.body)
         self.definitions = {name: self._uses(nodes) for name, nodes in self._binding.items()}
-        self.effects = self._uses([*self._acting, *self._unused_imports()])
+        effects = self._uses(self._acting)
+        self.effects = Uses(effects.names, effects.imported | self._unused_imports())
 
     def _sort(self, nodes: Iterable[ast.stmt]) -> None:
         """Tell statements that bind names from those that act."""
@@ -78,22 +80,18 @@ class Module:
                 node = node.value
             if isinstance(node, ast.Name):
                 used.add((node.id, *attributes))
+                self._mentioned.add(node.id)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                self._mentioned.add(node.value)  # As in `__all__`.
             todo += ast.iter_child_nodes(node)
         own = {name: f"{self.name}.{name}" for name in (*self._binding, *self.imports)}
         known = own | imports
         names = {".".join([known[name], *rest]) for name, *rest in used if name in known}
         return Uses(frozenset(names), frozenset(imports.values()))
 
-    def _unused_imports(self) -> list[ast.AST]:
-        """Imports of which no name is used: they are there for what they do."""
-        nodes = list(ast.walk(self._tree))
-        used = {node.id for node in nodes if isinstance(node, ast.Name)}
-        used |= {node.value for node in nodes if _is_text(node)}  # In `__all__`.
-        return [
-            node
-            for node in self._tree.body
-            if isinstance(node, Import) and not used & dict(_bound_by(node, self._package)).keys()
-        ]
+    def _unused_imports(self) -> set[str]:
+        """Imports of which no name is mentioned: they are there for what they do."""
+        return {target for name, target in self.imports.items() if name not in self._mentioned}
 
     @property
     def digest(self) -> str:
@@ -142,11 +140,11 @@ def _text_of(value: object) -> str:
 
 def _is_docstring(node: object) -> bool:
     """Of a module, a class or a function, or below a field."""
-    return isinstance(node, ast.Expr) and _is_text(node.value)
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def _bound_by(node: Import, package: str) -> Iterator[tuple[str, str]]:

@@ -1,73 +1,176 @@
-"""A stage's key has the source of every module of the method that decides its result."""
+"""A stage's key has the source of every module that decides its result, and of no other."""
 
-import ast
-from collections.abc import Iterator, Sequence
+import inspect
+import json
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
-from pipelines.stages import write_data
-from tests.pipelines.stages.test_stages import everything, shards, stages_of
+from convnextv2.data.shards.manifest import read_manifest
+from pipelines.graph import Stage, code_digest
+from pipelines.graph.closure import Sources
+from pipelines.graph.exempt import EXEMPT
+from pipelines.graph.keys import PACKAGES, installed_sources, name_of
+from pipelines.presets import load_preset
+from pipelines.stages import evaluate, finetune, pretrain
+from pipelines.stages.common import export
+from pipelines.training.job import TrainJob
+from pipelines.training.loop import train
+from tests.cluster.workers import run_group
+from tests.convnextv2.data.pictures import Pictures, write
+from tests.pipelines.stages.test_stages import configured, everything, shards, stages_of
 
 __all__ = ["shards"]  # The fixture.
 
 ROOT = Path(__file__).parents[3]
-DECIDE_NOTHING = {
-    "convnextv2.checks",  # Refuses what cannot be computed.
-    "convnextv2.kernels.compiler",
-    "convnextv2.data.labels.census",
-    "convnextv2.data.collection",  # Shared types; what is listed and read is in the sources.
-    "convnextv2.data.shards.local_cache",  # The same bytes from a nearer disk.
-    "convnextv2.paths",
-    "convnextv2.tasks",  # Names what its modules hold.
+KINDS = ("write", "pretrain", "finetune", "evaluate", "knn", "report")
+BY_NAME = {
+    "pretrain": [
+        "cluster/engine/adamw.py",
+        "convnextv2/tasks/__init__.py",
+        "convnextv2/data/order/permutation.py",
+        "convnextv2/data/shards/mapped.py",
+        "convnextv2/kernels/native.cpp",
+        "convnextv2/data/decoding/resample.h",
+        "pipelines/stages/pretrain.py",
+        "pipelines/training/export.py",
+    ],
+    "evaluate": [
+        "convnextv2/weights/__init__.py",
+        "convnextv2/weights/loading.py",
+        "convnextv2/sizes.py",
+        "pipelines/stages/evaluate.py",
+    ],
+    "report": ["pipelines/report/templates/report.html.j2", "pipelines/runtime/events.py"],
 }
-UNLABELLED = {"convnextv2.data.labels.classes", "convnextv2.data.labels.label_sets"}
+ELSEWHERE = [
+    "convnextv2/export.py",
+    "convnextv2/weights/writing.py",
+    "pipelines/bench/model.py",
+    "pipelines/commands/weights.py",
+    "pipelines/config/training.py",
+    "pipelines/doctor/__init__.py",
+    "pipelines/gpu_check/table.py",
+    "pipelines/presets/demo.py",
+    "pipelines/stages/evaluate.py",
+    "pipelines/stages/report.py",
+]
 
 
-def test_training_has_all_it_imports(shards: Path) -> None:
-    stages = stages_of(shards, everything())
-    assert left_out(stages["pretrain"].code) <= DECIDE_NOTHING | UNLABELLED
-    for name in ("intermediate", "finetune", "finetune-scratch", "linear-probe"):
-        assert left_out(stages[name].code) <= DECIDE_NOTHING
+class Copy:
+    """The sources in another folder, to be edited."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in PACKAGES:
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, root / name, ignore=ignored)
+
+    @property
+    def sources(self) -> Sources:
+        return Sources({name: self.root / name for name in PACKAGES})
+
+    def digest(self, stage: Stage) -> str:
+        return code_digest(stage.code, self.sources)
+
+    @contextmanager
+    def edited(self, *files: Path) -> Iterator[None]:
+        before = {file: file.read_text() for file in files}
+        for file, text in before.items():
+            file.write_text(f"{text}\nEDITED = 1\n")
+        yield
+        for file, text in before.items():
+            file.write_text(text)
 
 
-def test_writing_has_all_it_imports() -> None:
-    # Classes are matched where shards are read.
-    assert left_out(write_data.CODE) <= DECIDE_NOTHING | {"convnextv2.data.labels.classes"}
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    return Copy(tmp_path_factory.mktemp("copy"))
 
 
-@pytest.mark.parametrize("name", ["convnextv2.data.batch", "convnextv2.tasks.normalization"])
-def test_evaluation_has_what_images_become(shards: Path, name: str) -> None:
-    stages = stages_of(shards, everything())
-    assert all(name in stages[each].code for each in ("evaluate", "knn"))
+@pytest.fixture(scope="module")
+def stages(shards: Path) -> dict[str, Stage]:
+    return stages_of(shards, everything())
 
 
-def test_what_is_left_out_is_found() -> None:
-    assert left_out(["convnextv2.data.batch"]) == set()
-    assert left_out(["convnextv2.tasks.pretrain"]) > {"convnextv2.fcmae", "convnextv2.masking"}
+def closure(stage: Stage, without: str = "") -> set[str]:
+    names = [name_of(function) for function in stage.code]
+    return installed_sources(PACKAGES).closure(names, EXEMPT - {without}).keys()
 
 
-def left_out(code: Sequence[str]) -> set[str]:
-    """Modules of the method that those of `code` import, and that are not among them."""
-    listed = {name: file for module in code for name, file in sources_of(module)}
-    found = {name for file in listed.values() for name in imports_of(file)}
-    return found - listed.keys()
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_an_edit_of_any_module_of_the_closure_moves_the_key(
+    name: str, stages: dict[str, Stage], copy: Copy
+) -> None:
+    before = copy.digest(stages[name])
+    assert before == code_digest(stages[name].code)
+    for module in closure(stages[name]):
+        found = copy.sources.find(module)
+        assert found is not None
+        with copy.edited(found.file):
+            assert copy.digest(stages[name]) != before, module
+    assert copy.digest(stages[name]) == before
 
 
-def sources_of(module: str) -> Iterator[tuple[str, Path]]:
-    """A module, or a package with everything below it."""
-    path = ROOT.joinpath(*module.split("."))
-    files = path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
-    for file in files:
-        name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-        yield name.removesuffix(".__init__"), file
+@pytest.mark.parametrize(("name", "file"), [(n, file) for n, files in BY_NAME.items() for file in files])
+def test_an_edit_of_what_was_missed_once_moves_the_key(
+    name: str, file: str, stages: dict[str, Stage], copy: Copy
+) -> None:
+    before = copy.digest(stages[name])
+    with copy.edited(copy.root / file):
+        assert copy.digest(stages[name]) != before
 
 
-def imports_of(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text())):
-        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("convnextv2"):
-            continue
-        for each in node.names:
-            name = f"{node.module}.{each.name}"
-            below = ROOT.joinpath(*name.split("."))
-            yield name if below.is_dir() or below.with_suffix(".py").exists() else str(node.module)
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "evaluate", "knn"])
+def test_edits_of_what_is_exempt_leave_the_key(
+    name: str, stages: dict[str, Stage], copy: Copy
+) -> None:
+    before = copy.digest(stages[name])
+    files = [file for entry in EXEMPT for file in files_of(copy.root, entry)]
+    with copy.edited(*files):
+        assert copy.digest(stages[name]) == before
+
+
+@pytest.mark.parametrize("file", ELSEWHERE)
+def test_edits_elsewhere_leave_pretrainings_key(
+    file: str, stages: dict[str, Stage], copy: Copy
+) -> None:
+    before = copy.digest(stages["pretrain"])
+    with copy.edited(copy.root / file):
+        assert copy.digest(stages["pretrain"]) == before
+
+
+def test_evaluation_has_nothing_of_training(stages: dict[str, Stage]) -> None:
+    found = closure(stages["evaluate"])
+    assert not [name for name in found if name.startswith(("cluster.engine", "convnextv2.recipe"))]
+    assert "pipelines.training.loop" not in found
+
+
+@pytest.mark.parametrize("entry", sorted(EXEMPT))
+def test_everything_exempt_is_used_by_a_stage(entry: str, stages: dict[str, Stage]) -> None:
+    assert files_of(ROOT, entry), f"there is no {entry}"
+    assert any(closure(stage) != closure(stage, without=entry) for stage in stages.values())
+
+
+def files_of(root: Path, entry: str) -> list[Path]:
+    """The files of a package, or the one file of a module or of what it defines."""
+    sources = Sources({name: root / name for name in PACKAGES})
+    module, rest = sources.split(entry.removesuffix(".__init__"))
+    if module is None or (rest and rest[0] not in module.definitions):
+        return []
+    if module.file.name == "__init__.py" and not entry.endswith("__init__"):
+        return sorted(module.file.parent.rglob("*.py"))
+    return [module.file]
+
+
+def test_given_weights_have_their_copying_in_the_key(
+    shards: Path, tmp_path: Path
+) -> None:
+    ...
