@@ -29,23 +29,27 @@ class Sources:
     def find(self, name: str) -> Module | None:
         """The module a.b.c; None where there is no such module of ours."""
         if name not in self._modules:
-            top, *below = name.split(".")
-            module = None
-            if top in self._packages:
-                path = self._packages[top].joinpath(*below)
-                files = [path / "__init__.py", path.with_name(f"{path.name}.py")]
-                found = (_parsed(name, file, file.read_bytes()) for file in files if file.is_file())
-                module = next(found, None)
-            self._modules[name] = module
+            around, _, own = name.rpartition(".")
+            package = self.find(around) if around else None
+            if package is not None and package.file.name == "__init__.py":
+                folder = package.file.parent / own
+            elif name in self._packages:
+                folder = self._packages[name]
+            else:
+                folder = None
+            self._modules[name] = None if folder is None else _read(name, folder)
         return self._modules[name]
 
     def split(self, dotted: str) -> tuple[Module | None, list[str]]:
         """The module that a.b.c.d is, or is in, and the rest of the name."""
         parts = dotted.split(".")
-        for length in range(len(parts), 0, -1):
-            if module := self.find(".".join(parts[:length])):
-                return module, parts[length:]
-        return None, parts
+        module = None
+        for length in range(1, len(parts) + 1):
+            found = self.find(".".join(parts[:length]))
+            if found is None:
+                return module, parts[length - 1 :]
+            module = found
+        return module, []
 
     def defines(self, dotted: str) -> bool:
         """Whether a.b.c is a definition of a module."""
@@ -113,6 +117,14 @@ class _Search:
     def _is_exempt(self, dotted: str) -> bool:
         parts = dotted.split(".")
         return any(".".join(parts[:length]) in self.exempt for length in range(1, len(parts) + 1))
+
+
+def _read(name: str, folder: Path) -> Module | None:
+    """The package in a folder, or the module beside it."""
+    for file in (folder / "__init__.py", folder.with_name(f"{folder.name}.py")):
+        if file.is_file():
+            return _parsed(name, file, file.read_bytes())
+    return None
 
 
 @cache

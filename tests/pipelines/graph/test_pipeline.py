@@ -93,7 +93,9 @@ def test_outputs_are_looked_at_whenever_they_were_made(tmp_path: Path) -> None:
     assert pipeline.stage_results == []
 
 
-def one_stage(root: Path, settings: dict[str, Any], code: tuple[Callable[..., object], ...] = ()) -> Pipeline:
+def one_stage(
+    root: Path, settings: dict[str, Any], code: tuple[Callable[..., object], ...] = ()
+) -> Pipeline:
     def run(context: StageContext) -> Outputs:
         (context.directory / "out").write_text("same")
         return hash_files(context.directory, "out")
