@@ -26,7 +26,7 @@ BY_NAME = {
         "convnextv2/kernels/native.cpp",
         "convnextv2/data/decoding/resample.h",
         "pipelines/stages/pretrain.py",
-        "pipelines/training/export.py",
+        "pipelines/training/consolidate.py",
     ],
     "evaluate": [
         "convnextv2/weights/__init__.py",
