@@ -23,13 +23,7 @@ VALIDATED = ("val_top1", "val_top1_ema", "val_map", "val_map_ema")
 def find_conflicts(config: PipelineConfig) -> list[str]:
     """All of them, each beginning with the dotted name of a field."""
     cluster = config.cluster
-    zero = find_problems(
-        cluster.zero,
-        use_gpu=cluster.use_gpu,
-        precision=cluster.dtype,
-        world_size=cluster.num_workers,
-    )
-    problems = [*_geometry(config.model), *(f"cluster.zero.{problem}" for problem in zero)]
+    problems = [*_geometry(config.model), *_zero(config)]
     for name in ("pretrain", "intermediate", "finetune", "linear_probe"):
         train = getattr(config, name)
         if train is None:
@@ -46,6 +40,23 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
             found += _fine_tuning(train, config.model)
         problems += [f"{name}.{problem}" for problem in found]
     return [*problems, *_stages(config), *_pixels(config)]
+
+
+def _zero(config: PipelineConfig) -> list[str]:
+    """Settings of ZeRO against each other, and against the precision of every recipe."""
+    cluster = config.cluster
+    recipes = (config.pretrain, config.intermediate, config.finetune, config.linear_probe)
+    problems = [
+        f"cluster.zero.{problem}"
+        for precision in {recipe.dtype: None for recipe in recipes if recipe is not None}
+        for problem in find_problems(
+            cluster.zero,
+            use_gpu=cluster.use_gpu,
+            precision=precision,
+            world_size=cluster.num_workers,
+        )
+    ]
+    return list(dict.fromkeys(problems))
 
 
 def _stages(config: PipelineConfig) -> Iterator[str]:

@@ -47,8 +47,6 @@ class ClusterConfig(Section):
     cpus_per_worker: Positive = 1
     use_gpu: bool = False
     zero: ZeroSettings = ZeroSettings()
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """bf16 keeps fp32 masters."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Restarts of a worker group before a stage fails."""
     address: str | None = None

@@ -12,6 +12,11 @@ from pipelines.config.checks import find_conflicts
 
 Wanted = Callable[[PipelineConfig], set[str]]
 """The stages of a configuration that are to run."""
+MOVED = {
+    "cluster.dtype": "every recipe has its own now: pretrain.dtype, intermediate.dtype, "
+    "finetune.dtype, linear_probe.dtype"
+}
+"""Keys that other sections have now."""
 _FINISHED = "train/manifest.json"
 """What a folder of finished shards has."""
 
@@ -153,6 +158,8 @@ def _restore(tree: dict[str, Any], base: dict[str, Any], path: list[str]) -> dic
 def _describe(item: Any, path: list[str]) -> str:
     dotted = ".".join(_known_prefix(path))
     if item["type"] == "extra_forbidden":
+        if dotted in MOVED:
+            return f"unknown key {dotted!r}; {MOVED[dotted]}"
         model: type[BaseModel] = PipelineConfig
         for part in path[:-1]:
             model = _section(model, part) or model

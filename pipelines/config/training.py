@@ -28,6 +28,8 @@ class TrainConfig(Section):
     betas: tuple[Share, Share] = (0.9, 0.999)
     grad_clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest gradient norm; 0 leaves gradients alone."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward and the backward pass; bf16 keeps fp32 masters."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep a moving average of the weights, too; it is evaluated beside them."""
     max_skipped_steps: Annotated[int, Field(ge=0)] = 10

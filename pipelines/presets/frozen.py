@@ -15,7 +15,7 @@ from typing import Any
 
 from convnextv2.recipe.duration import Duration, epochs, steps
 from pipelines.config import AugmentConfig, FinetuneConfig, KnnConfig, PipelineConfig
-from pipelines.presets.recipe import ON_GPUS, PAPER, Preset, imagenet, pretraining
+from pipelines.presets.recipe import PAPER, Preset, imagenet, on_gpus, pretraining
 
 LINEAR = FinetuneConfig(
     trainable="head",
@@ -37,12 +37,13 @@ def _preset(name: str, what: str, size: str, **section: Any) -> Preset:
     def build() -> PipelineConfig:
         return imagenet(name, size, pretrain=pretraining(size, epochs(1600)), **section)
 
+    trained = ["pretrain", *(["linear_probe"] if "linear_probe" in section else [])]
     return Preset(
         name=name,
         what=f"FCMAE, 1600 epochs, then {what}, {size.capitalize()}",
         published="none",
         about=__doc__ or "",
-        command=f"convnextv2 run {name} --data /data/imagenet {ON_GPUS}",
+        command=f"convnextv2 run {name} --data /data/imagenet {on_gpus(*trained)}",
         build=build,
     )
 

@@ -19,12 +19,12 @@ estimate); for 64 GPUs set pretrain.micro_batch_size=64 and finetune.micro_batch
 from convnextv2.recipe.duration import epochs
 from pipelines.config import FinetuneConfig, PipelineConfig
 from pipelines.presets.recipe import (
-    ON_GPUS,
     PAPER,
     Preset,
     Row,
     fine_tuning,
     imagenet,
+    on_gpus,
     pretraining,
 )
 
@@ -80,7 +80,7 @@ def _preset(size: str, length: int) -> Preset:
         what=f"FCMAE, {length} epochs, then fine-tuning, {size.capitalize()}",
         published=PUBLISHED[length].get(size, "none at this length"),
         about=__doc__ or "",
-        command=f"convnextv2 run {name} --data /data/imagenet {ON_GPUS}",
+        command=f"convnextv2 run {name} --data /data/imagenet {on_gpus('pretrain', 'finetune')}",
         build=build,
     )
 

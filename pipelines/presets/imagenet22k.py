@@ -20,12 +20,12 @@ images on any number of GPUs; micro_batch_size is for eight GPUs of 80 GB (an es
 from convnextv2.recipe.duration import epochs
 from pipelines.config import FinetuneConfig, IntermediateConfig, PipelineConfig
 from pipelines.presets.recipe import (
-    ON_GPUS,
     Preset,
     Row,
     fine_tuning,
     imagenet,
     imagenet_data,
+    on_gpus,
     pretraining,
 )
 
@@ -96,7 +96,8 @@ def _preset(size: str, side: int) -> Preset:
         published=PUBLISHED[size, side],
         about=__doc__ or "",
         command=f"convnextv2 run {name} --data /data/imagenet "
-        f"--set intermediate.data.source=/data/imagenet22k {ON_GPUS}",
+        f"--set intermediate.data.source=/data/imagenet22k "
+        f"{on_gpus('pretrain', 'intermediate', 'finetune')}",
         build=build,
     )
 

@@ -17,7 +17,6 @@ from pipelines.config import (
     WriteConfig,
 )
 
-ON_GPUS = "--set cluster.num_workers=8 --set cluster.use_gpu=true --set cluster.dtype=bf16"
 PAPER = ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge")
 VISIBLE = 19 / 49  # Patches that masking leaves of 7 x 7 at the ratio 0.6.
 Kind = TypeVar("Kind", bound=FinetuneConfig)
@@ -59,6 +58,12 @@ class Row(NamedTuple):
     mixup: float
     cutmix: float
     drop_path: float
+
+
+def on_gpus(*trained: str) -> str:
+    """Options that run a preset on a machine of eight GPUs; `trained` are its recipes' sections."""
+    in_bf16 = "".join(f" --set {section}.dtype=bf16" for section in trained)
+    return f"--set cluster.num_workers=8 --set cluster.use_gpu=true{in_bf16}"
 
 
 def imagenet(name: str, size: str, *, largest: int = 224, **sections: Any) -> PipelineConfig:

@@ -15,7 +15,7 @@ All: head_init_scale 1.0; the 0.001 of fine-tuning costs 4 to 7 points from scra
 """
 
 from pipelines.config import FinetuneConfig, PipelineConfig
-from pipelines.presets.recipe import ON_GPUS, PAPER, Preset, Row, fine_tuning, imagenet
+from pipelines.presets.recipe import PAPER, Preset, Row, fine_tuning, imagenet, on_gpus
 
 # fmt: off
 FROM_SCRATCH = {
@@ -59,7 +59,7 @@ def _preset(size: str) -> Preset:
         what=f"from scratch with labels, {size.capitalize()}",
         published=PUBLISHED[size],
         about=__doc__ or "",
-        command=f"convnextv2 run {name} --data /data/imagenet {ON_GPUS}",
+        command=f"convnextv2 run {name} --data /data/imagenet {on_gpus('finetune')}",
         build=build,
     )
 

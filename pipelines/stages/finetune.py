@@ -69,7 +69,6 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
         settings={
             "seed": config.seed,
             "data": data.model_dump(include=ORDER),
-            "dtype": config.cluster.dtype,
             "model": config.model.model_dump(include=ENCODER),
             "image_size": image_size_of(recipe, config.model),
             SECTIONS[name]: recipe.model_dump(exclude={*NOT_IN_KEY, "data", "image_size"}),

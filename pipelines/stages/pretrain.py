@@ -50,7 +50,6 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
         settings={
             "seed": config.seed,
             "data": config.data.model_dump(include=ORDER),
-            "dtype": config.cluster.dtype,
             "model": config.model.model_dump(),
             "pretrain": recipe.model_dump(exclude=NOT_IN_KEY),
             **given.settings,

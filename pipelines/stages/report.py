@@ -16,7 +16,7 @@ from convnextv2.data.load import BetonLoader
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
 from convnextv2.masking import sample_masks
-from pipelines.config import PipelineConfig
+from pipelines.config import PipelineConfig, TrainConfig
 from pipelines.graph import COMPLETE, Outputs, Stage, StageContext, digest_of, hash_files
 from pipelines.graph.outline import EVALUATIONS, SCRATCH, outline
 from pipelines.report import html
@@ -175,7 +175,9 @@ def _facts(context: StageContext, config: PipelineConfig) -> dict[str, object]:
     facts: dict[str, object] = {
         "workers": config.cluster.num_workers,
         "ZeRO stage": config.cluster.zero.stage,
-        "precision": config.cluster.dtype,
+        "precision": ", ".join(
+            f"{recipe.dtype} ({name})" for name, recipe in config if isinstance(recipe, TrainConfig)
+        ),
     }
     if config.pretrain is not None and "pretrain" in context.inputs:
         images = training_samples(context.inputs["write"] / "train", config.pretrain, config.seed)

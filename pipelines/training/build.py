@@ -31,7 +31,7 @@ def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
         betas=recipe.betas,
         settings=EngineSettings(
             zero=config.cluster.zero,
-            precision=config.cluster.dtype,
+            precision=recipe.dtype,
             grad_clip=recipe.grad_clip,
             ema_decay=recipe.ema_decay,
             max_skipped_steps=recipe.max_skipped_steps,

@@ -210,7 +210,7 @@ class Run:
             "metrics": self.noted,
             "world_size": group.world_size(),
             "zero_stage": config.cluster.zero.stage,
-            "dtype": config.cluster.dtype,
+            "dtype": self.job.recipe.dtype,
             "config": config.model_dump(mode="json"),
             "weights": self.job.metadata,
             "provenance": self.job.provenance,

@@ -32,6 +32,8 @@ WRONG = {
     "pretrain.durations=3": "unknown key 'pretrain.durations'; did you mean 'pretrain.duration'?",
     "pretrian.duration=3": "unknown key 'pretrian'; did you mean 'pretrain'?",
     "evaluate.crop_size.x=1": "unknown key 'evaluate.crop_size'; did you mean 'evaluate.crop'?",
+    "cluster.dtype=bf16": "unknown key 'cluster.dtype'; every recipe has its own now: "
+    "pretrain.dtype, intermediate.dtype, finetune.dtype, linear_probe.dtype",
     "zzz.y=1": f"unknown key 'zzz'; there are {SECTIONS}",
     "=1": f"unknown key ''; there are {SECTIONS}",
     "pretrain.duration=many": f"pretrain.duration: {DURATION}, got 'many'",

@@ -141,7 +141,9 @@ TRAINED = {"pretrain", "linear-probe", "intermediate"} | TUNED
     ("override", "stages"),
     [
         ("seed=1", TRAINED),
-        ("cluster.dtype=bf16", TRAINED),
+        ("pretrain.dtype=bf16", {"pretrain"}),
+        ("finetune.dtype=bf16", TUNED),
+        ("linear_probe.dtype=bf16", {"linear-probe"}),
         ("data.shuffle=block-random", TRAINED - {"intermediate"}),
         ("intermediate.data.shuffle=block-random", {"intermediate"}),
         ("model.patch_size=16", {"pretrain"}),
