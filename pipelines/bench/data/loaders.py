@@ -17,6 +17,9 @@ from pipelines.bench.data.epochs import Epoch
 from pipelines.bench.data.photographs import Photographs
 from pipelines.config import AugmentConfig
 
+if TYPE_CHECKING:
+    from convnextv2.data.views import Decode
+
 DEFAULT = AugmentConfig(crop_scale=SCALE)
 AREA = AugmentConfig(crop_scale=SCALE, interpolation="area")
 FINE_TUNING = AugmentConfig(
