@@ -10,33 +10,29 @@ import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from cluster.placement import KEEP_PAGES
-from pipelines.runtime.provenance import git_commit, versions
+from pipelines.bench.processes import figures_of
+from pipelines.bench.results import add_output_options, origin, publish
+from pipelines.bench.turns import median_ratio, take_turns
+
+if TYPE_CHECKING:
+    from torch import nn
 
 IMAGE_SIZE, CLASSES = 224, 1000
 BACKENDS = ("gather", "spconv", "masked-dense")
 DENSE = ("ours", "timm", "hf")
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Forward + backward: images/s; share of the sgemm rate; GFLOP/s; peak MB above the start."""
-
-    images_per_second: float
-    share: float
-    sgemm: float
-    peak_mb: float
+Comparison = dict[str, dict[str, float]]
+"""By kind of model: what `measure` prints, and how much faster the first kind is."""
 
 
 def main() -> None:
@@ -45,64 +41,55 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--turns", type=int, default=3, help="processes per figure")
-    parser.add_argument("--output", type=Path, default=Path("runs/bench-model.json"))
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    add_output_options(parser, "bench-model.json")
     options = parser.parse_args()
     shape = {"batch": options.batch, "threads": options.threads}
-    results = {
-        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "commit": git_commit(),
-        "versions": versions(),
-        "image_size": IMAGE_SIZE,
-        **shape,
-        "fcmae": {s: compare(s, BACKENDS, options.turns, **shape) for s in options.sizes},
-        "dense": {s: compare(s, DENSE, options.turns, **shape) for s in options.sizes},
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=1) + "\n")
-    if options.json:
-        print(json.dumps(results, indent=1))
-    else:
-        show(results)
-        Console().print(f"written to {options.output}")
+    started = origin()
+    fcmae, dense = (
+        {size: compare(size, kinds, options.turns, **shape) for size in options.sizes}
+        for kinds in (BACKENDS, DENSE)
+    )
+    results = {**started, "image_size": IMAGE_SIZE, **shape, "fcmae": fcmae, "dense": dense}
+
+    def show() -> None:
+        words = f"{IMAGE_SIZE} px, fp32, batch {options.batch}, {options.threads} threads"
+        for title, rows in (("FCMAE, mask 0.6", fcmae), ("classifier, dense", dense)):
+            Console().print(table(f"{title}: forward + backward, {words}", rows))
+
+    publish(results, options, show)
 
 
 def compare(
     size: str, kinds: tuple[str, ...], turns: int, *, batch: int, threads: int
-) -> dict[str, dict[str, float]]:
+) -> Comparison:
     """Medians over the turns of each kind, with the speed against the first kind pair by pair."""
-    rounds = [
-        {kind: _in_own_process(kind, size, batch, threads) for kind in kinds} for _ in range(turns)
-    ]
-    table = {}
-    for kind in kinds:
-        row = {
-            field: statistics.median(getattr(figures[kind], field) for figures in rounds)
-            for field in Figures.__dataclass_fields__
+    contenders = {
+        kind: partial(_in_own_process, kind, size, batch=batch, threads=threads) for kind in kinds
+    }
+    runs = take_turns(contenders, turns)
+    rates = {kind: [run["images_per_second"] for run in own] for kind, own in runs.items()}
+    return {
+        kind: {
+            **{figure: statistics.median(run[figure] for run in own) for figure in own[0]},
+            "first_is_faster_by": median_ratio(rates[kinds[0]], rates[kind]),
         }
-        row["first_is_faster_by"] = statistics.median(
-            figures[kinds[0]].images_per_second / figures[kind].images_per_second
-            for figures in rounds
-        )
-        table[kind] = row
-    return table
+        for kind, own in runs.items()
+    }
 
 
-def _in_own_process(kind: str, size: str, batch: int, threads: int) -> Figures:
-    call = f"from pipelines.bench.model import measure; measure({kind!r}, {size!r}, {batch}, "
-    done = subprocess.run(
-        [sys.executable, "-c", f"{call}{threads})"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **KEEP_PAGES, "HF_HUB_OFFLINE": "1"},
-    )
-    if done.returncode:
-        raise RuntimeError(f"{kind} {size}: {done.stderr[-2000:]}")
-    return Figures(**json.loads(done.stdout.splitlines()[-1]))
+def _in_own_process(kind: str, size: str, *, batch: int, threads: int) -> dict[str, float]:
+    call = f"measure({kind!r}, {size!r}, {batch}, {threads})"
+    code = f"from pipelines.bench.model import measure; {call}"
+    environment = {**KEEP_PAGES, "HF_HUB_OFFLINE": "1"}
+    return figures_of(f"{kind} {size}", "-c", code, environment=environment)
 
 
 def measure(kind: str, size: str, batch: int, threads: int, steps: int = 5) -> None:
-    """Print the figures of one model: `steps` training steps after two to warm up."""
+    """Print the figures of one model, from `steps` training steps after two to warm up.
+
+    Of forward + backward: images/s; the share of the matrix product's rate (sgemm) that is used,
+    and that rate in GFLOP/s; peak MB above the start.
+    """
     import torch
 
     torch.set_num_threads(threads)
@@ -123,8 +110,13 @@ def measure(kind: str, size: str, batch: int, threads: int, steps: int = 5) -> N
             seconds.append(middle - begin)
             rates.append(2 * 2048**3 / (time.perf_counter() - middle) / 1e9)
     speed, sgemm = batch / statistics.median(seconds), statistics.median(rates)
-    share = 3 * 2 * macs * speed / 1e9 / sgemm
-    print(json.dumps(asdict(Figures(speed, share, sgemm, _peak_mb() - before))))
+    figures = {
+        "images_per_second": speed,
+        "share": 3 * 2 * macs * speed / 1e9 / sgemm,
+        "sgemm": sgemm,
+        "peak_mb": _peak_mb() - before,
+    }
+    print(json.dumps(figures))
 
 
 def build(kind: str, size: str, batch: int) -> tuple[Callable[[], None], float]:
@@ -155,7 +147,7 @@ def build(kind: str, size: str, batch: int) -> tuple[Callable[[], None], float]:
     return classifying_step, encoder_macs(size, IMAGE_SIZE)
 
 
-def build_dense(kind: str, size: str) -> Any:
+def build_dense(kind: str, size: str) -> "nn.Module":
     """The classifier of that size: ours, timm's or Hugging Face's."""
     if kind == "ours":
         from convnextv2.encoder import ConvNeXtV2
@@ -181,25 +173,22 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def show(results: dict[str, Any]) -> None:
-    """The figures as a table."""
-    for part, title in (("fcmae", "FCMAE, mask 0.6"), ("dense", "classifier, dense")):
-        table = Table(
-            *("size", "kind", "images/s", "of sgemm", "peak MB", "first is faster by"),
-            title=f"{title}: forward + backward, {results['image_size']} px, fp32, batch "
-            f"{results['batch']}, {results['threads']} threads",
-        )
-        for size, kinds in results[part].items():
-            for kind, f in kinds.items():
-                table.add_row(
-                    size,
-                    kind,
-                    f"{f['images_per_second']:.1f}",
-                    f"{f['share']:.0%} of {f['sgemm']:.0f}",
-                    f"{f['peak_mb']:.0f}",
-                    f"{f['first_is_faster_by']:.2f} x",
-                )
-        Console().print(table)
+def table(title: str, sizes: dict[str, Comparison]) -> Table:
+    """A row for every kind of every size."""
+    shown = Table(
+        *("size", "kind", "images/s", "of sgemm", "peak MB", "first is faster by"), title=title
+    )
+    for size, kinds in sizes.items():
+        for kind, f in kinds.items():
+            shown.add_row(
+                size,
+                kind,
+                f"{f['images_per_second']:.1f}",
+                f"{f['share']:.0%} of {f['sgemm']:.0f}",
+                f"{f['peak_mb']:.0f}",
+                f"{f['first_is_faster_by']:.2f} x",
+            )
+    return shown
 
 
 if __name__ == "__main__":

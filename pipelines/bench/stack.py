@@ -8,10 +8,11 @@ forward, backward and AdamW. Both run until their speed is steady; start-up is n
 import itertools
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
 from convnextv2.masking import sample_masks
@@ -38,7 +39,17 @@ SETTINGS = (
 )
 
 
-def compare(folder: Path, pairs: int) -> dict[str, Any]:
+class Comparison(TypedDict):
+    """Medians of `pairs` turns, images/s; `what` says in words what was run."""
+
+    what: str
+    stack_images_per_second: float
+    bare_images_per_second: float
+    ratio: float
+    pairs: int
+
+
+def compare(folder: Path, pairs: int) -> Comparison:
     """images/s of both and their ratio, pair by pair."""
     config = load_preset("demo", SETTINGS)
     assert config.pretrain is not None
@@ -101,7 +112,7 @@ def bare_rate(config: PipelineConfig, steps: int = 40) -> float:
     return steps * BATCH / seconds
 
 
-def write_idx(folder: Path, images: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+def write_idx(folder: Path, images: NDArray[np.uint8]) -> None:
     """Write images as both splits of an idx collection with labels 0-9."""
     labels = (np.arange(len(images)) % 10).astype(np.uint8)
     for split in ("train", "t10k"):

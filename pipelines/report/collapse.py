@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from convnextv2.analysis.collapse import CollapseMeter, activation_maps, block_named
 from convnextv2.analysis.images import Views, open_images, require_rgb
@@ -57,22 +58,7 @@ def analyse_collapse(
         CollapseMeter(model, normalization_of(each))
         for model, each in zip(models, found, strict=True)
     ]
-    photos = None
-    console = Console(stderr=True)
-    batches = track(
-        views,
-        "measuring",
-        total=-(-len(views.source) // BATCH),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    for batch in batches:
-        photos = batch[:PHOTOS] if photos is None else photos
-        for meter in meters:
-            meter.show(batch)
-    assert photos is not None, "views without images raise"
-
+    photos = _show(views, meters)
     checkpoints = [
         Checkpoint(
             label=label,
@@ -95,9 +81,9 @@ def analyse_collapse(
             for path, checkpoint in zip(files, checkpoints, strict=True)
         ],
     }
-    output.mkdir(parents=True, exist_ok=True)
     facts = {"images": f"{len(views.shown):,}", "size": f"{image_size[0]} × {image_size[1]}"}
     page = collapse_page(checkpoints, photos.numpy(), facts=facts, skipped=views.skipped)
+    output.mkdir(parents=True, exist_ok=True)
     for name, content in (
         ("collapse.png", curve_png(checkpoints)),
         ("activations.png", activations_png(photos.numpy(), checkpoints)),
@@ -107,6 +93,26 @@ def analyse_collapse(
             partial.write_bytes(content)
     write_json(output / "collapse.json", result)
     return result
+
+
+def _show(views: Views, meters: Sequence[CollapseMeter]) -> Tensor:
+    """Show every meter all images; returns the first ones (N, H, W, 3) to draw the maps of."""
+    photos = None
+    console = Console(stderr=True)
+    batches = track(
+        views,
+        "measuring",
+        total=-(-len(views.source) // BATCH),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    for batch in batches:
+        photos = batch[:PHOTOS] if photos is None else photos
+        for meter in meters:
+            meter.show(batch)
+    assert photos is not None, "views without images raise"
+    return photos
 
 
 def labels(files: Sequence[Path]) -> list[str]:

@@ -54,7 +54,6 @@ def make_gallery(
         model, views, mask_ratio=mask_ratio, seed=seed, normalization=normalization_of(found)
     )
 
-    page, sheet = output / "gallery.html", output / "gallery.png"
     height, width = model.image_size
     facts = {
         "images": len(views.shown),
@@ -64,28 +63,33 @@ def make_gallery(
         "seed": seed,
         "loss": f"{made.loss:.3f}",
     }
-    output.mkdir(parents=True, exist_ok=True)
-    with atomically(page) as partial:
-        partial.write_text(
-            gallery_page(
-                made,
-                views.shown,
-                title=weights.name,
-                facts=facts,
-                norm_pix_loss=norm_pix_loss,
-                skipped=views.skipped,
-            )
-        )
-    with atomically(sheet) as partial:
-        gallery_sheet(made).save(partial, format="PNG")
+    page = gallery_page(
+        made,
+        views.shown,
+        title=weights.name,
+        facts=facts,
+        norm_pix_loss=norm_pix_loss,
+        skipped=views.skipped,
+    )
     return {
         "images": len(views.shown),
         "skipped": views.skipped,
         "loss": made.loss,
         "image_size": [height, width],
         "patch_size": model.patch_size,
-        "files": [str(page), str(sheet)],
+        "files": _write(output, page, gallery_sheet(made)),
     }
+
+
+def _write(output: Path, page: str, sheet: Image.Image) -> list[str]:
+    """Write both files, and return where they are."""
+    output.mkdir(parents=True, exist_ok=True)
+    files = output / "gallery.html", output / "gallery.png"
+    with atomically(files[0]) as partial:
+        partial.write_text(page)
+    with atomically(files[1]) as partial:
+        sheet.save(partial, format="PNG")
+    return [str(file) for file in files]
 
 
 def gallery_page(

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from pipelines import cli, doctor
-from pipelines.doctor import Check
+from pipelines.doctor.check import Check, Status
 
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
@@ -211,7 +211,7 @@ def test_a_signal_is_an_orderly_way_out(number: int) -> None:
 
 @pytest.mark.parametrize(("worst", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
 def test_doctor_fails_when_a_check_does(
-    worst: doctor.Status, code: int, monkeypatch: Patch, capsys: Capture
+    worst: Status, code: int, monkeypatch: Patch, capsys: Capture
 ) -> None:
     checks = [Check("cores", "ok", "2"), Check("disk", worst, "1 GB free", "free some")]
     monkeypatch.setattr(doctor, "diagnose", lambda run_dir: checks)

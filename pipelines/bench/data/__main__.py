@@ -5,28 +5,22 @@ start-up, memory per sample and the speed of writing.
 """
 
 import argparse
-import json
-import os
-import platform
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from pipelines.bench.data.loaders import BARE, CONTENDERS, REFERENCE, ours
+from convnextv2.data.views import Decode
+from pipelines.bench.data.epochs import rates_of
+from pipelines.bench.data.loaders import BARE, CONTENDERS, REFERENCE, decoding, ours
 from pipelines.bench.data.memory import FEW, MANY, measure_memory
 from pipelines.bench.data.photographs import Photographs, prepare
 from pipelines.bench.data.pixels import CROPS, measure_pixels
 from pipelines.bench.data.startup import measure_startup
-from pipelines.bench.data.tables import show, summary
-from pipelines.bench.data.turns import take_turns
+from pipelines.bench.data.tables import Decoding, Figures, Results, show, summary
 from pipelines.bench.data.writing import measure_writing
-from pipelines.runtime.provenance import git_commit, versions
+from pipelines.bench.results import add_output_options, origin, publish
 
-DECODES = ("reduced", "exact", "full")
+DECODES: tuple[Decode, ...] = ("reduced", "exact", "full")
 
 
 def main() -> None:
@@ -36,16 +30,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4, help="of a turn, at least (default: 4)")
     parser.add_argument("--epoch", type=int, default=4096, help="images in an epoch, at least")
     parser.add_argument("--samples", type=int, default=MANY, help="of the file for memory")
-    parser.add_argument("--output", type=Path, default=Path("runs/bench-data.json"))
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
+    add_output_options(parser, "bench-data.json")
     options = parser.parse_args()
+    started = origin()
     with tempfile.TemporaryDirectory(prefix="convnextv2-bench-") as folder:
         photographs = prepare(Path(folder) / "photographs", options.photos, options.epoch)
-        results = {
-            "machine": {"cores": len(os.sched_getaffinity(0)), "processor": platform.machine()},
-            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "commit": git_commit(),
-            "versions": versions(),
+        results: Results = {
             "images": f"{photographs.count} {'' if options.photos else 'made-up '}photographs",
             "turns": options.turns,
             "seconds": options.seconds,
@@ -53,37 +43,27 @@ def main() -> None:
             "decode": measure_decode(photographs, options.turns, options.seconds),
             "writing": measure_writing(photographs, Path(folder) / "writing", options.turns),
             "startup": measure_startup(photographs.shards, options.turns),
-            "memory": {
-                "samples": options.samples,
-                **measure_memory(Path(folder) / "tiny", options.samples, FEW),
-            },
+            "samples": options.samples,
+            "memory": measure_memory(Path(folder) / "tiny", options.samples, FEW),
         }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=1) + "\n")
-    if options.json:
-        print(json.dumps(results, indent=1))
-    else:
-        show(results)
-        Console().print(f"written to {options.output}")
+    publish({**started, **results}, options, lambda: show(results))
 
 
-def measure_loaders(
-    photographs: Photographs, turns: int, seconds: float
-) -> dict[str, dict[str, float]]:
+def measure_loaders(photographs: Photographs, turns: int, seconds: float) -> Figures:
     """images/s of every contender, with ratios taken turn by turn."""
     starts = {name: partial(start, photographs) for name, start in CONTENDERS.items()}
-    rates = take_turns(starts, turns, seconds)
+    rates = rates_of(starts, turns, seconds)
     return summary(rates, {"of_bare": BARE, "ours_is_faster_by": REFERENCE})
 
 
-def measure_decode(photographs: Photographs, turns: int, seconds: float) -> dict[str, Any]:
+def measure_decode(photographs: Photographs, turns: int, seconds: float) -> Decoding:
     """images/s of our loader by how much it decodes, and what that does to pixels."""
     starts = {
-        f"{crop} {decode}": partial(ours, photographs, crop, decode=decode)
+        f"{crop} {decode}": partial(ours, photographs, crop, decoding(decode))
         for crop in CROPS
         for decode in DECODES
     }
-    rates = take_turns(starts, turns, seconds)
+    rates = rates_of(starts, turns, seconds)
     return {"pixels": measure_pixels(photographs), "speed": summary(rates, {})}
 
 

@@ -8,34 +8,40 @@ import io
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipelines.bench.data import BATCH, CROP, SCALE, WORKERS
+from pipelines.bench.data.epochs import Epoch
 from pipelines.bench.data.photographs import Photographs
-from pipelines.bench.data.turns import Epoch
+from pipelines.config import AugmentConfig
 
-FINE_TUNING: dict[str, Any] = {
-    "rand_augment": 9.0,
-    "random_erasing": 0.25,
-    "mixup": 0.8,
-    "cutmix": 1.0,
-}
+if TYPE_CHECKING:
+    from convnextv2.data.views import Decode
+
+DEFAULT = AugmentConfig(crop_scale=SCALE)
+AREA = AugmentConfig(crop_scale=SCALE, interpolation="area")
+FINE_TUNING = AugmentConfig(
+    crop_scale=SCALE, rand_augment=9.0, random_erasing=0.25, mixup=0.8, cutmix=1.0
+)
 
 
-def ours(photographs: Photographs, crop: int = CROP, **augment: Any) -> Epoch:
-    """Our loader; `augment` are fields of the settings' AugmentConfig."""
+def decoding(decode: "Decode") -> AugmentConfig:
+    """The default view, decoding so much of a JPEG."""
+    return AugmentConfig(crop_scale=SCALE, decode=decode)
+
+
+def ours(photographs: Photographs, crop: int = CROP, augment: AugmentConfig = DEFAULT) -> Epoch:
+    """Our loader."""
     from convnextv2.data.load import BetonLoader
-    from pipelines.config import AugmentConfig
     from pipelines.training.transforms import augmentation, training_view
 
-    settings = AugmentConfig(crop_scale=SCALE, **augment)
     loader = BetonLoader(
         photographs.shards,
         batch_size=BATCH,
-        view=training_view(crop, settings),
-        augment=augmentation(settings),
+        view=training_view(crop, augment),
+        augment=augmentation(augment),
         num_workers=WORKERS,
     )
     return lambda number: sum(
@@ -221,10 +227,10 @@ CONTENDERS: dict[str, Callable[[Photographs], Epoch]] = {
     BARE: bare_area,
     "bare loop, bicubic (Pillow)": bare_bicubic,
     REFERENCE: ours,
-    "ours, area": partial(ours, interpolation="area"),
-    "ours, bicubic, decode=exact": partial(ours, decode="exact"),
-    "ours, bicubic, decode=full": partial(ours, decode="full"),
-    "ours, bicubic, fine-tuning recipe": partial(ours, **FINE_TUNING),
+    "ours, area": partial(ours, augment=AREA),
+    "ours, bicubic, decode=exact": partial(ours, augment=decoding("exact")),
+    "ours, bicubic, decode=full": partial(ours, augment=decoding("full")),
+    "ours, bicubic, fine-tuning recipe": partial(ours, augment=FINE_TUNING),
     "FFCV's own loader (area)": ffcv,
     "torchvision ImageFolder + DataLoader": torchvision,
     "timm create_loader": timm,

@@ -10,7 +10,6 @@ import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ def measure_memory(folder: Path, many: int = MANY, few: int = FEW) -> dict[str, 
     """Bytes per sample, private and Pss, of one process of each loader."""
     for name, samples in (("many", many), ("few", few)):
         write_tiny(folder / name, samples)
-    kinds: dict[str, Callable[[Path], Any]] = {"ours": _ours, "ffcv": _ffcv}
+    kinds: dict[str, Callable[[Path], object]] = {"ours": _ours, "ffcv": _ffcv}
     figures = {}
     for kind, load in kinds.items():
         grown = {name: _growth(load, folder / name) for name in ("many", "few")}
@@ -63,7 +62,7 @@ def write_tiny(folder: Path, samples: int) -> None:
     write_manifest(folder, manifest)
 
 
-def _growth(load: Callable[[Path], Any], folder: Path) -> dict[str, float]:
+def _growth(load: Callable[[Path], object], folder: Path) -> dict[str, float]:
     """Mean growth of `RANKS` processes that have loaded, while all of them hold what they have."""
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(RANKS)]
@@ -96,7 +95,7 @@ def _ask(ranks: list[Connection]) -> list[dict[str, float]]:
     return [rank.recv() for rank in ranks]
 
 
-def _rank(connection: Connection, load: Callable[[Path], Any], folder: Path) -> None:
+def _rank(connection: Connection, load: Callable[[Path], object], folder: Path) -> None:
     """Tell what this process owns: before loading, after it, and when all have loaded."""
     connection.recv()
     connection.send(_owned())
@@ -118,7 +117,7 @@ def _owned() -> dict[str, float]:
     return {"private": private, "pss": sizes["Pss"]}
 
 
-def _ours(folder: Path) -> Any:
+def _ours(folder: Path) -> object:
     """Our loader at the end of a shuffled epoch."""
     from convnextv2.data.load import BetonLoader
     from convnextv2.data.order.global_order import GlobalOrder
@@ -131,7 +130,7 @@ def _ours(folder: Path) -> Any:
     return loader
 
 
-def _ffcv(folder: Path) -> Any:
+def _ffcv(folder: Path) -> object:
     """What FFCV's loader holds before its first batch."""
     from ffcv.memory_managers import OSCacheManager
     from ffcv.reader import Reader

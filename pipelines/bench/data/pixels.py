@@ -1,15 +1,14 @@
 """What decode="reduced" does to pixels, against decoding everything: the same crops of both."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.views import Decode
-from pipelines.bench.data import BATCH, CROP, SCALE, WORKERS
+from pipelines.bench.data import BATCH, CROP, WORKERS
+from pipelines.bench.data.loaders import decoding
 from pipelines.bench.data.photographs import Photographs
-from pipelines.config import AugmentConfig
 from pipelines.training.transforms import training_view
 
 CROPS = (CROP, CROP // 2)
@@ -33,7 +32,7 @@ class Difference:
     largest: int
 
 
-def measure_pixels(photographs: Photographs) -> dict[str, dict[str, Any]]:
+def measure_pixels(photographs: Photographs) -> dict[str, dict[str, dict[str, float]]]:
     """`Difference` of "reduced" and of "exact" from "full", by the crop's size."""
     decodes: tuple[Decode, ...] = ("reduced", "exact")
     return {
@@ -49,7 +48,7 @@ def compare(photographs: Photographs, crop: int, decode: Decode) -> Difference:
         BetonLoader(
             photographs.shards,
             batch_size=BATCH,
-            view=training_view(crop, AugmentConfig(crop_scale=SCALE, decode=kind)),
+            view=training_view(crop, decoding(kind)),
             num_workers=WORKERS,
         )
         for kind in kinds

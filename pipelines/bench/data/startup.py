@@ -2,35 +2,28 @@
 
 import json
 import statistics
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from pipelines.bench.data import BATCH, CROP, WORKERS
+from pipelines.bench.processes import figures_of
+from pipelines.bench.turns import take_turns
 
 KINDS = ("ours", "ffcv")
 
 
 def measure_startup(folder: Path, repeats: int) -> dict[str, dict[str, float]]:
     """Medians over `repeats` processes after one that may compile; figures are seconds."""
-    figures: dict[str, dict[str, float]] = {}
-    for kind in KINDS:
-        runs = [_in_own_process(kind, folder) for _ in range(repeats + 1)][1:]
-        figures[kind] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    return figures
-
-
-def _in_own_process(kind: str, folder: Path) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.bench.data.startup", kind, str(folder)],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError(f"start-up of {kind}: {done.stderr[-2000:]}")
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    starts = {
+        kind: partial(figures_of, f"start-up of {kind}", "-m", __name__, kind, str(folder))
+        for kind in KINDS
+    }
+    return {
+        kind: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        for kind, runs in take_turns(starts, repeats, warm_up=1).items()
+    }
 
 
 def first_batch(kind: str, folder: Path) -> dict[str, float]:

@@ -2,18 +2,41 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.bench.turns import median_ratio
+
 WIDTH = 140
+Figures = dict[str, dict[str, float]]
+"""By what was measured: figures by name."""
 
 
-def summary(
-    rates: Mapping[str, Sequence[float]], against: Mapping[str, str]
-) -> dict[str, dict[str, float]]:
+class Decoding(TypedDict):
+    """Speed by crop and decode ("224 reduced"); what it does to pixels by crop, then by decode."""
+
+    pixels: dict[str, Figures]
+    speed: Figures
+
+
+class Results(TypedDict):
+    """All figures: of `images` in so many `turns` of `seconds`; memory per sample of `samples`."""
+
+    images: str
+    turns: int
+    seconds: float
+    loaders: Figures
+    decode: Decoding
+    writing: Figures
+    startup: Figures
+    samples: int
+    memory: Figures
+
+
+def summary(rates: Mapping[str, Sequence[float]], against: Mapping[str, str]) -> Figures:
     """Median, lowest and highest rate of each contender, and its median ratios.
 
     `against` names the ratios, and to whom: they are taken turn by turn. "…_faster_by" is the
@@ -23,15 +46,13 @@ def summary(
     for name, own in rates.items():
         row = {"median": statistics.median(own), "lowest": min(own), "highest": max(own)}
         for ratio, other in against.items():
-            turn_by_turn = [mine / theirs for mine, theirs in zip(own, rates[other], strict=True)]
-            row[ratio] = statistics.median(turn_by_turn)
-            if ratio.endswith("faster_by"):
-                row[ratio] = 1 / row[ratio]
+            pair = (rates[other], own) if ratio.endswith("faster_by") else (own, rates[other])
+            row[ratio] = median_ratio(*pair)
         rows[name] = row
     return rows
 
 
-def show(results: dict[str, Any]) -> None:
+def show(results: Results) -> None:
     """Print all tables, wide enough for every row to stay one line."""
     console = Console(width=WIDTH)
     for make in (_loaders, _decode, _writing, _startup, _memory):
@@ -40,7 +61,7 @@ def show(results: dict[str, Any]) -> None:
         console.print(table, "")
 
 
-def _loaders(results: dict[str, Any]) -> Table:
+def _loaders(results: Results) -> Table:
     table = Table(
         *("loader", "images/s", "lowest to highest", "of the bare loop", "ours is faster by"),
         title=f"{results['images']}, 500 px, JPEG q90, random crop to 224 px, 2 workers; "
@@ -57,7 +78,7 @@ def _loaders(results: dict[str, Any]) -> Table:
     return table
 
 
-def _decode(results: dict[str, Any]) -> Table:
+def _decode(results: Results) -> Table:
     table = Table(
         *("crop", "decode", "images/s", "views affected", "mean difference in them"),
         *("99% are within", "largest"),
@@ -78,7 +99,7 @@ def _decode(results: dict[str, Any]) -> Table:
     return table
 
 
-def _writing(results: dict[str, Any]) -> Table:
+def _writing(results: Results) -> Table:
     table = Table("writing, one process", "images/s", "bare loop, images/s", "of the bare loop")
     for name, row in results["writing"].items():
         table.add_row(
@@ -90,19 +111,18 @@ def _writing(results: dict[str, Any]) -> Table:
     return table
 
 
-def _startup(results: dict[str, Any]) -> Table:
+def _startup(results: Results) -> Table:
     table = Table("start-up in a fresh process", "import, s", "to the first batch, s")
     for name, row in results["startup"].items():
         table.add_row(name, f"{row['import']:.2f}", f"{row['first_batch']:.2f}")
     return table
 
 
-def _memory(results: dict[str, Any]) -> Table:
-    figures = dict(results["memory"])
+def _memory(results: Results) -> Table:
     table = Table(
         *("loader", "private bytes", "Pss bytes"),
-        title=f"memory per sample and process, 2 processes on {figures.pop('samples'):,} samples",
+        title=f"memory per sample and process, 2 processes on {results['samples']:,} samples",
     )
-    for name, row in figures.items():
+    for name, row in results["memory"].items():
         table.add_row(name, f"{row['private']:.1f}", f"{row['pss']:.1f}")
     return table

@@ -5,6 +5,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from convnextv2.data.collection import RGBImage
 from convnextv2.data.selection import Selection, open_selected
 from convnextv2.data.writing import WriteSettings, write_collection
 from pipelines.bench.data.photographs import CLASS, QUALITY, Photographs
+from pipelines.bench.turns import median_ratio, take_turns
 
 SHRUNK, AT_LEAST = 384, 1000
 
@@ -50,11 +52,12 @@ def _copies(photographs: Photographs, root: Path) -> Path:
 
 
 def _compare(ours: Callable[[], int], bare: Callable[[], int], turns: int) -> dict[str, float]:
-    pairs = [(_rate(ours), _rate(bare)) for _ in range(turns + 1)][1:]
+    contenders = {"ours": partial(_rate, ours), "bare": partial(_rate, bare)}
+    rates = take_turns(contenders, turns, warm_up=1)
     return {
-        "images_per_second": statistics.median(own for own, _ in pairs),
-        "bare_images_per_second": statistics.median(limit for _, limit in pairs),
-        "of_bare": statistics.median(own / limit for own, limit in pairs),
+        "images_per_second": statistics.median(rates["ours"]),
+        "bare_images_per_second": statistics.median(rates["bare"]),
+        "of_bare": median_ratio(rates["ours"], rates["bare"]),
     }
 
 

@@ -5,25 +5,25 @@ Everything on the CPU and on images in memory: data and start-up have benchmarks
 
 import argparse
 import itertools
-import json
 import os
-import platform
 import statistics
-import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.bench.results import add_output_options, origin, publish
 from pipelines.bench.train.workers import run_group
-from pipelines.runtime.provenance import git_commit, versions
 
 PARTS = ("overhead", "scaling", "checkpoint", "groups", "memory", "huge")
 # The images of the paper.
-PAPER: dict[str, Any] = {"size": "atto", "image_size": 224, "batch": 32}
+BATCH = 32
+PAPER: dict[str, object] = {"size": "atto", "image_size": 224, "batch": BATCH}
+SMALL: dict[str, object] = {"image_size": 64, "batch": 8}
 STAGES = (0, 1, 2, 3)
+
+Row = dict[str, float | str]
 
 
 def main() -> None:
@@ -31,66 +31,59 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--turns", type=int, default=8, help="steps or saves that are timed")
     parser.add_argument("--rounds", type=int, default=3, help="groups started for every figure")
-    parser.add_argument("--output", type=Path, default=Path("runs/bench-train.json"))
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
+    add_output_options(parser, "bench-train.json")
     options = parser.parse_args()
     measure = {
         "overhead": lambda: overhead(options.turns, options.rounds),
         "scaling": lambda: scaling(options.turns, options.rounds),
         "checkpoint": lambda: checkpoint(options.turns),
-        "groups": lambda: run_group("grouping", 2, size="tiny", image_size=64, batch=8,
-                                    turns=options.turns),
+        "groups": lambda: groups(options.turns),
         "memory": memory,
         "huge": huge,
-    }  # fmt: skip
-    results: dict[str, Any] = {
-        "machine": {"cores": len(os.sched_getaffinity(0)), "processor": platform.machine()},
-        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "commit": git_commit(),
-        "versions": versions(),
-        "turns": options.turns,
-        **{part: measure[part]() for part in options.parts},
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=1) + "\n")
-    if options.json:
-        print(json.dumps(results, indent=1))
-    else:
-        for part in options.parts:
-            Console().print(table(part, results[part]))
-        Console().print(f"written to {options.output}")
+    started = origin()
+    measured = {part: measure[part]() for part in options.parts}
+
+    def show() -> None:
+        for part, rows in measured.items():
+            Console().print(table(part, rows))
+
+    publish({**started, "turns": options.turns, **measured}, options, show)
 
 
-def overhead(turns: int, rounds: int) -> list[dict[str, Any]]:
+def overhead(turns: int, rounds: int) -> list[Row]:
     """Engine over bare loop, one worker with all cores."""
-    rows = []
+    rows: list[Row] = []
     for stage in (0, 1):
+        settings = {"stage": stage, "turns": turns, **PAPER}
         found = [
-            run_group("overhead", 1, os.cpu_count() or 1, stage=stage, turns=turns, **PAPER)
+            row
             for _ in range(rounds)
+            for row in run_group("overhead", 1, settings, threads=os.cpu_count() or 1)
         ]
         row = {key: statistics.median(each[key] for each in found) for key in found[0]}
         rows.append({"ZeRO": stage, **row})
     return rows
 
 
-def scaling(turns: int, rounds: int) -> list[dict[str, Any]]:
+def scaling(turns: int, rounds: int) -> list[Row]:
     """images/s of two workers with one thread each, over twice that of one.
 
     With and without accumulation: a global batch of 4,096 on two workers is 32 micro batches. Two
     workers of groups of their own show what sharing the machine costs without a word between them.
     """
-    rows = []
+    rows: list[Row] = []
     for stage, accumulation in itertools.product((0, 1), (1, 4)):
         rates: dict[str, list[float]] = {"alone": [], "apart": [], "together": []}
         settings = {"stage": stage, "accumulation": accumulation, "turns": turns, **PAPER}
         for _ in range(rounds):
-            rates["alone"].append(1 / run_group("steps", 1, **settings)["seconds"])
+            rates["alone"].append(1 / step_seconds(1, settings))
             with ThreadPoolExecutor() as pool:
-                both = [pool.submit(run_group, "steps", 1, **settings) for _ in range(2)]
-            rates["apart"].append(sum(1 / each.result()["seconds"] for each in both))
-            rates["together"].append(2 / run_group("steps", 2, **settings)["seconds"])
-        images = PAPER["batch"] * accumulation
+                rates["apart"].append(
+                    sum(1 / s for s in pool.map(step_seconds, (1, 1), [settings] * 2))
+                )
+            rates["together"].append(2 / step_seconds(2, settings))
+        images = BATCH * accumulation
         pairs = list(zip(rates["alone"], rates["apart"], rates["together"], strict=True))
         rows.append(
             {
@@ -104,15 +97,27 @@ def scaling(turns: int, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def checkpoint(turns: int) -> list[dict[str, Any]]:
+def step_seconds(workers: int, settings: Mapping[str, object]) -> float:
+    """Of a group of so many workers."""
+    (row,) = run_group("steps", workers, settings)
+    return row["seconds"]
+
+
+def checkpoint(turns: int) -> list[Row]:
     """How long a save keeps the loop waiting."""
     return [
-        {"size": size, **run_group("saving", 1, size=size, image_size=64, batch=8, turns=turns)}
+        {"size": size, **row}
         for size in ("atto", "tiny", "base")
+        for row in run_group("saving", 1, {"size": size, "turns": turns, **SMALL})
     ]
 
 
-def memory() -> list[dict[str, Any]]:
+def groups(turns: int) -> list[Row]:
+    """A step without and with layer decay, and with a group for every layer."""
+    return [{**row} for row in run_group("grouping", 2, {"size": "tiny", "turns": turns, **SMALL})]
+
+
+def memory() -> list[Row]:
     """Every stage in both precisions, Tiny with an average on two workers."""
     return [
         model_states("tiny", stage, precision, batch=4, ema=True)
@@ -121,25 +126,27 @@ def memory() -> list[dict[str, Any]]:
     ]
 
 
-def huge() -> list[dict[str, Any]]:
+def huge() -> list[Row]:
     """A step of FCMAE Huge on two workers."""
     return [model_states("huge", stage, "bf16", batch=1, ema=False) for stage in (1, 2, 3)]
 
 
-def model_states(size: str, stage: int, precision: str, *, batch: int, ema: bool) -> dict[str, Any]:
+def model_states(size: str, stage: int, precision: str, *, batch: int, ema: bool) -> Row:
     """MB of a worker above its start, beside the formula; what is freed goes back to the system."""
-    described = {"size": size, "ZeRO": stage, "precision": precision}
-    settings: dict[str, Any] = {
+    described: Row = {"size": size, "ZeRO": stage, "precision": precision}
+    settings = {
         "size": size,
+        "image_size": 64,
         "stage": stage,
         "precision": precision,
         "batch": batch,
         "ema": ema,
     }
-    return described | run_group("memory", 2, keep_pages=False, image_size=64, **settings)
+    (row,) = run_group("memory", 2, settings, keep_pages=False)
+    return {**described, **row}
 
 
-def table(part: str, rows: list[dict[str, Any]]) -> Table:
+def table(part: str, rows: Sequence[Row]) -> Table:
     """The rows as they are."""
     shown = Table(*rows[0], title=part)
     for row in rows:

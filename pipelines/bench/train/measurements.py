@@ -1,11 +1,11 @@
-"""What a worker measures. FCMAE on images that are in memory already; every function is run in
-all workers of a group, and returns figures as JSON values.
+"""What a worker measures. FCMAE on images that are in memory already; every function whose name is
+given to `run_group` is run in all workers of a group, and returns rows of figures.
 """
 
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ from convnextv2.data.batch import Batch
 from convnextv2.fcmae import FCMAE
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from convnextv2.tasks.pretrain import PretrainTask
+from pipelines.bench.turns import median_ratio, seconds, take_turns
 
 BETAS = (0.9, 0.95)
 RATE = 1e-4
 WARM_UP = 3
 MB = 1e6
+
+Row = dict[str, float]
 
 
 def new_task(size: str, image_size: int) -> PretrainTask:
@@ -66,7 +69,7 @@ def new_engine(
     )
 
 
-def overhead(size: str, image_size: int, batch: int, stage: int, turns: int) -> dict[str, float]:
+def overhead(size: str, image_size: int, batch: int, stage: int, turns: int) -> list[Row]:
     """Seconds of a step of the engine and of a bare PyTorch loop, which take turns."""
     images = new_batch(batch, image_size)
     engine = new_engine(new_task(size, image_size), batch, stage=stage)
@@ -81,33 +84,34 @@ def overhead(size: str, image_size: int, batch: int, stage: int, turns: int) -> 
         optimizer.step()
         optimizer.zero_grad()
 
-    pairs = take_turns([lambda: engine.train_step([images], RATE), bare_step], turns)
-    ratios = [ours / theirs for ours, theirs in pairs]
-    return {
-        "engine": statistics.median(ours for ours, _ in pairs),
-        "bare": statistics.median(theirs for _, theirs in pairs),
-        "ratio": statistics.median(ratios),
+    contenders = {
+        "engine": partial(seconds, lambda: engine.train_step([images], RATE)),
+        "bare": partial(seconds, bare_step),
     }
+    found = take_turns(contenders, turns, WARM_UP)
+    medians = {name: statistics.median(own) for name, own in found.items()}
+    return [{**medians, "ratio": median_ratio(found["engine"], found["bare"])}]
 
 
 def steps(
     size: str, image_size: int, batch: int, stage: int, accumulation: int, turns: int
-) -> dict[str, float]:
+) -> list[Row]:
     """Seconds of a step of so many micro batches."""
     task = new_task(size, image_size)
     engine = new_engine(task, batch, stage=stage, accumulation=accumulation)
     images = [new_batch(batch, image_size)] * accumulation
-    seconds = take_turns([lambda: engine.train_step(images, RATE)], turns)
-    return {"seconds": statistics.median(each for (each,) in seconds)}
+    step = partial(seconds, lambda: engine.train_step(images, RATE))
+    found = take_turns({"step": step}, turns, WARM_UP)
+    return [{"seconds": statistics.median(found["step"])}]
 
 
-def grouping(size: str, image_size: int, batch: int, turns: int) -> list[dict[str, Any]]:
+def grouping(size: str, image_size: int, batch: int, turns: int) -> list[Row]:
     """Seconds of a step without and with layer decay, which take turns; and with a group for
     every layer, which is what DeepSpeed does with the groups that a recipe has.
     """
     images = new_batch(batch, image_size)
     engines: list[DeepSpeedEngine] = []
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for decay, own_groups in ((1.0, False), (0.9, False), (0.9, True)):
         task = new_task(size, image_size)
         rule = GroupRule(weight_decay=0.05, layer_decay=decay)
@@ -118,17 +122,18 @@ def grouping(size: str, image_size: int, batch: int, turns: int) -> list[dict[st
         engines.append(new_engine(task, batch, groups=groups))
         rows.append({"layer_decay": decay, "groups": len({g["weight_decay"] for g in groups})})
 
-    def step_of(engine: DeepSpeedEngine) -> Callable[[], object]:
-        return lambda: engine.train_step([images], RATE)
+    steps = {
+        str(number): partial(seconds, partial(engine.train_step, [images], RATE))
+        for number, engine in enumerate(engines)
+    }
+    found = list(take_turns(steps, turns, WARM_UP).values())
+    return [
+        {**row, "seconds": statistics.median(own), "ratio": median_ratio(own, found[0])}
+        for row, own in zip(rows, found, strict=True)
+    ]
 
-    pairs = take_turns([step_of(engine) for engine in engines], turns)
-    for column, row in enumerate(rows):
-        row["seconds"] = statistics.median(pair[column] for pair in pairs)
-        row["ratio"] = statistics.median(pair[column] / pair[0] for pair in pairs)
-    return rows
 
-
-def saving(size: str, image_size: int, batch: int, turns: int) -> dict[str, float]:
+def saving(size: str, image_size: int, batch: int, turns: int) -> list[Row]:
     """Seconds that a checkpoint keeps the loop waiting, written at once and written behind."""
     engine = new_engine(new_task(size, image_size), batch, ema=True)
     images = new_batch(batch, image_size)
@@ -145,18 +150,15 @@ def saving(size: str, image_size: int, batch: int, turns: int) -> dict[str, floa
             for behind, saver in savers.items():
                 begin = time.perf_counter()
                 saved = saver.save(number, engine.fragments, notes)
-                seconds = time.perf_counter() - begin
                 if number:  # The first one allocates the host's memory.
-                    blocked[behind].append(seconds)
+                    blocked[behind].append(time.perf_counter() - begin)
                 if behind:
-                    begin = time.perf_counter()
-                    engine.train_step([images], RATE)
-                    beside = time.perf_counter() - begin
+                    beside = seconds(lambda: engine.train_step([images], RATE))
                     saved = saver.wait()
                     written = saved.seconds if saved else written
                 size_mb = saved.checkpoint.bytes / MB if saved else size_mb
     at_once, behind_it = (statistics.median(blocked[each]) for each in (False, True))
-    return {
+    row = {
         "megabytes": size_mb,
         "at_once": at_once,
         "behind": behind_it,
@@ -164,11 +166,12 @@ def saving(size: str, image_size: int, batch: int, turns: int) -> dict[str, floa
         "written": written,
         "step_beside": beside,
     }
+    return [row]
 
 
 def memory(
     size: str, image_size: int, batch: int, stage: int, precision: Precision, ema: bool
-) -> dict[str, float]:
+) -> list[Row]:
     """MB of this worker's process above its start, after two steps, beside the formula."""
     new_engine(new_task("pocket", 64), 1)  # DeepSpeed's own memory is not the model's.
     before = _resident()
@@ -188,7 +191,7 @@ def memory(
         precision=precision,
         ema=ema,
     )
-    return {
+    row = {
         "parameters": parameters,
         "formula": formula / MB,
         "measured": (_resident() - before) / MB,
@@ -196,20 +199,7 @@ def memory(
         "seconds": time.perf_counter() - begin,
         "loss": losses[-1].item(),
     }
-
-
-def take_turns(contenders: list[Callable[[], object]], turns: int) -> list[list[float]]:
-    """Seconds of every contender in every turn, after a few that do not count."""
-    table = []
-    for turn in range(WARM_UP + turns):
-        row = []
-        for contender in contenders:
-            begin = time.perf_counter()
-            contender()
-            row.append(time.perf_counter() - begin)
-        if turn >= WARM_UP:
-            table.append(row)
-    return table
+    return [row]
 
 
 def _resident() -> int:

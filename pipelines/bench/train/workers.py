@@ -8,9 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,12 +22,12 @@ TIMEOUT = timedelta(minutes=10)
 def run_group(
     measurement: str,
     workers: int,
-    threads: int = 1,
+    settings: Mapping[str, object],
     *,
+    threads: int = 1,
     keep_pages: bool = True,
-    **settings: Any,
-) -> Any:
-    """Start a group, and return what its rank 0 measured.
+) -> list[dict[str, float]]:
+    """Start a group, and return what its rank 0 measured: a function of `measurements`.
 
     `keep_pages` has freed memory stay with a process, as on a cluster: faster, and larger.
 
@@ -41,7 +41,7 @@ def run_group(
                 [
                     sys.executable, "-W", "ignore", "-m", "pipelines.bench.train.workers",
                     measurement, str(rank), str(workers), str(threads), f"{folder}/meeting",
-                    json.dumps(settings),
+                    json.dumps(dict(settings)),
                 ],
                 env={**os.environ, **kept, "DS_ACCELERATOR": "cpu"},
                 stdout=subprocess.PIPE,
@@ -54,7 +54,8 @@ def run_group(
     for rank, (process, (_, errors)) in enumerate(zip(processes, outputs, strict=True)):
         if process.returncode:
             raise RuntimeError(f"worker {rank} of {measurement} failed:\n{errors[-2000:]}")
-    return json.loads(outputs[0][0].splitlines()[-1])
+    rows: list[dict[str, float]] = json.loads(outputs[0][0].splitlines()[-1])
+    return rows
 
 
 def main() -> None:

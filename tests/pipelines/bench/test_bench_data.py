@@ -17,11 +17,11 @@ from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
 from pipelines.bench.data import __main__ as bench
 from pipelines.bench.data import startup, writing
+from pipelines.bench.data.epochs import Epoch, rates_of
 from pipelines.bench.data.loaders import CONTENDERS
 from pipelines.bench.data.photographs import SIDE, Photographs, prepare
 from pipelines.bench.data.pixels import compare
 from pipelines.bench.data.tables import summary
-from pipelines.bench.data.turns import Epoch, take_turns
 
 pytestmark = pytest.mark.slow
 COUNT, EPOCH = 8, 64  # Whole batches: timm drops what is less.
@@ -99,10 +99,10 @@ def test_turns_are_counted_for_everyone_and_a_failure_names_whose_it_was() -> No
         "one": partial(steady, 10),
         "two": partial(steady, 20),
     }
-    rates = take_turns(contenders, 3, 0)
+    rates = rates_of(contenders, 3, 0)
     assert {name: len(found) for name, found in rates.items()} == {"one": 3, "two": 3}
     with pytest.raises(RuntimeError, match="bad ended early"):
-        take_turns({"one": partial(steady, 10), "bad": failing}, 1, 0)
+        rates_of({"one": partial(steady, 10), "bad": failing}, 1, 0)
 
 
 def test_ratios_are_taken_turn_by_turn() -> None:

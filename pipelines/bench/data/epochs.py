@@ -1,19 +1,22 @@
-"""Taking turns: each contender lives in a process of its own and runs when it is told to.
+"""Contenders that read epochs: each lives in a process of its own and runs when it is told to.
 
-Whoever's turn it is has the machine to itself, and a machine whose speed drifts treats all alike.
+Whoever's turn it is has the machine to itself.
 """
 
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+
+from pipelines.bench.turns import take_turns
 
 Epoch = Callable[[int], int]
 """Runs epoch n from its first image to its last; returns how many images that were."""
 
 
-def take_turns(
+def rates_of(
     contenders: Mapping[str, Callable[[], Epoch]], turns: int, seconds: float
 ) -> dict[str, list[float]]:
     """images/s of every contender in each of `turns` rounds, each of at least `seconds`.
@@ -34,11 +37,7 @@ def take_turns(
             theirs.close()
             running[name] = process, ours
             _ask(process, ours)
-        rates: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(turns):
-            for name, (process, connection) in running.items():
-                rates[name].append(_ask(process, connection))
-        return rates
+        return take_turns({name: partial(_ask, *each) for name, each in running.items()}, turns)
     finally:
         for _, connection in running.values():
             connection.close()

@@ -1,0 +1,27 @@
+"""Figures from a process of their own: its start-up and its peak memory belong to them alone."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+
+
+def figures_of(
+    name: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """What a Python process with these arguments prints last, as JSON; `environment` is added.
+
+    Raises:
+        RuntimeError: When it fails: what `name` was, and its last words.
+    """
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
