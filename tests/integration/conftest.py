@@ -169,6 +169,14 @@ def start(photos: Path) -> Iterator[Start]:
             os.killpg(job.process.pid, signal.SIGKILL)
 
 
+@pytest.fixture(scope="session")
+def straight(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupts; read it or copy it."""
+    run_dir = tmp_path_factory.mktemp("straight")
+    begin(photos, "pretrain", run_dir).finish()
+    return run_dir
+
+
 def event_log(run_dir: Path, stage: str) -> list[dict[str, Any]]:
     """Whole lines of the stage's metrics so far."""
     lines: list[dict[str, Any]] = []

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,6 @@ from tests.integration.conftest import PRETRAIN_STEPS, Job, Start, begin, event_
 from tests.pipelines.graph.kitchen import snapshot
 
 pytestmark = pytest.mark.soak
-
-
-@pytest.fixture(scope="module")
-def straight(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing interrupts."""
-    run_dir = tmp_path_factory.mktemp("straight")
-    begin(photos, "pretrain", run_dir).finish()
-    return run_dir
 
 
 def weights(run_dir: Path) -> bytes:
@@ -49,6 +42,16 @@ def begun_and_held(start: Start, run_dir: Path, *more: str) -> Job:
         assert time.monotonic() < deadline, job.logs()
         time.sleep(0.05)
     return job
+
+
+@pytest.fixture(scope="module")
+def half_done(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretraining that was interrupted after the checkpoint of step 6."""
+    run_dir = tmp_path_factory.mktemp("half") / "run"
+    job = begun_and_held(partial(begin, photos), run_dir)
+    job.interrupt()
+    job.finish(code=130)
+    return run_dir
 
 
 def test_interrupted_run_leaves_nothing_and_goes_on(
@@ -120,12 +123,9 @@ def test_killed_driver_then_a_torn_checkpoint(start: Start, straight: Path, tmp_
     ],
 )
 def test_half_done_training_goes_on_with_other_workers(
-    settings: tuple[str, ...], start: Start, straight: Path, tmp_path: Path
+    settings: tuple[str, ...], start: Start, straight: Path, half_done: Path, tmp_path: Path
 ) -> None:
-    run_dir = tmp_path / "run"
-    job = begun_and_held(start, run_dir)
-    job.interrupt()
-    job.finish(code=130)
+    run_dir = Path(shutil.copytree(half_done, tmp_path / "run"))
     start("pretrain", run_dir, settings=settings).finish()
     assert starts(run_dir) == [0, 6]
     losses = [
