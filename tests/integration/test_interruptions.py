@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from pipelines.runtime.events import curve, read_events
-from tests.integration.conftest import PRETRAIN_STEPS, Job, Start, begin, event_log, output
+from tests.integration.conftest import PRETRAIN_STEPS, Job, Start, event_log, launcher, output
 from tests.pipelines.graph.kitchen import snapshot
 
 pytestmark = pytest.mark.soak
@@ -48,9 +47,11 @@ def begun_and_held(start: Start, run_dir: Path, *more: str) -> Job:
 def half_done(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretraining that was interrupted after the checkpoint of step 6."""
     run_dir = tmp_path_factory.mktemp("half") / "run"
-    job = begun_and_held(partial(begin, photos), run_dir)
-    job.interrupt()
-    job.finish(code=130)
+    with launcher(photos) as start:
+        job = begun_and_held(start, run_dir)
+        job.interrupt()
+        job.finish(code=130)
+        job.await_end()
     return run_dir
 
 

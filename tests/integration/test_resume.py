@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Start, begin, event_log, output
+from tests.integration.conftest import Start, event_log, launcher, output
 
 pytestmark = pytest.mark.soak
 
@@ -34,7 +34,8 @@ def contents(run_dir: Path) -> list[bytes]:
 def pretrained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shards and the pretrained weights that every fine-tuning here starts from."""
     run_dir = tmp_path_factory.mktemp("pretrained")
-    begin(photos, "pretrain", run_dir, settings=EVERYTHING).finish()
+    with launcher(photos) as start:
+        start("pretrain", run_dir, settings=EVERYTHING).finish()
     return run_dir
 
 
