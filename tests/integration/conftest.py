@@ -37,6 +37,9 @@ SMALL = (
 TRACKING = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
 PRETRAIN_STEPS = 4 * 96 // 16
 
+# Under nohup, or behind a script's &, this process ignores Ctrl-C; what it starts would do so too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -126,9 +126,11 @@ def test_killed_driver_then_a_torn_checkpoint(start: Start, straight: Path, tmp_
 def test_half_done_training_goes_on_with_other_workers(
     settings: tuple[str, ...], start: Start, straight: Path, half_done: Path, tmp_path: Path
 ) -> None:
+    original = snapshot(half_done)
     run_dir = Path(shutil.copytree(half_done, tmp_path / "run"))
     start("pretrain", run_dir, settings=settings).finish()
     assert starts(run_dir) == [0, 6]
+    assert snapshot(half_done) == original
     losses = [
         [line["loss"] for line in curve(event_log(run, "pretrain"))] for run in (run_dir, straight)
     ]
