@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ SMALL = (
 # Runs are tracked in their own folders, wherever the environment would have them.
 TRACKING = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
 PRETRAIN_STEPS = 4 * 96 // 16
+
+# Under nohup, or behind a script's &, this process ignores Ctrl-C; what it starts would do so too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -154,19 +158,37 @@ def begin(
     return Job(run_dir, words, {"CONVNEXTV2_FAULT": fault} if fault else {})
 
 
-@pytest.fixture
-def start(photos: Path) -> Iterator[Start]:
-    """`begin` on the photos; what still runs at the end of the test is killed."""
+@contextmanager
+def launcher(photos: Path) -> Iterator[Start]:
+    """`begin` on the photos; what still runs at the end is killed, also after a failure."""
     jobs: list[Job] = []
 
     def go(command: str, run_dir: Path, *more: str, **options: Any) -> Job:
         jobs.append(begin(photos, command, run_dir, *more, **options))
         return jobs[-1]
 
-    yield go
-    for job in jobs:
-        if job.process.poll() is None:
-            os.killpg(job.process.pid, signal.SIGKILL)
+    try:
+        yield go
+    finally:
+        for job in jobs:
+            if job.process.poll() is None:
+                os.killpg(job.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def start(photos: Path) -> Iterator[Start]:
+    """Starts commands that do not outlive the test."""
+    with launcher(photos) as go:
+        yield go
+
+
+@pytest.fixture(scope="session")
+def straight(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupts; read it or copy it."""
+    run_dir = tmp_path_factory.mktemp("straight")
+    with launcher(photos) as start:
+        start("pretrain", run_dir).finish()
+    return run_dir
 
 
 def event_log(run_dir: Path, stage: str) -> list[dict[str, Any]]:

@@ -12,18 +12,10 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from pipelines.runtime.events import curve, read_events
-from tests.integration.conftest import PRETRAIN_STEPS, Job, Start, begin, event_log, output
+from tests.integration.conftest import PRETRAIN_STEPS, Job, Start, event_log, launcher, output
 from tests.pipelines.graph.kitchen import snapshot
 
 pytestmark = pytest.mark.soak
-
-
-@pytest.fixture(scope="module")
-def straight(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing interrupts."""
-    run_dir = tmp_path_factory.mktemp("straight")
-    begin(photos, "pretrain", run_dir).finish()
-    return run_dir
 
 
 def weights(run_dir: Path) -> bytes:
@@ -49,6 +41,18 @@ def begun_and_held(start: Start, run_dir: Path, *more: str) -> Job:
         assert time.monotonic() < deadline, job.logs()
         time.sleep(0.05)
     return job
+
+
+@pytest.fixture(scope="module")
+def half_done(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretraining that was interrupted after the checkpoint of step 6."""
+    run_dir = tmp_path_factory.mktemp("half") / "run"
+    with launcher(photos) as start:
+        job = begun_and_held(start, run_dir)
+        job.interrupt()
+        job.finish(code=130)
+        job.await_end()
+    return run_dir
 
 
 def test_interrupted_run_leaves_nothing_and_goes_on(
@@ -120,14 +124,13 @@ def test_killed_driver_then_a_torn_checkpoint(start: Start, straight: Path, tmp_
     ],
 )
 def test_half_done_training_goes_on_with_other_workers(
-    settings: tuple[str, ...], start: Start, straight: Path, tmp_path: Path
+    settings: tuple[str, ...], start: Start, straight: Path, half_done: Path, tmp_path: Path
 ) -> None:
-    run_dir = tmp_path / "run"
-    job = begun_and_held(start, run_dir)
-    job.interrupt()
-    job.finish(code=130)
+    original = snapshot(half_done)
+    run_dir = Path(shutil.copytree(half_done, tmp_path / "run"))
     start("pretrain", run_dir, settings=settings).finish()
     assert starts(run_dir) == [0, 6]
+    assert snapshot(half_done) == original
     losses = [
         [line["loss"] for line in curve(event_log(run, "pretrain"))] for run in (run_dir, straight)
     ]

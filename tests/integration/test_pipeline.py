@@ -99,10 +99,9 @@ def check_tracking(run_dir: Path) -> None:
 
 @pytest.mark.soak
 def test_a_killed_worker_does_not_stop_the_run_nor_change_its_result(
-    start: Start, tmp_path: Path
+    start: Start, straight: Path, tmp_path: Path
 ) -> None:
-    marker = tmp_path / "fired"
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    marker, killed = tmp_path / "fired", tmp_path / "killed"
     fault = f"sigkill rank=1 step=15 marker={marker}"
     start("pretrain", killed, fault=fault).finish()
     assert marker.read_text() == "sigkill rank 1 step 15\n"
@@ -111,6 +110,5 @@ def test_a_killed_worker_does_not_stop_the_run_nor_change_its_result(
     # The checkpoint of step 12 may have been on its way to disk.
     assert second["step"] in (6, 12)
 
-    start("pretrain", straight).finish()
     weights = [output(run, "pretrain", "fcmae.safetensors") for run in (straight, killed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
