@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.operation import Operation
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from convnextv2.data.collection import RGB, PixelFormat
 from convnextv2.data.decoding import Problem, library, locate, view, view_bands
+from convnextv2.data.ffcv_compat import AllocationQuery, Operation, njit, prange
 from convnextv2.randomness import Draw, uniform
 
 Interpolation = Literal["bicubic", "area"]

@@ -32,6 +32,7 @@ ONE_FILE = {
     "deepspeed": "cluster/engine/deepspeed_engine.py",
     "mlflow": "pipelines/runtime/tracking/tracker.py",
 }
+FFCV = "convnextv2/data/ffcv_compat.py"
 
 
 @cache
@@ -106,6 +107,20 @@ def test_a_library_enters_in_one_file(library: str, home: str) -> None:
         path.as_posix() for room in SOURCES for path in modules(room) if library in imports_of(path)
     }
     assert users == {home}
+
+
+def test_ffcv_and_what_numba_compiles_enter_by_one_file() -> None:
+    # Whoever comes before it pays seconds for FFCV's import and has numba keep stale code.
+    inside = modules("convnextv2")
+    assert {path.as_posix() for path in inside if "ffcv" in imports_of(path)} == {FFCV}
+    assert [path.as_posix() for path in inside if "njit" in names_from(path, "numba")] == [FFCV]
+
+
+def names_from(path: Path, package: str) -> set[str]:
+    """What a file imports from a package by name."""
+    nodes = ast.walk(ast.parse((ROOT / path).read_text()))
+    found = [n.names for n in nodes if isinstance(n, ast.ImportFrom) and n.module == package]
+    return {alias.name for names in found for alias in names}
 
 
 def test_pipelines_joins_the_two() -> None:

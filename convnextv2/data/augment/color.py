@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from convnextv2.data.augment import pixels
 from convnextv2.data.augment.operation import Clock, InPlace
+from convnextv2.data.ffcv_compat import njit, prange
 from convnextv2.randomness import Draw, uniform
 
 ORDER = int(Draw.COLOR_JITTER)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numba import njit, prange
 from scipy.special import ndtri
 
 from convnextv2.data.augment.operation import Clock, InPlace
 from convnextv2.data.collection import Pixels
+from convnextv2.data.ffcv_compat import njit, prange
 from convnextv2.randomness import Draw, random_bits, stream_bits, uniform
 from convnextv2.tasks import IMAGENET, Normalization
 

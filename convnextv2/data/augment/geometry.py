@@ -9,7 +9,8 @@ the passes over whole rows.
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from convnextv2.data.ffcv_compat import njit
 
 FILL = (124, 116, 104)
 """ImageNet's mean colour."""

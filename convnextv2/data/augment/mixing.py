@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from convnextv2.data.augment.operation import Clock, InPlaceWithCoefficients
+from convnextv2.data.ffcv_compat import njit, prange
 from convnextv2.randomness import Draw, symmetric_beta, uniform
 
 FIRST = int(Draw.MIXING)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.operation import Operation
 from numpy.typing import NDArray
+
+from convnextv2.data.ffcv_compat import AllocationQuery, Operation
 
 Clock = NDArray[np.uint64]
 Kernel = Callable[..., None]

@@ -8,7 +8,8 @@ bits, which numba turns into vector code.
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from convnextv2.data.ffcv_compat import njit
 
 ZERO, ONE, HALF, LARGEST = np.float32(0), np.float32(1), np.float32(0.5), np.float32(255)
 

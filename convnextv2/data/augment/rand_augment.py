@@ -9,10 +9,10 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from convnextv2.data.augment import geometry, pixels
 from convnextv2.data.augment.operation import Clock, InPlace
+from convnextv2.data.ffcv_compat import njit, prange
 from convnextv2.randomness import Draw, normal, uniform
 
 FIRST = int(Draw.RAND_AUGMENT)

@@ -71,7 +71,10 @@ def _library() -> ctypes.CDLL:
     if package is None or not package.submodule_search_locations:
         raise ImportError("FFCV is not installed")
     folder = Path(package.submodule_search_locations[0])
-    library = ctypes.CDLL(str(next(folder.glob("_libffcv*"))))
+    found = next(folder.glob("_libffcv*"), None)
+    if found is None:
+        raise ImportError(f"FFCV in {folder} has no compiled _libffcv; tested with FFCV 1.0.2")
+    library = ctypes.CDLL(str(found))
     library.tjInitDecompress.restype = ctypes.c_void_p
     library.tjGetErrorStr2.restype = ctypes.c_char_p
     return library

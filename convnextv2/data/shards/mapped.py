@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from ffcv.fields import IntField, RGBImageField
-from ffcv.types import (
+from numpy.typing import NDArray
+
+from convnextv2.data.collection import RGB, DataError, PixelFormat
+from convnextv2.data.ffcv_compat import (
     ALLOC_TABLE_TYPE,
     CURRENT_VERSION,
     FieldDescType,
     HeaderType,
+    IntField,
+    RGBImageField,
     get_metadata_type,
 )
-from numpy.typing import NDArray
-
-from convnextv2.data.collection import RGB, DataError, PixelFormat
 from convnextv2.data.labels.classes import match_classes
 from convnextv2.data.labels.label_sets import LabelSets, read_label_sets
 from convnextv2.data.shards.manifest import Manifest

@@ -13,9 +13,14 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType
 
 from convnextv2.data.collection import RGB, PixelFormat
+from convnextv2.data.ffcv_compat import (
+    ALLOC_TABLE_TYPE,
+    CURRENT_VERSION,
+    FieldDescType,
+    HeaderType,
+)
 from convnextv2.data.shards.mapped import RECORD, field_types
 from convnextv2.data.writing.encode import Encoded
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ffcv.fields import RGBImageField
-from ffcv.reader import Reader
 
 from convnextv2.data.collection import (
     RGB,
@@ -26,6 +24,7 @@ from convnextv2.data.collection import (
     Source,
     UnreadableImage,
 )
+from convnextv2.data.ffcv_compat import Reader, RGBImageField
 from convnextv2.data.labels.label_sets import label_sets_of
 from convnextv2.data.pixels import decode
 from convnextv2.data.shards.manifest import Shard, Skipped, sync_folder, write_json

@@ -7,7 +7,8 @@ import numpy as np
 
 from convnextv2.data.augment import Augment, Mixing, RandAugment, RandomErasing
 from convnextv2.data.batch import Batch
-from convnextv2.data.load import BetonLoader, _EpochThread
+from convnextv2.data.ffcv_compat import EpochThread
+from convnextv2.data.load import BetonLoader
 from convnextv2.data.order.global_order import Indices
 from convnextv2.data.views import CenterView, RandomView
 from convnextv2.data.writing import WriteSettings
@@ -57,4 +58,4 @@ def by_sample(loader: BetonLoader, samples: Indices, epoch: int = 0) -> dict[int
 
 
 def reading_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if isinstance(thread, _EpochThread)]
+    return [thread for thread in threading.enumerate() if isinstance(thread, EpochThread)]

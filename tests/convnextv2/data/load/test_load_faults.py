@@ -86,7 +86,7 @@ def test_what_is_wrong_with_the_order_is_an_error_too(root: Path) -> None:
 CUT = """
 import os, sys
 from pathlib import Path
-from tests.convnextv2.loading import EVERY, WHOLE, loader_of
+from tests.convnextv2.data.load.loading import EVERY, WHOLE, loader_of
 
 loader = loader_of(Path(sys.argv[1]), view=WHOLE)
 images = int(loader.shards.records(0)["f0"]["data_ptr"][0])
