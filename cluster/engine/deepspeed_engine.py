@@ -17,8 +17,8 @@ from cluster.checkpoint.fragments import EMA, StateFragment
 from cluster.checkpoint.store import CheckpointError
 from cluster.engine.adamw import LayerwiseAdamW
 from cluster.engine.outcome import Outcome
-from cluster.engine.partitions import PARTITIONS, Partition
 from cluster.engine.zero_config import Precision, ZeroSettings, deepspeed_config
+from cluster.engine.zero_partitions import partition_of
 from cluster.placement import give_back_freed_memory
 
 
@@ -93,9 +93,7 @@ class DeepSpeedEngine:
                 settings.zero, settings.precision, settings.grad_clip, batch_layout
             ),
         )
-        self._partition: Partition = PARTITIONS[type(self._optimizer).__name__](
-            module, self._optimizer
-        )
+        self._partition = partition_of(module, self._optimizer)
         if isinstance(optimizer, LayerwiseAdamW):
             optimizer.stretches = self._partition.stretches(scales)
         if device.type == "cpu":

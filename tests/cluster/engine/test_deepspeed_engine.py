@@ -6,6 +6,7 @@ found. Every run trains `Toy` on global batches of 8, in micro batches of 1.
 
 import math
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,9 @@ import torch.distributed as dist
 
 from cluster.checkpoint.store import CheckpointError
 from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings, NonFinite
+from cluster.engine.deepspeed_insides import INSIDES, TESTED_VERSIONS
 from cluster.engine.zero_config import Precision, ZeroSettings
+from cluster.engine.zero_partitions import partition_of
 from cluster.group import mean_over_workers
 from tests.cluster.toy import (
     BATCH,
@@ -64,7 +67,30 @@ def straight(stage: Stage, precision: Precision) -> dict[str, Any]:
     found["put back"] = same(before, kept(engine)) and same(found["weights"], computed_with(engine))
     found["groups"] = group_settings(engine)
     found["skipped"] = poisoned(engine, before)
+    found["insides"] = without_each_of_the_insides(engine)
     return found
+
+
+def without_each_of_the_insides(engine: DeepSpeedEngine) -> dict[str, str]:
+    """What is said at the start when DeepSpeed's optimizer lacks one of them, by attribute."""
+    optimizer = engine._optimizer
+    name = type(optimizer).__name__
+
+    def hide(hidden: str) -> Any:
+        def read(_: Any, attribute: str) -> Any:
+            if attribute == hidden:
+                raise AttributeError(attribute)
+            return getattr(optimizer, attribute)
+
+        return type(name, (), {"__getattr__": read})()
+
+    said = {}
+    for attribute in INSIDES[name].optimizer:
+        try:
+            partition_of(engine._module, hide(attribute))
+        except RuntimeError as error:
+            said[attribute] = str(error)
+    return said
 
 
 def poisoned(engine: DeepSpeedEngine, before: dict[str, Any]) -> dict[str, Any]:
@@ -265,6 +291,29 @@ def test_a_step_is_settled_when_the_next_is_under_way_or_somebody_asks(
 
 def test_only_bad_steps_in_a_row_count(found: dict[Any, Any]) -> None:
     assert found["not in a row"] == (3, 3)
+
+
+OPTIMIZERS = {
+    **dict.fromkeys([(1, "fp32"), (1, "bf16"), (2, "fp32"), (2, "bf16")], "DeepSpeedZeroOptimizer"),
+    **dict.fromkeys([(3, "fp32"), (3, "bf16")], "DeepSpeedZeroOptimizer_Stage3"),
+    (0, "bf16"): "FP16_UnfusedOptimizer",
+    (0, "fp32"): "LayerwiseAdamW",
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_what_deepspeed_moved_is_said_by_name_at_the_start(
+    found: dict[Any, Any], run: tuple[Any, ...]
+) -> None:
+    name, said = OPTIMIZERS[run], found[run]["insides"]
+    assert set(said) == set(INSIDES[name].optimizer)
+    for attribute, sentence in said.items():
+        assert f"DeepSpeed {version('deepspeed')} has no {name}.{attribute};" in sentence
+        assert f"was tested with {TESTED_VERSIONS[0]}" in sentence
+
+
+def test_the_installed_deepspeed_is_one_that_was_tested() -> None:
+    assert version("deepspeed") in TESTED_VERSIONS, "run the tests of the engine, then add it"
 
 
 def test_nothing_to_restore_is_an_error(found: dict[Any, Any]) -> None:

@@ -1,127 +1,22 @@
-"""Where DeepSpeed's optimizers keep what: the one place that knows their insides (0.19.8).
+"""Where DeepSpeed's optimizers keep what, by ZeRO stage: the one place that uses their insides.
 
-Nothing of DeepSpeed is imported here; `PARTITIONS` is keyed by the names of its classes.
+Nothing of DeepSpeed is imported here; which insides these are is listed, and checked at the start,
+by `cluster.engine.deepspeed_insides`.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cluster import group
-from cluster.checkpoint.fragments import MOMENTS, WEIGHT, StateFragment
-from cluster.engine.adamw import Stretch, joined
+from cluster.checkpoint.fragments import WEIGHT, StateFragment
+from cluster.engine.deepspeed_insides import check_insides
+from cluster.engine.partition import FlatSlice, Partition
 
 
-class Partition(Protocol):
-    """What an engine needs to know of a DeepSpeed optimizer."""
-
-    def fragments(self) -> list[StateFragment]:
-        """What this worker keeps; makes the optimizer state, which PyTorch would make later."""
-
-    def stretches(self, scales: Mapping[str, float]) -> dict[Tensor, list[Stretch]]:
-        """The tensors that the optimizer updates, with the scales of the parameters in them."""
-
-    def squared_gradient_norm(self) -> Tensor:
-        """This worker's part: the sum over workers is the squared norm of the whole gradient."""
-
-    def skip_next_step(self) -> None:
-        """Have the next step throw the gradients away and change nothing: for optimizers on the
-        host, which stage 0 has none of. Others leave a step out by `LayerwiseAdamW.found_inf`.
-        """
-
-    def refresh(self, updates: int | None) -> None:
-        """Have the module compute with the fragments as they are now; the optimizer has done
-        `updates` steps (None: as many as before). All workers call.
-        """
-
-
-class _Place(NamedTuple):
-    """Elements `offset` to `offset + numel` of `flat` are those of a parameter from `start` on."""
-
-    name: str
-    shape: tuple[int, ...]
-    start: int
-    flat: Tensor
-    offset: int
-    numel: int
-
-
-class _Base:
-    replicated = False
-
-    def __init__(self, module: nn.Module, optimizer: Any) -> None:
-        self._module, self._optimizer = module, optimizer
-        self._skip = False
-        self._adam: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-
-    def _places(self) -> Iterator[_Place]:
-        """Where what is trained lies."""
-        raise NotImplementedError
-
-    def _frozen(self) -> Iterator[StateFragment]:
-        """Parameters that are not trained, where workers keep them whole."""
-        for name, parameter in self._module.named_parameters():
-            if not parameter.requires_grad:
-                weight = parameter.detach().float().reshape(-1)
-                yield StateFragment(
-                    name, tuple(parameter.shape), 0, {WEIGHT: weight}, replicated=True
-                )
-
-    def fragments(self) -> list[StateFragment]:
-        trained = [
-            StateFragment(
-                place.name,
-                place.shape,
-                place.start,
-                self._tensors(place.flat, place.offset, place.numel),
-                self.replicated,
-            )
-            for place in self._places()
-        ]
-        return [*trained, *self._frozen()]
-
-    def stretches(self, scales: Mapping[str, float]) -> dict[Tensor, list[Stretch]]:
-        found: dict[Tensor, list[Stretch]] = defaultdict(list)
-        for place in self._places():
-            end = place.offset + place.numel
-            found[place.flat].append((place.offset, end, scales[place.name]))
-        return {flat: joined(stretches) for flat, stretches in found.items()}
-
-    def _state(self, flat: Tensor) -> dict[str, Any]:
-        """The optimizer's state of a tensor that it updates."""
-        state: dict[str, Any] = self._adam.state[flat]
-        if not state:
-            # DeepSpeed's Adam for offloading counts in Python.
-            fused = isinstance(self._adam, torch.optim.AdamW)
-            state["step"] = torch.zeros((), device=flat.device) if fused else 0
-            for moment in MOMENTS:
-                state[moment] = torch.zeros_like(flat, requires_grad=False)
-        return state
-
-    def skip_next_step(self) -> None:
-        self._skip = True
-
-    def _count(self, flats: Iterable[Tensor], updates: int | None) -> None:
-        if updates is None:
-            return
-        for flat in flats:
-            state = self._state(flat)
-            if torch.is_tensor(state["step"]):
-                state["step"].fill_(updates)
-            else:
-                state["step"] = updates
-
-    def _tensors(self, flat: Tensor, start: int, numel: int) -> dict[str, Tensor]:
-        whole = {WEIGHT: flat, **{moment: self._state(flat)[moment] for moment in MOMENTS}}
-        return {
-            kind: tensor.detach().view(-1).narrow(0, start, numel) for kind, tensor in whole.items()
-        }
-
-
-class Zero0Partition(_Base):
+class Zero0Partition(Partition):
     """Stage 0: every worker keeps all of it, in fp32 the module's own parameters."""
 
     replicated = True
@@ -143,9 +38,9 @@ class Zero0Partition(_Base):
         self._count(self._masters().values(), 0)
         return super().fragments()
 
-    def _places(self) -> Iterator[_Place]:
+    def _slices(self) -> Iterator[FlatSlice]:
         for name, master in self._masters().items():
-            yield _Place(name, tuple(master.shape), 0, master, 0, master.numel())
+            yield FlatSlice(name, tuple(master.shape), 0, master, 0, master.numel())
 
     def squared_gradient_norm(self) -> Tensor:
         gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
@@ -160,7 +55,7 @@ class Zero0Partition(_Base):
                     parameter.copy_(masters[name])
 
 
-class Zero12Partition(_Base):
+class Zero12Partition(Partition):
     """Stages 1 and 2: a worker keeps a stretch of every group's parameters, laid end to end."""
 
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
@@ -174,7 +69,7 @@ class Zero12Partition(_Base):
         skip, self._skip = self._skip, False
         return skip
 
-    def _places(self) -> Iterator[_Place]:
+    def _slices(self) -> Iterator[FlatSlice]:
         names = {parameter: name for name, parameter in self._module.named_parameters()}
         flats = self._optimizer.single_partition_of_fp32_groups
         for parameters, flat in zip(self._optimizer.bit16_groups, flats, strict=True):
@@ -183,7 +78,7 @@ class Zero12Partition(_Base):
                 if mine is not None:
                     name, shape = names[parameter], tuple(parameter.shape)
                     start, kept = mine.lp_fragment_address.start, mine.hp_fragment_address
-                    yield _Place(name, shape, start, flat, kept.start, kept.numel)
+                    yield FlatSlice(name, shape, start, flat, kept.start, kept.numel)
 
     def squared_gradient_norm(self) -> Tensor:
         flats = self._optimizer.single_partition_of_fp32_groups
@@ -197,7 +92,7 @@ class Zero12Partition(_Base):
         self._optimizer.update_lp_params()
 
 
-class Zero3Partition(_Base):
+class Zero3Partition(Partition):
     """Stage 3: a worker keeps an equal part of every parameter."""
 
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
@@ -220,12 +115,12 @@ class Zero3Partition(_Base):
             if parameter.requires_grad is trained and numel > 0:
                 yield name, parameter, start, numel
 
-    def _places(self) -> Iterator[_Place]:
+    def _slices(self) -> Iterator[FlatSlice]:
         optimizer = self._optimizer
         for name, parameter, start, numel in self._parts(trained=True):
             number, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
             flat = optimizer.fp32_partitioned_groups_flat[number]
-            yield _Place(name, tuple(parameter.ds_shape), start, flat, offset, numel)
+            yield FlatSlice(name, tuple(parameter.ds_shape), start, flat, offset, numel)
 
     def _frozen(self) -> Iterator[StateFragment]:
         for name, parameter, start, numel in self._parts(trained=False):
@@ -257,9 +152,19 @@ def _squares(gradients: list[Tensor]) -> Tensor:
     return torch.stack(norms).square().sum()
 
 
-PARTITIONS: dict[str, Callable[[nn.Module, Any], Partition]] = {
+_PARTITIONS: dict[str, type[Partition]] = {
     "LayerwiseAdamW": Zero0Partition,
     "FP16_UnfusedOptimizer": Zero0Partition,
     "DeepSpeedZeroOptimizer": Zero12Partition,
     "DeepSpeedZeroOptimizer_Stage3": Zero3Partition,
 }
+
+
+def partition_of(module: nn.Module, optimizer: Any) -> Partition:
+    """The partition of a module's states in an optimizer that DeepSpeed made.
+
+    Raises:
+        RuntimeError: When this version of DeepSpeed keeps them in another way.
+    """
+    trained = (parameter for parameter in module.parameters() if parameter.requires_grad)
+    return _PARTITIONS[check_insides(optimizer, trained)](module, optimizer)
