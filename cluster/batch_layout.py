@@ -33,8 +33,8 @@ class BatchLayout:
 
 def micro_batch_sizes(global_batch_size: int, world_size: int) -> list[int]:
     """Micro batch sizes that fit, largest first; empty when the workers cannot share the batch."""
-    share, rest = divmod(global_batch_size, world_size)
-    return [] if rest else [size for size in range(share, 0, -1) if share % size == 0]
+    per_worker, rest = divmod(global_batch_size, world_size)
+    return [] if rest else [size for size in range(per_worker, 0, -1) if per_worker % size == 0]
 
 
 def _what_would_work(batch_layout: BatchLayout) -> str:

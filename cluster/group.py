@@ -29,7 +29,7 @@ def world_size() -> int:
     return dist.get_world_size()
 
 
-def gather(item: T, workers: "dist.ProcessGroup | None" = None) -> list[T]:
+def all_gather(item: T, workers: "dist.ProcessGroup | None" = None) -> list[T]:
     """Items of all workers in rank order, on every worker; by way of the group `workers`."""
     if not _in_group():
         return [item]

@@ -43,7 +43,7 @@ def start_with_retry(start: Callable[[], object], give_up: Callable[[], object])
             if attempt == ATTEMPTS:
                 raise ClusterError(
                     f"a Ray cluster did not start here in {ATTEMPTS} attempts; is this machine "
-                    f"short of memory, or overloaded? Ray's words: {reason(error)}"
+                    f"short of memory, or overloaded? Ray says: {reason(error)}"
                 ) from error
 
 
@@ -60,8 +60,8 @@ def signals_kept() -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """What an error says, on one line and not endless."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= LONGEST_REASON else f"{words[:LONGEST_REASON]} …"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} …"
 
 
 def _children() -> set[psutil.Process]:

@@ -1,4 +1,4 @@
-"""What FCMAE asks of its input, in words that say what was given and what would work."""
+"""What FCMAE asks of its input, in messages that say what was given and what would work."""
 
 import torch
 from torch import Tensor
@@ -58,11 +58,11 @@ def check_something_hidden_and_seen(mask: Tensor, *, alike: bool) -> None:
     With `alike`, also when rows hide different numbers of patches.
     """
     counts, patches = mask.sum(dim=1).tolist(), mask.shape[1]
-    for wrong, words in ((0, "hides nothing"), (patches, "hides everything")):
+    for wrong, verb in ((0, "hides nothing"), (patches, "hides everything")):
         if wrong in counts:
             images = [position for position, count in enumerate(counts) if count == wrong]
             raise ValueError(
-                f"the mask {words} of the images {images} of the batch; it must hide between 1 "
+                f"the mask {verb} of the images {images} of the batch; it must hide between 1 "
                 f"and {patches - 1} of the {patches} patches of every image"
             )
     if alike and len(set(counts)) > 1:

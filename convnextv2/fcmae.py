@@ -21,7 +21,7 @@ from convnextv2.checks import (
 )
 from convnextv2.decoders import Canvas, build_decoder
 from convnextv2.encoder import ConvNeXtV2
-from convnextv2.kernels.plain import pick, site_positions
+from convnextv2.kernels.plain import gather_sites, site_positions
 from convnextv2.layers import PointwiseConv, init_weights
 from convnextv2.masking import patches_at, patchify, random_mask, send
 from convnextv2.sparse import Backend, GRNScope, backend_of
@@ -220,7 +220,7 @@ class FCMAE(nn.Module):
         side = decoded.shape[1] // self.grid[0]
         # The maps of the batch one above the other are one tall grid of patches.
         tall = (len(decoded) * self.grid[0], self.grid[1])
-        x = self.pred(pick(decoded, site_positions(patches[None], tall, side)[0]))
+        x = self.pred(gather_sites(decoded, site_positions(patches[None], tall, side)[0]))
         # (row, column) of the site in its patch, then of the pixel in its site.
         pixels = x.unflatten(-1, (self.patch_size // side, self.patch_size // side, -1))
         return pixels.transpose(2, 3).flatten(1)

@@ -112,7 +112,7 @@ class LayerNorm(nn.LayerNorm):
         return kernels.layer_norm(x, self.weight, self.bias, self.eps)
 
 
-class GRN(nn.Module):
+class GeluGRN(nn.Module):
     """GELU and Global Response Normalization (paper, Algorithm 1) over the sites of an image.
 
     The published code divides by the channel mean of the norms (Eq. 2 prints the sum), keeps the
@@ -156,7 +156,7 @@ class Block(nn.Module):
         self.dwconv = DepthwiseConv(dim)
         self.norm = LayerNorm(dim)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
-        self.grn = GRN(4 * dim)
+        self.grn = GeluGRN(4 * dim)
         self.pwconv2 = LinearAfterGRN(4 * dim, dim)
 
     def forward(self, x: Tensor, sites: Sites = DENSE) -> Tensor:

@@ -62,12 +62,12 @@ class Saver:
                 if not asynchronous).
         """
         before = self.wait()
-        shares = [fragment.share(group.rank(), group.world_size()) for fragment in fragments]
-        if self.asynchronous or not on_host(shares):
-            shares = self._copy.take(shares)
+        parts = [fragment.saved_by(group.rank(), group.world_size()) for fragment in fragments]
+        if self.asynchronous or not on_host(parts):
+            parts = self._copy.take(parts)
         self._thread = threading.Thread(
             target=self._publish,
-            args=(step, shares, deepcopy(notes)),
+            args=(step, parts, deepcopy(notes)),
             name="checkpoint",
             daemon=True,
         )

@@ -39,8 +39,8 @@ class StateFragment:
     def numel(self) -> int:
         return self.tensors[WEIGHT].numel()
 
-    def share(self, rank: int, world_size: int) -> "StateFragment":
-        """The part this worker saves: all of it, or its share of what all workers keep."""
+    def saved_by(self, rank: int, world_size: int) -> "StateFragment":
+        """The part that worker saves: all of it, or a part of its own of what all of them keep."""
         if not self.replicated:
             return self
         begin, end = (self.numel * number // world_size for number in (rank, rank + 1))
@@ -68,9 +68,9 @@ class EMA:
     def update(self) -> None:
         """Take the weights after an optimizer step in."""
         self.updates += 1
-        share = 1 - min(self.decay, (self.updates - 1) / self.updates)
+        rate = 1 - min(self.decay, (self.updates - 1) / self.updates)
         if self._averages:
-            torch._foreach_lerp_(self._averages, self._weights, share)
+            torch._foreach_lerp_(self._averages, self._weights, rate)
 
     @torch.no_grad()
     def swap(self) -> None:

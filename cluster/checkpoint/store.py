@@ -183,7 +183,7 @@ def _together(
         except Exception as error:
             problem = f"rank {group.rank()}: {type(error).__name__}: {error}"
     try:
-        answers = group.gather((outcome, problem), workers)
+        answers = group.all_gather((outcome, problem), workers)
     except RuntimeError as error:
         raise CheckpointError(
             f"checkpoint not saved ({what}): a worker was lost: {problem or error}"

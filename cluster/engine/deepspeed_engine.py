@@ -187,14 +187,14 @@ class DeepSpeedEngine:
     def _describe(self, outcome: Outcome) -> str:
         finite = bool(outcome.own.isfinite())
         report = (group.rank(), outcome.loss.item(), finite, outcome.indices)
-        words = [
+        workers = [
             f"worker {rank}: loss {value:g}"
             + ("" if fine else f", samples {', '.join(map(str, samples))}")
-            for rank, value, fine, samples in group.gather(report)
+            for rank, value, fine, samples in group.all_gather(report)
         ]
         return (
             f"{self._skipped_in_a_row} steps in a row had a loss or gradient that is not finite; "
-            "in the last one " + "; ".join(words) + ". A lower learning rate, grad_clip or fp32 "
+            "in the last one " + "; ".join(workers) + ". A lower learning rate, grad_clip or fp32 "
             "may help; if it is always the same samples, look at them (convnextv2 data sample)"
         )
 
@@ -220,10 +220,10 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def _take(self, files: StateFiles) -> None:
         mine = {name for name, _ in self._module.named_parameters()}
-        for names, words in ((mine - set(files), "lacks"), (set(files) - mine, "has")):
+        for names, verb in ((mine - set(files), "lacks"), (set(files) - mine, "has")):
             if names:
                 raise ValueError(
-                    f"{files.directory} is not whole, or of another model: it {words} "
+                    f"{files.directory} is not whole, or of another model: it {verb} "
                     f"{len(names)} parameters, such as {min(names)}"
                 )
         for fragment in self._fragments:

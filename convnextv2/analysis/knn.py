@@ -75,7 +75,7 @@ def votes(similarity: Tensor, labels: Tensor, temperature: float, num_classes: i
     return weights.new_zeros(len(labels), num_classes).scatter_add_(1, labels, weights)
 
 
-def hits(shares: Tensor, labels: Tensor, among: int) -> int:
+def num_correct(shares: Tensor, labels: Tensor, among: int) -> int:
     """How many of the queries have their label among the `among` classes with most votes.
 
     A class without a vote is never among them.

@@ -29,10 +29,10 @@ def contact_sheet(
         top = MARGIN + number // columns * down
         pixels = visible(batch.images[number].numpy(), normalization)
         sheet.paste(Image.fromarray(np.ascontiguousarray(pixels)), (left, top))
-        words = _caption(batch, number, classes)
-        while draw.textlength(words) > width and len(words) > 1:
-            words = words[:-2] + "…"
-        draw.text((left, top + height), words, fill="black")
+        caption = _caption(batch, number, classes)
+        while draw.textlength(caption) > width and len(caption) > 1:
+            caption = caption[:-2] + "…"
+        draw.text((left, top + height), caption, fill="black")
     return sheet
 
 
@@ -40,8 +40,10 @@ def _caption(batch: Batch, number: int, classes: Sequence[str]) -> str:
     own = _name(batch.labels[number], classes)
     if batch.coefficients is None or batch.partner_labels is None:
         return own
-    share = float(batch.coefficients[number])
-    return f"{share:.0%} {own}, {1 - share:.0%} " + _name(batch.partner_labels[number], classes)
+    fraction = float(batch.coefficients[number])
+    return f"{fraction:.0%} {own}, {1 - fraction:.0%} " + _name(
+        batch.partner_labels[number], classes
+    )
 
 
 def _name(label: Tensor, classes: Sequence[str]) -> str:

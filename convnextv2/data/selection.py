@@ -128,8 +128,8 @@ def _draws(keys: NDArray[np.uint64], seed: int, draw: int) -> NDArray[np.float64
     )
 
 
-def _split(part: Members, split: Split, share: float, seed: int) -> Members:
-    held = _draws(part["key"], seed, Draw.HOLD_OUT) < share
+def _split(part: Members, split: Split, fraction: float, seed: int) -> Members:
+    held = _draws(part["key"], seed, Draw.HOLD_OUT) < fraction
     return part[held if split == "val" else ~held]
 
 

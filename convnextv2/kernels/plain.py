@@ -52,11 +52,11 @@ def patch_depthwise(
 ) -> Tensor:
     """Depthwise convolution among the visible patches (B, V, s, s, C) of a grid; others are zero.
 
-    `patches` (B, V) numbers the visible ones in rows. The sites are laid on a canvas of zeros,
-    convolved there, and picked up again.
+    `patches` (B, V) numbers the visible ones in rows. The sites are scattered on a canvas of
+    zeros, convolved there, and gathered again.
     """
     positions = site_positions(patches, grid, x.shape[2])
-    return pick(depthwise(lay(x, positions, grid), weight, bias), positions)
+    return gather_sites(depthwise(scatter_sites(x, positions, grid), weight, bias), positions)
 
 
 def site_positions(patches: Tensor, grid: tuple[int, int], side: int) -> Tensor:
@@ -69,24 +69,24 @@ def site_positions(patches: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     return (image * (rows * side) + row) * (columns * side) + column
 
 
-def lay(x: Tensor, positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Lay sites (B, V, s, s, C) on canvases of zeros: (B, rows*s, columns*s, C)."""
+def scatter_sites(x: Tensor, positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Scatter sites (B, V, s, s, C) on canvases of zeros, (B, rows*s, columns*s, C)."""
     batch, _, side, _, channels = x.shape
     height, width = grid[0] * side, grid[1] * side
-    canvas: Tensor = _Lay.apply(
+    canvas: Tensor = _ScatterRows.apply(
         x.reshape(-1, channels), positions.flatten(), batch * height * width
     )
     return canvas.view(batch, height, width, channels)
 
 
-def pick(canvas: Tensor, positions: Tensor) -> Tensor:
-    """Pick sites off canvases (B, H, W, C), each at most once: (*positions.shape, C)."""
-    rows: Tensor = _Pick.apply(canvas.reshape(-1, canvas.shape[-1]), positions.flatten())
+def gather_sites(canvas: Tensor, positions: Tensor) -> Tensor:
+    """Gather sites from canvases (B, H, W, C), each at most once: (*positions.shape, C)."""
+    rows: Tensor = _GatherRows.apply(canvas.reshape(-1, canvas.shape[-1]), positions.flatten())
     return rows.view(*positions.shape, -1)
 
 
-class _Lay(torch.autograd.Function):
-    """Rows to positions of a larger zero tensor. Positions are unique, so `_Pick` is its adjoint.
+class _ScatterRows(torch.autograd.Function):
+    """Rows to positions of a larger zero tensor; its adjoint is `_GatherRows`, as positions are unique.
 
     PyTorch's own backward of index_select accumulates row by row; knowing that no two rows meet
     makes both directions plain copies.
@@ -99,11 +99,11 @@ class _Lay(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Pick.apply(grad, *ctx.saved_tensors), None, None
+        return _GatherRows.apply(grad, *ctx.saved_tensors), None, None
 
 
-class _Pick(torch.autograd.Function):
-    """Adjoint of `_Lay`: rows at the positions."""
+class _GatherRows(torch.autograd.Function):
+    """Adjoint of `_ScatterRows`: rows at the positions."""
 
     @staticmethod
     def forward(ctx: Any, canvas: Tensor, positions: Tensor) -> Tensor:
@@ -114,4 +114,4 @@ class _Pick(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (positions,) = ctx.saved_tensors
-        return _Lay.apply(grad.contiguous(), positions, ctx.length), None
+        return _ScatterRows.apply(grad.contiguous(), positions, ctx.length), None

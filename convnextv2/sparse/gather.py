@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from convnextv2 import kernels
-from convnextv2.kernels.plain import lay, site_positions
+from convnextv2.kernels.plain import scatter_sites, site_positions
 from convnextv2.layers import patch_linear
 from convnextv2.masking import send
 
@@ -47,7 +47,7 @@ class VisiblePatches:
         return kernels.gelu_grn(x, gamma, beta, groups)
 
     def to_dense(self, x: Tensor) -> Tensor:
-        return lay(x, site_positions(self.patches, self.grid, x.shape[2]), self.grid)
+        return scatter_sites(x, site_positions(self.patches, self.grid, x.shape[2]), self.grid)
 
 
 def visible_patches(mask: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from spconv.pytorch import SparseConvTensor, ops
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from convnextv2.kernels.plain import pick
+from convnextv2.kernels.plain import gather_sites
 
 SPCONV_MULTIPLIES = {
     "cpu": (torch.float32, torch.float64),
@@ -34,9 +34,9 @@ class WindowMap(NamedTuple):
     pairs: Tensor
     """(2, k*k, N) int32, as spconv takes it: rows in, rows out."""
     counts: Tensor
-    """(k*k) int32: how many pairs there are for each place of the kernel."""
+    """(k*k) int32: how many pairs there are for each offset of the kernel."""
     windows: Tensor
-    """(M, k*k): the row at each place of a window."""
+    """(M, k*k): the row at each offset in a window."""
     sites: SparseConvTensor
     """Where the output lies, without features. The sites of an image are neighbours in it."""
 
@@ -52,7 +52,7 @@ def strided_conv(x: SparseConvTensor, weight: Tensor, bias: Tensor) -> SparseCon
     if _spconv_multiplies(rows, weight):
         out = _WindowConv.apply(rows, weight, found) + bias
     else:
-        windows = pick(rows, found.windows).flatten(1)
+        windows = gather_sites(rows, found.windows).flatten(1)
         out = F.linear(windows, weight.permute(0, 2, 3, 1).flatten(1), bias)
     return found.sites.replace_feature(out)
 
@@ -68,11 +68,11 @@ def window_map(x: SparseConvTensor, k: int) -> WindowMap:
     name = f"windows {k}"
     if name not in x.indice_dict:
         indices, pairs, counts = _index_map(x, k, stride=k, padding=0, submanifold=False)
-        # spconv numbers the output by order of discovery (CPU) or by place (GPU).
+        # spconv numbers the output by order of discovery (CPU) or by position (GPU).
         order = indices[:, 0].argsort(stable=True)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        pairs[1] = torch.where(pairs[1] < 0, pairs[1], place[pairs[1].long()].int())
+        new_row = torch.empty_like(order)
+        new_row[order] = torch.arange(len(order), device=order.device)
+        pairs[1] = torch.where(pairs[1] < 0, pairs[1], new_row[pairs[1].long()].int())
         shape = [side // k for side in x.spatial_shape]
         x.indice_dict[name] = WindowMap(
             pairs,
@@ -85,7 +85,7 @@ def window_map(x: SparseConvTensor, k: int) -> WindowMap:
 
 
 def neighbours(x: SparseConvTensor, k: int) -> Tensor:
-    """(k*k, N): the row that each site reads at each place of a k x k kernel; N where none is."""
+    """(k*k, N): the row that each site reads at each offset of a k x k kernel; N where none is."""
     name = f"neighbours {k}"
     if name not in x.indice_dict:
         _, pairs, _ = _index_map(x, k, stride=1, padding=k // 2, submanifold=True)
@@ -124,7 +124,7 @@ def _by_output(pairs: Tensor, outputs: int, missing: int) -> Tensor:
     """
     into, out = pairs.long()
     table = torch.full((len(out), outputs + 1), missing, device=pairs.device)
-    # The -1 after the last pair of a place addresses the spare column.
+    # The -1 after the last pair of an offset addresses the spare column.
     table[torch.arange(len(out), device=pairs.device)[:, None], out] = into
     return table[:, :-1].contiguous()
 
@@ -183,9 +183,9 @@ class _WindowConv(torch.autograd.Function):
 
 
 class _Depthwise(torch.autograd.Function):
-    """out[i] = bias + sum over places p of weight[p] * x[table[p, i]], in fp32 at least.
+    """out[i] = bias + sum over kernel offsets p of weight[p] * x[table[p, i]], in fp32 at least.
 
-    One place at a time, so that no temporary is larger than the input.
+    One offset at a time, so that no temporary is larger than the input.
     """
 
     @staticmethod
@@ -194,7 +194,7 @@ class _Depthwise(torch.autograd.Function):
         ctx.table = table
         rows = _with_a_row_of_zeros(x)
         out = bias.to(rows.dtype).repeat(len(x), 1)
-        for read, by_channel in zip(table, _by_place(weight, rows.dtype), strict=True):
+        for read, by_channel in zip(table, _by_offset(weight, rows.dtype), strict=True):
             out.addcmul_(rows.index_select(0, read), by_channel)
         return out.to(x.dtype)
 
@@ -205,11 +205,11 @@ class _Depthwise(torch.autograd.Function):
         rows = _with_a_row_of_zeros(grad)
         wide = x.to(rows.dtype)
         by_x, by_weight = torch.zeros_like(wide), rows.new_empty(len(ctx.table), len(weight))
-        # If i reads j at a place, j reads i at the opposite one: the flipped table says who reads.
-        for place, read_by in enumerate(ctx.table.flip(0)):
+        # If i reads j at an offset, j reads i at the opposite one: the flipped table says who reads.
+        for offset, read_by in enumerate(ctx.table.flip(0)):
             readers = rows.index_select(0, read_by)
-            by_x.addcmul_(readers, _by_place(weight, rows.dtype)[place])
-            by_weight[place] = readers.mul_(wide).sum(0)
+            by_x.addcmul_(readers, _by_offset(weight, rows.dtype)[offset])
+            by_weight[offset] = readers.mul_(wide).sum(0)
         by_bias = rows.sum(0).to(bias.dtype)
         return by_x.to(x.dtype), by_weight.t().reshape_as(weight).to(weight.dtype), by_bias, None
 
@@ -220,6 +220,6 @@ def _with_a_row_of_zeros(x: Tensor) -> Tensor:
     return torch.cat([x.to(wide), x.new_zeros(1, x.shape[1], dtype=wide)])
 
 
-def _by_place(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def _by_offset(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """(C, 1, k, k) as (k*k, C)."""
     return weight.flatten(1).t().to(dtype).contiguous()

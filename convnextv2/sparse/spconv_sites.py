@@ -57,8 +57,8 @@ class SparseTensors(VisiblePatches):
         """The sites of the visible patches at `side` per patch, in the order of (B, V, s, s)."""
         height, width = self.grid[0] * side, self.grid[1] * side
         positions = site_positions(self.patches, self.grid, side).flatten()
-        image, place = positions // (height * width), positions % (height * width)
-        indices = torch.stack([image, place // width, place % width], dim=1).int()
+        image, cell = positions // (height * width), positions % (height * width)
+        indices = torch.stack([image, cell // width, cell % width], dim=1).int()
         return bare_tensor(indices, [height, width], len(self.patches))
 
     def _tensor(self, x: Tensor) -> SparseConvTensor:

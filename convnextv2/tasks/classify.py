@@ -86,10 +86,10 @@ def is_among_best(scores: Tensor, labels: Tensor, count: int) -> Tensor:
 
 @dataclass
 class Confusion:
-    """Counts (true, predicted) with the top-5 hits; adding the counts of workers merges them."""
+    """Counts (true, predicted), and how many are correct by top-5; workers' counts add up."""
 
     counts: Tensor
-    top5_hits: int = 0
+    top5_correct: int = 0
 
     @classmethod
     def empty(cls, num_classes: int) -> "Confusion":
@@ -100,7 +100,7 @@ class Confusion:
         classes = len(self.counts)
         flat = labels.cpu() * classes + logits.argmax(dim=1).cpu()
         self.counts += torch.bincount(flat, minlength=classes**2).view(classes, classes)
-        self.top5_hits += int(is_among_best(logits, labels, 5).sum())
+        self.top5_correct += int(is_among_best(logits, labels, 5).sum())
 
     @property
     def top1(self) -> float:
@@ -108,7 +108,7 @@ class Confusion:
 
     @property
     def top5(self) -> float:
-        return self.top5_hits / int(self.counts.sum())
+        return self.top5_correct / int(self.counts.sum())
 
     @property
     def per_class(self) -> list[float]:

@@ -65,8 +65,8 @@ def _differences(given: Geometry | None, model: Geometry | None) -> list[str]:
     if given.size != model.size:
         return [f"  size: they are {given.size}, the model is {model.size}"]
     return [
-        f"  {words}: they have {theirs or 'none'}, the model {ours or 'none'}"
-        for field, words in COMPARED.items()
+        f"  {label}: they have {theirs or 'none'}, the model {ours or 'none'}"
+        for field, label in COMPARED.items()
         if (theirs := getattr(given, field)) != (ours := getattr(model, field))
     ]
 

@@ -1,4 +1,4 @@
-"""What a training takes over from weights it starts from: the rules, and the words for them."""
+"""What a training takes over from weights it starts from: the rules, and how they are told."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,10 +9,10 @@ from convnextv2.weights.state import ENCODER, FCMAE_ONLY, HEAD_ONLY, State, enco
 
 
 class Start(NamedTuple):
-    """What is loaded before training, and words that say what it is and what starts anew."""
+    """What is loaded before training, and a description of what it is and what starts anew."""
 
     state: State
-    words: str
+    description: str
 
 
 def start_of_classifier(

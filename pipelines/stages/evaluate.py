@@ -141,12 +141,12 @@ def _counted(
     confusion = Confusion.empty(classes)
     for scores, labels in scored:
         confusion.update(scores, labels)
-    hits = confusion.counts.new_tensor([confusion.top5_hits])
-    totals = torch.cat([confusion.counts.flatten(), hits]).to(device)
+    top5 = confusion.counts.new_tensor([confusion.top5_correct])
+    totals = torch.cat([confusion.counts.flatten(), top5]).to(device)
     if group.world_size() > 1:
         dist.all_reduce(totals)
-    counts, hits = totals.cpu().split([classes**2, 1])
-    return Confusion(counts.view(classes, classes), int(hits))
+    counts, top5 = totals.cpu().split([classes**2, 1])
+    return Confusion(counts.view(classes, classes), int(top5))
 
 
 def _load_task(job: EvaluateJob, file: Path, num_classes: int) -> ClassifyTask:

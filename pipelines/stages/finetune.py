@@ -60,7 +60,9 @@ def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage
         )
         if job.initial_weights is not None:
             start = start_of(job, weights.inspect(job.initial_weights))
-            session.screen.note(f"from {recipe.weights or job.initial_weights}: {start.words}")
+            session.screen.note(
+                f"from {recipe.weights or job.initial_weights}: {start.description}"
+            )
         return run_training(context, session, job, WEIGHTS)
 
     return Stage(

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from cluster import group
 from cluster.placement import worker_device
-from convnextv2.analysis.knn import hits, merged, nearest, numbers_of, pooled, similarities, votes
+from convnextv2.analysis.knn import (
+    merged,
+    nearest,
+    num_correct,
+    numbers_of,
+    pooled,
+    similarities,
+    votes,
+)
 from convnextv2.analysis.models import read_encoder
 from convnextv2.data.batch import on_device
 from convnextv2.data.load import BetonLoader
@@ -105,7 +113,7 @@ def classify(context: dict[str, Any]) -> None:
         classes = splits["train"].classes
         voters = open_shards(job.data / "train", splits["train"])
         truth = torch.from_numpy(open_shards(job.data / "val", splits["val"], classes).labels())
-        counts = torch.zeros(3, dtype=torch.int64)  # Images, top-1 and top-5 hits.
+        counts = torch.zeros(3, dtype=torch.int64)  # Images, those correct by top-1 and top-5.
         for rows, neighbours in answered(queries, bank, numbers, job.settings.k):
             names = numbers_of(neighbours).cpu().numpy().astype("uint64")
             labels = torch.from_numpy(voters.labels(names.ravel())).view(neighbours.shape)
@@ -116,8 +124,8 @@ def classify(context: dict[str, Any]) -> None:
                 len(classes),
             )
             wanted = truth[own[rows].cpu()]
-            counts += torch.tensor([len(wanted), *(hits(shares, wanted, n) for n in (1, 5))])
-        images, top1, top5 = torch.stack(group.gather(counts)).sum(dim=0).tolist()
+            counts += torch.tensor([len(wanted), *(num_correct(shares, wanted, n) for n in (1, 5))])
+        images, top1, top5 = torch.stack(group.all_gather(counts)).sum(dim=0).tolist()
         if group.rank() == 0:
             result = {
                 "images": images,
@@ -159,7 +167,7 @@ def features(
 def answered(queries: Tensor, bank: Tensor, numbers: Tensor, k: int) -> list[tuple[slice, Tensor]]:
     """Neighbours (Q, k) of this worker's queries (N, C) in the banks of all workers, by rows."""
     answers = []
-    for owner, count in enumerate(group.gather(len(queries))):
+    for owner, count in enumerate(group.all_gather(len(queries))):
         for start in range(0, count, QUERIES):
             rows = slice(start, min(start + QUERIES, count))
             asked = queries.new_empty(rows.stop - start, queries.shape[1])

@@ -41,7 +41,7 @@ def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
         )
         if job.initial_weights is not None:
             start = start_of(job, weights.inspect(job.initial_weights))
-            session.screen.note(f"from {recipe.weights}: {start.words}")
+            session.screen.note(f"from {recipe.weights}: {start.description}")
         return run_training(context, session, job, WEIGHTS)
 
     return Stage(

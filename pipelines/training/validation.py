@@ -104,7 +104,7 @@ class Validation:
 
 def of_all_workers(kept: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Scores and labels (N, C) of the batches of all workers, on every worker."""
-    batches = [batch for worker in group.gather(kept) for batch in worker]
+    batches = [batch for worker in group.all_gather(kept) for batch in worker]
     scores, labels = zip(*batches, strict=True)
     return torch.cat(scores), torch.cat(labels)
 

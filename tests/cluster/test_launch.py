@@ -74,7 +74,7 @@ def keep_pages(context: dict[str, Any]) -> None:
 def meet(context: dict[str, Any]) -> None:
     """Leave what this worker of the group sees in a file of its own."""
     folder: Path = context["job"]
-    seen = group.gather((group.rank(), group.world_size(), os.getpid()))
+    seen = group.all_gather((group.rank(), group.world_size(), os.getpid()))
     threads = os.environ["OMP_NUM_THREADS"]
     (folder / f"worker-{group.rank()}").write_text(f"{threads} {seen}")
 
@@ -117,7 +117,7 @@ def die_twice(context: dict[str, Any]) -> None:
             time.sleep(seconds)
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-    (folder / f"finished-{group.rank()}").write_text(repr(group.gather(group.rank())))
+    (folder / f"finished-{group.rank()}").write_text(repr(group.all_gather(group.rank())))
 
 
 @pytest.mark.slow

@@ -118,12 +118,12 @@ def fill(part: Any, key: Any, colors: Any, every_pixel: Any) -> None:
     """Colours for (H, W, channels), four channels from every 64 bits."""
     choice = np.uint64(CHOICES - 1)
     channels = part.shape[2]
-    words = (channels + PER_WORD - 1) // PER_WORD
+    count = (channels + PER_WORD - 1) // PER_WORD
     for y in range(part.shape[0]):
         for x in range(part.shape[1]):
             number = y * part.shape[1] + x if every_pixel else 0
-            for word in range(words):
-                bits = stream_bits(key, np.uint64(number * words + word))
+            for word in range(count):
+                bits = stream_bits(key, np.uint64(number * count + word))
                 for c in range(PER_WORD * word, min(channels, PER_WORD * (word + 1))):
                     part[y, x, c] = colors[c, bits & choice]
                     bits >>= np.uint64(16)

@@ -56,7 +56,7 @@ class Mixing:
 
 @njit(cache=True, nogil=True, parallel=True)
 def mix_pairs(images: Any, indices: Any, clock: Any, coefficients: Any, numbers: Any) -> None:
-    """Mix rows 2q and 2q + 1 in place; `coefficients` (B,) get the share of the own image."""
+    """Mix rows 2q and 2q + 1 in place; `coefficients` (B,) get the fraction of the own image."""
     for pair in prange(len(indices) // 2):
         one, other = 2 * pair, 2 * pair + 1
         before = images[one].copy()
@@ -66,17 +66,17 @@ def mix_pairs(images: Any, indices: Any, clock: Any, coefficients: Any, numbers:
 
 @njit(cache=True, nogil=True)
 def mix_in(own: Any, partner: Any, clock: Any, index: Any, numbers: Any) -> float:
-    """Change `own` (H, W, channels) in place; its share of the result."""
-    share, box = choose(clock, np.uint64(index), own.shape[0], own.shape[1], numbers)
+    """Change `own` (H, W, channels) in place; its fraction of the result."""
+    fraction, box = choose(clock, np.uint64(index), own.shape[0], own.shape[1], numbers)
     top, left, bottom, right = box
     if top < bottom and left < right:
         for y in range(top, bottom):
             for x in range(left, right):
                 for c in range(own.shape[2]):
                     own[y, x, c] = partner[y, x, c]
-    elif share < 1.0:
-        blend(own.reshape(-1), partner.reshape(-1), np.float32(share))
-    return share
+    elif fraction < 1.0:
+        blend(own.reshape(-1), partner.reshape(-1), np.float32(fraction))
+    return fraction
 
 
 @njit(cache=True, nogil=True)
@@ -96,14 +96,14 @@ def choose(
     x = int(uniform(seed, epoch, sample, np.uint64(FIRST + 3)) * width)
     top, bottom = max(0, y - tall // 2), min(height, y + (tall + 1) // 2)
     left, right = max(0, x - wide // 2), min(width, x + (wide + 1) // 2)
-    share = 1.0 - (bottom - top) * (right - left) / (height * width)
-    return share, (top, left, bottom, right)
+    fraction = 1.0 - (bottom - top) * (right - left) / (height * width)
+    return fraction, (top, left, bottom, right)
 
 
 @njit(cache=True, nogil=True)
-def blend(own: Any, partner: Any, share: Any) -> None:
+def blend(own: Any, partner: Any, fraction: Any) -> None:
     """Weighted mean of values, rounded, into `own`."""
-    rest = np.float32(1.0) - share
+    rest = np.float32(1.0) - fraction
     for k in range(len(own)):
-        mean = share * np.float32(own[k]) + rest * np.float32(partner[k])
+        mean = fraction * np.float32(own[k]) + rest * np.float32(partner[k])
         own[k] = np.int32(np.rint(mean))

@@ -212,18 +212,21 @@ def to_hsv(red: Any, green: Any, blue: Any) -> tuple[int, int, int]:
         sixths = np.float32(4.0 + to_g - to_r)
     turn = np.float64(sixths) / 6.0 + 1.0
     turn = np.float64(np.float32(turn - 1.0 if turn >= 1.0 else turn))
-    share = span / np.float32(high)
-    return int(turn * 255.0), int(np.float64(share) * 255.0), high
+    saturation = span / np.float32(high)
+    return int(turn * 255.0), int(np.float64(saturation) * 255.0), high
 
 
 @njit(cache=True, nogil=True)
-def from_hsv(angle: Any, share: Any, value: Any) -> tuple[int, int, int]:
+def from_hsv(angle: Any, saturation: Any, value: Any) -> tuple[int, int, int]:
     """Red, green and blue."""
-    if share == 0:
+    if saturation == 0:
         return value, value, value
     sixths = angle * 6.0 / 255.0
     sector = int(sixths)
-    part, vivid = np.float64(np.float32(sixths - sector)), np.float64(np.float32(share / 255.0))
+    part, vivid = (
+        np.float64(np.float32(sixths - sector)),
+        np.float64(np.float32(saturation / 255.0)),
+    )
     low = int(np.floor(value * (1.0 - vivid) + 0.5))
     falling = int(np.floor(value * (1.0 - vivid * part) + 0.5))
     rising = int(np.floor(value * (1.0 - vivid * (1.0 - part)) + 0.5))

@@ -104,12 +104,14 @@ class GlobalOrder:
         end = min(start + self.global_batch_size, self.samples_per_epoch)
         positions = np.arange(start, end, dtype=np.uint64)
         if self.blocks is None:
-            places = permute(positions, self.count, self.seed, epoch)
+            numbers = permute(positions, self.count, self.seed, epoch)
         else:
-            places = self._windows(epoch).places(positions)
-        return places if isinstance(self.samples, int) else self.samples[places]
+            numbers = self._windows(epoch).samples_at(positions)
+        return numbers if isinstance(self.samples, int) else self.samples[numbers]
 
-    def share(self, epoch: int, *, rank: int, world_size: int, start: int = 0) -> Iterator[Indices]:
+    def worker_batches(
+        self, epoch: int, *, rank: int, world_size: int, start: int = 0
+    ) -> Iterator[Indices]:
         """Worker `rank`'s part of every global batch of an epoch, from number `start` on."""
         for number in range(start, self.batches_per_epoch):
             yield part_of(self.batch(epoch, number), rank, world_size)
@@ -169,7 +171,8 @@ class _Windows:
         windows = -(-len(order) // window_blocks)
         self.window_starts = self.starts[np.arange(windows + 1) * len(order) // windows]
 
-    def places(self, positions: Indices) -> Indices:
+    def samples_at(self, positions: Indices) -> Indices:
+        """The samples at positions of the epoch."""
         windows = np.searchsorted(self.window_starts, positions, side="right") - 1
         mixed = np.empty_like(positions)
         for window in np.unique(windows):

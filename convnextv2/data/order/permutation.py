@@ -29,12 +29,12 @@ def permute(positions: Positions, length: int, *key: int) -> Positions:
     low_bits = bits // 2
     high_count = -(-length // (1 << low_bits))
     keys = _round_keys(key, TINY_ROUNDS if bits <= TINY_BITS else ROUNDS)
-    places = _network(np.asarray(positions, np.uint64), high_count, low_bits, keys)
-    outside = np.flatnonzero(places >= length)
+    numbers = _network(np.asarray(positions, np.uint64), high_count, low_bits, keys)
+    outside = np.flatnonzero(numbers >= length)
     while len(outside):
-        places[outside] = _network(places[outside], high_count, low_bits, keys)
-        outside = outside[places[outside] >= length]
-    return places
+        numbers[outside] = _network(numbers[outside], high_count, low_bits, keys)
+        outside = outside[numbers[outside] >= length]
+    return numbers
 
 
 def _round_keys(key: tuple[int, ...], rounds: int) -> Positions:

@@ -55,16 +55,16 @@ def pixels(content: bytes, image: Image.Image) -> RGBImage:
 
 
 def kind_of(content: bytes) -> str | None:
-    """What makes the file one that hardly anything reads, in words; None for ordinary ones."""
+    """What makes the file one that hardly anything reads; None for ordinary ones."""
     frame = _frame(content)
     if frame is None:
         return None
     marker, bits = frame
-    words = [f"{bits} bits a sample"] if bits != 8 else []
-    words += ["lossless"] if marker in _LOSSLESS else []
-    words += ["hierarchical"] if marker in _HIERARCHICAL else []
-    words += ["arithmetic coding"] if marker in _ARITHMETIC else []
-    return ", ".join(words) or None
+    oddities = [f"{bits} bits a sample"] if bits != 8 else []
+    oddities += ["lossless"] if marker in _LOSSLESS else []
+    oddities += ["hierarchical"] if marker in _HIERARCHICAL else []
+    oddities += ["arithmetic coding"] if marker in _ARITHMETIC else []
+    return ", ".join(oddities) or None
 
 
 def _frame(content: bytes) -> tuple[int, int] | None:

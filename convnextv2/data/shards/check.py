@@ -21,12 +21,12 @@ def check(
     folder: PathLike,
     *,
     decode: bool = False,
-    progress: Callable[[float, str], None] = lambda share, words: None,
+    progress: Callable[[float, str], None] = lambda fraction, doing: None,
 ) -> list[str]:
-    """What is wrong with the shards in `folder`, in words; nothing, if they are as written.
+    """What is wrong with the shards in `folder`; nothing, if they are as written.
 
     Reads every byte. `decode` decodes every image as well, and names those that are damaged.
-    `progress` is told the share of the work that is done, and what comes next.
+    `progress` is told the fraction of the work that is done, and what comes next.
 
     Raises:
         DataError: When there is no manifest.

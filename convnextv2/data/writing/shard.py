@@ -190,8 +190,8 @@ def _shuffled(
     def draw() -> tuple[Encoded, int]:
         nonlocal held, drawn
         number = mix(mix(np.array([seed], np.uint64)) + np.uint64(drawn))[0]
-        place = int(number) % len(buffer)
-        buffer[place], buffer[-1] = buffer[-1], buffer[place]
+        slot = int(number) % len(buffer)
+        buffer[slot], buffer[-1] = buffer[-1], buffer[slot]
         image = buffer.pop()
         held -= len(image[0].data)
         drawn += 1
@@ -223,8 +223,8 @@ def _verify(path: Path, samples: int, pixel_format: PixelFormat) -> None:
         raise DataError(f"{path.parent} took only part of {path.name} (disk full?)")
     with path.open("rb") as file:
         for row in {0, samples // 2, samples - 1}:
-            place = records[row]["f0"], int(table[row]["size"])
-            _check_image(file, *place, pixel_format.pixel_bytes, f"{path}, image {row}")
+            stored = records[row]["f0"], int(table[row]["size"])
+            _check_image(file, *stored, pixel_format.pixel_bytes, f"{path}, image {row}")
 
 
 def _check_image(file: Any, field: Any, size: int, pixel_bytes: int, name: str) -> None:

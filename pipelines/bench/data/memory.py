@@ -125,7 +125,7 @@ def _ours(folder: Path) -> object:
 
     loader = BetonLoader(folder, batch_size=BATCH, view=SquashView(size=(2, 2)))
     order = GlobalOrder(loader.shards.samples, BATCH, seed=0)
-    for _ in loader.batches(order.share(0, rank=0, world_size=1)):
+    for _ in loader.batches(order.worker_batches(0, rank=0, world_size=1)):
         pass
     return loader
 

@@ -29,7 +29,7 @@ from tests.cluster.checkpoint.fragments import (
 
 STATES = make_states()
 TOTAL = sum(tensors[WEIGHT].numel() for tensors in STATES.values())
-SHARED = {size: [[p.share(rank, size) for p in replicated(STATES)] for rank in range(size)]
+SHARED = {size: [[p.saved_by(rank, size) for p in replicated(STATES)] for rank in range(size)]
           for size in (1, 2, 3, 4, 9)}  # fmt: skip
 # Cuts lie inside parameters, at their edges, and beside each other.
 CUTS = {
@@ -73,7 +73,7 @@ def test_random_cuts_are_read_in_random_runs(
 def test_bits_that_are_no_numbers_come_back_too(tmp_path: Path) -> None:
     odd = torch.tensor([0x7FC00001, -1, 0x7F800000, 1, -(2**31)], dtype=torch.int32)
     fragment = StateFragment("odd", (5,), 0, {WEIGHT: odd.view(torch.float32)})
-    read = write_all(tmp_path, [[fragment.share(0, 1)]]).whole(WEIGHT, "odd")
+    read = write_all(tmp_path, [[fragment.saved_by(0, 1)]]).whole(WEIGHT, "odd")
     assert torch.equal(read.view(torch.int32), odd)
 
 

@@ -96,10 +96,17 @@ def test_hits_count_voted_classes_only() -> None:
     # One neighbour votes, for class 3: the four other places of the top five are nobody's.
     shares = knn.votes(torch.ones(5, 1), torch.full((5, 1), 3), 0.07, 5)
     labels = torch.arange(5)
-    assert knn.hits(shares, labels, among=1) == 1
-    assert knn.hits(shares, labels, among=5) == 1
+    assert knn.num_correct(shares, labels, among=1) == 1
+    assert knn.num_correct(shares, labels, among=5) == 1
     ranked = torch.tensor([[0.1, 0.4, 0.2, 0.3, 0.0]]).expand(5, 5)
-    assert [knn.hits(ranked, labels, among) for among in (1, 2, 3, 4, 5, 9)] == [1, 2, 3, 4, 4, 4]
+    assert [knn.num_correct(ranked, labels, among) for among in (1, 2, 3, 4, 5, 9)] == [
+        1,
+        2,
+        3,
+        4,
+        4,
+        4,
+    ]
 
 
 def test_a_small_temperature_leaves_the_nearest_alone() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
-from convnextv2.layers import GRN, LayerNorm
+from convnextv2.layers import GeluGRN, LayerNorm
 from convnextv2.sizes import DECODER_UNITS, TABLE_1
 from convnextv2.sparse import Backend
 from tests.convnextv2.small_fcmae import close, masks, noise, small_fcmae
@@ -100,7 +100,7 @@ def test_grn_and_layer_norm_lose_no_more_than_rounding(how: str) -> None:
     """Many sites far from zero: sums of their squares in bf16 would stop growing at 256 terms."""
     torch.manual_seed(0)
     x = (3 + torch.randn(2, 64, 64, 8)).bfloat16()
-    grn, norm = GRN(8), LayerNorm(8)
+    grn, norm = GeluGRN(8), LayerNorm(8)
     with torch.no_grad():
         for parameter in (*grn.parameters(), *norm.parameters()):
             parameter.copy_(torch.randn_like(parameter).bfloat16())

@@ -118,7 +118,7 @@ def test_workers_counts_add_up() -> None:
     first.update(LOGITS[:2], LABELS[:2])
     second.update(LOGITS[2:], LABELS[2:])
     assert torch.equal(first.counts + second.counts, whole.counts)
-    assert first.top5_hits + second.top5_hits == whole.top5_hits == 3
+    assert first.top5_correct + second.top5_correct == whole.top5_correct == 3
 
 
 def test_with_fewer_than_five_classes_top5_is_every_image() -> None:

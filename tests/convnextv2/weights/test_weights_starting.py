@@ -30,7 +30,7 @@ def found(state: State, folder: Path, classes: tuple[str, ...] = ()) -> Inspecti
 def test_a_head_of_the_same_classes_is_taken_over(tmp_path: Path) -> None:
     start = start_of_classifier(found(classifier_state(), tmp_path, CLASSES), CLASSES)
     assert_same(start.state, classifier_state())
-    assert start.words == "encoder and final norm, and head, whose 5 classes are the same"
+    assert start.description == "encoder and final norm, and head, whose 5 classes are the same"
 
 
 def test_rows_of_the_head_go_with_the_names(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_any_other_head_is_new(
     )
     expected = {n: v for n, v in classifier_state().items() if not n.startswith("head.")}
     assert_same(start.state, expected)
-    assert start.words == f"encoder and final norm; the head is new ({why})"
+    assert start.description == f"encoder and final norm; the head is new ({why})"
 
 
 @pytest.mark.parametrize("state", [encoder_state(), fcmae_state()], ids=["encoder", "fcmae"])
@@ -75,13 +75,13 @@ def test_of_a_pretraining_it_is_the_encoder(state: State, tmp_path: Path) -> Non
     start = start_of_classifier(found(state, tmp_path), CLASSES)
     assert_same(start.state, encoder_of(state))
     assert not any(name.startswith(HEAD_ONLY) for name in start.state)
-    assert start.words == "encoder; the head is new (there is none)"
+    assert start.description == "encoder; the head is new (there is none)"
 
 
 def test_a_decoder_like_ours_is_taken_over(tmp_path: Path) -> None:
     start = start_of_autoencoder(found(fcmae_state(), tmp_path), ("convnext", 32, 2))
     assert_same(start.state, fcmae_state())
-    assert start.words == "encoder, decoder and mask token"
+    assert start.description == "encoder, decoder and mask token"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_any_other_decoder_is_new(state: State, why: str, tmp_path: Path) -> Non
         f"encoder.{n}": v for n, v in encoder_of(state).items() if not n.startswith(HEAD_ONLY)
     }
     assert_same(start.state, encoder)
-    assert start.words == f"encoder; decoder and mask token are new ({why})"
+    assert start.description == f"encoder; decoder and mask token are new ({why})"
 
 
 def test_what_a_file_says_comes_back(tmp_path: Path) -> None:

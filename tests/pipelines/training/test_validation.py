@@ -112,15 +112,17 @@ def test_top5_is_among_five(folder: Path) -> None:
 
 def work(folder: Path, single: Path, alone: dict[str, float]) -> None:
     expected = {name: pytest.approx(value, rel=1e-5) for name, value in alone.items()}
-    assert sorted(itertools.chain(*group.gather(share_of(IMAGES).tolist()))) == list(range(IMAGES))
+    assert sorted(itertools.chain(*group.all_gather(share_of(IMAGES).tolist()))) == list(
+        range(IMAGES)
+    )
     # 2, 3 and 3 images: one or two batches of two, one of a hundred.
     for batch_size, calls in ((2, [[2, 1], [2, 1], [2, 1]]), (100, [[2], [3], [3]])):
         seen: list[int] = []
         assert opened(folder, batch_size).run(counted(task(), seen), CPU) == expected
-        assert group.gather(seen) == calls
+        assert group.all_gather(seen) == calls
     seen = []
     assert opened(single).run(counted(of_many_classes, seen), CPU)["val_top1"] == 1
-    assert group.gather(seen) == [[1], [1], [1]]
+    assert group.all_gather(seen) == [[1], [1], [1]]
     assert opened(folder).run(sharded(), CPU) == expected
 
 

@@ -27,7 +27,7 @@ class FolderSource:
     """The images below each of `folders` (names below `root`), whose names are the classes.
 
     Without classes the images below `root` itself are meant, and are unlabelled. A member's offset
-    is its place among the sorted names of its folder.
+    is its index among the sorted names of its folder.
     """
 
     root: Path
@@ -54,8 +54,8 @@ class FolderSource:
             passed_over.update(kinds)
         try:
             return list_members(
-                (self._key_name(part, name), place, (folder / name).stat().st_size, label)
-                for place, name in enumerate(names)
+                (self._key_name(part, name), offset, (folder / name).stat().st_size, label)
+                for offset, name in enumerate(names)
             )
         except OSError as error:
             raise DataError(f"{folder} cannot be listed: {error}") from error
@@ -64,11 +64,11 @@ class FolderSource:
         folder = self.root / self.folders[part]
         names = image_names(folder, Counter())
         for member in members:
-            place = int(member["offset"])
-            if place >= len(names):
+            offset = int(member["offset"])
+            if offset >= len(names):
                 raise DataError(f"{folder} has lost images since it was listed")
-            path = folder / names[place]
-            check_unchanged(str(path), self._key_name(part, names[place]), int(member["key"]))
+            path = folder / names[offset]
+            check_unchanged(str(path), self._key_name(part, names[offset]), int(member["key"]))
             try:
                 yield Stored(printable(str(path)), path.read_bytes())
             except OSError as error:

@@ -18,7 +18,7 @@ CLASS_LIST = "wnids.txt"
 
 @dataclass(frozen=True)
 class TinyImageNetVal:
-    """The folder `root` with `images/` and `val_annotations.txt`; offsets are places by name."""
+    """The folder `root` with `images/` and `val_annotations.txt`; offsets number them by name."""
 
     root: Path
     classes: tuple[str, ...]
@@ -46,21 +46,21 @@ class TinyImageNetVal:
         return list_members(
             (
                 key_name(synsets[name], name),
-                place,
+                offset,
                 (self.root / IMAGES / name).stat().st_size,
                 numbers[synsets[name]],
             )
-            for place, name in enumerate(names)
+            for offset, name in enumerate(names)
         )
 
     def read(self, part: int, members: Members) -> Iterator[Stored]:
         synsets, names = read_annotations(self.root), image_names(self.root / IMAGES, Counter())
         for member in members:
-            place = int(member["offset"])
-            if place >= len(names):
+            offset = int(member["offset"])
+            if offset >= len(names):
                 raise DataError(f"{self.parts[part]} has lost images since it was listed")
-            path = self.root / IMAGES / names[place]
-            key = key_name(synsets.get(names[place], ""), names[place])
+            path = self.root / IMAGES / names[offset]
+            key = key_name(synsets.get(names[offset], ""), names[offset])
             check_unchanged(str(path), key, int(member["key"]))
             yield Stored(str(path), path.read_bytes())
 

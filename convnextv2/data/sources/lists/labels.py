@@ -129,8 +129,8 @@ def _single(
         numbers = [_number(text) if text else UNLABELLED for text in texts]
     else:
         classes = tuple(sorted(set(told)))
-        places = {name: number for number, name in enumerate(classes)}
-        numbers = [places.get(text, UNLABELLED) for text in texts]
+        number_of = {name: number for number, name in enumerate(classes)}
+        numbers = [number_of.get(text, UNLABELLED) for text in texts]
     return Labels(np.array(numbers, np.int32)[kinds], classes, None, first_rows)
 
 
@@ -148,8 +148,8 @@ def _several(
         highest = max(_number(name) for name in told)
         classes = tuple(map(str, range(highest + 1)))
     classes = tuple(classes) or tuple(sorted(told))
-    places = {name: number for number, name in enumerate(classes)}
-    of_kind = [frozenset(places[name] for name in one) for one in names]
+    number_of = {name: number for number, name in enumerate(classes)}
+    of_kind = [frozenset(number_of[name] for name in one) for one in names]
     found: list[frozenset[int]] = [frozenset()] * len(first_rows)
     for image, kind in zip(images.tolist(), kinds.tolist(), strict=True):
         found[image] = found[image] | of_kind[kind]

@@ -68,7 +68,7 @@ def _read_lines(path: Path) -> pa.Table:
         words = re.split(r"(\s+)", line.strip())
         if words == [""]:
             continue
-        end = next((place for place, word in enumerate(words) if is_image(word)), None)
+        end = next((position for position, word in enumerate(words) if is_image(word)), None)
         if end is None:
             raise DataError(f"{path}, line {number}: {line[:80]!r} names no image, as `x.jpg 3`")
         paths.append("".join(words[: end + 1]))

@@ -192,8 +192,8 @@ def _split_column(table: pa.Table) -> str | None:
 
 def _list_of(path: Path, split: Split) -> Path | None:
     """The list of a split, beside one of the other, where their names tell which is which."""
-    words = "|".join(word for names in SPLIT_NAMES.values() for word in names)
-    pattern = re.compile(rf"(?<![a-z])({words})(?![a-z])", re.IGNORECASE)
+    names = "|".join(word for names in SPLIT_NAMES.values() for word in names)
+    pattern = re.compile(rf"(?<![a-z])({names})(?![a-z])", re.IGNORECASE)
 
     def named(split: Split) -> list[Path]:
         stems = (pattern.sub(word, path.stem, count=1) for word in SPLIT_NAMES[split])

@@ -75,12 +75,12 @@ def label_numbers(
     """
     renumbered = [numbers[name] for name in names] or list(range(len(numbers)))
     found = []
-    for place, value in enumerate(column.to_pylist(), row):
+    for number, value in enumerate(column.to_pylist(), row):
         if not _is_told(value):
             found.append(UNLABELLED)
         elif not isinstance(value, int) or isinstance(value, bool):
             if str(value) not in numbers:
-                raise DataError(f"{where}: row {place:,} has label {value}: the file has changed")
+                raise DataError(f"{where}: row {number:,} has label {value}: the file has changed")
             found.append(numbers[str(value)])
         elif renumbered and UNLABELLED <= value < len(renumbered):
             found.append(UNLABELLED if value == UNLABELLED else renumbered[value])
@@ -89,7 +89,7 @@ def label_numbers(
         else:
             expected = f"0 to {len(renumbered) - 1}, as it names {len(renumbered)} classes"
             raise DataError(
-                f"{where}: row {place:,} has label {value}; expected "
+                f"{where}: row {number:,} has label {value}; expected "
                 f"{expected if renumbered else '0 or more'}, or {UNLABELLED} where there is none"
             )
     return found

@@ -118,7 +118,9 @@ def test_every_sample_once_and_the_same_global_batches(root: Path, world_size: i
     loaders = [loader_of(root / "raw") for _ in range(world_size)]
 
     def global_batches(ranks: int) -> list[dict[int, bytes]]:
-        shares = [list(order.share(2, rank=rank, world_size=ranks)) for rank in range(ranks)]
+        shares = [
+            list(order.worker_batches(2, rank=rank, world_size=ranks)) for rank in range(ranks)
+        ]
         return [
             {
                 index: data
@@ -143,7 +145,7 @@ def test_resuming_at_every_position_on_any_number_of_workers(root: Path, world_s
         """The global batches, put together again."""
         whole: list[dict[int, bytes]] = [{} for _ in range(start, order.batches_per_epoch)]
         for rank in range(ranks):
-            share = order.share(4, rank=rank, world_size=ranks, start=start)
+            share = order.worker_batches(4, rank=rank, world_size=ranks, start=start)
             for seen, batch in zip(whole, loader.batches(share, epoch=4), strict=True):
                 seen |= dict(zip(batch.indices.tolist(), bytes_of(batch), strict=True))
         return whole
@@ -160,7 +162,7 @@ def test_resuming_at_every_position_is_the_straight_run_byte_for_byte(root: Path
     loader = loader_of(root / "jpg", augment=RECIPE, batch_size=6)
 
     def served(start: int, rank: int, world_size: int) -> list[list[bytes]]:
-        share = order.share(4, rank=rank, world_size=world_size, start=start)
+        share = order.worker_batches(4, rank=rank, world_size=world_size, start=start)
         return [bytes_of(batch) for batch in loader.batches(share, epoch=4)]
 
     straight = served(0, 0, 1)

@@ -23,7 +23,7 @@ MEMORY = """
 import json, sys
 from pathlib import Path
 from convnextv2.data.load import BetonLoader
-from convnextv2.data.order import GlobalOrder
+from convnextv2.data.order.global_order import GlobalOrder
 from convnextv2.data.views import CenterView
 
 def memory() -> dict[str, int]:
@@ -33,7 +33,7 @@ def memory() -> dict[str, int]:
 def serve(folder: str, count: int, batches: int) -> dict[str, int]:
     loader = BetonLoader(Path(folder), batch_size=64, view=CenterView(size=(8, 8)))
     order = GlobalOrder(count, 64, 0)
-    stream = loader.batches(order.share(0, rank=0, world_size=1))
+    stream = loader.batches(order.worker_batches(0, rank=0, world_size=1))
     for _ in range(batches):
         next(stream)
     grown = memory()

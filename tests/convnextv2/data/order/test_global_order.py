@@ -21,7 +21,7 @@ def blocks(count: int, size: int = 7) -> Indices:
 def seen(order: GlobalOrder, epoch: int, world_size: int, start: int = 0) -> list[list[int]]:
     """What all workers see of each global batch, sorted within it."""
     shares = [
-        list(order.share(epoch, rank=rank, world_size=world_size, start=start))
+        list(order.worker_batches(epoch, rank=rank, world_size=world_size, start=start))
         for rank in range(world_size)
     ]
     return [sorted(np.concatenate(parts).tolist()) for parts in zip(*shares, strict=True)]
@@ -70,7 +70,7 @@ def test_going_on_at_every_position_is_the_straight_run(
 
 
 def shares(order: GlobalOrder, rank: int, world_size: int, start: int) -> list[list[int]]:
-    parts = order.share(1, rank=rank, world_size=world_size, start=start)
+    parts = order.worker_batches(1, rank=rank, world_size=world_size, start=start)
     return [part.tolist() for part in parts]
 
 
@@ -94,7 +94,7 @@ def test_a_partner_depends_on_seed_epoch_and_sample_and_not_on_the_workers(
     def partners(epoch: int, world_size: int, start: int = 0) -> dict[int, int]:
         found: dict[int, int] = {}
         for rank in range(world_size):
-            for part in order.share(epoch, rank=rank, world_size=world_size, start=start):
+            for part in order.worker_batches(epoch, rank=rank, world_size=world_size, start=start):
                 other = part.reshape(-1, 2)[:, ::-1].ravel()
                 found |= dict(zip(part.tolist(), other.tolist(), strict=True))
         return found
@@ -239,7 +239,7 @@ def test_imagenet_22k_takes_no_memory_of_its_length(block_random: bool) -> None:
     order = GlobalOrder(IMAGENET_22K, 4096, 0, blocks=starts)
     tracemalloc.start()
     for number in (0, 1700):
-        batch = next(order.share(3, rank=5, world_size=64, start=number))
+        batch = next(order.worker_batches(3, rank=5, world_size=64, start=number))
         assert len(batch) == 64
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
