@@ -86,7 +86,7 @@ def gather_sites(canvas: Tensor, positions: Tensor) -> Tensor:
 
 
 class _ScatterRows(torch.autograd.Function):
-    """Rows to positions of a larger zero tensor; its adjoint is `_GatherRows`, as positions are unique.
+    """Rows to positions of a larger zero tensor; unique ones, so `_GatherRows` is its adjoint.
 
     PyTorch's own backward of index_select accumulates row by row; knowing that no two rows meet
     makes both directions plain copies.

@@ -205,7 +205,7 @@ class _Depthwise(torch.autograd.Function):
         rows = _with_a_row_of_zeros(grad)
         wide = x.to(rows.dtype)
         by_x, by_weight = torch.zeros_like(wide), rows.new_empty(len(ctx.table), len(weight))
-        # If i reads j at an offset, j reads i at the opposite one: the flipped table says who reads.
+        # If i reads j at an offset, j reads i at the opposite one: the flipped table has readers.
         for offset, read_by in enumerate(ctx.table.flip(0)):
             readers = rows.index_select(0, read_by)
             by_x.addcmul_(readers, _by_offset(weight, rows.dtype)[offset])
