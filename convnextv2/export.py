@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from convnextv2 import PathLike
+from convnextv2.data.durable import sync
 from convnextv2.encoder import ConvNeXtV2
-from convnextv2.paths import PathLike
 
 TOLERANCE = 1e-4
 """Largest absolute difference of an output from PyTorch's that a check lets pass."""
@@ -232,8 +233,8 @@ def _whole_or_not_at_all(destination: Path) -> Iterator[Path]:
         yield room / destination.name
         # The weights first: whoever sees the model finds them.
         for path in sorted(room.iterdir(), key=lambda path: path.name == destination.name):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(path)
             os.replace(path, destination.with_name(path.name))
+        sync(destination.parent)
     finally:
         shutil.rmtree(room, ignore_errors=True)

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convnextv2 import PathLike
 from convnextv2.data.collection import DataError, RGBImage, UnreadableImage
 from convnextv2.data.pixels import decode
 from convnextv2.data.sources import IMAGE_SUFFIXES
-from convnextv2.paths import PathLike
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from convnextv2 import weights
+from convnextv2 import PathLike, weights
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
-from convnextv2.paths import PathLike
 from convnextv2.tasks import IMAGENET, Normalization
 from convnextv2.weights import Geometry, Inspection, WeightsError, why_no_decoder
 

@@ -11,11 +11,11 @@ from difflib import get_close_matches
 import numpy as np
 from numpy.typing import NDArray
 
+from convnextv2 import PathLike
 from convnextv2.data.collection import UNLABELLED, DataError, Members, Source, Split
 from convnextv2.data.labels.census import check_labels
 from convnextv2.data.labels.label_sets import LabelSets
 from convnextv2.data.sources import Columns, open_source
-from convnextv2.paths import PathLike
 from convnextv2.randomness import Draw, uniform
 
 VAL_FRACTION = 0.1

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from convnextv2.paths import PathLike
+from convnextv2 import PathLike
 
 # No -ffast-math: it would make every other library of the process flush denormals to zero.
 FLAGS = (

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convnextv2.paths import PathLike
+from convnextv2 import PathLike
 from convnextv2.weights.files import Contents, open_weights
 from convnextv2.weights.folders import Container
 from convnextv2.weights.geometry import Geometry, geometry_of, why_no_decoder

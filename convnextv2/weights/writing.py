@@ -1,17 +1,15 @@
 """Writing weights for the official code, timm and Hugging Face; whole or not at all."""
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from convnextv2.paths import PathLike
+from convnextv2 import PathLike
+from convnextv2.data.durable import atomically
 from convnextv2.weights.dialects import Target, convert
 from convnextv2.weights.geometry import Geometry, geometry_of
 from convnextv2.weights.huggingface import CONFIG, PREPROCESSOR, model_config, preprocessor_config
@@ -52,7 +50,7 @@ def write(
             f"{destination} must end in one of {', '.join([SAFETENSORS, *PICKLES])} for {to}"
         )
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with _whole_or_not_at_all(destination) as partial:
+    with atomically(destination) as partial:
         if to == "hf":
             _write_folder(converted, geometry_of(state), partial, metadata)
         elif destination.suffix == SAFETENSORS:
@@ -83,28 +81,3 @@ def _alone(value: Tensor) -> Tensor:
 def _check_folder(destination: Path) -> None:
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
         raise WeightsError(f"{destination} exists already; Hugging Face's is a new folder")
-
-
-@contextmanager
-def _whole_or_not_at_all(destination: Path) -> Iterator[Path]:
-    """Yield a temporary path for a file or folder; it is moved in place unless something fails."""
-    partial = destination.with_name(f".{destination.name}.partial")
-    _remove(partial)
-    try:
-        yield partial
-        for file in [partial, *partial.glob("*")]:
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        os.replace(partial, destination)
-    finally:
-        _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

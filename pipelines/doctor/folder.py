@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from convnextv2.data.durable import atomically
 from pipelines.doctor.check import GB, Check, Status
 from pipelines.doctor.processes import run
 
@@ -28,14 +29,11 @@ def disk(run_dir: Path) -> Check:
 def durable_writes(run_dir: Path) -> Check:
     """Checkpoints rely on it: written, flushed, renamed, and the folder flushed."""
     try:
-        with tempfile.TemporaryDirectory(dir=_nearest(run_dir), prefix=".doctor-") as folder:
-            with open(f"{folder}/new", "wb") as file:
-                file.write(b"x" * 4096)
-                os.fsync(file.fileno())
-            os.rename(f"{folder}/new", f"{folder}/whole")
-            descriptor = os.open(folder, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+        with (
+            tempfile.TemporaryDirectory(dir=_nearest(run_dir), prefix=".doctor-") as folder,
+            atomically(Path(folder) / "whole") as new,
+        ):
+            new.write_bytes(b"x" * 4096)
     except OSError as error:
         return Check("durable writes", "fail", str(error), "choose a run folder you can write to")
     return Check("durable writes", "ok", f"fsync and rename work in {_nearest(run_dir)}")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from convnextv2.data.durable import write_json
 from pipelines.graph.keys import digest_of
-from pipelines.runtime.files import write_json
 
 COMPLETE = "COMPLETE.json"
 LONG_READ_BYTES = 1 << 30

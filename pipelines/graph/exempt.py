@@ -18,7 +18,7 @@ EXEMPT = frozenset(
         "pipelines.runtime.events.EventLog",
         "pipelines.runtime.events.SPOOL",
         # Bytes safely on disk, the same ones.
-        "pipelines.runtime.files",
+        "convnextv2.data.durable",
         "cluster.durable",
         # When checkpoints are written, and which are kept and found; not what is in them.
         "cluster.checkpoint.async_saver",

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convnextv2.data.durable import write_json
 from pipelines.graph.keys import digest_of
-from pipelines.runtime.files import write_json
 
 REPLACED = "replaced"
 

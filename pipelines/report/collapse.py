@@ -14,6 +14,7 @@ from torch import Tensor
 from convnextv2.analysis.collapse import CollapseMeter, activation_maps, block_named
 from convnextv2.analysis.images import Views, open_images, require_rgb
 from convnextv2.analysis.models import best_device, normalization_of, read_encoder
+from convnextv2.data.durable import atomically, write_json
 from convnextv2.encoder import ConvNeXtV2
 from pipelines.report.charts import picture, themed_svg
 from pipelines.report.collapse_charts import (
@@ -25,7 +26,6 @@ from pipelines.report.collapse_charts import (
     distance_curve,
 )
 from pipelines.report.html import render
-from pipelines.runtime.files import atomically, write_json
 from pipelines.weights.reading import inspect
 
 BATCH = 8

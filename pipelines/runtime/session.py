@@ -1,6 +1,5 @@
 """One invocation of a pipeline: its folder, its lock, its screen, its workers and its tracking."""
 
-import fcntl
 import json
 import os
 import time
@@ -11,11 +10,11 @@ from typing import Any, TypeVar
 
 from cluster.checkpoint.store import sweep
 from cluster.launch import Cluster, Placement
+from convnextv2.data.durable import lock, write_json
 from pipelines.config import PipelineConfig
 from pipelines.graph import StageContext, StageResult
 from pipelines.runtime.console import Screen, SpeedWords
 from pipelines.runtime.events import EventReader
-from pipelines.runtime.files import write_json
 from pipelines.runtime.provenance import provenance
 from pipelines.runtime.tracking import Destination, Tracker
 from pipelines.training.loop import CHECKPOINTS
@@ -221,14 +220,12 @@ def _exclusive(run_dir: Path) -> Iterator[None]:
     """Hold the run folder's lock; the kernel lets go of it however the process ends."""
     path = run_dir / ".lock"
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(file):
             file.seek(0)
             raise BusyError(
                 f"{run_dir} is in use by process {file.read().strip() or '?'}; wait for it, stop "
                 "it, or give another --run-dir"
-            ) from None
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

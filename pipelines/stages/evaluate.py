@@ -14,6 +14,7 @@ from torch import Tensor
 from cluster import group
 from cluster.placement import worker_device
 from convnextv2 import weights
+from convnextv2.data.durable import write_json
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.tasks.classify import ClassifyTask, Confusion, is_among_best
 from convnextv2.tasks.precision import average_precision
@@ -21,7 +22,6 @@ from pipelines.config import FinetuneConfig, PipelineConfig
 from pipelines.graph import Outputs, Stage, StageContext, hash_files
 from pipelines.graph.outline import EVALUATIONS, outline
 from pipelines.runtime.events import EventLog
-from pipelines.runtime.files import write_json
 from pipelines.runtime.logs import worker_log
 from pipelines.runtime.session import Session
 from pipelines.stages import finetune

@@ -27,6 +27,7 @@ from convnextv2.analysis.knn import (
 )
 from convnextv2.analysis.models import read_encoder
 from convnextv2.data.batch import on_device
+from convnextv2.data.durable import write_json
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
@@ -36,7 +37,6 @@ from pipelines.config import KnnConfig, PipelineConfig
 from pipelines.graph import Outputs, Stage, StageContext, hash_files
 from pipelines.graph.outline import outline
 from pipelines.runtime.events import EventLog
-from pipelines.runtime.files import write_json
 from pipelines.runtime.logs import worker_log
 from pipelines.runtime.session import Session
 from pipelines.stages import pretrain

@@ -12,6 +12,7 @@ import numpy as np
 
 from convnextv2 import weights
 from convnextv2.analysis.reconstruct import Reconstruction, reconstruct
+from convnextv2.data.durable import atomically
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
@@ -25,7 +26,6 @@ from pipelines.report.tables import PRETRAINED, PROBE, Evaluation
 from pipelines.report.tables import SCRATCH as FROM_SCRATCH
 from pipelines.report.times import StageRow
 from pipelines.runtime.events import SPOOL, read_events
-from pipelines.runtime.files import atomically
 from pipelines.runtime.provenance import git_commit, versions
 from pipelines.runtime.session import Session
 from pipelines.runtime.tracking import open_hint

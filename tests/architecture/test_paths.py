@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import convnextv2
-from convnextv2.paths import PathLike
+from convnextv2 import PathLike
 
 Function = Callable[..., Any]
 

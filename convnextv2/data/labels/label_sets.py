@@ -6,7 +6,6 @@ record stays one integer wide. What the sets are lies beside the manifest.
 
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +15,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from convnextv2 import PathLike
 from convnextv2.data.collection import UNLABELLED, DataError, Source
-from convnextv2.paths import PathLike
+from convnextv2.data.durable import sync
 
 LABEL_SETS = "label-sets.npy"
 
@@ -70,8 +70,7 @@ class LabelSets:
         """Write a file that `read_label_sets` reads, flushed to disk."""
         with Path(path).open("wb") as file:
             np.save(file, self.pairs)
-            file.flush()
-            os.fsync(file.fileno())
+        sync(path)
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:

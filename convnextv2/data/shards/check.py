@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from convnextv2 import PathLike
 from convnextv2.data.collection import DataError, UnreadableImage
 from convnextv2.data.pixels import decode as decode_image
 from convnextv2.data.shards.manifest import Manifest, Shard, read_manifest
 from convnextv2.data.shards.mapped import Shards, open_shards
 from convnextv2.data.shards.statistics import ChannelSums
 from convnextv2.data.writing.encode import JPEG
-from convnextv2.paths import PathLike
 from convnextv2.tasks import Normalization
 
 

@@ -8,7 +8,6 @@ has arrived. What is read carries a shared lock, and is never evicted.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -18,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from convnextv2 import PathLike
 from convnextv2.data.collection import DataError
-from convnextv2.data.shards.manifest import Manifest, Shard, read_manifest, sync_folder
-from convnextv2.paths import PathLike
+from convnextv2.data.durable import is_at, lock, lock_shared, sync
+from convnextv2.data.shards.manifest import Manifest, Shard, read_manifest
 
 CHUNK = 8 << 20
 POLL_SECONDS = 1.0
@@ -91,9 +91,9 @@ class LocalCache:
             entry = self._entry(shard)
             with contextlib.suppress(FileNotFoundError):
                 descriptor = os.open(entry, os.O_RDONLY)
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                lock_shared(descriptor)
                 # Evicted between the two calls (and copied again), or cut by something else?
-                if not _is_at(descriptor, entry) or os.fstat(descriptor).st_size != shard.bytes:
+                if not is_at(descriptor, entry) or os.fstat(descriptor).st_size != shard.bytes:
                     os.close(descriptor)
                     continue
                 _touch(descriptor)
@@ -123,12 +123,7 @@ class LocalCache:
     @contextlib.contextmanager
     def _writer_lock(self) -> Iterator[bool]:
         with (self.directory / ".lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            yield lock(file)
 
     def _copy_missing(self) -> None:
         self._look()
@@ -195,7 +190,7 @@ class LocalCache:
             partial.unlink()
             return False
         os.replace(partial, self._entry(shard))
-        sync_folder(self.directory)
+        sync(self.directory)
         return True
 
     def _chunks(self, file: BinaryIO) -> Iterator[bytes]:
@@ -245,17 +240,8 @@ def _touch(descriptor: int) -> None:
         os.utime(descriptor)
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
-
-
 @contextlib.contextmanager
 def _kept_from_use(entry: Path) -> Iterator[bool]:
     """Let no process take an entry into use; False when one has."""
     with entry.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield lock(file)

@@ -5,14 +5,14 @@ It is written last. A folder without one was not finished.
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from convnextv2 import PathLike
 from convnextv2.data.collection import DataError, PixelFormat
+from convnextv2.data.durable import write_json
 from convnextv2.data.labels.census import Census
-from convnextv2.paths import PathLike
 from convnextv2.tasks import IMAGENET, Normalization
 
 MANIFEST = "manifest.json"
@@ -136,26 +136,5 @@ def read_manifest(folder: PathLike) -> Manifest:
 
 
 def write_manifest(folder: PathLike, manifest: Manifest) -> None:
-    """Publish the manifest: temporary name, fsync, rename, fsync of the folder."""
+    """Publish the manifest."""
     write_json(Path(folder) / MANIFEST, asdict(manifest))
-
-
-def write_json(path: PathLike, content: Any) -> None:
-    """Write a JSON file so that it is there whole or not at all, whenever the machine stops."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: PathLike) -> None:
-    """Make renames in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

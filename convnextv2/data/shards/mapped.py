@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from convnextv2 import PathLike
 from convnextv2.data.collection import RGB, DataError, PixelFormat
 from convnextv2.data.ffcv_compat import (
     ALLOC_TABLE_TYPE,
@@ -24,7 +25,6 @@ from convnextv2.data.ffcv_compat import (
 from convnextv2.data.labels.classes import match_classes
 from convnextv2.data.labels.label_sets import LabelSets, read_label_sets
 from convnextv2.data.shards.manifest import Manifest
-from convnextv2.paths import PathLike
 
 RECORD = get_metadata_type([RGBImageField(), IntField()])
 """What FFCV stores of a sample: f0 = (mode, width, height, data_ptr), f1 = label. 24 bytes."""

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from convnextv2 import PathLike
 from convnextv2.data.collection import DataError, Source, Split
 from convnextv2.data.sources.folders import (
     ANNOTATIONS,
@@ -35,7 +36,6 @@ from convnextv2.data.sources.tars.class_tars import ClassTars, open_tar_of_tars
 from convnextv2.data.sources.tars.flat_tar import TRAIN_TAR, VAL_TAR, open_val_tar
 from convnextv2.data.sources.tars.folder_tar import open_single_tar
 from convnextv2.data.sources.webdataset import has_label_beside, open_webdataset
-from convnextv2.paths import PathLike
 
 __all__ = ["IMAGE_SUFFIXES", "Columns", "describe_kinds", "open_source"]
 

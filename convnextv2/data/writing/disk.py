@@ -1,14 +1,13 @@
 """The disk that shards go to: whether it has room, what it refuses, and one writer at a time."""
 
 import errno
-import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from convnextv2.data.collection import DataError
+from convnextv2.data.durable import is_at, lock
 
 LOCK = ".writing.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -59,22 +58,14 @@ def alone(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
             file = path.open("a")
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DataError(f"another process is writing to {folder}") from None
+                if not lock(file):
+                    raise DataError(f"another process is writing to {folder}")
             except OSError as error:
                 note(f"{folder} has no file locks ({error.strerror}): write there only once a time")
-            if not _is(file.fileno(), path):  # Its owner removed it before we had it.
+            if not is_at(file.fileno(), path):  # Its owner removed it before we had it.
                 continue
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)
             return
-
-
-def _is(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

@@ -8,7 +8,6 @@ Memory: 52 bytes for every image of the collection while it is made, none after.
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from convnextv2.data.collection import MEMBER, DataError, Members, Source, name_key
+from convnextv2.data.durable import sync, write_json
 from convnextv2.data.labels.census import Census, take_census
 from convnextv2.data.labels.label_sets import label_sets_of
 from convnextv2.data.selection import Selection, select
-from convnextv2.data.shards.manifest import sync_folder, write_json
 from convnextv2.data.sources import describe_kinds
 from convnextv2.data.writing.disk import check_room, refusals
 from convnextv2.data.writing.encode import WriteSettings
@@ -95,10 +94,8 @@ def make_plan(
     plan = Plan(digest, census, tuple(map(len, shards)), sample_bytes, bits)
     with refusals(folder / WORK / PLAN, sequence.nbytes):
         for number, shard in enumerate(shards):
-            with members_path(folder, number).open("wb") as file:
-                np.save(file, shard)
-                file.flush()
-                os.fsync(file.fileno())
+            np.save(members_path(folder, number), shard)
+            sync(members_path(folder, number))
         write_json(folder / WORK / PLAN, asdict(plan))
     return plan
 
@@ -202,4 +199,4 @@ def forget_plan(folder: Path) -> None:
     # The plan goes first: without it the rest is nothing.
     (folder / WORK / PLAN).unlink(missing_ok=True)
     shutil.rmtree(folder / WORK, ignore_errors=True)
-    sync_folder(folder)
+    sync(folder)

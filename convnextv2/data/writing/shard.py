@@ -24,10 +24,11 @@ from convnextv2.data.collection import (
     Source,
     UnreadableImage,
 )
+from convnextv2.data.durable import sync, write_json
 from convnextv2.data.ffcv_compat import Reader, RGBImageField
 from convnextv2.data.labels.label_sets import label_sets_of
 from convnextv2.data.pixels import decode
-from convnextv2.data.shards.manifest import Shard, Skipped, sync_folder, write_json
+from convnextv2.data.shards.manifest import Shard, Skipped
 from convnextv2.data.shards.statistics import ChannelSums
 from convnextv2.data.writing.beton import BetonWriter
 from convnextv2.data.writing.disk import refusals
@@ -102,7 +103,7 @@ def write_shard(job: ShardJob) -> Record:
             record = _write(job, partial)
             if record.shard is not None:
                 os.replace(partial, job.path)
-                sync_folder(job.folder)
+                sync(job.folder)
             write_json(job.record_path, asdict(record))
     finally:
         partial.unlink(missing_ok=True)
@@ -242,5 +243,5 @@ def _check_image(file: Any, field: Any, size: int, pixel_bytes: int, name: str) 
 def _sync_and_hash(path: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
+    sync(path)
     return digest

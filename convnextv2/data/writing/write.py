@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from convnextv2 import PathLike
 from convnextv2.data.collection import DataError, PixelFormat, Source
 from convnextv2.data.labels.census import Census
 from convnextv2.data.labels.label_sets import LABEL_SETS, label_sets_of
@@ -41,7 +42,6 @@ from convnextv2.data.writing.plan import (
     read_plan,
 )
 from convnextv2.data.writing.shard import Record, ShardJob, finished, too_many, write_shard
-from convnextv2.paths import PathLike
 
 SHARD_NAME = re.compile(r"(train|val)-\d{5}-of-\d{5}\.beton")
 

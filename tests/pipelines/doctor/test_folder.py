@@ -38,7 +38,7 @@ def test_a_folder_is_left_as_it_was(make_check: Callable[[Path], Check], tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("broken", ["fsync", "rename"])
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
 def test_a_file_system_without_durable_writes(
     broken: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:

@@ -130,3 +130,18 @@ def test_a_long_read_is_said(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch) 
     os.utime(out)
     kitchen.run()
     assert kitchen.said == [f"reading 0 GB in {out.parent}, to see that they are as written"]
+
+
+def test_that_a_stage_is_done_survives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+    seen = []
+
+    def see(descriptor: int) -> None:
+        seen.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / COMPLETE).exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", see)
+    mark_complete(tmp_path, {}, {}, 1.0, [])
+    assert seen == [(str(tmp_path / f".{COMPLETE}.partial"), False), (str(tmp_path), True)]
