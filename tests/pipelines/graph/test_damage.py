@@ -143,5 +143,5 @@ def test_that_a_stage_is_done_survives_a_power_cut(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", see)
-    mark_complete(tmp_path, {}, {}, 1.0, [])
+    complete.mark_complete(tmp_path, {}, {}, 1.0, [])
     assert seen == [(str(tmp_path / f".{COMPLETE}.partial"), False), (str(tmp_path), True)]
