@@ -12,18 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnextv2.checks import (
+from convnextv2.decoders import Canvas, build_decoder
+from convnextv2.encoder import ConvNeXtV2
+from convnextv2.kernels.plain import gather_sites, site_positions
+from convnextv2.layers import PointwiseConv, init_weights
+from convnextv2.masking import (
     check_finite,
     check_geometry,
     check_images,
     check_mask,
     check_something_hidden_and_seen,
+    patches_at,
+    patchify,
+    random_mask,
+    send,
 )
-from convnextv2.decoders import Canvas, build_decoder
-from convnextv2.encoder import ConvNeXtV2
-from convnextv2.kernels.plain import gather_sites, site_positions
-from convnextv2.layers import PointwiseConv, init_weights
-from convnextv2.masking import patches_at, patchify, random_mask, send
 from convnextv2.sparse import Backend, GRNScope, backend_of
 
 Prediction = Literal["all", "masked"]
@@ -156,7 +159,7 @@ class FCMAE(nn.Module):
 
         Raises:
             ValueError: For images or masks that do not fit, and on the CPU for images that hold
-                NaN or infinity; see `convnextv2.checks`.
+                NaN or infinity; see `convnextv2.masking.check_finite`.
         """
         check_images(images, (self.encoder.in_channels, *self.image_size))
         if prediction not in get_args(Prediction):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.launch import Cluster, ClusterError, Placement
@@ -28,19 +29,20 @@ def square(number: int) -> tuple[int, int]:
     return number * number, os.getpid()
 
 
-def overlap(folder: Path) -> int:
-    """How many run while this one does, itself included."""
-    mine = folder / f"{os.getpid()}-{time.time_ns()}"
-    mine.touch()
-    time.sleep(0.3)
-    running = len(list(folder.iterdir()))
-    mine.unlink()
-    return running
+def appear(path: Path) -> bool:
+    """Wait until the file is there; False after a minute."""
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
-def wait_for(seconds: float) -> float:
-    time.sleep(seconds)
-    return seconds
+def meet(path: Path) -> bool:
+    """Whether this process and the other, "a" and "b", run at the same time."""
+    path.touch()
+    return appear(path.with_name("b" if path.name == "a" else "a"))
 
 
 def die_until(path: Path, times: int) -> int:
@@ -75,18 +77,11 @@ def fail_at_two(number: int) -> int:
     return number
 
 
-def tick(path: Path) -> None:
-    """Let a file grow for as long as this process lives, far longer than any test."""
-    for _ in range(3000):
-        with path.open("a") as file:
-            file.write("x")
-        time.sleep(0.1)
-
-
-def grows(path: Path) -> bool:
-    size = path.stat().st_size
-    time.sleep(0.5)
-    return path.stat().st_size > size
+def stay(path: Path) -> None:
+    """Say which process this is, and run far longer than any test."""
+    path.with_name("new").write_text(str(os.getpid()))
+    path.with_name("new").rename(path)
+    time.sleep(3600)
 
 
 def test_every_item_gives_its_result_elsewhere(cluster: Cluster) -> None:
@@ -96,21 +91,48 @@ def test_every_item_gives_its_result_elsewhere(cluster: Cluster) -> None:
     assert list(cluster.map(square, [])) == []
 
 
-def test_no_more_run_at_a_time_than_there_are_workers(cluster: Cluster, tmp_path: Path) -> None:
-    assert max(cluster.map(overlap, [tmp_path] * 6)) == AT_ONCE
+def test_no_more_run_at_a_time_than_there_are_workers(cluster: Cluster) -> None:
+    results: list[tuple[int, int]] = []
+    running = []
+
+    def items() -> Iterator[int]:
+        for number in range(6):
+            running.append(number + 1 - len(results))
+            yield number
+
+    for result in cluster.map(square, items()):
+        results.append(result)
+    assert len(results) == 6
+    assert max(running) == AT_ONCE
 
 
-def test_results_come_as_they_finish(cluster: Cluster) -> None:
-    assert list(cluster.map(wait_for, [3.0, 0.0, 0.1])) == [0.0, 0.1, 3.0]
+def test_items_run_side_by_side(cluster: Cluster, tmp_path: Path) -> None:
+    assert list(cluster.map(meet, [tmp_path / "a", tmp_path / "b"])) == [True, True]
 
 
-def test_the_caller_is_called_while_it_waits(cluster: Cluster) -> None:
+def test_results_come_as_they_finish(cluster: Cluster, tmp_path: Path) -> None:
+    late, early = tmp_path / "late", tmp_path / "early"
+    early.touch()
+    results = cluster.map(named_when_it_appears, [late, early])
+    assert next(results) == "early"
+    late.touch()
+    assert list(results) == ["late"]
+
+
+def named_when_it_appears(path: Path) -> str:
+    return path.name if appear(path) else "never"
+
+
+def test_the_caller_is_called_while_it_waits(cluster: Cluster, tmp_path: Path) -> None:
     threads: list[threading.Thread] = []
-    waits = cluster.map(
-        wait_for, [1.5], while_waiting=lambda: threads.append(threading.current_thread())
-    )
-    assert list(waits) == [1.5]
-    assert len(threads) > 2
+
+    def called() -> None:
+        threads.append(threading.current_thread())
+        if len(threads) == 3:
+            (tmp_path / "enough").touch()
+
+    assert list(cluster.map(appear, [tmp_path / "enough"], while_waiting=called)) == [True]
+    assert len(threads) >= 3
     assert set(threads) == {threading.current_thread()}
 
 
@@ -136,12 +158,13 @@ def test_an_exception_reaches_the_caller_as_it_was(cluster: Cluster) -> None:
 
 
 def test_leaving_early_ends_what_runs(cluster: Cluster, tmp_path: Path) -> None:
-    path = tmp_path / "ticks"
+    path = tmp_path / "pid"
     with pytest.raises(KeyboardInterrupt):
-        list(cluster.map(tick, [path], while_waiting=stop_when(path)))
+        list(cluster.map(stay, [path], while_waiting=stop_when(path)))
     deadline = time.monotonic() + 60
-    while grows(path):
+    while psutil.pid_exists(int(path.read_text())):
         assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def stop_when(path: Path) -> Callable[[], None]:
