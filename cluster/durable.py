@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHUNK = 16 << 20
-# What file systems answer that have no such operation on a folder; their promise is their own.
+# What file systems answer that cannot sync a folder; they keep names safe in their own way.
 _NO_SUCH_OPERATION = {errno.EINVAL, errno.ENOTSUP}
 
 
@@ -48,7 +48,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk."""
+    """Make the names in a folder durable: what was created, renamed or removed there."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What the workers of a group say to each other; a process outside a group is a group of one.
+"""Collectives on Python objects and scalars; a process outside a group is a group of one.
 
 PyTorch is imported inside a group only: a look at a checkpoint must not wait for it.
 """
@@ -76,6 +76,6 @@ def mean_over_workers(metrics: "dict[str, Tensor]") -> dict[str, float]:
 
 
 def _in_group() -> bool:
-    # Whoever has joined a group has imported this.
+    # A process that has joined a group has imported it.
     loaded = sys.modules.get("torch.distributed")
     return loaded is not None and bool(loaded.is_initialized())

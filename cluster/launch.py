@@ -98,7 +98,7 @@ class Cluster:
         while waiter.is_alive():
             while_waiting()
             if time.monotonic() > looked + LEAK_SECONDS:
-                _free_what_the_dead_hold()
+                _remove_leaked_placement_groups()
                 looked = time.monotonic()
             waiter.join(POLL_SECONDS)
         while_waiting()
@@ -122,16 +122,6 @@ class Cluster:
             BaseException: What `function` raised, as it was.
         """
         import ray
-        from ray.exceptions import (
-            NodeDiedError,
-            ObjectLostError,
-            OutOfMemoryError,
-            RayError,
-            RayTaskError,
-            WorkerCrashedError,
-        )
-
-        deaths = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 
         def call(item: Item) -> Result:  # Ray takes functions, and no other callables.
             return function(item)
@@ -151,18 +141,14 @@ class Cluster:
                 for ref in done:
                     item, again = running.pop(ref)
                     try:
-                        yield ray.get(ref)
-                    except RayTaskError as error:
-                        raise (error.cause or error) from None
-                    except deaths as error:
+                        yield _result_of(ref)
+                    except _ProcessDied as death:
                         if again:
                             raise ClusterError(
                                 "a process died twice on the same work (out of memory?): "
                                 f"{repr(item)[:200]}"
-                            ) from error
+                            ) from death
                         running[task.remote(item)] = (item, True)
-                    except RayError as error:
-                        raise ClusterError(f"Ray failed at work: {reason(error)}") from error
         finally:
             for ref in running:
                 ray.cancel(ref, force=True)
@@ -247,11 +233,43 @@ class Cluster:
             time.sleep(POLL_SECONDS)
 
 
-def _free_what_the_dead_hold() -> None:
+class _ProcessDied(RuntimeError):
+    """The process of a task died, or its result with its node."""
+
+
+def _result_of(ref: Any) -> Any:
+    """What a task that is done returned.
+
+    Raises:
+        _ProcessDied: When the task may be tried again.
+        ClusterError: When Ray failed in another way.
+        BaseException: What the task raised, as it was.
+    """
+    import ray
+    from ray.exceptions import (
+        NodeDiedError,
+        ObjectLostError,
+        OutOfMemoryError,
+        RayError,
+        RayTaskError,
+        WorkerCrashedError,
+    )
+
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        raise (error.cause or error) from None
+    except (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError) as error:
+        raise _ProcessDied(reason(error)) from error
+    except RayError as error:
+        raise ClusterError(f"Ray failed at work: {reason(error)}") from error
+
+
+def _remove_leaked_placement_groups() -> None:
     """Remove the placement groups of worker groups that died while they were starting.
 
-    Ray 2.60 leaves them behind, and the next group would wait for their room forever. A job has
-    one worker group at a time: when one is pending, what another still holds is a leak.
+    Ray 2.60 leaves them behind, and the next group would wait for their resources for ever. A job
+    has one worker group at a time, so when one is pending, those of all others are leaks.
     """
     import ray
     from ray.util.placement_group import PlacementGroup, placement_group_table

@@ -37,7 +37,7 @@ class ClusterError(RuntimeError):
 
     @classmethod
     def of_group(cls, error: BaseException) -> Self:
-        """The workers' own last words, without Ray's framing."""
+        """What each worker raised, without the text that Ray puts around it."""
         failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
         if not failures:
             return cls(f"the worker group failed: {error}")

@@ -1,7 +1,7 @@
-"""Starting Ray on this machine: on a busy one its processes may miss each other's time-outs.
+"""Starting Ray on this machine, where its processes may time out when the machine is busy.
 
-Ray 2.60 then raises whatever is at hand, plain `Exception` among it ("the current node timed out
-during startup"), and leaves the processes of the attempt behind.
+Ray 2.60 then raises one of several errors, also plain `Exception` ("the current node timed out
+during startup"), and leaves the processes of the attempt running.
 """
 
 import logging
@@ -38,7 +38,7 @@ def start_with_retry(start: Callable[[], object], give_up: Callable[[], object])
             log.exception("Ray did not start, attempt %d", attempt)
             give_up()
             _end(_children() - before)
-            if isinstance(error, ValueError):  # Of a setting: the same again would not help.
+            if isinstance(error, ValueError):  # A wrong setting: trying again would not help.
                 raise ClusterError(f"cannot start a Ray cluster here: {reason(error)}") from error
             if attempt == ATTEMPTS:
                 raise ClusterError(
@@ -59,7 +59,7 @@ def signals_kept() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, on one line and not endless."""
+    """The message of an error on one line, cut to `LONGEST_REASON`."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} …"
 

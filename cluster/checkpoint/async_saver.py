@@ -1,4 +1,4 @@
-"""Saving while training goes on: the loop waits for a copy in the host's memory, no longer.
+"""Saving while training goes on: the loop waits only until the states are copied to the host.
 
     save(step)  wait for the save before -> copy to the host -> return
                                             thread: write, fsync, hash, agree, rename, prune
@@ -55,7 +55,7 @@ class Saver:
     def save(
         self, step: int, fragments: list[StateFragment], notes: dict[str, Any]
     ) -> Saved | None:
-        """Begin to save a step; returns the save before this one if it has not been told yet.
+        """Begin to save a step; returns the save before it, unless `wait` has returned it.
 
         Raises:
             CheckpointError: On every worker, when the save before this one failed (or this one,

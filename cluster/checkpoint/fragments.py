@@ -87,7 +87,7 @@ def on_host(fragments: Iterable[StateFragment]) -> bool:
 
 
 class HostCopy:
-    """Pieces copied to the host's memory, which is allocated once and used for every save."""
+    """Fragments copied to the host's memory, which is allocated once and used for every save."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}

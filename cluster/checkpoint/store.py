@@ -95,7 +95,7 @@ def publish(
         files = together("write", lambda: write(partial), everywhere=True)
         together("commit", lambda: _commit(partial, final, step, files, notes))
     except CheckpointError as error:
-        # Said because the system's own words for a full disk can be "input/output error".
+        # A full disk can be reported as "input/output error", so the free space is said, too.
         room = _room(root)
         if group.rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -231,7 +231,7 @@ def _commit(
 
 
 def _set_aside(path: Path) -> None:
-    """What did not verify, so training began before it, is evidence and must not be the newest."""
+    """Rename a checkpoint that does not verify: it is kept, but must not be the newest."""
     try:
         verify(path)
     except CheckpointError:

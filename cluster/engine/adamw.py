@@ -44,7 +44,7 @@ class LayerwiseAdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         assert closure is None
         if not self.stretches:
-            return  # DeepSpeed's bf16 makes states by a step of zeros; ours are made elsewhere.
+            return  # DeepSpeed's bf16 steps once on zeros to make states; `Partition` makes ours.
         counted = torch.ones(()) if self.found_inf is None else 1 - self.found_inf
         for group in self.param_groups:
             updated = [tensor for tensor in group["params"] if tensor.grad is not None]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from convnextv2 import PathLike
 
-# What file systems answer that have no such operation on a folder; their promise is their own.
+# What file systems answer that cannot sync a folder; they keep names safe in their own way.
 _NO_SUCH_OPERATION = {errno.EINVAL, errno.ENOTSUP}
 
 

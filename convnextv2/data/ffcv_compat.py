@@ -128,7 +128,7 @@ class _Storage:
         return self._state()
 
     def start_batch(self, number: int) -> None:
-        """Nothing to schedule: whoever makes the stream has the kernel read ahead."""
+        """Nothing to schedule: the stream has the kernel read ahead."""
 
 
 class _NoMetadata:
