@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from convnextv2.sizes import DECODER_UNITS, SIZES, TABLE_1
-from pipelines.config import PretrainConfig
+from pipelines.config import PipelineConfig, PretrainConfig
+from pipelines.config.resolve import RENAMED
 from pipelines.presets import ConfigError, load_preset
 
 BACKENDS = get_args(PretrainConfig.model_fields["backend"].annotation)
@@ -83,6 +85,35 @@ def test_every_kind_of_error_says_what_is_wrong(override: str) -> None:
 
 def test_all_errors_are_told_at_once() -> None:
     assert sorted(problems(*WRONG)) == sorted(map(expected, WRONG))
+
+
+def settings_of(section: type[BaseModel], prefix: str = "") -> set[str]:
+    """Dotted names of all settings there can be, and of their sections."""
+    names = set()
+    for name, field in section.model_fields.items():
+        kinds = (field.annotation, *get_args(field.annotation))
+        names.add(f"{prefix}{name}")
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                names |= settings_of(kind, f"{prefix}{name}.")
+    return names
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_setting_that_was_renamed_is_told_by_its_new_name(old: str) -> None:
+    there = settings_of(PipelineConfig)
+    assert not [name for name in there if f".{name}".endswith(f".{old}")]
+    renamed = [name for name in there if f".{name}".endswith(f".{RENAMED[old]}")]
+    assert renamed
+    for new in renamed:
+        before = new.removesuffix(RENAMED[old]) + old
+        words = f"unknown key {before!r}; it is called {new!r} now"
+        assert words in problems(f"{before}=1", preset="imagenet22k-nano")
+
+
+def test_a_name_that_another_section_had_is_just_unknown() -> None:
+    (problem,) = problems("model.control=1")
+    assert problem.startswith("unknown key 'model.control'; there are ")
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
