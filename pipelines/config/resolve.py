@@ -27,7 +27,12 @@ RENAMED = {
     "data.order": ("data.shuffle",),
     "augment.erasing": ("augment.random_erasing",),
     "knn.neighbours": ("knn.k",),
-    "cluster.dtype": ("pretrain.dtype", "intermediate.dtype", "finetune.dtype", "linear_probe.dtype"),
+    "cluster.dtype": (
+        "pretrain.dtype",
+        "intermediate.dtype",
+        "finetune.dtype",
+        "linear_probe.dtype",
+    ),
 }
 """What names of settings ended in before, and what they end in now."""
 _FINISHED = "train/manifest.json"

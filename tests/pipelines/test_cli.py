@@ -174,7 +174,7 @@ def test_a_file_is_a_recipe(tmp_path: Path, asked: list[object], capsys: Capture
     assert cli.main(["run", "--config", str(mine)]) == 1
     assert capsys.readouterr().err == (
         f"error: 1 problem in {mine}\n"
-        "  unknown key 'data.hold_out'; it is called 'data.val_fraction' now\n"
+        "  unknown key 'data.hold_out'; it is called data.val_fraction now\n"
     )
 
 

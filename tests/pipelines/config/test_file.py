@@ -57,7 +57,7 @@ def test_all_that_is_wrong_is_told_together(path: Path) -> None:
         "--set seed: expected key=value, for example seed=1",
         "log_every: input should be greater than 0, got 0",
         "unknown key 'data.sorce'; did you mean 'data.source'?",
-        "unknown key 'finetune.control'; it is called 'finetune.scratch_baseline' now",
+        "unknown key 'finetune.control'; it is called finetune.scratch_baseline now",
         "evaluate.crop: input should be less than or equal to 1, got 2",
         "pretrain: global_batch_size 128 does not divide into 2 workers x micro_batch_size 48; "
         "micro_batch_size 32 or 16 or 8 would work",
