@@ -13,11 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-from pipelines.commands import command, say
+from pipelines.commands import Parser, command, say
 from pipelines.commands.analysis import add_analysis_commands
 from pipelines.commands.checkpoint import add_checkpoint_commands
 from pipelines.commands.data import add_data_commands
 from pipelines.commands.presets import add_presets_command
+from pipelines.commands.recipe import add_recipe_options, add_set_option, chosen_config
 from pipelines.commands.weights import add_weights_commands
 from pipelines.config import PipelineConfig
 from pipelines.graph.outline import stages_of_command, wanted_stages
@@ -42,9 +43,9 @@ EXAMPLES = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="convnextv2",
         description=DESCRIPTION,
         epilog="example:\n  convnextv2 demo",
@@ -56,8 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo = command(
         commands, "demo", "the whole job on Fashion-MNIST", "convnextv2 demo --rerun finetune"
     )
+    add_set_option(demo)
     _add_pipeline_options(demo)
-    demo.set_defaults(act=_act_pipeline, preset="demo")
+    demo.set_defaults(act=_act_pipeline, preset="demo", config=None)
 
     run = command(
         commands,
@@ -65,14 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
         "run a preset's whole pipeline",
         "convnextv2 run imagenet1k --data /data/imagenet --set cluster.num_workers=8",
     )
-    run.add_argument("preset", help="its name; convnextv2 presets lists them")
+    add_recipe_options(run, positional=True)
     _add_pipeline_options(run)
     run.set_defaults(act=_act_pipeline)
 
     for name, help_text in STAGE_COMMANDS.items():
-        example = EXAMPLES.get(name, "--preset demo --set seed=1")
+        example = EXAMPLES.get(name, "--preset imagenet1k --data /data/imagenet")
         stage = command(commands, name, help_text, f"convnextv2 {name} {example}")
-        stage.add_argument("--preset", default="demo", help="whose stages to run (default: demo)")
+        add_recipe_options(stage)
         _add_pipeline_options(stage)
         stage.set_defaults(act=_act_pipeline)
 
@@ -98,9 +100,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="the images: any layout of docs/data.md")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="A.B=C", help="change a setting (repeatable)"
-    )
     parser.add_argument("--cache", type=Path, help="node-local folder that shards are copied to")
     parser.add_argument("--run-dir", type=Path, help="where everything goes (default: runs/NAME)")
     parser.add_argument("--rerun", metavar="STAGE", help="redo this stage and all downstream of it")
@@ -168,8 +167,6 @@ def _words(error: Exception) -> str:
 
 
 def _act_pipeline(options: argparse.Namespace) -> int:
-    from pipelines.presets import load_preset
-
     # In quotes, for a folder may be called 2024 or "no".
     source = [f"data.source={json.dumps(str(options.data))}"] if options.data else []
     cache = [f"data.cache={json.dumps(str(options.cache))}"] if options.cache else []
@@ -183,7 +180,7 @@ def _act_pipeline(options: argparse.Namespace) -> int:
         # The report shows what is there, whatever the images are.
         return set() if options.command == "report" else wanted_stages(config, until(config))
 
-    config = load_preset(options.preset, overrides, wanted)
+    config = chosen_config(options, overrides, wanted)
     stages = until(config)
     run_dir = options.run_dir or DEFAULT_ROOT / config.name
     say(f"{config.name} in {run_dir}")
@@ -200,7 +197,7 @@ def _act_pipeline(options: argparse.Namespace) -> int:
         rerun=options.rerun,
         render_only=options.command == "report",
         whole_command=_whole_command(options),
-        fetch_fashion_mnist=options.preset == "demo",
+        fetch_fashion_mnist="demo" in (options.preset, config.name),
         began=options.began,
     )
     outcome = run_pipeline(request)
@@ -213,7 +210,8 @@ def _act_pipeline(options: argparse.Namespace) -> int:
 
 def _whole_command(options: argparse.Namespace) -> str:
     """The command that runs all stages with the settings of this one."""
-    words = ["convnextv2", "run", options.preset]
+    recipe = [options.preset] if options.config is None else ["--config", str(options.config)]
+    words = ["convnextv2", "run", *recipe]
     for name in ("data", "cache", "run_dir"):
         value = getattr(options, name)
         words += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []

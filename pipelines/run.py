@@ -13,11 +13,13 @@ from rich.text import Text
 
 from convnextv2.data.collection import DataError
 from pipelines.config import PipelineConfig
+from pipelines.config.file import CONFIG, as_yaml
 from pipelines.datasets import fashion_mnist
 from pipelines.graph import Pipeline, Stage, StageResult, needed_for
 from pipelines.graph.outline import EVALUATIONS, SCRATCH, outline, wanted_stages
 from pipelines.runtime.console import Screen
 from pipelines.runtime.events import curve, read_events
+from pipelines.runtime.files import atomically
 from pipelines.runtime.logs import redirected
 from pipelines.runtime.session import Session
 from pipelines.runtime.tracking import open_hint
@@ -125,6 +127,8 @@ def _run(request: Request, session: Session, screen: Screen, log: Path) -> Outco
         say=screen.note,
         stage_results=session.stage_results,
     )
+    with atomically(request.run_dir / CONFIG) as partial:
+        partial.write_text(as_yaml(request.config))
     outcome = Outcome(request.run_dir, session.tracking_uri, log, pipeline.stage_results)
     screen.note(f"what libraries print goes to {log}", style="dim")
     try:

@@ -4,14 +4,14 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from pipelines.commands import command, say
+from pipelines.commands import Commands, command, say
 
 Value = TypeVar("Value")
 
 
-def add_analysis_commands(commands: Any) -> None:
+def add_analysis_commands(commands: Commands) -> None:
     """Add the commands of this file to the subparsers `commands`."""
     _add_reconstruct(commands)
     _add_collapse(commands)
@@ -42,7 +42,7 @@ def open_or(read: Callable[[str], Value]) -> Callable[[str], Value | None]:
     return lambda text: None if text == "dynamic" else read(text)
 
 
-def _add_reconstruct(commands: Any) -> None:
+def _add_reconstruct(commands: Commands) -> None:
     parser = command(
         commands,
         "reconstruct",
@@ -72,7 +72,7 @@ def _add_reconstruct(commands: Any) -> None:
     parser.set_defaults(act=_act_reconstruct)
 
 
-def _add_collapse(commands: Any) -> None:
+def _add_collapse(commands: Commands) -> None:
     parser = command(
         commands,
         "collapse",
@@ -96,7 +96,7 @@ def _add_collapse(commands: Any) -> None:
     parser.set_defaults(act=_act_collapse)
 
 
-def _add_export(commands: Any) -> None:
+def _add_export(commands: Commands) -> None:
     parser = command(
         commands,
         "export",

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from pipelines.commands import command
+from pipelines.commands import Commands, command
 from pipelines.graph.complete import COMPLETE, verified_outputs
 
 # Where the checkpoints lie, seen from a checkpoints folder, a stage folder and a run folder.
@@ -33,7 +32,7 @@ class Found:
     workers: int | None
     zero_stage: int | None
     dtype: str | None
-    metrics: dict[str, Any]
+    metrics: dict[str, float]
     problem: str
 
     def row(self) -> tuple[str, ...]:
@@ -50,7 +49,7 @@ class Found:
         )
 
 
-def add_checkpoint_commands(commands: Any) -> None:
+def add_checkpoint_commands(commands: Commands) -> None:
     """Add `checkpoint` and its verbs."""
     checkpoint = command(
         commands,
@@ -132,7 +131,7 @@ def _act_verify(options: argparse.Namespace) -> int:
         raise ValueError(
             f"no checkpoints and no finished stages in {options.folder}; give {DIR_HELP}"
         )
-    content: dict[str, list[dict[str, Any]]] = {"checkpoints": [], "outputs": []}
+    content: dict[str, list[dict[str, object]]] = {"checkpoints": [], "outputs": []}
 
     def say(kind: str, path: Path, problem: str, size: int) -> None:
         content[kind].append({"path": str(path), "good": not problem, "problem": problem})
@@ -240,7 +239,7 @@ def _stage_of(path: Path) -> str | None:
     return parts[-4] if len(parts) > 5 and parts[-5] == "stages" else None
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

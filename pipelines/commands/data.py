@@ -5,19 +5,25 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
-from pipelines.commands import command
+from pipelines.commands import Commands, command
 from pipelines.commands.data_info import add_info_command
 from pipelines.commands.data_sample import add_sample_command
 
+if TYPE_CHECKING:
+    from convnextv2.data.collection import Source
+    from convnextv2.data.selection import Selection
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 WRITE_EXAMPLE = (
     "convnextv2 data write /data/imagenet22k shards/train --max-resolution 384 --num-workers 32"
 )
 MODES = ("raw", "jpg", "smart", "proportion")
 
 
-def add_data_commands(commands: Any) -> None:
+def add_data_commands(commands: Commands) -> None:
     """Add `data` and its verbs."""
     data = command(commands, "data", "work with image collections", WRITE_EXAMPLE)
     verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -36,7 +42,7 @@ def add_data_commands(commands: Any) -> None:
     add_sample_command(verbs)
 
 
-def _add_write(verbs: Any) -> None:
+def _add_write(verbs: Commands) -> None:
     write = command(
         verbs, "write", "write a collection as shards, one split to a folder", WRITE_EXAMPLE
     )
@@ -105,7 +111,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _open(path: Path, options: argparse.Namespace) -> tuple[Any, Any]:
+def _open(path: Path, options: argparse.Namespace) -> "tuple[Source, Selection]":
     from convnextv2.data.selection import Selection, open_selected
     from convnextv2.data.sources import Columns
     from pipelines.stages.write_data import read_classes
@@ -150,7 +156,7 @@ def _act_write(options: argparse.Namespace) -> int:
         if planned:
             screen.progress(min(1.0, done / planned), f"{done:,} of {planned:,} images")
 
-    def run(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    def run(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         return cluster.map(function, items, while_waiting=show)
 
     with Cluster(placement) as cluster:

@@ -2,20 +2,29 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
-from pipelines.commands import command
+from pipelines.commands import Commands, command
+
+if TYPE_CHECKING:
+    from convnextv2.data.collection import Source
+    from convnextv2.data.selection import Selection
+    from pipelines.runtime.console import Screen
 
 SIDES = (256, 384, 512)
 
-Open = Callable[[Path, argparse.Namespace], tuple[Any, Any]]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Open = Callable[[Path, argparse.Namespace], "tuple[Source, Selection]"]
+Told = tuple[Mapping[str, object], list[tuple[str, str]]]
+"""What is found as JSON, and as rows for people."""
 
 
 def add_info_command(
-    verbs: Any, add_source_options: Callable[[argparse.ArgumentParser], None], opened: Open
+    verbs: Commands, add_source_options: Callable[[argparse.ArgumentParser], None], opened: Open
 ) -> None:
     """Add the verb `info`; `opened` makes source and selection of the options."""
     info = command(
@@ -48,7 +57,7 @@ def _act_info(options: argparse.Namespace) -> int:
     screen = Screen(Console(stderr=True, soft_wrap=True))
     screen.starts("info", f"looking at {options.path}")
     try:
-        facts, words = (
+        facts, rows = (
             _of_shards(options) if _holds_shards(options.path) else _of_collection(options, screen)
         )
     finally:
@@ -56,10 +65,8 @@ def _act_info(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(facts, indent=1))
     else:
-        for name, value in words.items():
+        for name, value in rows:
             print(f"{name:>24}  {value}")
-        for note in facts.get("notes", []):
-            print(f"{'notes':>24}  {note}")
     return 0
 
 
@@ -69,7 +76,7 @@ def _holds_shards(path: Path) -> bool:
     return (path / MANIFEST).exists()
 
 
-def _of_shards(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+def _of_shards(options: argparse.Namespace) -> Told:
     from convnextv2.data.shards.check import describe, measure
 
     facts, measured = describe(options.path), {}
@@ -79,7 +86,7 @@ def _of_shards(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, s
             facts[name] = [round(value, 6) for value in getattr(found, name)]
             measured[name] = " ".join(f"{value:.6f}" for value in facts[name])
     counts, sides = facts["images_per_class"], facts["longest_side_pixels"]
-    return facts, {
+    words = {
         "split": facts["split"],
         "images": f"{facts['images']:,}, {facts['skipped_images']:,} skipped",
         "classes": f"{facts['classes']:,}",
@@ -93,22 +100,21 @@ def _of_shards(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, s
         "source": facts["source"],
         "fingerprint": facts["fingerprint"],
     }
+    return facts, list(words.items())
 
 
 def _spread(numbers: dict[str, float]) -> str:
     return f"{numbers['least']:,} to {numbers['most']:,}, median {numbers['median']:,g}"
 
 
-def _of_collection(
-    options: argparse.Namespace, screen: Any
-) -> tuple[dict[str, Any], dict[str, str]]:
+def _of_collection(options: argparse.Namespace, screen: "Screen") -> Told:
     """What a collection holds and would take as JPEGs of some sizes."""
     from convnextv2.data.writing import WriteSettings
     from convnextv2.data.writing.estimate import estimate
     from convnextv2.data.writing.plan import choose
     from convnextv2.data.writing.settle import settle
 
-    def listed(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    def listed(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         parts = list(items)
         for number, part in enumerate(parts):
             screen.progress(0.5 * number / len(parts), "listing the images")
@@ -150,4 +156,4 @@ def _of_collection(
         },
         "unreadable": f"{expected.unreadable} of {expected.sampled} looked at",
     }
-    return facts, words
+    return facts, [*words.items(), *(("notes", note) for note in notes)]

@@ -3,14 +3,14 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from pipelines.commands import command
+from pipelines.commands import Commands, command
+from pipelines.commands.recipe import add_recipe_options, chosen_config
 
 RECIPES = ("pretrain", "intermediate", "finetune", "linear_probe")
 
 
-def add_sample_command(verbs: Any) -> None:
+def add_sample_command(verbs: Commands) -> None:
     """Add the verb `sample`."""
     sample = command(
         verbs,
@@ -22,14 +22,12 @@ def add_sample_command(verbs: Any) -> None:
     sample.add_argument(
         "--output", type=Path, default=Path("sheet.png"), help="PNG file (default: sheet.png)"
     )
+    add_recipe_options(sample, default="imagenet1k")
     sample.add_argument(
-        "--preset", default="imagenet1k", help="whose augmentation is shown (default: imagenet1k)"
-    )
-    sample.add_argument(
-        "--stage", choices=RECIPES, default="finetune", help="of the preset (default: finetune)"
-    )
-    sample.add_argument(
-        "--set", action="append", default=[], metavar="A.B=C", help="change a setting (repeatable)"
+        "--stage",
+        choices=RECIPES,
+        default="finetune",
+        help="whose augmentation is shown (default: finetune)",
     )
     sample.add_argument("--count", type=int, default=64, help="images (default: 64)")
     sample.add_argument("--epoch", type=int, default=0, help="whose first batch (default: 0)")
@@ -45,16 +43,14 @@ def _act_sample(options: argparse.Namespace) -> int:
     from convnextv2.data.shards.manifest import read_manifest
     from pipelines.config.checks import changes_of_colours
     from pipelines.config.resolve import refuse
-    from pipelines.presets import load_preset
     from pipelines.training.transforms import augmentation, image_size_of, training_view
 
-    config = load_preset(options.preset, options.set)
+    config = chosen_config(options, options.set)
     recipe = getattr(config, options.stage)
     if recipe is None:
         stages = [stage for stage in RECIPES if getattr(config, stage) is not None]
         raise ValueError(
-            f"preset {options.preset} has no {options.stage}; --stage {' or '.join(stages)} would "
-            "work"
+            f"{config.name} has no {options.stage}; --stage {' or '.join(stages)} would work"
         )
     augment = recipe.augment
     manifest = read_manifest(options.folder)

@@ -3,15 +3,16 @@
 import argparse
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipelines.commands import command
+from pipelines.commands import Commands, command
 
 if TYPE_CHECKING:
+    from pipelines.config import PipelineConfig
     from pipelines.presets import Preset
 
 
-def add_presets_command(commands: Any) -> None:
+def add_presets_command(commands: Commands) -> None:
     """Add `presets` to the subparsers `commands`."""
     presets = command(
         commands,
@@ -31,15 +32,16 @@ def _act_presets(options: argparse.Namespace) -> int:
         every = list(PRESETS.values())
         print(json.dumps(list(map(_facts, every)), indent=1) if options.json else _table(every))
         return 0
-    preset, config = find_preset(options.name), load_preset(options.name).model_dump(mode="json")
+    preset, config = find_preset(options.name), load_preset(options.name)
     if options.json:
-        print(json.dumps({**_facts(preset), "about": preset.about, "config": config}, indent=1))
+        settings = config.model_dump(mode="json")
+        print(json.dumps({**_facts(preset), "about": preset.about, "config": settings}, indent=1))
     else:
-        print(_page(preset, config))
+        print(_page(preset, config), end="")
     return 0
 
 
-def _facts(preset: "Preset") -> dict[str, Any]:
+def _facts(preset: "Preset") -> dict[str, str | float | None]:
     names = ("name", "what", "published", "cost", "command")
     top1 = re.match(r"\d+\.\d+", preset.published)
     return {
@@ -62,17 +64,17 @@ def _table(presets: list["Preset"]) -> str:
     return "\n".join([*lines, "", *aliases])
 
 
-def _page(preset: "Preset", config: dict[str, Any]) -> str:
-    import yaml
+def _page(preset: "Preset", config: "PipelineConfig") -> str:
+    """All settings as YAML, which --config reads; what is known about them is its comments."""
+    from pipelines.config.file import as_yaml
 
-    return "\n".join(
-        [
-            f"{preset.name}: {preset.what}",
-            f"  published  {preset.published}",
-            f"  cost here  {preset.cost}",
-            f"  command    {preset.command}",
-            "",
-            preset.about,
-            yaml.safe_dump(config, sort_keys=False),
-        ]
-    )
+    about = [
+        f"{preset.name}: {preset.what}",
+        f"  published  {preset.published}",
+        f"  cost here  {preset.cost}",
+        f"  command    {preset.command}",
+        "",
+        preset.about,
+    ]
+    comments = (f"# {line}".rstrip() for line in "\n".join(about).rstrip().splitlines())
+    return "\n".join([*comments, "", as_yaml(config)])

@@ -4,15 +4,15 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipelines.commands import command
+from pipelines.commands import Commands, command
 
 if TYPE_CHECKING:
     from convnextv2.weights import Geometry, Inspection, Metadata
 
 
-def add_weights_commands(commands: Any) -> None:
+def add_weights_commands(commands: Commands) -> None:
     """Add `weights` and its verbs to the subparsers `commands`."""
     weights = command(
         commands,
@@ -25,7 +25,7 @@ def add_weights_commands(commands: Any) -> None:
     _add_convert(verbs)
 
 
-def _add_inspect(verbs: Any) -> None:
+def _add_inspect(verbs: Commands) -> None:
     parser = command(
         verbs,
         "inspect",
@@ -37,7 +37,7 @@ def _add_inspect(verbs: Any) -> None:
     parser.set_defaults(act=_act_inspect)
 
 
-def _add_convert(verbs: Any) -> None:
+def _add_convert(verbs: Commands) -> None:
     parser = command(
         verbs,
         "convert",
@@ -156,15 +156,14 @@ def _metadata(found: "Inspection", options: argparse.Namespace) -> "Metadata":
                 f"{found.geometry.num_classes or 'no head'}"
             )
         metadata = replace(metadata, classes=names)
-    changes: dict[str, Any] = {}
+    if options.image_size is None and options.crop is None:
+        return metadata
+    evaluation = metadata.evaluation or Evaluation.usual()
     if options.image_size is not None:
-        changes["image_size"] = options.image_size
+        evaluation = replace(evaluation, image_size=options.image_size)
     if options.crop is not None:
-        changes["crop"] = options.crop or None
-    if changes:
-        known = metadata.evaluation or Evaluation.usual()
-        metadata = replace(metadata, evaluation=replace(known, **changes))
-    return metadata
+        evaluation = replace(evaluation, crop=options.crop or None)
+    return replace(metadata, evaluation=evaluation)
 
 
 def _described(found: "Inspection") -> dict[str, str]:

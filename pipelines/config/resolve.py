@@ -1,22 +1,40 @@
-"""From a preset and `a.b=c` overrides to a checked configuration, all problems on one screen."""
+"""From a preset or a file, with `a.b=c` overrides, to a checked configuration.
+
+Everything that is wrong is told at once.
+"""
 
 import difflib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from pipelines.config import PipelineConfig
 from pipelines.config.checks import find_conflicts
+from pipelines.config.file import read_config
 
 Wanted = Callable[[PipelineConfig], set[str]]
 """The stages of a configuration that are to run."""
-MOVED = {
-    "cluster.dtype": "every recipe has its own now: pretrain.dtype, intermediate.dtype, "
-    "finetune.dtype, linear_probe.dtype"
+RENAMED = {
+    "control": ("scratch_baseline",),
+    "train": ("trainable",),
+    "keep_checkpoints": ("keep_last",),
+    "data.hold_out": ("data.val_fraction",),
+    "data.limit": ("data.max_images",),
+    "data.order": ("data.shuffle",),
+    "augment.erasing": ("augment.random_erasing",),
+    "knn.neighbours": ("knn.k",),
+    "cluster.dtype": (
+        "pretrain.dtype",
+        "intermediate.dtype",
+        "finetune.dtype",
+        "linear_probe.dtype",
+    ),
 }
-"""Keys that other sections have now."""
+"""What names of settings ended in before, and what they end in now."""
 _FINISHED = "train/manifest.json"
 """What a folder of finished shards has."""
 
@@ -50,7 +68,30 @@ def resolve(
         ConfigError: Naming every problem at once.
     """
     base = preset.model_dump()
-    merged, problems = base, []
+    return _resolve(base, base, overrides, wanted, "the settings")
+
+
+def resolve_file(
+    path: Path, overrides: Sequence[str] = (), wanted: Wanted | None = None
+) -> PipelineConfig:
+    """Likewise, of a YAML file with settings; those that it leaves out have their defaults.
+
+    Raises:
+        ConfigError: Naming every problem at once.
+        ValueError: When the file cannot be read.
+    """
+    about = f"{path}, with what --set changes in it" if overrides else str(path)
+    return _resolve(read_config(path), {}, overrides, wanted, about)
+
+
+def _resolve(
+    settings: dict[str, Any],
+    base: dict[str, Any],
+    overrides: Sequence[str],
+    wanted: Wanted | None,
+    about: str,
+) -> PipelineConfig:
+    merged, problems = settings, []
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
@@ -58,13 +99,15 @@ def resolve(
             continue
         merged = _with_value(merged, key.split("."), _parse(text))
     config, wrong = _validate(merged, base)
+    if config is None:
+        raise ConfigError([*problems, *wrong], about)
     problems += wrong + find_conflicts(config) + _weight_problems(config)
     if wanted is not None and _names_shards(config):
         # Here, for it imports PyTorch, which those who give photographs need not wait for.
         from pipelines.stages.given_shards import find_shards_conflicts
 
         problems += find_shards_conflicts(config, wanted(config))
-    refuse(list(dict.fromkeys(problems)))
+    refuse(list(dict.fromkeys(problems)), about)
     return config
 
 
@@ -108,19 +151,27 @@ def _parse(text: str) -> Any:
     return value
 
 
-def _validate(merged: dict[str, Any], base: dict[str, Any]) -> tuple[PipelineConfig, list[str]]:
-    """Validate; where a value is wrong the preset's own stands in, so that all checks can run."""
-    try:
-        return PipelineConfig.model_validate(merged), []
-    except ValidationError as error:
-        problems, mended = [], merged
-        for item in error.errors():
-            path = [str(part) for part in item["loc"]]
-            known = _known_prefix(path)
-            problems.append(_describe(item, path))
-            mended = _restore(mended, base, known or path)
-        config, more = _validate(mended, base)
-        return config, problems + more
+def _validate(
+    merged: dict[str, Any], base: dict[str, Any]
+) -> tuple[PipelineConfig | None, list[str]]:
+    """Validate; in the place of a wrong value stands that of `base`, or else the field's default.
+
+    So all checks can run. There is no configuration where a field has neither.
+    """
+    problems: dict[tuple[str, ...], str] = {}
+    while True:
+        try:
+            return PipelineConfig.model_validate(merged), list(problems.values())
+        except ValidationError as error:
+            mended = merged
+            for item in error.errors():
+                path = [str(part) for part in item["loc"]]
+                # What is missing because it was wrong and taken out has been told already.
+                problems.setdefault(tuple(path), _describe(item, path))
+                mended = _restore(mended, base, _known_prefix(path) or path)
+            if mended == merged:
+                return None, list(problems.values())
+            merged = mended
 
 
 def _known_prefix(path: list[str]) -> list[str]:
@@ -135,6 +186,14 @@ def _known_prefix(path: list[str]) -> list[str]:
     return known
 
 
+def _exists(dotted: str) -> bool:
+    *above, name = dotted.split(".")
+    model: type[BaseModel] | None = PipelineConfig
+    for part in above:
+        model = _section(model, part) if model is not None else None
+    return model is not None and name in model.model_fields
+
+
 def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
     """The section below `model` that the field `name` holds, if it holds one."""
     if name not in model.model_fields:
@@ -146,29 +205,38 @@ def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
 
 
 def _restore(tree: dict[str, Any], base: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """A copy of `tree` with the value at `path` as in `base`, or without it."""
     head, *rest = path
-    if head not in base:
-        return {name: value for name, value in tree.items() if name != head}
-    below, original = tree.get(head), base[head]
+    below, original = tree.get(head), base.get(head, {})
     if rest and isinstance(below, dict) and isinstance(original, dict):
         return {**tree, head: _restore(below, original, rest)}
-    return {**tree, head: original}
+    if head in base:
+        return {**tree, head: base[head]}
+    return {name: value for name, value in tree.items() if name != head}
 
 
-def _describe(item: Any, path: list[str]) -> str:
+def _describe(item: ErrorDetails, path: list[str]) -> str:
     dotted = ".".join(_known_prefix(path))
     if item["type"] == "extra_forbidden":
-        if dotted in MOVED:
-            return f"unknown key {dotted!r}; {MOVED[dotted]}"
-        model: type[BaseModel] = PipelineConfig
-        for part in path[:-1]:
-            model = _section(model, part) or model
-        prefix = ".".join(path[:-1])
-        names = [f"{prefix}.{name}" if prefix else name for name in model.model_fields]
-        there_are = f"there are {', '.join(names)}"
-        return f"unknown key {dotted!r}; {nearest(dotted, names, otherwise=there_are)}"
+        return f"unknown key {dotted!r}; {_in_its_place(dotted, path)}"
+    if item["type"] == "missing" and dotted == ".".join(path):
+        return f"{dotted}: has no default and must be given"
     words = item["msg"].removeprefix("Value error, ")
     return f"{dotted}: {words[0].lower()}{words[1:]}, got {item['input']!r}"
+
+
+def _in_its_place(dotted: str, path: list[str]) -> str:
+    """What an unknown key is called now, or which is the nearest there is."""
+    model: type[BaseModel] = PipelineConfig
+    for part in path[:-1]:
+        model = _section(model, part) or model
+    prefix = ".".join(path[:-1])
+    names = [f"{prefix}.{name}" if prefix else name for name in model.model_fields]
+    for old, new in RENAMED.items():
+        renamed = [dotted.removesuffix(old) + end for end in new]
+        if f".{dotted}".endswith(f".{old}") and all(map(_exists, renamed)):
+            return f"it is called {' or '.join(renamed)} now"
+    return nearest(dotted, names, otherwise=f"there are {', '.join(names)}")
 
 
 def nearest(name: str, names: list[str], otherwise: str) -> str:

@@ -153,6 +153,7 @@ def begin(
 ) -> Job:
     """Start `convnextv2 <command>` on the small preset."""
     words = [sys.executable, "-m", "pipelines.cli", command, "--run-dir", str(run_dir)]
+    words += ["--preset", "demo"] if command != "demo" else []
     words += ["--data", str(photos), *more]
     words += [word for setting in (*SMALL, *settings) for word in ("--set", setting)]
     return Job(run_dir, words, {"CONVNEXTV2_FAULT": fault} if fault else {})

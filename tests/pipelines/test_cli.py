@@ -108,16 +108,17 @@ def asked(monkeypatch: Patch) -> list[object]:
     ("words", "until"),
     [
         ("demo", []),
-        ("pretrain", ["pretrain"]),
-        ("finetune", ["finetune", "finetune-scratch"]),
-        ("evaluate", ["evaluate", "evaluate-scratch"]),
-        ("evaluate --set finetune.scratch_baseline=false", ["evaluate"]),
+        ("run demo", []),
+        ("pretrain --preset demo", ["pretrain"]),
+        ("finetune --preset demo", ["finetune", "finetune-scratch"]),
+        ("evaluate --preset demo", ["evaluate", "evaluate-scratch"]),
+        ("evaluate --preset demo --set finetune.scratch_baseline=false", ["evaluate"]),
         ("knn --preset knn-atto", ["knn"]),
         ("linear-probe --preset linear-probe-atto", ["evaluate-linear-probe"]),
         ("evaluate --preset linear-probe-atto", ["evaluate-linear-probe"]),
         ("intermediate --preset imagenet22k-nano", ["intermediate"]),
         ("finetune --preset imagenet22k-nano", ["finetune"]),
-        ("report", ["report"]),
+        ("report --preset demo", ["report"]),
     ],
 )
 def test_a_command_goes_as_far_as_its_stage(
@@ -129,13 +130,82 @@ def test_a_command_goes_as_far_as_its_stage(
     (request,) = asked
     assert isinstance(request, Request)
     assert list(request.until) == until
-    assert request.render_only == (words == "report")
+    assert request.render_only == words.startswith("report")
     assert request.run_dir == Path("runs") / request.config.name
-    assert request.fetch_fashion_mnist == ("--preset" not in words)
+    assert request.fetch_fashion_mnist == (request.config.name == "demo")
+
+
+@pytest.mark.parametrize("command", [*cli.STAGE_COMMANDS, "run"])
+def test_a_recipe_must_be_named(command: str, asked: list[object], capsys: Capture) -> None:
+    assert cli.main([command, "--data", "/imagenet"]) == 1
+    first, *sizes, last = capsys.readouterr().err.splitlines()
+    name = "NAME" if command == "run" else "--preset NAME"
+    assert first == (
+        f"error: {command}: by which recipe? Give {name} or --config FILE; by size for example"
+    )
+    assert last == "convnextv2 presets lists all, and says what each is"
+    assert asked == []
+    # What is named has the stage.
+    for line in sizes:
+        preset = line.split()[-1]
+        assert cli.main([command, *["--preset"][: command != "run"], preset]) == 0
+        assert len(line) <= 80
+    assert len(asked) == len(sizes) >= 5
+
+
+def test_a_file_is_a_recipe(tmp_path: Path, asked: list[object], capsys: Capture) -> None:
+    from pipelines.presets import load_preset
+    from pipelines.run import Request
+
+    assert cli.main(["presets", "imagenet1k-tiny"]) == 0
+    mine = tmp_path / "my.yaml"
+    mine.write_text(capsys.readouterr().out)
+    for command in ("run", "pretrain", "report"):
+        words = [command, "--config", str(mine), "--set", "seed=3", "--data", "photos"]
+        assert cli.main(words) == 0
+        request = asked[-1]
+        assert isinstance(request, Request)
+        assert request.config == load_preset("imagenet1k-tiny", ["seed=3", "data.source=photos"])
+        assert request.whole_command == (
+            f"convnextv2 run --config {mine} --data photos --set seed=3"
+        )
+    capsys.readouterr()
+    mine.write_text(mine.read_text().replace("val_fraction:", "hold_out:"))
+    assert cli.main(["run", "--config", str(mine)]) == 1
+    assert capsys.readouterr().err == (
+        f"error: 1 problem in {mine}\n"
+        "  unknown key 'data.hold_out'; it is called data.val_fraction now\n"
+    )
+
+
+def test_the_file_of_a_run_folder_is_offered(tmp_path: Path, capsys: Capture) -> None:
+    words = ["report", "--run-dir", str(tmp_path)]
+    assert cli.main(words) == 1
+    assert "--config FILE;" in capsys.readouterr().err
+    (tmp_path / "config.yaml").touch()
+    assert cli.main(words) == 1
+    assert f"--config {tmp_path}/config.yaml;" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "old", "new"),
+    [
+        ("data check shards", "check", "verify"),
+        ("data write a b --hold-out 0.1", "--hold-out", "--val-fraction"),
+        ("data info a --limit 5", "--limit", "--max-images"),
+        ("checkpoint export step-1 --output x", "export", "consolidate"),
+        ("checkpoint consolidate step-1 --output x --average", "--average", "--ema"),
+    ],
+)
+def test_an_old_word_is_told_the_new_one(words: str, old: str, new: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(words.split())
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith(f"; {old} is called {new} now\n")
 
 
 def test_a_stage_the_preset_has_not(asked: list[object], capsys: Capture) -> None:
-    assert cli.main(["knn"]) == 1
+    assert cli.main(["knn", "--preset", "demo"]) == 1
     assert capsys.readouterr().err == (
         "error: demo has no stage 'knn'; it has pretrain, finetune, evaluate and report "
         "(convnextv2 presets lists recipes that may have it)\n"
@@ -254,7 +324,7 @@ def test_rerun_of_an_unknown_stage_names_those_there_are(tmp_path: Path, capsys:
         "error: unknown stage 'finetun'; there are write, pretrain, finetune, finetune-scratch, "
         "evaluate, evaluate-scratch, report\n"
     )
-    assert cli.main(["pretrain", *words, "--rerun", "finetune"]) == 1
+    assert cli.main(["pretrain", "--preset", "demo", *words, "--rerun", "finetune"]) == 1
     assert capsys.readouterr().err.endswith(
         "error: --rerun finetune: this command has no stages but write, pretrain\n"
     )

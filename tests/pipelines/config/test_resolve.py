@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from convnextv2.sizes import DECODER_UNITS, SIZES, TABLE_1
-from pipelines.config import PretrainConfig
+from pipelines.config import PipelineConfig, PretrainConfig
+from pipelines.config.resolve import RENAMED
 from pipelines.presets import ConfigError, load_preset
 
 BACKENDS = get_args(PretrainConfig.model_fields["backend"].annotation)
@@ -32,8 +34,6 @@ WRONG = {
     "pretrain.durations=3": "unknown key 'pretrain.durations'; did you mean 'pretrain.duration'?",
     "pretrian.duration=3": "unknown key 'pretrian'; did you mean 'pretrain'?",
     "evaluate.crop_size.x=1": "unknown key 'evaluate.crop_size'; did you mean 'evaluate.crop'?",
-    "cluster.dtype=bf16": "unknown key 'cluster.dtype'; every recipe has its own now: "
-    "pretrain.dtype, intermediate.dtype, finetune.dtype, linear_probe.dtype",
     "zzz.y=1": f"unknown key 'zzz'; there are {SECTIONS}",
     "=1": f"unknown key ''; there are {SECTIONS}",
     "pretrain.duration=many": f"pretrain.duration: {DURATION}, got 'many'",
@@ -83,6 +83,37 @@ def test_every_kind_of_error_says_what_is_wrong(override: str) -> None:
 
 def test_all_errors_are_told_at_once() -> None:
     assert sorted(problems(*WRONG)) == sorted(map(expected, WRONG))
+
+
+def settings_of(section: type[BaseModel], prefix: str = "") -> set[str]:
+    """Dotted names of all settings there can be, and of their sections."""
+    names = set()
+    for name, field in section.model_fields.items():
+        kinds = (field.annotation, *get_args(field.annotation))
+        names.add(f"{prefix}{name}")
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                names |= settings_of(kind, f"{prefix}{name}.")
+    return names
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_setting_that_was_renamed_is_told_by_its_new_name(old: str) -> None:
+    there = settings_of(PipelineConfig)
+    assert not [name for name in there if f".{name}".endswith(f".{old}")]
+    first, *others = RENAMED[old]
+    above = [name.removesuffix(first) for name in there if f".{name}".endswith(f".{first}")]
+    assert above
+    for prefix in above:
+        renamed = [f"{prefix}{end}" for end in (first, *others)]
+        assert set(renamed) <= there
+        words = f"unknown key '{prefix}{old}'; it is called {' or '.join(renamed)} now"
+        assert words in problems(f"{prefix}{old}=1", preset="imagenet22k-nano")
+
+
+def test_a_name_that_another_section_had_is_just_unknown() -> None:
+    (problem,) = problems("model.control=1")
+    assert problem.startswith("unknown key 'model.control'; there are ")
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
