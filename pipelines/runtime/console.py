@@ -70,7 +70,7 @@ class Screen:
 
 
 class SpeedWords:
-    """Turns the points of a training stage into words: images/s, loss, accuracy."""
+    """Turns the points of a stage into words: images/s, loss, accuracy."""
 
     _SHOWN: ClassVar = {
         "epoch": ".1f",
@@ -93,4 +93,6 @@ class SpeedWords:
         parts += [
             f"{name} {point[name]:{form}}" for name, form in self._SHOWN.items() if name in point
         ]
+        if not parts and "images" in point:  # The first point of an evaluation.
+            return f"{point['images']:,} images"
         return "  ".join(parts)

@@ -118,6 +118,8 @@ def test_words_beside_the_bar() -> None:
     # After a restart the same images come again: no negative speed.
     assert "images/s" not in speed.words({**first, "time": 9.0})
     assert speed.words({"step": 1, "top1": 0.5}) == "top1 0.5000"
+    # Evaluation counts its images and has no loss.
+    assert SpeedWords().words({"step": 8, "images": 1024, "time": 5.0}) == "1,024 images"
 
 
 @pytest.mark.parametrize("value", [float("nan"), 3])
