@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from convnextv2.data.collection import DataError
+from convnextv2.data.durable import atomically
 from pipelines.config import PipelineConfig
 from pipelines.config.file import CONFIG, as_yaml
 from pipelines.datasets import fashion_mnist
@@ -19,7 +20,6 @@ from pipelines.graph import Pipeline, Stage, StageResult, needed_for
 from pipelines.graph.outline import EVALUATIONS, SCRATCH, outline, wanted_stages
 from pipelines.runtime.console import Screen
 from pipelines.runtime.events import curve, read_events
-from pipelines.runtime.files import atomically
 from pipelines.runtime.logs import redirected
 from pipelines.runtime.session import Session
 from pipelines.runtime.tracking import open_hint

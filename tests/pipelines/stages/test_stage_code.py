@@ -93,7 +93,7 @@ def stages(shards: Path) -> dict[str, Stage]:
 
 def closure(stage: Stage, without: str = "") -> set[str]:
     names = [name_of(function) for function in stage.code]
-    return installed_sources(PACKAGES).closure(names, EXEMPT - {without}).keys()
+    return set(installed_sources(PACKAGES).closure(names, EXEMPT - {without}))
 
 
 def test_an_edit_of_any_module_of_a_closure_moves_the_key(
