@@ -25,6 +25,7 @@ POLL_SECONDS = 0.25
 LEAK_SECONDS = 5.0
 PROCESS_GROUP_TIMEOUT_SECONDS = 600
 
+Job = TypeVar("Job")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -74,24 +75,25 @@ class Cluster:
 
     def run(
         self,
-        work: Callable[[dict[str, Any]], None],
-        argument: Any,
+        work: Callable[[Job], None],
+        job: Job,
         *,
         name: str,
         storage: Path,
         while_waiting: Callable[[], None] = lambda: None,
     ) -> None:
-        """Run `work({"job": argument})` on every worker until it returns on all of them.
+        """Run `work(job)` on every worker until it returns on all of them.
 
-        `storage` is a folder all workers share. `while_waiting` is called a few times a second
-        in this thread, so that Ctrl-C arrives here and not in Ray's handler.
+        `work` is a function of a module, and `job` is pickled on its way. `storage` is a folder all
+        workers share. `while_waiting` is called a few times a second in this thread, so that
+        Ctrl-C arrives here and not in Ray's handler.
 
         Raises:
             ClusterError: When the group failed more often than allowed.
         """
         outcome: list[BaseException] = []
         waiter = threading.Thread(
-            target=self._fit, args=(work, argument, name, storage, outcome), daemon=True
+            target=self._fit, args=(work, job, name, storage, outcome), daemon=True
         )
         waiter.start()
         looked = time.monotonic()
@@ -165,8 +167,8 @@ class Cluster:
 
     def _fit(
         self,
-        work: Callable[[dict[str, Any]], None],
-        argument: Any,
+        work: Callable[[Job], None],
+        job: Job,
         name: str,
         storage: Path,
         outcome: list[BaseException],
@@ -176,7 +178,7 @@ class Cluster:
 
         for chances in range(self.placement.max_failures, -1, -1):
             try:
-                self._fit_once(work, argument, name, storage)
+                self._fit_once(work, job, name, storage)
                 return
             except BaseException as error:
                 # Ray restarts a group when a worker dies, but not while the group is starting.
@@ -185,18 +187,19 @@ class Cluster:
                     outcome.append(error)
                     return
 
-    def _fit_once(
-        self, work: Callable[[dict[str, Any]], None], argument: Any, name: str, storage: Path
-    ) -> None:
+    def _fit_once(self, work: Callable[[Job], None], job: Job, name: str, storage: Path) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
+
+        def enter(config: dict[str, Job]) -> None:  # Ray hands over nothing but a dictionary.
+            work(config["job"])
 
         # A fresh name: Ray keeps state under it, and resuming is our own matter.
         name = f"{name}-{time.time_ns():x}"
         try:
             TorchTrainer(
-                work,
-                train_loop_config={"job": argument},
+                enter,
+                train_loop_config={"job": job},
                 torch_config=TorchConfig(timeout_s=PROCESS_GROUP_TIMEOUT_SECONDS),
                 scaling_config=ScalingConfig(
                     num_workers=self.placement.num_workers,

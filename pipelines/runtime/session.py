@@ -22,6 +22,7 @@ from pipelines.training.loop import CHECKPOINTS
 MEASURED = ("point", "validation")
 TRACKED = "tracking-run.json"
 """In a stage's folder: the name of its run in MLflow."""
+Job = TypeVar("Job")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -145,7 +146,7 @@ class Session:
         }
 
     def run_workers(
-        self, work: Callable[[dict[str, Any]], None], job: Any, context: StageContext, run: str
+        self, work: Callable[[Job], None], job: Job, context: StageContext, run: str
     ) -> None:
         """Run `work` on the worker group while the screen and MLflow follow its events."""
         event_reader = EventReader(context.directory, from_end=True)

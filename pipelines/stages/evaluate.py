@@ -84,12 +84,11 @@ def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage
     )
 
 
-def evaluate(context: dict[str, Any]) -> None:
+def evaluate(job: EvaluateJob) -> None:
     """Score this worker's share of the images; rank 0 writes the merged result.
 
     The result is that of the weights; their average's, if there is one, is under "ema" in it.
     """
-    job: EvaluateJob = context["job"]
     with worker_log(job.log, group.rank()):
         classes = read_manifest(job.data / "train").classes
         validation = Validation.opened(

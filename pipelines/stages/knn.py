@@ -8,7 +8,6 @@ their own; whose queries they are merges the answers.
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -96,9 +95,8 @@ def knn_stage(config: PipelineConfig, session: Session) -> Stage:
     )
 
 
-def classify(context: dict[str, Any]) -> None:
+def classify(job: KnnJob) -> None:
     """Score this worker's share of the images; rank 0 writes the merged result."""
-    job: KnnJob = context["job"]
     with worker_log(job.log, group.rank()):
         begin = time.perf_counter()
         device = worker_device(use_gpu=job.config.cluster.use_gpu)

@@ -35,9 +35,8 @@ from pipelines.training.validation import Validation
 CHECKPOINTS = "checkpoints"
 
 
-def train(context: dict[str, Any]) -> None:
-    """Train `context["job"]` on this worker to its last step."""
-    job: TrainJob = context["job"]
+def train(job: TrainJob) -> None:
+    """Train on this worker to the job's last step."""
     with worker_log(job.log, group.rank()):
         clock = Stopwatch()
         with clock.phase("start-up"):

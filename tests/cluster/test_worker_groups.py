@@ -26,7 +26,7 @@ def cluster() -> Iterator[Cluster]:
             yield cluster
 
 
-def keep_pages(context: dict[str, Any]) -> None:
+def keep_pages(folder: Path) -> None:
     """Leave the most page faults of touching 50 MB, and those of the twentieth time.
 
     glibc before 2.38 cuts a few bytes off an aligned block, and until its cache holds seven of
@@ -37,19 +37,18 @@ def keep_pages(context: dict[str, Any]) -> None:
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
         torch.empty(50_000_000, dtype=torch.uint8).fill_(1)
         faults.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
-    (context["job"] / f"faults-{group.rank()}").write_text(f"{max(faults)} {faults[-1]}")
+    (folder / f"faults-{group.rank()}").write_text(f"{max(faults)} {faults[-1]}")
 
 
-def meet(context: dict[str, Any]) -> None:
+def meet(folder: Path) -> None:
     """Leave what this worker of the group sees in a file of its own."""
-    folder: Path = context["job"]
     seen = group.all_gather((group.rank(), group.world_size(), os.getpid()))
     threads = os.environ["OMP_NUM_THREADS"]
     (folder / f"worker-{group.rank()}").write_text(f"{threads} {seen}")
 
 
-def fail_on_the_second(context: dict[str, Any]) -> None:
-    with (context["job"] / f"entered-{group.rank()}").open("a") as file:
+def fail_on_the_second(folder: Path) -> None:
+    with (folder / f"entered-{group.rank()}").open("a") as file:
         file.write("x")
     if group.rank() == 1:
         raise KeyError("no such photograph")
@@ -69,16 +68,15 @@ class DeadlyParcel:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def leave_rank(context: dict[str, Any]) -> None:
-    (context["job"].folder / f"finished-{group.rank()}").touch()
+def leave_rank(parcel: DeadlyParcel) -> None:
+    (parcel.folder / f"finished-{group.rank()}").touch()
 
 
-def die_twice(context: dict[str, Any]) -> None:
+def die_twice(folder: Path) -> None:
     """The second worker is killed as it enters, when the group is not quite there, and later.
 
     The first one waits for it in a collective.
     """
-    folder: Path = context["job"]
     with (folder / f"entered-{group.rank()}").open("a") as file:
         file.write("x")
     for marker, seconds in ((folder / "killed at once", 0), (folder / "killed later", 3)):

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -33,8 +32,8 @@ threading.Thread(target=lay_in_wait, daemon=True).start()
 """
 
 
-def leave_rank(context: dict[str, Any]) -> None:
-    (context["job"] / f"finished-{group.rank()}").touch()
+def leave_rank(folder: Path) -> None:
+    (folder / f"finished-{group.rank()}").touch()
 
 
 def test_a_death_in_the_set_up_costs_a_restart(

@@ -63,7 +63,7 @@ def job_in(root: Path, directory: Path) -> knn.KnnJob:
 def classify(root: Path, directory: Path) -> None:
     """Two queries at a time: with three workers they have three, three and four."""
     knn.QUERIES = 2
-    knn.classify({"job": job_in(root, directory)})
+    knn.classify(job_in(root, directory))
 
 
 @torch.no_grad()
