@@ -21,26 +21,12 @@ from pipelines.commands.presets import add_presets_command
 from pipelines.commands.recipe import add_recipe_options, add_set_option, chosen_config
 from pipelines.commands.weights import add_weights_commands
 from pipelines.config import PipelineConfig
+from pipelines.graph.kinds import KINDS, stage_commands
 from pipelines.graph.outline import stages_of_command, wanted_stages
 from pipelines.runtime.provenance import version
 
 DEFAULT_ROOT = Path("runs")
 DESCRIPTION = "Pretrain (FCMAE), fine-tune and evaluate ConvNeXt V2."
-STAGE_COMMANDS = {
-    "pretrain": "pretrain with FCMAE (and write the data first, if need be)",
-    "knn": "classify by nearest neighbours of the pretrained encoder's features",
-    "linear-probe": "train a linear classifier of those features and evaluate it",
-    "intermediate": "fine-tune the pretrained encoder on another, larger collection",
-    "finetune": "fine-tune the pretrained encoder (and the control, if the preset has one)",
-    "evaluate": "evaluate what was fine-tuned on the validation split",
-    "report": "render the report page of what is there; trains nothing",
-}
-EXAMPLES = {
-    "knn": "--preset knn-atto --data /data/imagenet",
-    "linear-probe": "--preset linear-probe-atto --data /data/imagenet",
-    "intermediate": "--preset imagenet22k-nano --data /data/imagenet "
-    "--set intermediate.data.source=/data/imagenet22k",
-}
 
 
 def build_parser() -> Parser:
@@ -71,9 +57,8 @@ def build_parser() -> Parser:
     _add_pipeline_options(run)
     run.set_defaults(act=_act_pipeline)
 
-    for name, help_text in STAGE_COMMANDS.items():
-        example = EXAMPLES.get(name, "--preset imagenet1k --data /data/imagenet")
-        stage = command(commands, name, help_text, f"convnextv2 {name} {example}")
+    for kind in stage_commands():
+        stage = command(commands, kind.name, kind.help, f"convnextv2 {kind.name} {kind.example}")
         add_recipe_options(stage)
         _add_pipeline_options(stage)
         stage.set_defaults(act=_act_pipeline)
@@ -173,7 +158,7 @@ def _act_pipeline(options: argparse.Namespace) -> int:
     overrides = [*options.set, *source, *cache]
 
     def until(config: PipelineConfig) -> Sequence[str]:
-        staged = options.command in STAGE_COMMANDS
+        staged = options.command in KINDS
         return stages_of_command(options.command, config) if staged else ()
 
     def wanted(config: PipelineConfig) -> set[str]:

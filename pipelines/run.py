@@ -17,7 +17,8 @@ from pipelines.config import PipelineConfig
 from pipelines.config.file import CONFIG, as_yaml
 from pipelines.datasets import fashion_mnist
 from pipelines.graph import Pipeline, Stage, StageResult, needed_for
-from pipelines.graph.outline import EVALUATIONS, SCRATCH, outline, wanted_stages
+from pipelines.graph.kinds import KINDS
+from pipelines.graph.outline import outline, wanted_stages
 from pipelines.runtime.console import Screen
 from pipelines.runtime.events import curve, read_events
 from pipelines.runtime.logs import redirected
@@ -75,12 +76,12 @@ class Outcome:
         found = {}
         for stage_result in self.stage_results:
             name, directory = stage_result.context.stage.name, stage_result.context.directory
-            if name in EVALUATIONS:
+            if KINDS[name].evaluates:
                 result = json.loads((directory / "evaluation.json").read_text())
                 kept = _numbers(result)
                 if "ema" in result:
                     kept["ema"] = _numbers(result["ema"])
-                found[EVALUATIONS[name]] = kept
+                found[KINDS[name].evaluates] = kept
             elif name == "knn":
                 found[name] = _numbers(json.loads((directory / "knn.json").read_text()))
         return found
@@ -175,10 +176,11 @@ def closing_words(outcome: Outcome) -> Text:
         rows.append((_how(name, outcome), _in_words(result)))
         if "ema" in result:
             rows.append(("  average of its weights (EMA)", _in_words(result["ema"])))
-    if SCRATCH in results:
-        metric = "map" if "map" in results["finetune"] else "top1"
-        gain = results["finetune"][metric] - results[SCRATCH][metric]
-        rows.append(("gain", Text(f"{100 * gain:+.2f} points", "bold")))
+    for name, baseline in results.items():
+        if compared := KINDS[name].baseline_of:
+            metric = "map" if "map" in baseline else "top1"
+            gain = results[compared][metric] - baseline[metric]
+            rows.append(("gain", Text(f"{100 * gain:+.2f} points", "bold")))
     for stage_result in outcome.stage_results:
         if stage_result.context.stage.name == "report":
             rows.append(("report", Text(str(stage_result.context.directory / "report.html"))))
@@ -191,7 +193,7 @@ def closing_words(outcome: Outcome) -> Text:
 
 def _how(name: str, outcome: Outcome) -> str:
     """How the model of a result came about."""
-    if name == SCRATCH:
+    if KINDS[name].baseline_of:
         return "from scratch (control)"
     if name == "finetune":
         stages = {
@@ -203,7 +205,7 @@ def _how(name: str, outcome: Outcome) -> str:
         if "intermediate" in stages:
             return "from the intermediate step"
         return "from FCMAE pretraining" if "pretrain" in stages else "from scratch"
-    return {"linear-probe": "linear probe", "knn": "nearest neighbours"}[name]
+    return KINDS[name].title.lower()
 
 
 def _in_words(result: dict[str, Any]) -> Text:

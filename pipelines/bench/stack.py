@@ -24,8 +24,8 @@ from pipelines.runtime.console import Screen
 from pipelines.runtime.events import curve, read_events
 from pipelines.runtime.logs import redirected
 from pipelines.runtime.session import Session
-from pipelines.stages.pretrain import build_fcmae, pretrain_stage
-from pipelines.stages.write_data import write_stage
+from pipelines.stages import build_stages
+from pipelines.stages.pretrain import build_fcmae
 
 THREADS, BATCH, IMAGES, EPOCHS = 2, 128, 5120, 5
 SETTINGS = (
@@ -79,7 +79,7 @@ def stack_rate(config: PipelineConfig, run_dir: Path) -> float:
     with redirected(run_dir / "driver.log") as terminal:
         screen = Screen(Console(file=terminal, quiet=True))
         with Session(config, run_dir, screen) as session:
-            stages = [write_stage(config.data, source, session), pretrain_stage(config, session)]
+            stages = build_stages(config, source, session, [], {"write", "pretrain"})
             pretrained = Pipeline(run_dir, stages).run()[-1].context.directory
     points = curve(read_events(pretrained))
     first, last = points[0], points[-1]
@@ -90,8 +90,8 @@ def bare_rate(config: PipelineConfig, steps: int = 40) -> float:
     """images/s of the plain loop on images that are there already."""
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
-    model = build_fcmae(config)
     assert config.pretrain is not None
+    model = build_fcmae(config.model, config.pretrain)
     rule = GroupRule(weight_decay=config.pretrain.weight_decay)
     groups = parameter_groups(model, rule, model.encoder.depths)
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=config.pretrain.betas)

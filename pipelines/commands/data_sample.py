@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pipelines.commands import Commands, command
 from pipelines.commands.recipe import add_recipe_options, chosen_config
-
-RECIPES = ("pretrain", "intermediate", "finetune", "linear_probe")
+from pipelines.graph.kinds import training_sections
 
 
 def add_sample_command(verbs: Commands) -> None:
@@ -25,7 +24,7 @@ def add_sample_command(verbs: Commands) -> None:
     add_recipe_options(sample, default="imagenet1k")
     sample.add_argument(
         "--stage",
-        choices=RECIPES,
+        choices=training_sections(),
         default="finetune",
         help="whose augmentation is shown (default: finetune)",
     )
@@ -46,12 +45,12 @@ def _act_sample(options: argparse.Namespace) -> int:
     from pipelines.training.transforms import augmentation, image_size_of, training_view
 
     config = chosen_config(options, options.set)
-    recipe = getattr(config, options.stage)
-    if recipe is None:
-        stages = [stage for stage in RECIPES if getattr(config, stage) is not None]
+    recipes = config.recipes()
+    if options.stage not in recipes:
         raise ValueError(
-            f"{config.name} has no {options.stage}; --stage {' or '.join(stages)} would work"
+            f"{config.name} has no {options.stage}; --stage {' or '.join(recipes)} would work"
         )
+    recipe = recipes[options.stage]
     augment = recipe.augment
     manifest = read_manifest(options.folder)
     if manifest.pixel_format != RGB:

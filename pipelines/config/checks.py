@@ -24,10 +24,7 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
     """All of them, each beginning with the dotted name of a field."""
     cluster = config.cluster
     problems = [*_geometry(config.model), *_zero(config)]
-    for name in ("pretrain", "intermediate", "finetune", "linear_probe"):
-        train = getattr(config, name)
-        if train is None:
-            continue
+    for name, train in config.recipes().items():
         try:
             BatchLayout(train.global_batch_size, train.micro_batch_size, cluster.num_workers)
         except ValueError as error:
@@ -36,7 +33,7 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
         found = [*_training(train, data), *_augmentation(train, cluster.num_workers)]
         if isinstance(train, PretrainConfig):
             found += _pretraining(train)
-        else:
+        if isinstance(train, FinetuneConfig):
             found += _fine_tuning(train, config.model)
         problems += [f"{name}.{problem}" for problem in found]
     return [*problems, *_stages(config), *_pixels(config)]
@@ -45,10 +42,9 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
 def _zero(config: PipelineConfig) -> list[str]:
     """Settings of ZeRO against each other, and against the precision of every recipe."""
     cluster = config.cluster
-    recipes = (config.pretrain, config.intermediate, config.finetune, config.linear_probe)
     problems = [
         f"cluster.zero.{problem}"
-        for precision in {recipe.dtype: None for recipe in recipes if recipe is not None}
+        for precision in {recipe.dtype: None for recipe in config.recipes().values()}
         for problem in find_problems(
             cluster.zero,
             use_gpu=cluster.use_gpu,
@@ -76,21 +72,20 @@ def _stages(config: PipelineConfig) -> Iterator[str]:
                 yield "finetune.scratch_baseline: without pretrain, finetune is that itself"
     if config.linear_probe is not None and config.linear_probe.trainable != "head":
         yield "linear_probe.trainable: a probe trains the head alone; set head, or use finetune"
-    for name in ("intermediate", "linear_probe"):
-        train = getattr(config, name)
-        if train is not None and train.scratch_baseline:
+    for name, recipe in config.recipes().items():
+        if name != "finetune" and isinstance(recipe, FinetuneConfig) and recipe.scratch_baseline:
             yield f"{name}.scratch_baseline: only finetune has a baseline from scratch"
     yield from _two_starts(config)
 
 
 def _two_starts(config: PipelineConfig) -> Iterator[str]:
     """Weights of a stage that gets others from the stage before it."""
-    before = dict.fromkeys(("knn", "linear_probe", "intermediate", "finetune"), "pretrain")
-    if config.intermediate is not None:
-        before["finetune"] = "intermediate"
-    for name, earlier in before.items():
-        section = getattr(config, name)
-        if section is None or section.weights is None or getattr(config, earlier) is None:
+    for name, section in config.sections().items():
+        after_intermediate = name == "finetune" and config.intermediate is not None
+        earlier = "intermediate" if after_intermediate else "pretrain"
+        if name == earlier or getattr(section, "weights", None) is None:
+            continue
+        if getattr(config, earlier) is None:
             continue
         yield (
             f"{name}.weights: it starts from what {earlier} trains already; set {earlier}=null, "
@@ -116,19 +111,21 @@ def find_colour_conflicts(config: PipelineConfig, prefix: str, images: str) -> I
     `prefix` is its section; `images` says why its images are something else.
     """
     data = config.data
-    readers: tuple[str, ...] = ("pretrain", "finetune", "linear_probe")
+    readers = {
+        name: train
+        for name, train in config.recipes().items()
+        if isinstance(train, IntermediateConfig) == (prefix != "data")
+    }
     if prefix != "data":
         assert config.intermediate is not None
-        data, readers = config.intermediate.data, ("intermediate",)
+        data = config.intermediate.data
     if data.write.mode in ("smart", "proportion"):
         yield (
             f"{prefix}.write.mode: {data.write.mode} makes JPEGs of RGB of 8 bits, and "
             f"{images}; raw would work"
         )
-    for name in readers:
-        train = getattr(config, name)
-        if train is not None:
-            yield from (f"{name}.{problem}" for problem in changes_of_colours(train, images))
+    for name, train in readers.items():
+        yield from (f"{name}.{problem}" for problem in changes_of_colours(train, images))
 
 
 def changes_of_colours(train: TrainConfig, images: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from pipelines.config.training import (
     IntermediateConfig,
     KnnConfig,
     PretrainConfig,
+    TrainConfig,
 )
 
 
@@ -84,3 +85,13 @@ class PipelineConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    def sections(self) -> dict[str, Section]:
+        """The sections that are set, by name."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in values.items() if isinstance(value, Section)}
+
+    def recipes(self) -> dict[str, TrainConfig]:
+        """The sections that are recipes of training, by name."""
+        sections = self.sections().items()
+        return {name: each for name, each in sections if isinstance(each, TrainConfig)}

@@ -119,8 +119,7 @@ def _names_shards(config: PipelineConfig) -> bool:
 
 
 def _weight_problems(config: PipelineConfig) -> list[str]:
-    sections = (getattr(config, name) for name in PipelineConfig.model_fields)
-    if not any(getattr(section, "weights", None) for section in sections):
+    if not any(getattr(section, "weights", None) for section in config.sections().values()):
         return []
     # Here, for it imports PyTorch, which those who name no weights need not wait for.
     from pipelines.weights.given import find_problems

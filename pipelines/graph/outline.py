@@ -5,44 +5,19 @@ heavy: a stage that is not there is said in the first second.
 from collections.abc import Mapping, Sequence
 
 from pipelines.config import PipelineConfig
+from pipelines.graph.kinds import KINDS, stage_commands
 from pipelines.graph.pipeline import needed_for
-
-SCRATCH = "finetune-scratch"
-EVALUATIONS = {
-    "evaluate": "finetune",
-    "evaluate-scratch": SCRATCH,
-    "evaluate-linear-probe": "linear-probe",
-}
-"""Stages that evaluate, and those that trained what they evaluate."""
 
 Outline = Mapping[str, tuple[str, ...]]
 
 
 def outline(config: PipelineConfig) -> Outline:
     """Names of the stages in the order they run, each with those whose outputs it reads."""
-    stages: dict[str, tuple[str, ...]] = {"write": ()}
-    start: tuple[str, ...] = ()  # Where fine-tuning gets its weights from.
-    if config.intermediate is not None:
-        # Before anything is trained, so that what is wrong with the images is said before.
-        stages["write-intermediate"] = ()
-    if config.pretrain is not None:
-        stages["pretrain"] = ("write",)
-        start = ("pretrain",)
-    if config.knn is not None:
-        stages["knn"] = ("write", *start)
-    if config.linear_probe is not None:
-        stages["linear-probe"] = ("write", *start)
-    if config.intermediate is not None:
-        stages["intermediate"] = ("write-intermediate", *start)
-        start = ("intermediate",)
-    if config.finetune is not None:
-        stages["finetune"] = ("write", *start)
-        if config.finetune.scratch_baseline:
-            stages[SCRATCH] = ("write",)
-    for evaluated, trained in EVALUATIONS.items():
-        if trained in stages:
-            stages[evaluated] = ("write", trained)
-    return {**stages, "report": tuple(stages)}
+    stages: dict[str, tuple[str, ...]] = {}
+    for kind in sorted(KINDS.values(), key=lambda kind: kind.reads_all):
+        if kind.is_in(config) and (not kind.evaluates or kind.evaluates in stages):
+            stages[kind.name] = kind.inputs(stages)
+    return stages
 
 
 def wanted_stages(config: PipelineConfig, until: Sequence[str] = ()) -> set[str]:
@@ -59,19 +34,13 @@ def stages_of_command(command: str, config: PipelineConfig) -> list[str]:
     """
     there = outline(config)
 
-    def found(name: str) -> list[str]:
-        wanted = {
-            "finetune": ["finetune", SCRATCH],
-            "linear-probe": ["evaluate-linear-probe"],
-            "evaluate": list(EVALUATIONS),
-        }
-        return [stage for stage in wanted.get(name, [name]) if stage in there]
+    def found(command: str) -> list[str]:
+        return [name for name in there if command in (name, *KINDS[name].part_of)]
 
     if not found(command):
-        known = ("pretrain", "knn", "linear-probe", "intermediate", "finetune", "evaluate")
-        has = [name for name in known if found(name)]
+        *others, last = [kind.name for kind in stage_commands() if found(kind.name)]
         raise ValueError(
-            f"{config.name} has no stage {command!r}; it has {', '.join(has)} and report "
+            f"{config.name} has no stage {command!r}; it has {', '.join(others)} and {last} "
             f"(convnextv2 presets lists recipes that may have it)"
         )
     return found(command)

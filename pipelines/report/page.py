@@ -16,6 +16,7 @@ import yaml
 from markupsafe import Markup
 
 from convnextv2.analysis.reconstruct import Reconstruction
+from pipelines.graph.kinds import KINDS, title_of
 from pipelines.report.charts import LIGHT, chart, pictures
 from pipelines.report.html import environment
 from pipelines.report.summary import points_text, verdict
@@ -33,26 +34,6 @@ from pipelines.report.tables import (
 from pipelines.report.times import PHASES, STATUSES, StageRow, duration, training_time
 from pipelines.runtime.events import Line, curve, restarts
 
-STAGE_TITLES = {
-    "write": "Writing data",
-    "pretrain": "Pretraining",
-    "knn": "Nearest neighbours",
-    "linear-probe": "Linear probe",
-    "write-intermediate": "Writing intermediate data",
-    "intermediate": "Intermediate fine-tuning",
-    "finetune": "Fine-tuning",
-    "finetune-scratch": "Fine-tuning from scratch",
-    "evaluate": "Evaluation",
-    "evaluate-scratch": "Evaluation from scratch",
-    "evaluate-linear-probe": "Evaluation of the linear probe",
-}
-CURVES = {
-    "Pretraining": ("pretrain",),
-    "Intermediate fine-tuning": ("intermediate",),
-    "Fine-tuning": ("finetune", "finetune-scratch"),
-    "Linear probe": ("linear-probe",),
-}
-"""Stages that are drawn together."""
 VALUES = {
     "loss": ("point", "loss"),
     "accuracy": ("point", "accuracy on training batches"),
@@ -118,6 +99,7 @@ def render_report(data: ReportInput) -> str:
         "points": points_text,
         "duration": duration,
         "numbers_marked": _numbers_marked,
+        "title_of": title_of,
     }
     model = next((name for name in MODELS if name in data.evaluations), None)
     main = data.evaluations[model] if model else None
@@ -150,7 +132,6 @@ def render_report(data: ReportInput) -> str:
         if few
         else [],
         pairs=confused_pairs(main, control, most=MOST_CLASSES) if main and not few else [],
-        stage_titles=STAGE_TITLES,
         statuses=STATUSES,
         before=sum(stage.seconds for stage in data.stages if stage.status == "done"),
         between=data.wall_seconds
@@ -170,7 +151,7 @@ def events(spools: Mapping[str, list[Line]]) -> list[str]:
     """Sentences about what went wrong and was mended."""
     sentences = []
     for stage, lines in spools.items():
-        title = STAGE_TITLES.get(stage, stage)
+        title = title_of(stage)
         again = restarts(lines)
         if again:
             times = "once" if len(again) == 1 else f"{len(again)} times"
@@ -205,20 +186,30 @@ def _charts(data: ReportInput) -> list[tuple[str, Markup]]:
         stage: [start["step"] for start in restarts(lines)] for stage, lines in spools.items()
     }
     charts = []
-    for (what, stages), (value, (kind, words)) in itertools.product(CURVES.items(), VALUES.items()):
+    for stages, (value, (kind, words)) in itertools.product(_drawn_together(), VALUES.items()):
         drawn = {
             SCRATCH if stage in scratch else PRETRAINED: points
             for stage in stages
             if (points := [point for point in curve(spools.get(stage, []), kind) if value in point])
         }
         if drawn:
-            title, share = f"{what} {words}", value != "loss"
+            title, share = f"{title_of(stages[0])} {words}", value != "loss"
             marks = [step for stage in stages for step in taken_over.get(stage, [])]
             picture = chart(
                 title, value, drawn, restarts=marks, learning_rate=not share, percent=share
             )
             charts.append((title, picture))
     return charts
+
+
+def _drawn_together() -> list[list[str]]:
+    """The stages that train, each with its baseline if it has one."""
+    trained = [kind for kind in KINDS.values() if kind.trains]
+    return [
+        [kind.name, *(other.name for other in trained if other.baseline_of == kind.name)]
+        for kind in trained
+        if not kind.baseline_of
+    ]
 
 
 def _samples(reconstruction: Reconstruction) -> dict[str, list[Markup]]:

@@ -137,6 +137,7 @@ class Session:
         names = {"pipeline": self.tracked_as, "attempt": run}
         return {
             **provenance(),
+            "config": self.config.model_dump(mode="json"),
             "mlflow.uri": self.tracking_uri,
             # The server's ids, where it has answered by now.
             "mlflow.runs": {

@@ -1,13 +1,19 @@
 """What the training stages share: launching, resuming, and handing over the weights."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT
 from cluster.checkpoint.store import Checkpoint, CheckpointError, latest_good
+from convnextv2.data.shards.manifest import read_manifest
+from pipelines.config import FinetuneConfig, PretrainConfig
 from pipelines.graph import Outputs, StageContext, hash_files
 from pipelines.runtime.events import SPOOL
 from pipelines.runtime.session import Session
+from pipelines.stages.setup import StageSetup
 from pipelines.training.consolidate import consolidate
 from pipelines.training.job import TrainJob
 from pipelines.training.loop import CHECKPOINTS, train
@@ -38,6 +44,35 @@ def ema_name(weights: str) -> str:
     """The file with the moving average, beside the one with the weights."""
     path = Path(weights)
     return f"{path.stem}-ema{path.suffix}"
+
+
+def training_job(
+    setup: StageSetup,
+    context: StageContext,
+    recipe: PretrainConfig | FinetuneConfig,
+    build_task: Callable[[TrainJob], nn.Module],
+    initial_weights: Path | None,
+) -> TrainJob:
+    """What the workers of a training stage are told: a `recipe` on the images it reads."""
+    config = setup.config
+    shards = context.inputs[setup.kind.images] / "train"
+    manifest = read_manifest(shards)
+    return TrainJob(
+        model=config.model,
+        data=setup.data(),
+        recipe=recipe,
+        evaluate=config.evaluate,
+        cluster=config.cluster,
+        seed=config.seed,
+        log_every=config.log_every,
+        build_task=build_task,
+        directory=context.directory.resolve(),
+        log=(setup.session.logs / context.stage.name).resolve(),
+        shards=shards.resolve(),
+        num_classes=len(manifest.classes),
+        normalization=manifest.normalization,
+        initial_weights=initial_weights,
+    )
 
 
 def run_training(context: StageContext, session: Session, job: TrainJob, weights: str) -> Outputs:

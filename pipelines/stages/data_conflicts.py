@@ -4,47 +4,44 @@
 show to be wrong, with values that would work.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from convnextv2.data.collection import DataError, Split
 from convnextv2.data.labels.census import Census
 from convnextv2.data.labels.classes import match_classes
 from convnextv2.data.order.global_order import GlobalOrder
-from pipelines.config import DataConfig, PipelineConfig, TrainConfig
-from pipelines.graph.outline import EVALUATIONS, outline
-from pipelines.stages.finetune import SECTIONS
+from pipelines.config import DataConfig, FinetuneConfig, PipelineConfig, TrainConfig
+from pipelines.graph.kinds import KINDS, StageKind
+from pipelines.graph.outline import outline
 from pipelines.training.job import Plan
 from pipelines.training.samples import find_shortages, most_samples
-
-RECIPES = {"pretrain": "pretrain", **SECTIONS}
 
 
 def find_data_conflicts(
     config: PipelineConfig,
     written: str,
-    wanted: set[str],
+    wanted: Collection[str],
     source: Path,
     images: Mapping[Split, Census],
 ) -> list[str]:
     """All that is wrong for the `wanted` stages that read what the stage `written` writes."""
-    stages = outline(config)
     readers = [
-        name
-        for name, after in stages.items()
-        if name in wanted and written in after and name != "report"
+        KINDS[name] for name in outline(config) if name in wanted and KINDS[name].images == written
     ]
-    problems = [
-        f"{RECIPES[name]}.{problem}"
-        for name in readers
-        if name in RECIPES
-        for problem in _training(getattr(config, RECIPES[name]), images["train"])
-    ]
-    if "knn" in readers:
+    data = KINDS[written].section
+    problems: list[str] = []
+    for kind in readers:
+        recipe = kind.settings(config)
+        if isinstance(recipe, TrainConfig):
+            found = _training(recipe, images["train"])
+            problems += (f"{kind.section}.{problem}" for problem in found)
+    if KINDS["knn"] in readers:
         problems += _neighbours(config, images["train"])
-    problems += _labels(config, written, readers, source, images)
-    if any(name != "pretrain" for name in readers):
-        problems += _several_labels(config, written, readers, images)
+    problems += _labels(config, data, readers, source, images)
+    if any(kind.needs_labels for kind in readers):
+        several = collection_of(config, written).multi_label
+        problems += _several_labels(config, data, several, readers, images)
     # The control has the recipe of what it is compared with, and so its problems.
     return list(dict.fromkeys(problems))
 
@@ -72,16 +69,18 @@ def _neighbours(config: PipelineConfig, images: Census) -> Iterator[str]:
 
 def _labels(
     config: PipelineConfig,
-    written: str,
-    readers: list[str],
+    data: str,
+    readers: list[StageKind],
     source: Path,
     images: Mapping[Split, Census],
 ) -> Iterator[str]:
-    """Labels that are missing, and classes of the validation images that are never learnt."""
-    data = section_of(written)
+    """Labels that are missing, and classes of the validation images that are never learnt.
+
+    `data` is the name of the section with the images.
+    """
     train, val = images["train"], images["val"]
-    learning = [name for name in readers if name in SECTIONS or name == "knn"]
-    judging = [name for name in readers if _is_judged(config, name)]
+    learning = [kind.name for kind in readers if "train" in kind.needs_labels]
+    judging = [kind.name for kind in readers if _is_judged(config, kind)]
     if learning and train.unlabelled:
         some = train.unlabelled < train.images
         other = f"{data}.classes leaves them out" if some else "give images with classes"
@@ -110,22 +109,28 @@ def _labels(
 
 
 def _several_labels(
-    config: PipelineConfig, written: str, readers: list[str], images: Mapping[Split, Census]
+    config: PipelineConfig,
+    data: str,
+    multi_label: bool,
+    readers: list[StageKind],
+    images: Mapping[Split, Census],
 ) -> Iterator[str]:
-    """Images of one label and of several, and what is not defined for those."""
-    wanted = collection_of(config, written).multi_label
+    """Images of one label, and of several, and what is not defined for those.
+
+    `multi_label` is which of the two the settings say they are.
+    """
     strange = [
-        split for split, each in images.items() if each.classes and each.multi_label != wanted
+        split for split, each in images.items() if each.classes and each.multi_label != multi_label
     ]
-    have = "have one label each; false" if wanted else "may have several labels; true"
+    have = "have one label each; false" if multi_label else "may have several labels; true"
     for split in strange:
-        yield f"{section_of(written)}.multi_label: the {split} images {have} would work"
-    if strange or not wanted:
+        yield f"{data}.multi_label: the {split} images {have} would work"
+    if strange or not multi_label:
         return
-    if "knn" in readers:
+    if KINDS["knn"] in readers:
         yield "knn: neighbours vote for one class of an image; leave knn out"
-    for name in dict.fromkeys(RECIPES[name] for name in readers if name in SECTIONS):
-        if getattr(config, name).labels_per_class is not None:
+    for name, recipe in {kind.section: kind.settings(config) for kind in readers}.items():
+        if isinstance(recipe, FinetuneConfig) and recipe.labels_per_class is not None:
             yield (
                 f"{name}.labels_per_class: images are of several classes; {name}.train_images "
                 "would train on few of them"
@@ -134,22 +139,16 @@ def _several_labels(
 
 def collection_of(config: PipelineConfig, written: str) -> DataConfig:
     """The images that a stage writes."""
-    if written == "write":
-        return config.data
-    assert config.intermediate is not None
-    return config.intermediate.data
+    data = KINDS[written].settings(config)
+    assert isinstance(data, DataConfig)
+    return data
 
 
-def section_of(written: str) -> str:
-    """Section of the configuration with the images that a stage writes."""
-    return "data" if written == "write" else "intermediate.data"
-
-
-def _is_judged(config: PipelineConfig, name: str) -> bool:
-    """Whether the stage `name` looks at labels of validation images."""
-    if name in SECTIONS:
-        return getattr(config, SECTIONS[name]).evaluate_every is not None
-    return name in EVALUATIONS or name == "knn"
+def _is_judged(config: PipelineConfig, kind: StageKind) -> bool:
+    """Whether a stage looks at labels of validation images."""
+    recipe = kind.settings(config)
+    in_between = isinstance(recipe, TrainConfig) and recipe.evaluate_every is not None
+    return in_between or "val" in kind.needs_labels
 
 
 def _without_labels(images: Census, split: str, source: Path) -> str:

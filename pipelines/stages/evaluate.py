@@ -18,15 +18,14 @@ from convnextv2.data.durable import write_json
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.tasks.classify import ClassifyTask, Confusion, is_among_best
 from convnextv2.tasks.precision import average_precision
-from pipelines.config import FinetuneConfig, PipelineConfig
+from pipelines.config import EvaluateConfig, FinetuneConfig, ModelConfig
 from pipelines.graph import Outputs, Stage, StageContext, hash_files
-from pipelines.graph.outline import EVALUATIONS, outline
 from pipelines.runtime.events import EventLog
 from pipelines.runtime.logs import worker_log
-from pipelines.runtime.session import Session
 from pipelines.stages import finetune
 from pipelines.stages.common import ema_name
 from pipelines.stages.finetune import ENCODER, build_classifier, recipe_of
+from pipelines.stages.setup import StageSetup
 from pipelines.training.transforms import image_size_of
 from pipelines.training.validation import Validation, mean_of, of_all_workers, share_of
 
@@ -37,34 +36,49 @@ RESULT = "evaluation.json"
 class EvaluateJob:
     """Plain data for the workers.
 
-    `files` are the weights, and their average where one is kept; `data` has the images that are
-    evaluated in val/, and those the classes were learnt from in train/.
+    Args:
+        model: The network's geometry.
+        recipe: What the classifier was trained by.
+        evaluate: How the images are looked at.
+        num_workers: Decoding threads per worker.
+        use_gpu: Whether each worker has one.
+        directory: The stage's own, on storage that all workers share.
+        log: Where what libraries print goes.
+        data: The images that are evaluated in val/, those the classes were learnt from in train/.
+        files: The weights, and their average where one is kept.
     """
 
-    config: PipelineConfig
+    model: ModelConfig
     recipe: FinetuneConfig
+    evaluate: EvaluateConfig
+    num_workers: int
+    use_gpu: bool
     directory: Path
     log: Path
     data: Path
     files: tuple[Path, ...]
 
 
-def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage:
-    """The stage `name`: evaluates a classifier on the validation split."""
-    of = EVALUATIONS[name]
-    recipe = recipe_of(config, of)
+def build(setup: StageSetup) -> Stage:
+    """A stage that evaluates a classifier on the validation split."""
+    kind, config, session = setup.kind, setup.config, setup.session
+    recipe = recipe_of(config, kind.evaluates)
+    settings = setup.section(EvaluateConfig)
 
     def run(context: StageContext) -> Outputs:
         trained = [finetune.WEIGHTS]
         if recipe.ema_decay is not None:
             trained.append(ema_name(finetune.WEIGHTS))
         job = EvaluateJob(
-            config=config,
+            model=config.model,
             recipe=recipe,
+            evaluate=settings,
+            num_workers=config.data.num_workers,
+            use_gpu=config.cluster.use_gpu,
             directory=context.directory.resolve(),
             log=(session.logs / context.stage.name).resolve(),
-            data=context.inputs["write"].resolve(),
-            files=tuple((context.inputs[of] / file).resolve() for file in trained),
+            data=context.inputs[kind.images].resolve(),
+            files=tuple((context.inputs[kind.evaluates] / file).resolve() for file in trained),
         )
         with session.attempt(context) as run:
             session.run_workers(evaluate, job, context, run)
@@ -72,14 +86,14 @@ def evaluate_stage(config: PipelineConfig, session: Session, name: str) -> Stage
         return hash_files(context.directory, RESULT)
 
     return Stage(
-        name=name,
+        name=kind.name,
         run=run,
         settings={
             "model": config.model.model_dump(include=ENCODER),
             "image_size": image_size_of(recipe, config.model),
-            "evaluate": config.evaluate.model_dump(exclude={"batch_size"}),
+            "evaluate": settings.model_dump(exclude={"batch_size"}),
         },
-        depends_on=outline(config)[name],
+        depends_on=setup.depends_on,
         code=(evaluate,),
     )
 
@@ -93,12 +107,12 @@ def evaluate(job: EvaluateJob) -> None:
         classes = read_manifest(job.data / "train").classes
         validation = Validation.opened(
             job.data / "val",
-            image_size_of(job.recipe, job.config.model),
-            job.config.evaluate,
-            job.config.data.num_workers,
+            image_size_of(job.recipe, job.model),
+            job.evaluate,
+            job.num_workers,
             classes,
         )
-        device = worker_device(use_gpu=job.config.cluster.use_gpu)
+        device = worker_device(use_gpu=job.use_gpu)
         share = len(share_of(validation.loader.shards.samples))
         event_log = EventLog(job.directory, active=group.rank() == 0)
         event_log.write("start", 0, total=share * len(job.files), workers=group.world_size())
@@ -149,7 +163,7 @@ def _counted(
 
 
 def _load_task(job: EvaluateJob, file: Path, num_classes: int) -> ClassifyTask:
-    model = build_classifier(job.config.model, job.recipe, num_classes)
+    model = build_classifier(job.model, job.recipe, num_classes)
     weights.load(model, weights.read(file))
     trained_on = read_manifest(job.data / "train")
     return ClassifyTask(model, normalization=trained_on.normalization).eval()

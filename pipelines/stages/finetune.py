@@ -13,12 +13,18 @@ from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks.classify import ClassifyTask
 from convnextv2.weights.starting import Start, start_of_classifier
 from convnextv2.weights.state import HEAD_ONLY
-from pipelines.config import DataConfig, FinetuneConfig, ModelConfig, PipelineConfig
+from pipelines.config import FinetuneConfig, ModelConfig, PipelineConfig
 from pipelines.graph import Outputs, Stage, StageContext
-from pipelines.graph.outline import SCRATCH, outline
-from pipelines.runtime.session import Session
+from pipelines.graph.kinds import KINDS
 from pipelines.stages import pretrain
-from pipelines.stages.common import NOT_IN_KEY, ORDER, ema_name, run_training
+from pipelines.stages.common import (
+    NOT_IN_KEY,
+    ORDER,
+    ema_name,
+    run_training,
+    training_job,
+)
+from pipelines.stages.setup import StageSetup
 from pipelines.training.job import TrainJob
 from pipelines.training.transforms import image_size_of
 from pipelines.weights.given import Given
@@ -26,74 +32,44 @@ from pipelines.weights.given import Given
 WEIGHTS = "model.safetensors"
 ENCODER = {"size", "stem_stride", "in_channels"}
 """Settings of the model that make its encoder."""
-SECTIONS = {
-    "intermediate": "intermediate",
-    "finetune": "finetune",
-    SCRATCH: "finetune",
-    "linear-probe": "linear_probe",
-}
-"""Section of the configuration with the recipe of a stage."""
 
 
-def finetune_stage(config: PipelineConfig, session: Session, name: str) -> Stage:
-    """The stage `name`; its outputs are the weights and, with `ema_decay`, their average."""
-    recipe, data = recipe_of(config, name), data_of(config, name)
-    given = Given.of(None if name == SCRATCH else recipe.weights)
+def build(setup: StageSetup) -> Stage:
+    """A stage whose outputs are the weights and, with `ema_decay`, their average."""
+    config, recipe = setup.config, setup.section(FinetuneConfig)
+    given = Given.of(None if setup.kind.baseline_of else recipe.weights)
 
     def run(context: StageContext) -> Outputs:
-        (shards,) = (
-            directory / "train"
-            for stage, directory in context.inputs.items()
-            if stage.startswith("write")
-        )
-        manifest = read_manifest(shards)
-        job = TrainJob(
-            config=config.model_copy(update={"data": data}),
-            recipe=recipe,
-            build_task=build_task,
-            directory=context.directory.resolve(),
-            log=(session.logs / context.stage.name).resolve(),
-            shards=shards.resolve(),
-            num_classes=len(manifest.classes),
-            normalization=manifest.normalization,
-            initial_weights=given.copy(context.directory) or initial_weights(config, context),
-        )
+        initial = given.copy(context.directory) or initial_weights(config, context)
+        job = training_job(setup, context, recipe, build_task, initial)
         if job.initial_weights is not None:
             start = start_of(job, weights.inspect(job.initial_weights))
-            session.screen.note(
+            setup.session.screen.note(
                 f"from {recipe.weights or job.initial_weights}: {start.description}"
             )
-        return run_training(context, session, job, WEIGHTS)
+        return run_training(context, setup.session, job, WEIGHTS)
 
     return Stage(
-        name=name,
+        name=setup.kind.name,
         run=run,
         settings={
             "seed": config.seed,
-            "data": data.model_dump(include=ORDER),
+            "data": setup.data().model_dump(include=ORDER),
             "model": config.model.model_dump(include=ENCODER),
             "image_size": image_size_of(recipe, config.model),
-            SECTIONS[name]: recipe.model_dump(exclude={*NOT_IN_KEY, "data", "image_size"}),
+            setup.kind.section: recipe.model_dump(exclude={*NOT_IN_KEY, "data", "image_size"}),
             **given.settings,
         },
-        depends_on=outline(config)[name],
+        depends_on=setup.depends_on,
         code=(run_training, build_task, *given.code),
     )
 
 
 def recipe_of(config: PipelineConfig, name: str) -> FinetuneConfig:
     """The recipe of the stage `name`, which the configuration has."""
-    recipe = getattr(config, SECTIONS[name])
+    recipe = KINDS[name].settings(config)
     assert isinstance(recipe, FinetuneConfig)
     return recipe
-
-
-def data_of(config: PipelineConfig, name: str) -> DataConfig:
-    """The images of the stage `name`."""
-    if name != "intermediate":
-        return config.data
-    assert config.intermediate is not None
-    return config.intermediate.data
 
 
 def initial_weights(config: PipelineConfig, context: StageContext) -> Path | None:
@@ -127,7 +103,7 @@ def build_task(job: TrainJob) -> nn.Module:
     """The classifier, on what `start_of` takes over."""
     recipe = job.recipe
     assert isinstance(recipe, FinetuneConfig)
-    model = build_classifier(job.config.model, recipe, job.num_classes)
+    model = build_classifier(job.model, recipe, job.num_classes)
     if job.initial_weights is not None:
         start = start_of(job, weights.inspect(job.initial_weights))
         weights.load(model, start.state, may_miss=HEAD_ONLY)

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from convnextv2.data.collection import RGB, DataError, PixelFormat, Split
 from convnextv2.data.shards.manifest import MANIFEST, Manifest, read_manifest
-from pipelines.config import PipelineConfig
+from pipelines.config import DataConfig, PipelineConfig
 from pipelines.config.checks import find_colour_conflicts
 from pipelines.graph import Outputs, Stage, StageContext
-from pipelines.stages.data_conflicts import collection_of, find_data_conflicts, section_of
+from pipelines.graph.kinds import KINDS
+from pipelines.graph.outline import outline
+from pipelines.stages.data_conflicts import collection_of, find_data_conflicts
 from pipelines.stages.write_data import SPLITS, outputs_of
 
 Manifests = Mapping[Split, Manifest]
@@ -26,15 +28,15 @@ def find_shards_conflicts(
 
     `source` has the images, if it is not `data.source`.
     """
-    sources = {"write": source or config.data.source}
-    if config.intermediate is not None:
-        sources["write-intermediate"] = config.intermediate.data.source
-    return [
-        problem
-        for name, folder in sources.items()
-        if name in wanted and folder is not None and holds_shards(folder)
-        for problem in _problems(config, name, wanted, folder)
-    ]
+    problems: list[str] = []
+    for name in outline(config):
+        data = KINDS[name].settings(config)
+        if name not in wanted or not isinstance(data, DataConfig):
+            continue
+        folder = source if source is not None and data is config.data else data.source
+        if folder is not None and holds_shards(folder):
+            problems += _problems(config, name, wanted, folder)
+    return problems
 
 
 def shards_stage(source: Path, name: str = "write") -> Stage:
@@ -68,7 +70,7 @@ def _problems(
     try:
         manifests = _manifests(source)
     except DataError as error:
-        yield f"{section_of(written)}.source: {error}"
+        yield f"{KINDS[written].section}.source: {error}"
         return
     yield from _pixels(config, written, source, manifests)
     images = {split: manifest.census for split, manifest in manifests.items()}
@@ -83,7 +85,7 @@ def _pixels(
     config: PipelineConfig, written: str, source: Path, manifests: Manifests
 ) -> Iterator[str]:
     """Channels and bits that the settings, or the other split, do not have."""
-    section, bits = section_of(written), collection_of(config, written).write.bits
+    section, bits = KINDS[written].section, collection_of(config, written).write.bits
     train, val = (manifests[split].pixel_format for split in SPLITS)
     if train != val:
         yield (

@@ -32,13 +32,12 @@ from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks import Normalize
-from pipelines.config import KnnConfig, PipelineConfig
+from pipelines.config import EvaluateConfig, KnnConfig
 from pipelines.graph import Outputs, Stage, StageContext, hash_files
-from pipelines.graph.outline import outline
 from pipelines.runtime.events import EventLog
 from pipelines.runtime.logs import worker_log
-from pipelines.runtime.session import Session
 from pipelines.stages import pretrain
+from pipelines.stages.setup import StageSetup
 from pipelines.training.transforms import evaluation_view
 from pipelines.training.validation import share_of
 from pipelines.weights.given import Given
@@ -50,29 +49,46 @@ QUERIES = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class KnnJob:
-    """Plain data for the workers."""
+    """Plain data for the workers.
 
-    config: PipelineConfig
+    Args:
+        settings: Of the vote.
+        image_size: Side in pixels.
+        evaluate: How the images are looked at.
+        num_workers: Decoding threads per worker.
+        use_gpu: Whether each worker has one.
+        directory: The stage's own, on storage that all workers share.
+        log: Where what libraries print goes.
+        data: The images that vote in train/, those that are classified in val/.
+        weights: The encoder's.
+    """
+
     settings: KnnConfig
+    image_size: int
+    evaluate: EvaluateConfig
+    num_workers: int
+    use_gpu: bool
     directory: Path
     log: Path
     data: Path
     weights: Path
 
 
-def knn_stage(config: PipelineConfig, session: Session) -> Stage:
+def build(setup: StageSetup) -> Stage:
     """Classify the validation images by their neighbours among the training images."""
-    settings = config.knn
-    assert settings is not None
+    config, session, settings = setup.config, setup.session, setup.section(KnnConfig)
     given = Given.of(settings.weights)
 
     def run(context: StageContext) -> Outputs:
         job = KnnJob(
-            config=config,
             settings=settings,
+            image_size=config.model.image_size,
+            evaluate=config.evaluate,
+            num_workers=config.data.num_workers,
+            use_gpu=config.cluster.use_gpu,
             directory=context.directory.resolve(),
             log=(session.logs / context.stage.name).resolve(),
-            data=context.inputs["write"].resolve(),
+            data=context.inputs[setup.kind.images].resolve(),
             weights=given.copy(context.directory)
             or (context.inputs["pretrain"] / pretrain.WEIGHTS).resolve(),
         )
@@ -82,15 +98,15 @@ def knn_stage(config: PipelineConfig, session: Session) -> Stage:
         return hash_files(context.directory, RESULT)
 
     return Stage(
-        name="knn",
+        name=setup.kind.name,
         run=run,
         settings={
             "image_size": config.model.image_size,
             "evaluate": config.evaluate.model_dump(exclude={"batch_size"}),
-            "knn": settings.model_dump(exclude={"batch_size", "weights"}),
+            setup.kind.section: settings.model_dump(exclude={"batch_size", "weights"}),
             **given.settings,
         },
-        depends_on=outline(config)["knn"],
+        depends_on=setup.depends_on,
         code=(classify, *given.code),
     )
 
@@ -99,7 +115,7 @@ def classify(job: KnnJob) -> None:
     """Score this worker's share of the images; rank 0 writes the merged result."""
     with worker_log(job.log, group.rank()):
         begin = time.perf_counter()
-        device = worker_device(use_gpu=job.config.cluster.use_gpu)
+        device = worker_device(use_gpu=job.use_gpu)
         encoder = read_encoder(job.weights).to(device)
         event_log = EventLog(job.directory, active=group.rank() == 0)
         splits = {split: read_manifest(job.data / split) for split in ("train", "val")}
@@ -146,11 +162,11 @@ def features(
     loader = BetonLoader(
         job.data / split,
         batch_size=job.settings.batch_size,
-        view=evaluation_view(job.config.model.image_size, job.config.evaluate),
-        num_workers=job.config.data.num_workers,
+        view=evaluation_view(job.image_size, job.evaluate),
+        num_workers=job.num_workers,
     )
     share = share_of(loader.shards.samples)
-    device = worker_device(use_gpu=job.config.cluster.use_gpu)
+    device = worker_device(use_gpu=job.use_gpu)
     normalize = Normalize(read_manifest(job.data / "train").normalization).to(device)
     found = torch.empty(len(share), encoder.dims[-1], device=device)
     filled = 0

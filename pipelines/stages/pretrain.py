@@ -3,66 +3,49 @@
 from torch import nn
 
 from convnextv2 import weights
-from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.fcmae import FCMAE
 from convnextv2.tasks.pretrain import PretrainTask
 from convnextv2.weights.starting import Start, start_of_autoencoder
 from convnextv2.weights.state import FCMAE_ONLY
-from pipelines.config import PipelineConfig, PretrainConfig
+from pipelines.config import ModelConfig, PretrainConfig
 from pipelines.graph import Outputs, Stage, StageContext
-from pipelines.graph.outline import outline
-from pipelines.runtime.session import Session
-from pipelines.stages.common import NOT_IN_KEY, ORDER, run_training
+from pipelines.stages.common import NOT_IN_KEY, ORDER, run_training, training_job
+from pipelines.stages.setup import StageSetup
 from pipelines.training.job import TrainJob
 from pipelines.weights.given import Given
 
 WEIGHTS = "fcmae.safetensors"
 
 
-def pretrain_stage(config: PipelineConfig, session: Session) -> Stage:
+def build(setup: StageSetup) -> Stage:
     """FCMAE pretraining; its output is the whole autoencoder."""
-    recipe = config.pretrain
-    assert recipe is not None
+    config, recipe = setup.config, setup.section(PretrainConfig)
     given = Given.of(recipe.weights)
 
     def run(context: StageContext) -> Outputs:
-        shards = context.inputs["write"] / "train"
-        manifest = read_manifest(shards)
-        job = TrainJob(
-            config=config,
-            recipe=recipe,
-            build_task=build_task,
-            directory=context.directory.resolve(),
-            log=(session.logs / context.stage.name).resolve(),
-            shards=shards.resolve(),
-            num_classes=len(manifest.classes),
-            normalization=manifest.normalization,
-            initial_weights=given.copy(context.directory),
-        )
+        job = training_job(setup, context, recipe, build_task, given.copy(context.directory))
         if job.initial_weights is not None:
             start = start_of(job, weights.inspect(job.initial_weights))
-            session.screen.note(f"from {recipe.weights}: {start.description}")
-        return run_training(context, session, job, WEIGHTS)
+            setup.session.screen.note(f"from {recipe.weights}: {start.description}")
+        return run_training(context, setup.session, job, WEIGHTS)
 
     return Stage(
-        name="pretrain",
+        name=setup.kind.name,
         run=run,
         settings={
             "seed": config.seed,
-            "data": config.data.model_dump(include=ORDER),
+            "data": setup.data().model_dump(include=ORDER),
             "model": config.model.model_dump(),
-            "pretrain": recipe.model_dump(exclude=NOT_IN_KEY),
+            setup.kind.section: recipe.model_dump(exclude=NOT_IN_KEY),
             **given.settings,
         },
-        depends_on=outline(config)["pretrain"],
+        depends_on=setup.depends_on,
         code=(run_training, build_task, *given.code),
     )
 
 
-def build_fcmae(config: PipelineConfig) -> FCMAE:
-    """The autoencoder a configuration describes."""
-    recipe, model = config.pretrain, config.model
-    assert recipe is not None
+def build_fcmae(model: ModelConfig, recipe: PretrainConfig) -> FCMAE:
+    """The autoencoder a recipe trains."""
     return FCMAE.from_size(
         model.size,
         stem_stride=model.stem_stride,
@@ -81,13 +64,15 @@ def build_fcmae(config: PipelineConfig) -> FCMAE:
 
 
 def build_task(job: TrainJob) -> nn.Module:
-    model = build_fcmae(job.config)
+    """The autoencoder, on what `start_of` takes over."""
+    assert isinstance(job.recipe, PretrainConfig)
+    model = build_fcmae(job.model, job.recipe)
     if job.initial_weights is not None:
         start = start_of(job, weights.inspect(job.initial_weights))
         weights.load(model, start.state, may_miss=FCMAE_ONLY)
     if job.recipe.compile:
         model.encoder.compile()
-    return PretrainTask(model, seed=job.config.seed, normalization=job.normalization)
+    return PretrainTask(model, seed=job.seed, normalization=job.normalization)
 
 
 def start_of(job: TrainJob, found: weights.Inspection) -> Start:

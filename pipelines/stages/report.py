@@ -3,8 +3,7 @@
 import json
 import shlex
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,20 @@ from convnextv2.data.shards.mapped import open_shards
 from convnextv2.masking import sample_masks
 from pipelines.config import PipelineConfig, TrainConfig
 from pipelines.graph import COMPLETE, Outputs, Stage, StageContext, digest_of, hash_files
-from pipelines.graph.outline import EVALUATIONS, SCRATCH, outline
+from pipelines.graph.kinds import KINDS
+from pipelines.graph.outline import outline
 from pipelines.report import html
 from pipelines.report.page import ReportInput, render_report
-from pipelines.report.tables import PRETRAINED, PROBE, Evaluation
-from pipelines.report.tables import SCRATCH as FROM_SCRATCH
+from pipelines.report.tables import PRETRAINED, PROBE, SCRATCH, Evaluation
 from pipelines.report.times import StageRow
 from pipelines.runtime.events import SPOOL, read_events
 from pipelines.runtime.provenance import git_commit, versions
 from pipelines.runtime.session import Session
 from pipelines.runtime.tracking import open_hint
 from pipelines.stages import evaluate, knn, pretrain
-from pipelines.stages.finetune import SECTIONS, recipe_of
+from pipelines.stages.finetune import recipe_of
 from pipelines.stages.pretrain import build_fcmae
+from pipelines.stages.setup import Gaps, StageSetup
 from pipelines.training.samples import count, training_samples
 from pipelines.training.transforms import evaluation_view
 
@@ -40,33 +40,15 @@ TEMPLATE_FILES = ("report.html.j2", "report.css.j2")
 SAMPLES = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gaps:
-    """What a report has to do without.
-
-    Args:
-        why: Of every stage that is not done, by name.
-        half_done: Folders of stages that are half done: there are curves in them.
-        whole_command: What makes the rest.
-    """
-
-    why: Mapping[str, str]
-    half_done: Mapping[str, Path]
-    whole_command: str
-
-
-def report_stage(
-    config: PipelineConfig, session: Session, command: Sequence[str], gaps: Gaps | None = None
-) -> Stage:
-    """The page over everything that ran; without `gaps` that is every stage."""
-    depends_on = outline(config)["report"]
+def build(setup: StageSetup) -> Stage:
+    """The page over everything that ran; without gaps that is every stage."""
+    config, session, gaps = setup.config, setup.session, setup.gaps
     settings: dict[str, Any] = {
         "title": config.name,
         # Short, for a person reads it where it is said what has changed.
         "template": digest_of(hash_files(html.TEMPLATES, *TEMPLATE_FILES))[:8],
     }
     if gaps is not None:
-        depends_on = tuple(name for name in depends_on if name not in gaps.why)
         settings |= {
             "missing": dict(gaps.why),
             "half done": {
@@ -78,7 +60,7 @@ def report_stage(
 
     def run(context: StageContext) -> Outputs:
         with session.attempt(context) as run:
-            data = gather(context, config, command, session, gaps)
+            data = gather(context, config, setup.command, session, gaps)
             with atomically(context.directory / PAGE) as partial:
                 partial.write_text(render_report(data))
             session.tracker.artifact(run, context.directory / PAGE)
@@ -87,10 +69,10 @@ def report_stage(
         return hash_files(context.directory, PAGE)
 
     return Stage(
-        name="report",
+        name=setup.kind.name,
         run=run,
         settings=settings,
-        depends_on=depends_on,
+        depends_on=setup.depends_on,
         code=(gather, render_report),
     )
 
@@ -118,14 +100,14 @@ def gather(
             for name, directory in inputs.items()
         ],
         spools={
-            name: read_events(directory)
-            for name, directory in begun.items()
-            if name == "pretrain" or name in SECTIONS
+            name: read_events(directory) for name, directory in begun.items() if KINDS[name].trains
         },
         evaluations={
-            model_of(config, EVALUATIONS[name]): Evaluation.of(_read(directory / evaluate.RESULT))
+            model_of(config, KINDS[name].evaluates): Evaluation.of(
+                _read(directory / evaluate.RESULT)
+            )
             for name, directory in inputs.items()
-            if name in EVALUATIONS
+            if KINDS[name].evaluates
         },
         labelled_images=_labelled_images(context, config),
         reconstruction=pictures(context, config) if "pretrain" in inputs else None,
@@ -146,9 +128,10 @@ def model_of(config: PipelineConfig, trained: str) -> str:
     """What the report calls the model of a stage: without any pretraining it is from scratch."""
     if trained == "linear-probe":
         return PROBE
-    alone = outline(config)[trained] == ("write",)
-    given = trained != SCRATCH and recipe_of(config, trained).weights is not None
-    return FROM_SCRATCH if alone and not given else PRETRAINED
+    kind = KINDS[trained]
+    alone = outline(config)[trained] == (kind.images,)
+    given = not kind.baseline_of and recipe_of(config, trained).weights is not None
+    return SCRATCH if alone and not given else PRETRAINED
 
 
 def pretraining_of(config: PipelineConfig, done: Collection[str]) -> str:
@@ -166,7 +149,7 @@ def pretraining_of(config: PipelineConfig, done: Collection[str]) -> str:
 def _labelled_images(context: StageContext, config: PipelineConfig) -> int:
     """How many images the classifiers that are evaluated were trained on."""
     recipe = config.finetune or config.linear_probe
-    if recipe is None or not EVALUATIONS.keys() & context.inputs.keys():
+    if recipe is None or not any(KINDS[name].evaluates for name in context.inputs):
         return 0
     return count(training_samples(context.inputs["write"] / "train", recipe, config.seed))
 
@@ -188,7 +171,8 @@ def _facts(context: StageContext, config: PipelineConfig) -> dict[str, object]:
 def pictures(context: StageContext, config: PipelineConfig) -> Reconstruction:
     """Reconstruct validation images, one of each class as far as they go."""
     folder = context.inputs["write"] / "val"
-    model = build_fcmae(config)
+    assert config.pretrain is not None
+    model = build_fcmae(config.model, config.pretrain)
     weights.load(model, weights.read(context.inputs["pretrain"] / pretrain.WEIGHTS))
     labels = open_shards(folder, read_manifest(folder)).labels()
     _, first_of_class = np.unique(labels, return_index=True)

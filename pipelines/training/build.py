@@ -19,8 +19,8 @@ from pipelines.training.validation import Validation
 
 def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
     """The task with its optimizer, shared among the workers."""
-    recipe, config = job.recipe, job.config
-    seed_step(config.seed, 0, 0)  # The same initial weights on every worker.
+    recipe = job.recipe
+    seed_step(job.seed, 0, 0)  # The same initial weights on every worker.
     task = job.build_task(job)
     rule = GroupRule(weight_decay=recipe.weight_decay, exempt=recipe.decay_exempt)
     if isinstance(recipe, FinetuneConfig):
@@ -30,21 +30,21 @@ def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
         parameter_groups(task, rule, task.depths),  # type: ignore[arg-type]
         betas=recipe.betas,
         settings=EngineSettings(
-            zero=config.cluster.zero,
+            zero=job.cluster.zero,
             precision=recipe.dtype,
             grad_clip=recipe.grad_clip,
             ema_decay=recipe.ema_decay,
             max_skipped_steps=recipe.max_skipped_steps,
         ),
         batch_layout=batch_layout,
-        device=worker_device(use_gpu=config.cluster.use_gpu),
+        device=worker_device(use_gpu=job.cluster.use_gpu),
         identify=lambda batch: batch.indices.tolist(),
     )
 
 
 def build_loader(job: TrainJob) -> BetonLoader:
     """The training images in the recipe's views, from the node's cache if there is one."""
-    recipe, data = job.recipe, job.config.data
+    recipe, data = job.recipe, job.data
     cache = None
     if data.cache is not None:
         room = None if data.cache_gb is None else round(data.cache_gb * 1e9)
@@ -52,9 +52,9 @@ def build_loader(job: TrainJob) -> BetonLoader:
     return BetonLoader(
         job.shards,
         batch_size=recipe.micro_batch_size,
-        view=training_view(image_size_of(recipe, job.config.model), recipe.augment),
+        view=training_view(image_size_of(recipe, job.model), recipe.augment),
         augment=augmentation(recipe.augment),
-        seed=job.config.seed,
+        seed=job.seed,
         num_workers=data.num_workers,
         cache=cache,
     )
@@ -64,9 +64,9 @@ def build_validation(job: TrainJob) -> Validation:
     """The split beside the images that `job` trains on, at the size it trains at."""
     return Validation.opened(
         job.shards.with_name("val"),
-        image_size_of(job.recipe, job.config.model),
-        job.config.evaluate,
-        job.config.data.num_workers,
+        image_size_of(job.recipe, job.model),
+        job.evaluate,
+        job.data.num_workers,
         read_manifest(job.shards).classes,
     )
 

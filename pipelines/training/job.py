@@ -12,7 +12,15 @@ from convnextv2.data.order.global_order import GlobalOrder
 from convnextv2.recipe.duration import Duration
 from convnextv2.recipe.schedule import WarmupCosine, scaled_lr
 from convnextv2.tasks import IMAGENET, Normalization
-from pipelines.config import FinetuneConfig, PipelineConfig, PretrainConfig, TrainConfig
+from pipelines.config import (
+    ClusterConfig,
+    DataConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    ModelConfig,
+    PretrainConfig,
+    TrainConfig,
+)
 from pipelines.training.samples import training_order
 
 
@@ -21,8 +29,13 @@ class TrainJob:
     """One training stage.
 
     Args:
-        config: The whole pipeline's.
-        recipe: The part of it that is trained now.
+        model: The network's geometry.
+        data: How the training images are read.
+        recipe: What is trained, and how.
+        evaluate: How validation images are looked at.
+        cluster: The workers: ZeRO, device.
+        seed: Of everything random.
+        log_every: Steps between points on the curves.
         build_task: Makes the module to train.
         directory: The stage's own, on storage that all workers share.
         log: Where what libraries print goes.
@@ -31,11 +44,17 @@ class TrainJob:
         normalization: Of the training images, by which those for validation are normalised, too.
         initial_weights: What training starts from, else random weights.
         metadata: What the weights say about themselves, as entries of a safetensors file.
-        provenance: Code and library versions, and the tracking runs, for checkpoints.
+        provenance: For checkpoints: the configuration, versions of code and libraries, and the
+            tracking runs.
     """
 
-    config: PipelineConfig
+    model: ModelConfig
+    data: DataConfig
     recipe: PretrainConfig | FinetuneConfig
+    evaluate: EvaluateConfig
+    cluster: ClusterConfig
+    seed: int
+    log_every: int
     build_task: Callable[["TrainJob"], nn.Module]
     directory: Path
     log: Path
@@ -47,7 +66,7 @@ class TrainJob:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def order(self) -> GlobalOrder:
-        return training_order(self.shards, self.recipe, self.config.data, self.config.seed)
+        return training_order(self.shards, self.recipe, self.data, self.seed)
 
     @property
     def total_steps(self) -> int:

@@ -48,7 +48,7 @@ def train(job: TrainJob) -> None:
                 metrics = run.engine.train_step(batches, run.plan.schedule.at(step))
             step += 1
             last = step == run.plan.total_steps
-            if step % job.config.log_every == 0 or last:
+            if step % job.log_every == 0 or last:
                 with clock.phase("log"):
                     run.log(step, metrics)
             if run.validation is not None and (step % run.plan.evaluate_every == 0 or last):
@@ -128,7 +128,7 @@ class Run:
             with closing(self._timed(batches)) as stream:
                 left = self.plan.total_steps - step
                 for _ in range(min(left, self.order.batches_per_epoch - start)):
-                    seed_step(self.job.config.seed, step, group.rank())
+                    seed_step(self.job.seed, step, group.rank())
                     yield itertools.islice(stream, self.batch_layout.accumulation)
                     step += 1
 
@@ -198,19 +198,17 @@ class Run:
         """What a checkpoint says besides the fragments. The schedule and every random number are
         functions of the step, so there is no other state.
         """
-        config = self.job.config
         return {
             "samples": step * self.order.global_batch_size,
             "epoch": step / self.order.batches_per_epoch,
             "total_steps": self.plan.total_steps,
-            "seed": config.seed,
+            "seed": self.job.seed,
             "updates": self.engine.updates,
             "skipped_steps": self.engine.skipped_steps,
             "metrics": self.noted,
             "world_size": group.world_size(),
-            "zero_stage": config.cluster.zero.stage,
+            "zero_stage": self.job.cluster.zero.stage,
             "dtype": self.job.recipe.dtype,
-            "config": config.model_dump(mode="json"),
             "weights": self.job.metadata,
             "provenance": self.job.provenance,
         }

@@ -16,16 +16,15 @@ from pipelines.config import ModelConfig, PipelineConfig
 from pipelines.graph import digest_of, hash_files
 from pipelines.weights.reading import inspect
 
-SECTIONS = ("pretrain", "intermediate", "finetune", "linear_probe", "knn")
 COPY = "initial.safetensors"
 
 
 def find_problems(config: PipelineConfig) -> list[str]:
     """All that is wrong with the weights a configuration names, by field."""
     named = {
-        f"{name}.weights": section.weights
-        for name in SECTIONS
-        if (section := getattr(config, name)) is not None and section.weights is not None
+        f"{name}.weights": path
+        for name, section in config.sections().items()
+        if (path := getattr(section, "weights", None)) is not None
     }
     return [
         f"{field}: {problem}"

@@ -10,8 +10,8 @@ from pipelines.training.transforms import evaluation_view, image_size_of
 
 def metadata_of(job: TrainJob) -> Metadata:
     """Class names, of a classifier, and how the pipeline evaluates what `job` trains."""
-    size = image_size_of(job.recipe, job.config.model)
-    view = evaluation_view(size, job.config.evaluate)
+    size = image_size_of(job.recipe, job.model)
+    view = evaluation_view(size, job.evaluate)
     classifies = isinstance(job.recipe, FinetuneConfig)
     return Metadata(
         classes=read_manifest(job.shards).classes if classifies else (),

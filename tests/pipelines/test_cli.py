@@ -114,7 +114,7 @@ def asked(monkeypatch: Patch) -> list[object]:
         ("evaluate --preset demo", ["evaluate", "evaluate-scratch"]),
         ("evaluate --preset demo --set finetune.scratch_baseline=false", ["evaluate"]),
         ("knn --preset knn-atto", ["knn"]),
-        ("linear-probe --preset linear-probe-atto", ["evaluate-linear-probe"]),
+        ("linear-probe --preset linear-probe-atto", ["linear-probe", "evaluate-linear-probe"]),
         ("evaluate --preset linear-probe-atto", ["evaluate-linear-probe"]),
         ("intermediate --preset imagenet22k-nano", ["intermediate"]),
         ("finetune --preset imagenet22k-nano", ["finetune"]),

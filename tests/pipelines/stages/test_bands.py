@@ -36,6 +36,7 @@ from pipelines.weights.metadata import metadata_of
 from tests.convnextv2.data.archives import put, tar
 from tests.convnextv2.data.pictures import Pictures, write
 from tests.convnextv2.data.pixels.test_bands import written
+from tests.pipelines.stages.jobs import made_up_job
 
 CHANNELS, SIDE = 5, 32
 VIEW = SquashView(size=(SIDE, SIDE))
@@ -115,18 +116,9 @@ def shards(tmp_path: Path) -> Path:
 
 
 def job_of(shards: Path, config: PipelineConfig, stage: str) -> TrainJob:
-    recipe = getattr(config, stage)
-    manifest = read_manifest(shards / "train")
-    return TrainJob(
-        config=config,
-        recipe=recipe,
-        build_task=finetune.build_task,
-        directory=shards,
-        log=shards,
-        shards=shards / "train",
-        num_classes=2,
-        normalization=manifest.normalization,
-    )
+    normalization = read_manifest(shards / "train").normalization
+    recipe = config.recipes()[stage]
+    return made_up_job(config, recipe, shards, num_classes=2, normalization=normalization)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

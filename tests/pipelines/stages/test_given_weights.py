@@ -12,6 +12,7 @@ from convnextv2.fcmae import FCMAE
 from convnextv2.weights import Evaluation, Metadata, WeightsError, encoder_of, inspect, write
 from pipelines.config.resolve import ConfigError
 from pipelines.graph import Stage
+from pipelines.graph.kinds import KINDS
 from pipelines.graph.outline import outline
 from pipelines.presets import load_preset
 from pipelines.report.tables import MODELS
@@ -20,6 +21,7 @@ from pipelines.training.job import TrainJob
 from pipelines.weights.given import COPY, Given, content_digest
 from tests.convnextv2.data.pictures import CLASSES
 from tests.convnextv2.weights.test_weights_dialects import assert_same
+from tests.pipelines.stages.jobs import made_up_job
 from tests.pipelines.stages.test_stages import NO_SESSION, PROBE, configured, shards
 from tests.pipelines.user import randomised
 
@@ -78,7 +80,7 @@ def test_all_that_is_wrong_with_weights_is_told_at_once(tmp_path: Path) -> None:
         *(
             f"{name}.weights: it starts from what pretrain trains already; set pretrain=null, or "
             "give them to pretrain.weights"
-            for name in ("linear_probe", "finetune")
+            for name in ("finetune", "linear_probe")
         ),
         "pretrain.weights: weight file /no/such/file.pth does not exist",
         f"finetune.weights: {other} is atto, and model.size is pocket; model.size=atto would work",
@@ -184,18 +186,8 @@ def test_a_file_that_was_changed_in_between_is_refused(classifier: Path, tmp_pat
 
 def job(config_overrides: tuple[str, ...], name: str, shards: Path, start: Path) -> TrainJob:
     config = configured(*config_overrides, linear_probe=PROBE)
-    recipe = config.pretrain if name == "pretrain" else finetune.recipe_of(config, name)
-    assert recipe is not None
-    return TrainJob(
-        config=config,
-        recipe=recipe,
-        build_task=finetune.build_task,
-        directory=shards,
-        log=shards,
-        shards=shards / "train",
-        num_classes=3,
-        initial_weights=start,
-    )
+    recipe = KINDS[name].settings(config)
+    return made_up_job(config, recipe, shards, initial_weights=start)
 
 
 @pytest.mark.slow

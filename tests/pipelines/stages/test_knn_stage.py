@@ -49,10 +49,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job_in(root: Path, directory: Path) -> knn.KnnJob:
     directory.mkdir(exist_ok=True)
+    config = load_preset("demo")
     settings = KnnConfig(k=K, temperature=TEMPERATURE, batch_size=3)
     return knn.KnnJob(
-        config=load_preset("demo"),
         settings=settings,
+        image_size=config.model.image_size,
+        evaluate=config.evaluate,
+        num_workers=1,
+        use_gpu=False,
         directory=directory,
         log=directory / "log",
         data=root,
@@ -70,7 +74,7 @@ def classify(root: Path, directory: Path) -> None:
 def seen(root: Path, split: str, encoder: ConvNeXtV2) -> tuple[Tensor, Tensor]:
     """Features of a split in fp64 and its labels."""
     job = job_in(root, root / "unused")
-    view = evaluation_view(job.config.model.image_size, job.config.evaluate)
+    view = evaluation_view(job.image_size, job.evaluate)
     count = read_manifest(root / split).samples
     loader = BetonLoader(root / split, batch_size=count, view=view)
     (batch,) = loader.batches(np.arange(count, dtype=np.uint64))

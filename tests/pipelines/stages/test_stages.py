@@ -23,8 +23,8 @@ from pipelines.graph.outline import outline, stages_of_command
 from pipelines.presets import load_preset
 from pipelines.runtime.session import Session
 from pipelines.stages import build_stages, finetune
-from pipelines.training.job import TrainJob
 from tests.convnextv2.data.pictures import Pictures, write
+from tests.pipelines.stages.jobs import made_up_job
 
 RECIPE = {"duration": "2 epochs", "global_batch_size": 8, "micro_batch_size": 4, "base_lr": 1}
 PROBE = {**RECIPE, "trainable": "head"}
@@ -84,7 +84,7 @@ def test_the_outline_without_fine_tuning() -> None:
     [
         ("pretrain", ["pretrain"]),
         ("knn", ["knn"]),
-        ("linear-probe", ["evaluate-linear-probe"]),
+        ("linear-probe", ["linear-probe", "evaluate-linear-probe"]),
         ("intermediate", ["intermediate"]),
         ("finetune", ["finetune", "finetune-scratch"]),
         ("evaluate", ["evaluate", "evaluate-scratch", "evaluate-linear-probe"]),
@@ -205,18 +205,8 @@ def saved(model: nn.Module, path: Path) -> Path:
 
 def built(tmp_path: Path, name: str, start: Path | None, *overrides: str) -> ClassifyTask:
     config = everything(*overrides)
-    task = finetune.build_task(
-        TrainJob(
-            config=config,
-            recipe=finetune.recipe_of(config, name),
-            build_task=finetune.build_task,
-            directory=tmp_path,
-            log=tmp_path,
-            shards=tmp_path,
-            num_classes=3,
-            initial_weights=start,
-        )
-    )
+    job = made_up_job(config, finetune.recipe_of(config, name), tmp_path, initial_weights=start)
+    task = finetune.build_task(job)
     assert isinstance(task, ClassifyTask)
     return task
 
