@@ -68,7 +68,7 @@ def resolve(
         ConfigError: Naming every problem at once.
     """
     base = preset.model_dump()
-    return _resolve(base, base, overrides, wanted, "the settings")
+    return _resolve(base, base, overrides, wanted, "the settings", type(preset))
 
 
 def resolve_file(
@@ -90,6 +90,7 @@ def _resolve(
     overrides: Sequence[str],
     wanted: Wanted | None,
     about: str,
+    schema: type[PipelineConfig] = PipelineConfig,
 ) -> PipelineConfig:
     merged, problems = settings, []
     for override in overrides:
@@ -98,7 +99,7 @@ def _resolve(
             problems.append(f"--set {override}: expected key=value, for example seed=1")
             continue
         merged = _with_value(merged, key.split("."), _parse(text))
-    config, wrong = _validate(merged, base)
+    config, wrong = _validate(merged, base, schema)
     if config is None:
         raise ConfigError([*problems, *wrong], about)
     problems += wrong + find_conflicts(config) + _weight_problems(config)
@@ -151,7 +152,7 @@ def _parse(text: str) -> Any:
 
 
 def _validate(
-    merged: dict[str, Any], base: dict[str, Any]
+    merged: dict[str, Any], base: dict[str, Any], schema: type[PipelineConfig]
 ) -> tuple[PipelineConfig | None, list[str]]:
     """Validate; in the place of a wrong value stands that of `base`, or else the field's default.
 
@@ -160,22 +161,22 @@ def _validate(
     problems: dict[tuple[str, ...], str] = {}
     while True:
         try:
-            return PipelineConfig.model_validate(merged), list(problems.values())
+            return schema.model_validate(merged), list(problems.values())
         except ValidationError as error:
             mended = merged
             for item in error.errors():
                 path = [str(part) for part in item["loc"]]
                 # What is missing because it was wrong and taken out has been told already.
-                problems.setdefault(tuple(path), _describe(item, path))
-                mended = _restore(mended, base, _known_prefix(path) or path)
+                problems.setdefault(tuple(path), _describe(item, path, schema))
+                mended = _restore(mended, base, _known_prefix(path, schema) or path)
             if mended == merged:
                 return None, list(problems.values())
             merged = mended
 
 
-def _known_prefix(path: list[str]) -> list[str]:
+def _known_prefix(path: list[str], schema: type[BaseModel]) -> list[str]:
     """The part of an error's path that names fields (not positions inside a tuple)."""
-    model: type[BaseModel] | None = PipelineConfig
+    model: type[BaseModel] | None = schema
     known = []
     for part in path:
         if model is None:
@@ -214,19 +215,19 @@ def _restore(tree: dict[str, Any], base: dict[str, Any], path: list[str]) -> dic
     return {name: value for name, value in tree.items() if name != head}
 
 
-def _describe(item: ErrorDetails, path: list[str]) -> str:
-    dotted = ".".join(_known_prefix(path))
+def _describe(item: ErrorDetails, path: list[str], schema: type[BaseModel]) -> str:
+    dotted = ".".join(_known_prefix(path, schema))
     if item["type"] == "extra_forbidden":
-        return f"unknown key {dotted!r}; {_in_its_place(dotted, path)}"
+        return f"unknown key {dotted!r}; {_in_its_place(dotted, path, schema)}"
     if item["type"] == "missing" and dotted == ".".join(path):
         return f"{dotted}: has no default and must be given"
     words = item["msg"].removeprefix("Value error, ")
     return f"{dotted}: {words[0].lower()}{words[1:]}, got {item['input']!r}"
 
 
-def _in_its_place(dotted: str, path: list[str]) -> str:
+def _in_its_place(dotted: str, path: list[str], schema: type[BaseModel]) -> str:
     """What an unknown key is called now, or which is the nearest there is."""
-    model: type[BaseModel] = PipelineConfig
+    model = schema
     for part in path[:-1]:
         model = _section(model, part) or model
     prefix = ".".join(path[:-1])
