@@ -145,7 +145,7 @@ KINDS = {
             starts_from=("intermediate", "pretrain"),
             trains=True,
             needs_labels=("train",),
-            help="fine-tune the pretrained encoder (and its baseline from scratch, if the preset has one)",
+            help="fine-tune the pretrained encoder (and the baseline, if the preset has one)",
         ),
         StageKind(
             name="finetune-scratch",
