@@ -30,9 +30,16 @@ from pipelines.runtime.tracking import open_hint
 class Request:
     """What the command line asks for.
 
-    `until` bounds the stages, `rerun` redoes some. With `render_only` nothing is run but the report
-    of what is there; `whole_command` is the one that would make the rest. `began` is
-    when its command did (epoch seconds).
+    Args:
+        config: Resolved and checked.
+        run_dir: The run's folder.
+        command: The command line, word by word.
+        until: Names of the stages to bring about, with all they need; by default all stages.
+        rerun: A stage that is done again, with all stages downstream of it.
+        render_only: Nothing is run but the report of what is there.
+        whole_command: The command line that would make what such a report lacks.
+        fetch_fashion_mnist: Download it, if the configuration names no images.
+        began: When the command was started (epoch seconds).
     """
 
     config: PipelineConfig
@@ -48,7 +55,7 @@ class Request:
 
 @dataclass
 class Outcome:
-    """What came of it, and where it lies."""
+    """What became of the stages, and where a person finds it: run folder, MLflow, log."""
 
     run_dir: Path
     mlflow: str

@@ -1,7 +1,7 @@
 """Stages addressed by content: done means never again, half done means resume.
 
 A stage lives in `stages/<name>/<key>/`. The key is a hash of the settings it declares, of its
-inputs' digests and of the code it runs; number of workers, device and paths are not in it.
+inputs' digests and of the code it runs; the number of workers, the device and paths are not in it.
 `COMPLETE.json`, written last, says that the stage is done and what its outputs are.
 """
 

@@ -1,7 +1,7 @@
-"""`COMPLETE.json`: that a stage is done, what its outputs are, and whether they still are that.
+"""`COMPLETE.json`: that a stage is done, and what its outputs were, to see whether they still are.
 
-An output is hashed once. Beside the hash stand inode, size and time of the file it is of, and while
-these stay the file is taken to be the same; one that was touched or copied is read again.
+An output is hashed once. The hash is kept with inode, size and modification time of the file: while
+these stay, the file is taken to be the same; one that was touched or copied is read again.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Content = dict[str, Any]
 
 
 class DamageError(RuntimeError):
-    """An output of a stage is not as it was written, and cannot be made again without a person."""
+    """An output is not as it was written, and a person has to decide what is to be done."""
 
 
 def mark_complete(
@@ -59,8 +59,8 @@ def read_complete(directory: Path) -> Content | None:
     return content
 
 
-def finished_ones(stage_folder: Path) -> list[Content]:
-    """What the finished runs of a stage say, the latest last; unreadable ones are passed over."""
+def finished_runs(stage_folder: Path) -> list[Content]:
+    """The content of COMPLETE.json of all runs of a stage, latest last, without unreadable ones."""
     found = []
     for path in stage_folder.glob(f"*/{COMPLETE}"):
         try:
@@ -75,7 +75,7 @@ def finished_ones(stage_folder: Path) -> list[Content]:
 def damaged(directory: Path, say: Callable[[str], None] = lambda words: None) -> dict[str, str]:
     """What is wrong with a finished stage's files, by name; empty when it is whole or not done.
 
-    Files that are as they were at the last look are not read. `say` hears of a long read.
+    Files with the inode, size and time of the last look are not read. A long read is said before.
     """
     try:
         content = read_complete(directory)

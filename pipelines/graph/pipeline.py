@@ -1,4 +1,4 @@
-"""The walk over the stages: what is done stays, what is half done goes on, the rest runs."""
+"""Runs stages in order: those that are done are skipped, those half done resumed, others run."""
 
 import json
 import time
@@ -26,8 +26,12 @@ KEY_LENGTH = 12
 
 @dataclass(frozen=True)
 class Survey:
-    """What of a pipeline is there: contexts of the stages that are done as configured, those of
-    stages that are half done, and why each of the others is not there.
+    """What is there of a pipeline, as it is configured now.
+
+    Args:
+        done: Contexts of the stages that are done, by name.
+        half_done: Contexts of the stages that were begun.
+        missing: Why each stage that is not done is not, by name.
     """
 
     done: dict[str, StageContext]
@@ -44,7 +48,7 @@ class Pipeline:
         stages: In the order they run.
         on_start: Called before a stage does anything, with its status and the reason.
         on_done: Called after it.
-        say: Hears what a person should know besides.
+        say: Called with sentences for the user.
         stage_results: What became of the stages so far.
     """
 
@@ -72,10 +76,10 @@ class Pipeline:
         }
         contexts: dict[str, StageContext] = {}
         digests: dict[str, str] = {}
-        under_way: dict[str, Rerun] = {}
-        part_of: dict[str, set[str]] = {}
+        under_way: dict[str, Rerun] = {}  # Reruns that have begun and not ended, by name.
+        part_of: dict[str, set[str]] = {}  # Those of them that a stage must be redone for.
         for stage in self.stages:
-            context = self._place(stage, digests, contexts)
+            context = self._context_of(stage, digests, contexts)
             if stage.name == rerun:
                 reruns.begin(context.directory, downstream)
             begun = reruns.noted(context.directory)
@@ -84,7 +88,7 @@ class Pipeline:
             part_of[stage.name] = {
                 name for name in names if under_way[name].covers(stage.name, stage.settings)
             }
-            result = self._visit(context, part_of[stage.name])
+            result = self._complete(context, part_of[stage.name])
             stage.check(context)
             self.stage_results.append(result)
             contexts[stage.name], digests[stage.name] = context, _digest(context)
@@ -103,7 +107,7 @@ class Pipeline:
             if absent:
                 survey.missing[stage.name] = f"it needs {', '.join(absent)}"
                 continue
-            context = self._place(stage, digests, survey.done)
+            context = self._context_of(stage, digests, survey.done)
             problems = damaged(context.directory, self.say)
             if problems:
                 words = [f"{name} {problem}" for name, problem in problems.items()]
@@ -117,9 +121,10 @@ class Pipeline:
                 survey.missing[stage.name] = why_new(context.directory.parent, context.parts)
         return survey
 
-    def _place(
+    def _context_of(
         self, stage: Stage, digests: dict[str, str], contexts: dict[str, StageContext]
     ) -> StageContext:
+        """The folder that the stage's key names; the stages it depends on have theirs."""
         parts = {
             "stage": stage.name,
             "schema": SCHEMA,
@@ -133,8 +138,8 @@ class Pipeline:
         inputs = {name: contexts[name].directory for name in stage.depends_on}
         return StageContext(stage, directory, key, parts, inputs)
 
-    def _visit(self, context: StageContext, part_of: set[str]) -> StageResult:
-        """`part_of` are the reruns under way that the stage must have been done in."""
+    def _complete(self, context: StageContext, part_of: set[str]) -> StageResult:
+        """Run a stage unless it is done; `part_of` are reruns that it must have been redone for."""
         if part_of and _done_before(context, part_of):
             kept = reruns.replace(context.directory)
             self.say(f"{context.stage.name}: what was done before is kept in {kept}")
@@ -157,7 +162,7 @@ class Pipeline:
         return StageResult(context, status, reason, seconds)
 
     def _set_damage_aside(self, context: StageContext) -> str:
-        """Make way for what has to be made again; returns what is wrong in words, or ""."""
+        """Move damaged outputs out of the way; returns what is wrong in words, or ""."""
         problems = damaged(context.directory, self.say)
         words = []
         for name, problem in problems.items():
@@ -170,7 +175,7 @@ class Pipeline:
         return "; ".join(words)
 
     def _check_inputs(self, context: StageContext) -> None:
-        """Look again at what was good when its stage was visited, perhaps days ago."""
+        """Look at the inputs again: other stages may have run for days in between."""
         for directory in context.inputs.values():
             for name, problem in damaged(directory, self.say).items():
                 raise DamageError(
@@ -180,7 +185,7 @@ class Pipeline:
 
 
 def _done_before(context: StageContext, part_of: set[str]) -> bool:
-    """Whether the stage was done, but not in these reruns."""
+    """Whether the stage is done, but was not redone for all of these reruns."""
     try:
         complete = read_complete(context.directory)
     except ValueError:
@@ -195,7 +200,7 @@ def _digest(context: StageContext) -> str:
 
 
 def needed_for(name: str, depends_on: Mapping[str, Sequence[str]]) -> list[str]:
-    """`name` and all it needs, in order; `after` has what every stage reads.
+    """`name` and all the stages it needs, in order; `depends_on` has what each reads.
 
     Raises:
         ValueError: When there is no such stage.

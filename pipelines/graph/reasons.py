@@ -1,16 +1,16 @@
-"""Why a stage runs although its like has run before, in words."""
+"""In words: why a stage runs, by comparison with its latest finished run."""
 
 from pathlib import Path
 from typing import Any
 
-from pipelines.graph.complete import finished_ones
+from pipelines.graph.complete import finished_runs
 
 SHOWN = 4
 
 
 def why_new(stage_folder: Path, parts: dict[str, Any]) -> str:
     """Compare a key's parts with those of the latest finished run of the same stage."""
-    others = finished_ones(stage_folder)
+    others = finished_runs(stage_folder)
     if not others:
         return "it has not been run here before"
     changes = _differences(others[-1]["parts"], parts)

@@ -23,18 +23,18 @@ REPLACED = "replaced"
 
 @dataclass(frozen=True)
 class Rerun:
-    """One that has not come to its end; `settings` has a digest of those of every stage in it."""
+    """A rerun that has not ended; `settings` has a digest of the settings of every stage in it."""
 
     name: str
     settings: Mapping[str, str]
     note: Path
 
     def covers(self, stage: str, settings: Mapping[str, Any]) -> bool:
-        """Whether a stage is in it: one of another configuration is not."""
+        """Whether a stage with these settings is in it; a stage of another configuration is not."""
         return self.settings.get(stage) == digest_of(settings)
 
     def end(self) -> None:
-        """Everything is done again."""
+        """Remove the note: all stages were redone."""
         self.note.unlink(missing_ok=True)
 
 

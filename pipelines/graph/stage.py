@@ -18,8 +18,8 @@ class Stage:
         settings: The part of the configuration that decides the result; JSON values.
         depends_on: Names of the stages whose outputs it reads.
         code: Functions that make the result; their source, and that of all they use, is in the key.
-        check: Looks at the outputs, whenever they were made, before another stage reads them;
-            raises when that cannot go well.
+        check: Called when the stage is done, by this command or before; raises where other stages
+            cannot use the outputs.
         when_damaged: What a person is to do about an output that is not as it was written. Without
             it the file is set aside and `run` makes it again.
     """
@@ -35,7 +35,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageContext:
-    """Where a stage works, and where its inputs lie."""
+    """Where a stage works, and where its inputs are.
+
+    Args:
+        stage: The stage.
+        directory: Its own folder, `stages/<name>/<key>`.
+        key: Hash of the parts.
+        parts: What decides the result: settings, digests of the inputs, digest of the code.
+        inputs: Folders of the stages it depends on, by name.
+    """
 
     stage: Stage
     directory: Path
@@ -46,7 +54,7 @@ class StageContext:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What became of one stage: "done" before, "resumed" or "run" now, and why."""
+    """What became of a stage: `status` is "done" (before), "resumed" or "run"; `reason` says why."""
 
     context: StageContext
     status: str

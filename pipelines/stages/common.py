@@ -81,7 +81,7 @@ def run_training(context: StageContext, session: Session, job: TrainJob, weights
     With `ema_decay` their moving average is written beside it.
     """
     job = replace(job, metadata=metadata_of(job).as_entries())
-    total = job.total_steps  # Refused here, what does not fit the images costs no worker.
+    total = job.total_steps  # Raises before workers start, if the recipe does not fit the images.
     last = _last_good(job)
     with session.attempt(context) as run:
         if last is None or last.step != total:

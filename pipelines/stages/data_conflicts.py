@@ -42,7 +42,7 @@ def find_data_conflicts(
     if any(kind.needs_labels for kind in readers):
         several = collection_of(config, written).multi_label
         problems += _several_labels(config, data, several, readers, images)
-    # The control has the recipe of what it is compared with, and so its problems.
+    # A baseline has the recipe of the stage it is compared with, and so the same problems.
     return list(dict.fromkeys(problems))
 
 
@@ -79,21 +79,21 @@ def _labels(
     `data` is the name of the section with the images.
     """
     train, val = images["train"], images["val"]
-    learning = [kind.name for kind in readers if "train" in kind.needs_labels]
-    judging = [kind.name for kind in readers if _is_judged(config, kind)]
-    if learning and train.unlabelled:
+    need_train = [kind.name for kind in readers if "train" in kind.needs_labels]
+    need_val = [kind.name for kind in readers if _uses_val_labels(config, kind)]
+    if need_train and train.unlabelled:
         some = train.unlabelled < train.images
         other = f"{data}.classes leaves them out" if some else "give images with classes"
         yield (
-            f"{data}: {_without_labels(train, 'training', source)}, which {', '.join(learning)} "
+            f"{data}: {_without_labels(train, 'training', source)}, which {', '.join(need_train)} "
             f"would need; convnextv2 pretrain works, or {other}"
         )
-    elif judging and val.unlabelled:
+    elif need_val and val.unlabelled:
         yield (
-            f"{data}: {_without_labels(val, 'validation', source)}, which {', '.join(judging)} "
+            f"{data}: {_without_labels(val, 'validation', source)}, which {', '.join(need_val)} "
             f"would need; {data}.val_fraction=0.1 takes some of the training images instead"
         )
-    elif judging:
+    elif need_val:
         try:
             match_classes(
                 val.classes,
@@ -119,13 +119,13 @@ def _several_labels(
 
     `multi_label` is which of the two the settings say they are.
     """
-    strange = [
+    mismatched = [
         split for split, each in images.items() if each.classes and each.multi_label != multi_label
     ]
     have = "have one label each; false" if multi_label else "may have several labels; true"
-    for split in strange:
+    for split in mismatched:
         yield f"{data}.multi_label: the {split} images {have} would work"
-    if strange or not multi_label:
+    if mismatched or not multi_label:
         return
     if KINDS["knn"] in readers:
         yield "knn: neighbours vote for one class of an image; leave knn out"
@@ -144,7 +144,7 @@ def collection_of(config: PipelineConfig, written: str) -> DataConfig:
     return data
 
 
-def _is_judged(config: PipelineConfig, kind: StageKind) -> bool:
+def _uses_val_labels(config: PipelineConfig, kind: StageKind) -> bool:
     """Whether a stage looks at labels of validation images."""
     recipe = kind.settings(config)
     in_between = isinstance(recipe, TrainConfig) and recipe.evaluate_every is not None

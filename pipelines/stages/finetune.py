@@ -73,9 +73,9 @@ def recipe_of(config: PipelineConfig, name: str) -> FinetuneConfig:
 
 
 def initial_weights(config: PipelineConfig, context: StageContext) -> Path | None:
-    """The file that training starts from; of the step before, the average if it kept one.
+    """The file that training starts from: of the intermediate step the average, if it kept one.
 
-    The paper's 22K step keeps none; who has it keep one, wants it used.
+    The paper's 22K step keeps none. Where one is kept, it is meant to be used.
     """
     if "pretrain" in context.inputs:
         return (context.inputs["pretrain"] / pretrain.WEIGHTS).resolve()

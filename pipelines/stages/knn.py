@@ -1,8 +1,8 @@
 """Stage `knn`: nearest neighbours of the pretrained encoder's features, without any training.
 
-Every worker keeps the features of its share of the training images. The validation images go
-round: each worker's queries, some at a time, are shown to all, who answer with the nearest of
-their own; whose queries they are merges the answers.
+Every worker keeps the features of its share of the training images. Each worker in turn broadcasts
+the features of its validation images, some at a time; all workers answer with the nearest of their
+own training images, and the worker that asked merges the answers.
 """
 
 import time

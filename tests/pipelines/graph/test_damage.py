@@ -83,7 +83,7 @@ def test_a_torn_record_of_completion_is_damage_too(kitchen: Kitchen) -> None:
     assert {status for status, _ in kitchen.run().values()} == {"done"}
 
 
-def test_what_changes_after_the_visit_is_not_read(kitchen: Kitchen) -> None:
+def test_an_input_that_has_changed_in_between_is_not_read(kitchen: Kitchen) -> None:
     kitchen.run()
     pipeline = kitchen.pipeline()
     bread, butter, toast = pipeline.stages
