@@ -54,7 +54,7 @@ class StageContext:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What became of a stage: `status` is "done" (before), "resumed" or "run"; `reason` says why."""
+    """What became of a stage: "done" (before), "resumed" or "run", and the reason."""
 
     context: StageContext
     status: str
