@@ -34,7 +34,11 @@ BY_NAME = {
         "convnextv2/sizes.py",
         "pipelines/stages/evaluate.py",
     ],
-    "report": ["pipelines/report/templates/report.html.j2", "pipelines/runtime/events.py"],
+    "report": [
+        "pipelines/graph/kinds.py",
+        "pipelines/report/templates/report.html.j2",
+        "pipelines/runtime/events.py",
+    ],
 }
 ELSEWHERE = [
     "convnextv2/export.py",
