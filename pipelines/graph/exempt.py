@@ -8,7 +8,7 @@ EXEMPT = frozenset(
     {
         # Settings are in a stage's key by value, those that decide its result.
         "pipelines.config",
-        # Keys, and the books about what is done; not which stages there are, for the report says it.
+        # Keys, and the books about what is done; not the records of stages, which the report shows.
         "pipelines.graph.__init__",
         "pipelines.graph.complete",
         "pipelines.graph.keys",
