@@ -45,6 +45,13 @@ CONFLICTS = {
         "would work",
         "data.write.mode=raw",
     ),
+    "zero and the precision of one recipe": (
+        "demo",
+        ["cluster.zero.stage=0", "cluster.use_gpu=true", "finetune.dtype=bf16"],
+        "cluster.zero.stage: 0 in bf16 has DeepSpeed wait for the GPU and treat every parameter by "
+        "itself; stage 1 is faster and needs no more memory",
+        "finetune.dtype=fp32",
+    ),
     "zero and workers": (
         "demo",
         ["cluster.zero.stage=3", "cluster.zero.hpz_partition_size=3"],
