@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from convnextv2.data.collection import RGB, PixelFormat
+from convnextv2.data.collection import RGB, PixelFormat, Pixels
 from convnextv2.data.decoding import Problem, library, locate, view, view_bands
 from convnextv2.data.ffcv_compat import AllocationQuery, Operation, njit, prange
 from convnextv2.randomness import Draw, uniform
@@ -139,15 +139,15 @@ class DecodeView(Operation):
 
 @njit(cache=True, nogil=True, parallel=True)
 def serve_views(
-    table: Any,
-    indices: Any,
-    clock: Any,
-    kind: Any,
-    numbers: Any,
-    filter_code: Any,
-    decode_code: Any,
-    images: Any,
-    problems: Any,
+    table: NDArray[np.void],
+    indices: NDArray[np.int64],
+    clock: NDArray[np.uint64],
+    kind: int,
+    numbers: NDArray[np.float64],
+    filter_code: int,
+    decode_code: int,
+    images: Pixels,
+    problems: NDArray[np.uint8],
 ) -> None:
     """Fill `images` (B, H, W, channels) with the views of `indices`, and `problems` (B, 1)."""
     pixel_bytes = images.shape[3] * images.itemsize
@@ -162,7 +162,13 @@ def serve_views(
 
 
 @njit(cache=True, nogil=True)
-def show(place: Any, box: Any, filter_code: Any, decode_code: Any, image: Any) -> int:
+def show(
+    place: NDArray[np.int64],
+    box: NDArray[np.float64],
+    filter_code: int,
+    decode_code: int,
+    image: Pixels,
+) -> int:
     """Write the box of the image at `place` to `image` (H, W, channels); returns the problem."""
     height, width, channels = image.shape
     source, cut, out = place.ctypes.data, box.ctypes.data, image.ctypes.data
@@ -173,8 +179,14 @@ def show(place: Any, box: Any, filter_code: Any, decode_code: Any, image: Any) -
 
 @njit(cache=True, nogil=True)
 def choose_box(
-    kind: Any, numbers: Any, clock: Any, sample: Any, height: Any, width: Any, size: Any
-) -> Any:
+    kind: int,
+    numbers: NDArray[np.float64],
+    clock: NDArray[np.uint64],
+    sample: np.uint64,
+    height: int,
+    width: int,
+    size: tuple[int, int],
+) -> NDArray[np.float64]:
     """The box of a view: top, left, bottom, right, mirrored, and whether pixels beyond count."""
     if kind == RANDOM:
         top, left, h, w, mirrored = random_crop(numbers, clock[0], clock[1], sample, height, width)
@@ -192,7 +204,12 @@ def choose_box(
 
 @njit(cache=True, nogil=True)
 def random_crop(
-    numbers: Any, seed: Any, epoch: Any, sample: Any, height: Any, width: Any
+    numbers: NDArray[np.float64],
+    seed: np.uint64,
+    epoch: np.uint64,
+    sample: np.uint64,
+    height: int,
+    width: int,
 ) -> tuple[int, int, int, int, bool]:
     """Top, left, height, width and whether to mirror, as torchvision chooses them."""
     scale_low, scale_high, log_low, log_high, flip = numbers

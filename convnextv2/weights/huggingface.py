@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from convnextv2.weights.geometry import Geometry
 from convnextv2.weights.metadata import Evaluation, Metadata
@@ -24,7 +23,7 @@ NUMBERED = re.compile(r"LABEL_\d+")
 
 def model_config(
     geometry: Geometry, classes: Sequence[str], evaluation: Evaluation
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What `config.json` says; the model is built by it, and its number of classes by `id2label`.
 
     `layer_norm_eps` is the final norm's, 1e-12 by default there and 1e-6 in the published models.
@@ -52,7 +51,7 @@ def model_config(
     }
 
 
-def preprocessor_config(evaluation: Evaluation) -> dict[str, Any]:
+def preprocessor_config(evaluation: Evaluation) -> dict[str, object]:
     """What `preprocessor_config.json` says.
 
     Not ConvNeXt's own processor, which squashes from 384 px on and nowhere else. BiT's resizes

@@ -3,7 +3,6 @@
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from convnextv2 import PathLike
 from convnextv2.weights.files import Contents, open_weights
@@ -63,7 +62,7 @@ class Inspection:
     def why_no_reconstruction(self) -> str:
         return why_no_decoder(self.geometry)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {
             "file": str(self.file),
             "dialect": self.dialect,

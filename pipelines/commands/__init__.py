@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import NoReturn, TypeAlias
 
 RENAMED = {
@@ -25,17 +26,34 @@ class Parser(argparse.ArgumentParser):
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 """What `add_subparsers` of a parser returns."""
+Act = Callable[[argparse.Namespace], int]
+"""Does what a command is for; returns its exit code."""
 
 
-def command(commands: Commands, name: str, help_text: str, example: str) -> Parser:
-    """Add a command to `commands`; its help ends in `example`."""
-    return commands.add_parser(
+def command(
+    commands: Commands, name: str, help_text: str, example: str, act: Act | None = None
+) -> Parser:
+    """Add a command to `commands`; its help ends in `example`.
+
+    With `act` the command is run by it and takes --json; without, the caller sees to both.
+    """
+    made = commands.add_parser(
         name,
         help=help_text,
         description=help_text,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if act is not None:
+        made.add_argument("--json", action="store_true", help="print the results as JSON")
+        made.set_defaults(act=act)
+    return made
+
+
+def command_group(commands: Commands, name: str, help_text: str, example: str) -> Commands:
+    """Add a command that has verbs, and return what these are added to."""
+    group = command(commands, name, help_text, example)
+    return group.add_subparsers(dest="verb", required=True, metavar="VERB")
 
 
 def say(words: str) -> None:

@@ -48,6 +48,7 @@ def _add_reconstruct(commands: Commands) -> None:
         "reconstruct",
         "show what a pretrained model puts in hidden patches: gallery.html and gallery.png",
         "convnextv2 reconstruct fcmae.safetensors photos/ --output gallery/ --max-images 8",
+        _act_reconstruct,
     )
     parser.add_argument("weights", type=Path, help="weights of a pretraining, with the decoder")
     parser.add_argument("images", type=Path, help="folder of images, flat or in class folders")
@@ -68,8 +69,6 @@ def _add_reconstruct(commands: Commands) -> None:
         action="store_true",
         help="the model was pretrained with norm_pix_loss=false",
     )
-    parser.add_argument("--json", action="store_true", help="print loss and files as JSON")
-    parser.set_defaults(act=_act_reconstruct)
 
 
 def _add_collapse(commands: Commands) -> None:
@@ -78,6 +77,7 @@ def _add_collapse(commands: Commands) -> None:
         "collapse",
         "measure how alike the channels of each block are, of two checkpoints side by side",
         "convnextv2 collapse ours.safetensors theirs.pt --images val/ --output collapse/",
+        _act_collapse,
     )
     parser.add_argument("weights", type=Path, help="weights of any kind")
     parser.add_argument("other", type=Path, nargs="?", help="weights to compare with")
@@ -92,8 +92,6 @@ def _add_collapse(commands: Commands) -> None:
     parser.add_argument(
         "--block", help="whose maps are drawn, such as stages.2.5 (default: the last of stages.2)"
     )
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    parser.set_defaults(act=_act_collapse)
 
 
 def _add_export(commands: Commands) -> None:
@@ -102,6 +100,7 @@ def _add_export(commands: Commands) -> None:
         "export",
         "write a model as ONNX or torch.export program, and check it against PyTorch",
         "convnextv2 export model.safetensors model.onnx --format onnx",
+        _act_export,
     )
     parser.add_argument("weights", type=Path, help="weights of any kind")
     parser.add_argument("destination", type=Path, help="file to write")
@@ -126,8 +125,6 @@ def _add_export(commands: Commands) -> None:
         metavar="N|dynamic",
         help="images in a batch (default: dynamic, any number)",
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(act=_act_export)
 
 
 def _act_reconstruct(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from pipelines.commands import Commands, command
+from pipelines.commands import Commands, command, command_group
 from pipelines.graph.complete import COMPLETE, verified_outputs
 
 # Where the checkpoints lie, seen from a checkpoints folder, a stage folder and a run folder.
@@ -51,22 +51,19 @@ class Found:
 
 def add_checkpoint_commands(commands: Commands) -> None:
     """Add `checkpoint` and its verbs."""
-    checkpoint = command(
+    verbs = command_group(
         commands,
         "checkpoint",
         "list the checkpoints of a run, check them, and take the weights out",
         "convnextv2 checkpoint list runs/demo",
     )
-    verbs = checkpoint.add_subparsers(dest="verb", required=True, metavar="VERB")
     listing = command(
         verbs,
         "list",
         "which checkpoints there are, and what they are of",
         "convnextv2 checkpoint list runs/demo",
+        _act_list,
     )
-    listing.add_argument("folder", type=Path, metavar="DIR", help=DIR_HELP)
-    listing.add_argument("--json", action="store_true", help="print as JSON")
-    listing.set_defaults(act=_act_list)
 
     verify = command(
         verbs,
@@ -74,10 +71,10 @@ def add_checkpoint_commands(commands: Commands) -> None:
         "compare checkpoints and what stages have put out with their hashes, to the last byte; "
         "exit code 1 if one differs",
         "convnextv2 checkpoint verify runs/demo",
+        _act_verify,
     )
-    verify.add_argument("folder", type=Path, metavar="DIR", help=DIR_HELP)
-    verify.add_argument("--json", action="store_true", help="print as JSON")
-    verify.set_defaults(act=_act_verify)
+    for verb in (listing, verify):
+        verb.add_argument("folder", type=Path, metavar="DIR", help=DIR_HELP)
 
     consolidate = command(
         verbs,
@@ -85,6 +82,7 @@ def add_checkpoint_commands(commands: Commands) -> None:
         "write the model's weights as one fp32 safetensors file; needs no GPU",
         "convnextv2 checkpoint consolidate runs/demo/stages/pretrain/*/checkpoints/step-00000400 "
         "--output fcmae.safetensors",
+        _act_consolidate,
     )
     consolidate.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a step-... folder"
@@ -95,8 +93,6 @@ def add_checkpoint_commands(commands: Commands) -> None:
     consolidate.add_argument(
         "--ema", action="store_true", help="the moving average (EMA) of the weights instead"
     )
-    consolidate.add_argument("--json", action="store_true", help="print what was written as JSON")
-    consolidate.set_defaults(act=_act_consolidate)
 
 
 def _act_list(options: argparse.Namespace) -> int:

@@ -5,11 +5,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, get_args
 
-from pipelines.commands import Commands, command
+from pipelines.commands import Commands, command, command_group
 from pipelines.commands.data_info import add_info_command
 from pipelines.commands.data_sample import add_sample_command
+from pipelines.config import WriteConfig
 
 if TYPE_CHECKING:
     from convnextv2.data.collection import Source
@@ -20,13 +21,12 @@ Result = TypeVar("Result")
 WRITE_EXAMPLE = (
     "convnextv2 data write /data/imagenet22k shards/train --max-resolution 384 --num-workers 32"
 )
-MODES = ("raw", "jpg", "smart", "proportion")
+MODES = get_args(WriteConfig.model_fields["mode"].annotation)
 
 
 def add_data_commands(commands: Commands) -> None:
     """Add `data` and its verbs."""
-    data = command(commands, "data", "work with image collections", WRITE_EXAMPLE)
-    verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = command_group(commands, "data", "work with image collections", WRITE_EXAMPLE)
     _add_write(verbs)
     add_info_command(verbs, _add_source_options, _open)
     verify = command(
@@ -34,56 +34,66 @@ def add_data_commands(commands: Commands) -> None:
         "verify",
         "compare shards with their manifest, to the last byte",
         "convnextv2 data verify shards/train --decode",
+        _act_verify,
     )
     verify.add_argument("folder", type=Path, help="a folder of shards")
     verify.add_argument("--decode", action="store_true", help="decode every image, too")
-    verify.add_argument("--json", action="store_true", help="print as JSON")
-    verify.set_defaults(act=_act_verify)
     add_sample_command(verbs)
 
 
 def _add_write(verbs: Commands) -> None:
     write = command(
-        verbs, "write", "write a collection as shards, one split to a folder", WRITE_EXAMPLE
+        verbs,
+        "write",
+        "write a collection as shards, one split to a folder",
+        WRITE_EXAMPLE,
+        _act_write,
     )
     write.add_argument("source", type=Path, help="the collection: any layout of docs/data.md")
     write.add_argument("destination", type=Path, help="the folder for the shards")
     _add_source_options(write)
+    usual = WriteConfig()
     write.add_argument(
         "--mode",
         choices=MODES,
-        default="jpg",
+        default=usual.mode,
         help="how images are stored, as in FFCV's RGBImageField: all as JPEG, as pixels (raw), or "
-        "some of each (default: jpg)",
+        "some of each (default: %(default)s)",
     )
     write.add_argument("--max-resolution", type=int, help="longest side in pixels (default: any)")
-    write.add_argument("--jpeg-quality", type=int, default=90, help="1 to 100 (default: 90)")
+    write.add_argument(
+        "--jpeg-quality",
+        type=int,
+        default=usual.jpeg_quality,
+        help="1 to 100 (default: %(default)s)",
+    )
     write.add_argument(
         "--smart-threshold", type=int, help="bytes from which --mode smart stores a JPEG"
     )
     write.add_argument(
         "--compress-probability",
         type=float,
-        default=0.5,
-        help="share that --mode proportion stores as JPEG (default: 0.5)",
+        default=usual.compress_probability,
+        help="share that --mode proportion stores as JPEG (default: %(default)s)",
     )
     size = write.add_mutually_exclusive_group()
     size.add_argument(
-        "--shard-gb", type=float, default=30.0, help="size of a shard in GB (default: 30)"
+        "--shard-gb",
+        type=float,
+        default=usual.shard_gb,
+        help="size of a shard in GB (default: %(default)s)",
     )
     size.add_argument("--num-shards", type=int, help="number of shards, instead of their size")
     write.add_argument(
         "--max-unreadable",
         type=int,
-        default=0,
-        help="images that may be skipped because they cannot be read (default: 0)",
+        default=usual.max_unreadable,
+        help="images that may be skipped because they cannot be read (default: %(default)s)",
     )
     write.add_argument(
         "--num-workers", type=int, default=2, help="shards written at a time (default: 2)"
     )
     write.add_argument("--address", help="a running Ray cluster (default: one is started here)")
-    write.add_argument("--json", action="store_true", help="print the manifest as JSON")
-    write.set_defaults(act=_act_write)
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -131,21 +141,15 @@ def _act_write(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from cluster.launch import Cluster, Placement
-    from convnextv2.data.writing import WriteSettings, write_collection
+    from convnextv2.data.writing import write_collection
     from convnextv2.data.writing.write import progress
     from pipelines.runtime.console import Screen
+    from pipelines.stages.write_data import write_settings
 
-    settings = WriteSettings(
-        mode=options.mode,
-        max_resolution=options.max_resolution,
-        jpeg_quality=options.jpeg_quality,
-        smart_threshold=options.smart_threshold,
-        compress_probability=options.compress_probability,
-        shard_bytes=round(options.shard_gb * 1e9),
-        num_shards=options.num_shards,
-        max_unreadable=options.max_unreadable,
-        channels=options.channels,
-        bits=options.bits,
+    # Not validated here: the writer's own settings are, and name all that is wrong.
+    given = {name: getattr(options, name) for name in WriteConfig.model_fields}
+    settings = write_settings(
+        WriteConfig.model_construct(**given), options.channels, options.num_shards
     )
     source, selection = _open(options.source, options)
     screen = Screen(Console(stderr=True, soft_wrap=True))

@@ -32,6 +32,7 @@ def add_info_command(
         "info",
         "what a folder of shards holds, or what a collection would take",
         "convnextv2 data info /data/imagenet22k",
+        _act_info,
     )
     info.add_argument("path", type=Path, help="a folder of shards, or a collection")
     add_source_options(info)
@@ -40,8 +41,7 @@ def add_info_command(
         action="store_true",
         help="of shards: mean and deviation of each channel, for values from 0 to 1",
     )
-    info.add_argument("--json", action="store_true", help="print as JSON")
-    info.set_defaults(act=_act_info, opened=opened)
+    info.set_defaults(opened=opened)
 
 
 def _act_info(options: argparse.Namespace) -> int:

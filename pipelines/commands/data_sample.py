@@ -16,6 +16,7 @@ def add_sample_command(verbs: Commands) -> None:
         "sample",
         "a contact sheet (PNG) of augmented training images",
         "convnextv2 data sample shards/train --output sheet.png --preset imagenet1k",
+        _act_sample,
     )
     sample.add_argument("folder", type=Path, help="a folder of shards")
     sample.add_argument(
@@ -30,8 +31,6 @@ def add_sample_command(verbs: Commands) -> None:
     )
     sample.add_argument("--count", type=int, default=64, help="images (default: 64)")
     sample.add_argument("--epoch", type=int, default=0, help="whose first batch (default: 0)")
-    sample.add_argument("--json", action="store_true", help="print what was drawn as JSON")
-    sample.set_defaults(act=_act_sample)
 
 
 def _act_sample(options: argparse.Namespace) -> int:

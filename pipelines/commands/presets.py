@@ -19,10 +19,9 @@ def add_presets_command(commands: Commands) -> None:
         "presets",
         "list the presets, or show all settings of one and where they are from",
         "convnextv2 presets imagenet1k-base",
+        _act_presets,
     )
     presets.add_argument("name", nargs="?", help="show this one")
-    presets.add_argument("--json", action="store_true", help="print JSON")
-    presets.set_defaults(act=_act_presets)
 
 
 def _act_presets(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.commands import Commands, command
+from pipelines.commands import Commands, command, command_group
 
 if TYPE_CHECKING:
     from convnextv2.weights import Geometry, Inspection, Metadata
@@ -14,13 +14,12 @@ if TYPE_CHECKING:
 
 def add_weights_commands(commands: Commands) -> None:
     """Add `weights` and its verbs to the subparsers `commands`."""
-    weights = command(
+    verbs = command_group(
         commands,
         "weights",
         "look into weight files, and convert them for other libraries",
         "convnextv2 weights inspect convnextv2_atto_1k_224_ema.pt",
     )
-    verbs = weights.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_inspect(verbs)
     _add_convert(verbs)
 
@@ -31,10 +30,9 @@ def _add_inspect(verbs: Commands) -> None:
         "inspect",
         "say what model a file holds, from whom, and what it can be used for",
         "convnextv2 weights inspect checkpoint-799.pth --json",
+        _act_inspect,
     )
     _add_source(parser)
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    parser.set_defaults(act=_act_inspect)
 
 
 def _add_convert(verbs: Commands) -> None:
@@ -43,6 +41,7 @@ def _add_convert(verbs: Commands) -> None:
         "convert",
         "write weights for the official code, timm or Hugging Face transformers",
         "convnextv2 weights convert model.safetensors convnextv2-atto/ --to hf",
+        _act_convert,
     )
     _add_source(parser)
     parser.add_argument(
@@ -66,8 +65,6 @@ def _add_convert(verbs: Commands) -> None:
         metavar="SHARE|squash",
         help="central share of an image that is evaluated, or all of it whatever its ratio",
     )
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
-    parser.set_defaults(act=_act_convert)
 
 
 def crop(text: str) -> float:

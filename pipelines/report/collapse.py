@@ -73,12 +73,7 @@ def analyse_collapse(
         "skipped": views.skipped,
         "image_size": list(image_size),
         "checkpoints": [
-            {
-                "weights": str(path),
-                "mean_distance": checkpoint.mean_distance,
-                "blocks": [asdict(measured) for measured in checkpoint.blocks],
-            }
-            for path, checkpoint in zip(files, checkpoints, strict=True)
+            _numbers(path, checkpoint) for path, checkpoint in zip(files, checkpoints, strict=True)
         ],
     }
     facts = {"images": f"{len(views.shown):,}", "size": f"{image_size[0]} × {image_size[1]}"}
@@ -93,6 +88,14 @@ def analyse_collapse(
             partial.write_bytes(content)
     write_json(output / "collapse.json", result)
     return result
+
+
+def _numbers(path: Path, checkpoint: Checkpoint) -> dict[str, object]:
+    return {
+        "weights": str(path),
+        "mean_distance": checkpoint.mean_distance,
+        "blocks": [asdict(measured) for measured in checkpoint.blocks],
+    }
 
 
 def _show(views: Views, meters: Sequence[CollapseMeter]) -> Tensor:

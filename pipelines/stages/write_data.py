@@ -139,10 +139,17 @@ def _write(
     return outputs
 
 
-def write_settings(write: WriteConfig, channels: int) -> WriteSettings:
-    """Settings of the writer from those of a pipeline."""
+def write_settings(
+    write: WriteConfig, channels: int, num_shards: int | None = None
+) -> WriteSettings:
+    """Settings of the writer from those of a pipeline; `num_shards` takes the place of their size.
+
+    Raises:
+        DataError: Naming all values that cannot be.
+    """
     return WriteSettings(
         channels=channels,
+        num_shards=num_shards,
         **write.model_dump(exclude={"shard_gb"}),
         shard_bytes=round(write.shard_gb * 1e9),
     )

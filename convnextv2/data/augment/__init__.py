@@ -5,12 +5,11 @@ alone. Its code is kept on disk by numba, so that only the first process of a ma
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from convnextv2.data.augment.color import ColorJitter
 from convnextv2.data.augment.erasing import RandomErasing
 from convnextv2.data.augment.mixing import Mixing
-from convnextv2.data.augment.operation import Clock
+from convnextv2.data.augment.operation import Clock, InPlace
 from convnextv2.data.augment.rand_augment import RandAugment
 from convnextv2.data.collection import RGB, PixelFormat
 from convnextv2.tasks import IMAGENET, Normalization
@@ -32,7 +31,7 @@ class Augment:
 
     def operations(
         self, clock: Clock, pixel_format: PixelFormat = RGB, normalization: Normalization = IMAGENET
-    ) -> list[Any]:
+    ) -> list[InPlace]:
         """FFCV operations that look at `clock`, [seed, epoch], for images of a collection.
 
         With mixing, the last one hands on (images, coefficients) in place of images.

@@ -1,9 +1,9 @@
 """Colour jitter as torchvision's: brightness, contrast, saturation and hue, in a random order."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convnextv2.data.augment import pixels
 from convnextv2.data.augment.operation import Clock, InPlace
@@ -41,7 +41,13 @@ class ColorJitter:
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def jitter(images: Any, indices: Any, clock: Any, low: Any, high: Any) -> None:
+def jitter(
+    images: NDArray[np.uint8],
+    indices: NDArray[np.int64],
+    clock: Clock,
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+) -> None:
     """Jitter a batch in place; `low` and `high` (4,) bound the factors."""
     for slot in prange(len(indices)):
         sample = np.uint64(indices[slot])

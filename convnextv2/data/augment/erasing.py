@@ -6,9 +6,10 @@ feel. The noise is looked up: 16 random bits choose one of its quantiles.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from convnextv2.data.augment.operation import Clock, InPlace
@@ -77,7 +78,12 @@ def quantiles(normalization: Normalization = IMAGENET, *, constant: bool = False
 
 @njit(cache=True, nogil=True, parallel=True)
 def erase(
-    images: Any, indices: Any, clock: Any, numbers: Any, colors: Any, every_pixel: Any
+    images: Pixels,
+    indices: NDArray[np.int64],
+    clock: Clock,
+    numbers: NDArray[np.float64],
+    colors: Pixels,
+    every_pixel: bool,
 ) -> None:
     """Erase in a batch, in place; `colors` (channels, CHOICES) are what a channel may become."""
     seed, epoch = clock
@@ -93,7 +99,12 @@ def erase(
 
 @njit(cache=True, nogil=True)
 def rectangle(
-    seed: Any, epoch: Any, sample: Any, image_height: Any, image_width: Any, numbers: Any
+    seed: np.uint64,
+    epoch: np.uint64,
+    sample: np.uint64,
+    image_height: int,
+    image_width: int,
+    numbers: NDArray[np.float64],
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width; of no size when nothing fitted."""
     area_low, area_high, log_low, log_high = numbers[1:]
@@ -114,7 +125,7 @@ def rectangle(
 
 
 @njit(cache=True, nogil=True)
-def fill(part: Any, key: Any, colors: Any, every_pixel: Any) -> None:
+def fill(part: Pixels, key: np.uint64, colors: Pixels, every_pixel: bool) -> None:
     """Colours for (H, W, channels), four channels from every 64 bits."""
     choice = np.uint64(CHOICES - 1)
     channels = part.shape[2]

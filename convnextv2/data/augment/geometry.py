@@ -6,11 +6,13 @@ in some thousands differs, by one. numba makes vector code of plain loops over a
 the passes over whole rows.
 """
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import NDArray
 
+from convnextv2.data.collection import RGBImage
 from convnextv2.data.ffcv_compat import njit
+
+Weights = tuple[np.float32, np.float32, np.float32, np.float32]
 
 FILL = (124, 116, 104)
 """ImageNet's mean colour."""
@@ -19,7 +21,7 @@ TINY = np.float32(2e-4)
 
 
 @njit(cache=True, nogil=True)
-def slide_rows(image: Any, slope: Any, offset: Any) -> None:
+def slide_rows(image: RGBImage, slope: float, offset: float) -> None:
     """Pixel (x, y) comes from (x + slope (y + 1/2) + offset, y); of a transposed image, columns."""
     height, width = image.shape[:2]
     line, moved = np.empty(3 * (width + 4), np.float32), np.empty(3 * width, np.float32)
@@ -46,7 +48,7 @@ def slide_rows(image: Any, slope: Any, offset: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def weigh(line: Any, weights: Any, out: Any) -> None:
+def weigh(line: NDArray[np.float32], weights: Weights, out: NDArray[np.float32]) -> None:
     """Every value of `out` is a weighted sum of those at the same place of four pixels."""
     count = len(out)
     a, b, c, d = line[:count], line[3 : count + 3], line[6 : count + 6], line[9 : count + 9]
@@ -56,7 +58,7 @@ def weigh(line: Any, weights: Any, out: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def rotate(image: Any, degrees: Any) -> None:
+def rotate(image: RGBImage, degrees: float) -> None:
     """Turn counter-clockwise about the centre."""
     height, width = image.shape[:2]
     angle = -np.radians(degrees)
@@ -88,7 +90,7 @@ def rotate(image: Any, degrees: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def packed(image: Any) -> Any:
+def packed(image: RGBImage) -> NDArray[np.int32]:
     """Pixels as one integer each, with two more on every side, those of the border again."""
     height, width = image.shape[:2]
     frame = np.empty((height + 4, width + 4), np.int32)
@@ -100,7 +102,15 @@ def packed(image: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def gather(frame: Any, from_x: Any, from_y: Any, x: Any, taps: Any, across: Any, down: Any) -> None:
+def gather(
+    frame: NDArray[np.int32],
+    from_x: float,
+    from_y: float,
+    x: int,
+    taps: NDArray[np.int32],
+    across: NDArray[np.float32],
+    down: NDArray[np.float32],
+) -> None:
     """Put the 16 pixels around a place, and their weights, into column `x` of the tables."""
     left, top = int(from_x + 1.5), int(from_y + 1.5)
     across[0, x], across[1, x], across[2, x], across[3, x] = cubic(from_x + 1.5 - left)
@@ -114,7 +124,13 @@ def gather(frame: Any, from_x: Any, from_y: Any, x: Any, taps: Any, across: Any,
 
 
 @njit(cache=True, nogil=True)
-def add(sums: Any, down: Any, across: Any, pixels: Any, shift: Any) -> None:
+def add(
+    sums: NDArray[np.float32],
+    down: NDArray[np.float32],
+    across: NDArray[np.float32],
+    pixels: NDArray[np.int32],
+    shift: np.int32,
+) -> None:
     """Add one tap of one channel, for a row of pixels."""
     for x in range(len(sums)):
         value = np.float32((pixels[x] >> shift) & np.int32(255))
@@ -122,7 +138,7 @@ def add(sums: Any, down: Any, across: Any, pixels: Any, shift: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def cubic(distance: Any) -> Any:
+def cubic(distance: float) -> Weights:
     """Weights of four neighbours, the second of which is `distance` away."""
     t, one, two = np.float32(distance), np.float32(1), np.float32(2)
     return (
@@ -134,6 +150,6 @@ def cubic(distance: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def byte(value: Any) -> Any:
+def byte(value: np.float32) -> np.uint8:
     """Cut off, as Pillow does it."""
     return np.uint8(np.int32(min(np.float32(255), max(np.float32(0), value + TINY))))

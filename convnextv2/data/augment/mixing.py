@@ -7,11 +7,12 @@ its mode "elem". Pixels are mixed as bytes, rounded, as in timm's FastCollateMix
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convnextv2.data.augment.operation import Clock, InPlaceWithCoefficients
+from convnextv2.data.collection import Pixels
 from convnextv2.data.ffcv_compat import njit, prange
 from convnextv2.randomness import Draw, symmetric_beta, uniform
 
@@ -55,7 +56,13 @@ class Mixing:
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def mix_pairs(images: Any, indices: Any, clock: Any, coefficients: Any, numbers: Any) -> None:
+def mix_pairs(
+    images: Pixels,
+    indices: NDArray[np.int64],
+    clock: Clock,
+    coefficients: NDArray[np.float32],
+    numbers: NDArray[np.float64],
+) -> None:
     """Mix rows 2q and 2q + 1 in place; `coefficients` (B,) get the fraction of the own image."""
     for pair in prange(len(indices) // 2):
         one, other = 2 * pair, 2 * pair + 1
@@ -65,7 +72,9 @@ def mix_pairs(images: Any, indices: Any, clock: Any, coefficients: Any, numbers:
 
 
 @njit(cache=True, nogil=True)
-def mix_in(own: Any, partner: Any, clock: Any, index: Any, numbers: Any) -> float:
+def mix_in(
+    own: Pixels, partner: Pixels, clock: Clock, index: np.int64, numbers: NDArray[np.float64]
+) -> float:
     """Change `own` (H, W, channels) in place; its fraction of the result."""
     fraction, box = choose(clock, np.uint64(index), own.shape[0], own.shape[1], numbers)
     top, left, bottom, right = box
@@ -81,7 +90,7 @@ def mix_in(own: Any, partner: Any, clock: Any, index: Any, numbers: Any) -> floa
 
 @njit(cache=True, nogil=True)
 def choose(
-    clock: Any, sample: Any, height: Any, width: Any, numbers: Any
+    clock: Clock, sample: np.uint64, height: int, width: int, numbers: NDArray[np.float64]
 ) -> tuple[float, tuple[int, int, int, int]]:
     """Share of the own image, and the box (top, left, bottom, right) of cutmix; empty: mixup."""
     seed, epoch = clock
@@ -101,7 +110,7 @@ def choose(
 
 
 @njit(cache=True, nogil=True)
-def blend(own: Any, partner: Any, fraction: Any) -> None:
+def blend(own: Pixels, partner: Pixels, fraction: np.float32) -> None:
     """Weighted mean of values, rounded, into `own`."""
     rest = np.float32(1.0) - fraction
     for k in range(len(own)):

@@ -19,7 +19,7 @@ class InPlace(Operation):
     The clock is [seed, epoch], changed by who owns it between epochs.
     """
 
-    def __init__(self, kernel: Kernel, clock: Clock, *numbers: Any) -> None:
+    def __init__(self, kernel: Kernel, clock: Clock, *numbers: float | NDArray[np.generic]) -> None:
         super().__init__()
         self.kernel, self.clock, self.numbers = kernel, clock, numbers
 

@@ -5,17 +5,19 @@ off not rounded) and torchvision's change of hue through Pillow's HSV. Arithmeti
 bits, which numba turns into vector code.
 """
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import NDArray
 
+from convnextv2.data.collection import RGBImage
 from convnextv2.data.ffcv_compat import njit
+
+Value = int | np.integer
 
 ZERO, ONE, HALF, LARGEST = np.float32(0), np.float32(1), np.float32(0.5), np.float32(255)
 
 
 @njit(cache=True, nogil=True)
-def look_up(image: Any, table: Any) -> None:
+def look_up(image: RGBImage, table: NDArray[np.uint8]) -> None:
     """Replace values by `table` (3, 256), one row per channel."""
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
@@ -24,7 +26,7 @@ def look_up(image: Any, table: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def histogram(image: Any) -> Any:
+def histogram(image: RGBImage) -> NDArray[np.int64]:
     """Counts (3, 256) of the values of each channel."""
     counts = np.zeros((3, 256), np.int64)
     for y in range(image.shape[0]):
@@ -35,7 +37,7 @@ def histogram(image: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def autocontrast(image: Any) -> None:
+def autocontrast(image: RGBImage) -> None:
     """Stretch every channel to the whole range."""
     counts = histogram(image)
     table = np.empty((3, 256), np.uint8)
@@ -55,7 +57,7 @@ def autocontrast(image: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def equalize(image: Any) -> None:
+def equalize(image: RGBImage) -> None:
     """Give every channel a flat histogram."""
     counts = histogram(image)
     table = np.empty((3, 256), np.uint8)
@@ -72,7 +74,7 @@ def equalize(image: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def posterize(image: Any, bits: Any) -> None:
+def posterize(image: RGBImage, bits: int) -> None:
     """Keep the highest `bits` bits."""
     mask = np.uint8(256 - (1 << (8 - bits))) if bits > 0 else np.uint8(0)
     values = image.reshape(-1)
@@ -81,7 +83,7 @@ def posterize(image: Any, bits: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def solarize(image: Any, threshold: Any) -> None:
+def solarize(image: RGBImage, threshold: int) -> None:
     """Invert values from `threshold` on; from 0 on is all of them."""
     values, bound = image.reshape(-1), np.int32(threshold)
     for k in range(len(values)):
@@ -90,7 +92,7 @@ def solarize(image: Any, threshold: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def solarize_add(image: Any, add: Any) -> None:
+def solarize_add(image: RGBImage, add: int) -> None:
     """Add to values below 128."""
     values, more = image.reshape(-1), np.int32(add)
     for k in range(len(values)):
@@ -99,7 +101,7 @@ def solarize_add(image: Any, add: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def luminance(red: Any, green: Any, blue: Any) -> Any:
+def luminance(red: Value, green: Value, blue: Value) -> np.int32:
     """ITU-R 601-2 luma, in Pillow's fixed point."""
     weighted = (
         np.int32(red) * np.int32(19595)
@@ -110,20 +112,20 @@ def luminance(red: Any, green: Any, blue: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def blend(base: Any, value: Any, factor: Any) -> Any:
+def blend(base: Value, value: Value, factor: np.float32) -> np.uint8:
     """From `base` (0) over `value` (1) beyond it, cut off to a byte."""
     mixed = np.float32(base) + factor * np.float32(np.int32(value) - np.int32(base))
     return np.uint8(np.int32(min(LARGEST, max(ZERO, mixed))))
 
 
 @njit(cache=True, nogil=True)
-def brightness(image: Any, factor: Any) -> None:
+def brightness(image: RGBImage, factor: float) -> None:
     """Blend with black."""
     blend_with(image, 0, factor)
 
 
 @njit(cache=True, nogil=True)
-def contrast(image: Any, factor: Any) -> None:
+def contrast(image: RGBImage, factor: float) -> None:
     """Blend with the mean luminance."""
     total = 0
     for y in range(image.shape[0]):
@@ -133,7 +135,7 @@ def contrast(image: Any, factor: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def blend_with(image: Any, grey: Any, factor: Any) -> None:
+def blend_with(image: RGBImage, grey: int, factor: float) -> None:
     """Blend with one grey value."""
     values, base, strength = image.reshape(-1), np.int32(grey), np.float32(factor)
     for k in range(len(values)):
@@ -141,7 +143,7 @@ def blend_with(image: Any, grey: Any, factor: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def saturation(image: Any, factor: Any) -> None:
+def saturation(image: RGBImage, factor: float) -> None:
     """Blend with the grey image (`ImageEnhance.Color`)."""
     strength = np.float32(factor)
     for y in range(image.shape[0]):
@@ -154,7 +156,7 @@ def saturation(image: Any, factor: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def sharpness(image: Any, factor: Any) -> None:
+def sharpness(image: RGBImage, factor: float) -> None:
     """Blend with the image smoothed by 3 x 3, whose border stays as it is."""
     source = image.copy()
     height, width = image.shape[:2]
@@ -173,7 +175,14 @@ def sharpness(image: Any, factor: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def sharpen(own: Any, left: Any, middle: Any, right: Any, factor: Any, out: Any) -> None:
+def sharpen(
+    own: NDArray[np.uint8],
+    left: NDArray[np.int32],
+    middle: NDArray[np.int32],
+    right: NDArray[np.int32],
+    factor: float,
+    out: NDArray[np.uint8],
+) -> None:
     """Blend `own` with the mean, in which it counts five times, of the sums around it."""
     strength = np.float32(factor)
     for k in range(len(out)):
@@ -183,7 +192,7 @@ def sharpen(own: Any, left: Any, middle: Any, right: Any, factor: Any, out: Any)
 
 
 @njit(cache=True, nogil=True)
-def hue(image: Any, factor: Any) -> None:
+def hue(image: RGBImage, factor: float) -> None:
     """Turn the colour circle by `factor` of it (torchvision's `adjust_hue`)."""
     turn = int(factor * 255)
     for y in range(image.shape[0]):
@@ -194,7 +203,7 @@ def hue(image: Any, factor: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def to_hsv(red: Any, green: Any, blue: Any) -> tuple[int, int, int]:
+def to_hsv(red: Value, green: Value, blue: Value) -> tuple[int, int, int]:
     """Hue, saturation and value, a byte each, in the precisions in which Pillow computes them."""
     r, g, b = int(red), int(green), int(blue)
     high, low = max(r, g, b), min(r, g, b)
@@ -217,7 +226,7 @@ def to_hsv(red: Any, green: Any, blue: Any) -> tuple[int, int, int]:
 
 
 @njit(cache=True, nogil=True)
-def from_hsv(angle: Any, saturation: Any, value: Any) -> tuple[int, int, int]:
+def from_hsv(angle: int, saturation: int, value: int) -> tuple[int, int, int]:
     """Red, green and blue."""
     if saturation == 0:
         return value, value, value

@@ -6,12 +6,13 @@ probability 0.5 at a magnitude drawn around the given one.
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convnextv2.data.augment import geometry, pixels
 from convnextv2.data.augment.operation import Clock, InPlace
+from convnextv2.data.collection import RGBImage
 from convnextv2.data.ffcv_compat import njit, prange
 from convnextv2.randomness import Draw, normal, uniform
 
@@ -72,7 +73,12 @@ class RandAugment:
 
 @njit(cache=True, nogil=True, parallel=True)
 def rand_augment(
-    images: Any, indices: Any, clock: Any, magnitude: Any, std: Any, layers: Any
+    images: NDArray[np.uint8],
+    indices: NDArray[np.int64],
+    clock: Clock,
+    magnitude: float,
+    std: float,
+    layers: int,
 ) -> None:
     """Augment a batch in place."""
     seed, epoch = clock
@@ -90,7 +96,7 @@ def rand_augment(
 
 
 @njit(cache=True, nogil=True)
-def apply(image: Any, op: Any, level: Any, negative: Any) -> None:
+def apply(image: RGBImage, op: int, level: float, negative: bool) -> None:
     """Apply operation `op` at `level` in [0, 1] to (H, W, 3), in place."""
     sign = -1.0 if negative else 1.0
     enhance = max(0.1, 1.0 + sign * level * 0.9)

@@ -8,7 +8,6 @@ whatever lies beside it; an underexposed one of an undeclared depth comes out br
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +36,7 @@ class Samples:
     declared_bits: int | None = None
 
 
-def unsigned(values: NDArray[Any]) -> Pixels:
+def unsigned(values: NDArray[np.generic]) -> Pixels:
     """Numbers of any type as uint8 or uint16.
 
     Raises:

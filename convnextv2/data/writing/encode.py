@@ -5,7 +5,7 @@ byte; the random choice of mode "proportion" is a hash of the image's name.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Literal, NamedTuple, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -108,7 +108,7 @@ class WriteSettings:
         return PixelFormat(self.channels, self.bits or 8)
 
     @property
-    def content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, object]:
         """What decides the bytes of the shards."""
         known = asdict(self)
         del known["max_unreadable"]

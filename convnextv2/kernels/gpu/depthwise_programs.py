@@ -12,7 +12,14 @@ a program is compiled (the geometry, C) leaves addresses that are one register a
 import triton
 import triton.language as tl
 
-from convnextv2.kernels.gpu.tiles import fetch, first_site, patches_around, read_row
+from convnextv2.kernels.gpu.tiles import (
+    fetch,
+    first_site,
+    patches_around,
+    read_row,
+    repeated,
+    write_square,
+)
 
 
 @triton.jit
@@ -117,7 +124,8 @@ def convolve(
 ) -> None:
     """One tile of the output; `weight` (K*K, C) is in the dtype of sums.
 
-    BACKWARD from the output's gradient to the input's the kernel is turned around.
+    BACKWARD from the output's gradient to the input's the kernel is turned around. With SKIP a tile
+    that is not there costs a comparison; without, its sites are read as zeros.
     """
     SUM: tl.constexpr = weight.dtype.element_ty
     MASKED: tl.constexpr = C % CHANNELS != 0
@@ -133,43 +141,22 @@ def convolve(
         weight += (KERNEL * KERNEL - 1) * C
     else:
         start += fetch(bias + channel, exists, MASKED, SUM)
-    row = ()
-    for _ in tl.static_range(TILE):
-        row += (start,)
-    sums = ()
-    for _ in tl.static_range(TILE):
-        sums += (row,)
+    sums = repeated(repeated(start, TILE), TILE)
     patches = patches_around(neighbours, tile, REACH, ROWS, COLUMNS, AROUND)
     for down in tl.static_range(-REACH, REACH + 1):
         for right in tl.static_range(-REACH, REACH + 1):
             patch = patches[(down + REACH) * SIDE + right + REACH]
             first = first_site(patch, tile, down, right, ROWS, COLUMNS, TILE)
             if SKIP:
-                if patch >= 0:
-                    sums = tile_into_sums(
-                        sums,
-                        x + first * C + channel,
-                        weight + channel,
-                        exists,
-                        exists,
-                        down,
-                        right,
-                        WIDTH,
-                        C,
-                        TILE,
-                        KERNEL,
-                        BACKWARD,
-                        MASKED,
-                        MASKED,
-                        SUM,
-                        CHANNELS,
-                    )
+                visited, readable = patch >= 0, exists
             else:
+                visited, readable = True, exists & (patch >= 0)
+            if visited:
                 sums = tile_into_sums(
                     sums,
                     x + first * C + channel,
                     weight + channel,
-                    exists & (patch >= 0),
+                    readable,
                     exists,
                     down,
                     right,
@@ -178,16 +165,10 @@ def convolve(
                     TILE,
                     KERNEL,
                     BACKWARD,
-                    True,
+                    MASKED or not SKIP,
                     MASKED,
                     SUM,
                     CHANNELS,
                 )
     own = first_site(tile // (ROWS * COLUMNS), tile, 0, 0, ROWS, COLUMNS, TILE)
-    for i in tl.static_range(TILE):
-        for j in tl.static_range(TILE):
-            pointer = out + own * C + channel + (i * WIDTH + j) * C
-            if MASKED:
-                tl.store(pointer, sums[i][j], mask=exists)
-            else:
-                tl.store(pointer, sums[i][j])
+    write_square(out + own * C + channel, sums, exists, WIDTH, C, TILE, MASKED)

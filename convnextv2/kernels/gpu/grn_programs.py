@@ -55,6 +55,30 @@ def gelu_and_slope(x: tl.tensor, EXACT: tl.constexpr) -> tl.tuple:
 
 
 @triton.jit
+def own_channels(C: tl.constexpr, CHANNELS: tl.constexpr) -> tl.tuple:
+    """This program's number among those of its channels, its channels, and which of them exist."""
+    BLOCKS: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
+    channel = tl.program_id(0) % BLOCKS * CHANNELS + tl.arange(0, CHANNELS)
+    return tl.program_id(0) // BLOCKS, channel, channel < C
+
+
+@triton.jit
+def rows_from(
+    start: tl.tensor,
+    group: tl.tensor,
+    rows: tl.tensor,
+    channel: tl.tensor,
+    exists: tl.tensor,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> tl.tuple:
+    """Where ROWS rows of a group lie (ROWS, CHANNELS), from row `start` on, and which exist."""
+    row = start + tl.arange(0, ROWS)
+    at = (group * rows + row)[:, None] * C + channel[None, :]
+    return at, (row < rows)[:, None] & exists[None, :]
+
+
+@triton.jit
 def square_sums(
     x: tl.tensor,
     parts: tl.tensor,
@@ -67,16 +91,12 @@ def square_sums(
 ) -> None:
     """Sums of GELU(x)^2 over every splits-th block of rows of a group: (groups, splits, C)."""
     SUM: tl.constexpr = parts.dtype.element_ty
-    BLOCKS: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
-    split, group = tl.program_id(0) // BLOCKS, tl.program_id(1).to(tl.int64)
-    channel = tl.program_id(0) % BLOCKS * CHANNELS + tl.arange(0, CHANNELS)
-    exists = channel < C
+    group = tl.program_id(1).to(tl.int64)
+    split, channel, exists = own_channels(C, CHANNELS)
     sums = tl.zeros((ROWS, CHANNELS), dtype=SUM)
     for start in range(split * ROWS, rows, splits * ROWS):
-        row = start + tl.arange(0, ROWS)
-        at = (group * rows + row)[:, None] * C + channel[None, :]
-        value = tl.load(x + at, mask=(row < rows)[:, None] & exists[None, :], other=0).to(SUM)
-        response = gelu(value, EXACT)
+        at, mask = rows_from(start, group, rows, channel, exists, C, ROWS)
+        response = gelu(tl.load(x + at, mask=mask, other=0).to(SUM), EXACT)
         sums += response * response
     tl.store(parts + (group * splits + split) * C + channel, tl.sum(sums, axis=0), mask=exists)
 
@@ -121,13 +141,9 @@ def respond(
 ) -> None:
     """GELU(x) x scale + beta, one block of rows and channels of a group."""
     SUM: tl.constexpr = scale.dtype.element_ty
-    BLOCKS: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
     group = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) // BLOCKS * ROWS + tl.arange(0, ROWS)
-    channel = tl.program_id(0) % BLOCKS * CHANNELS + tl.arange(0, CHANNELS)
-    exists = channel < C
-    at = (group * rows + row)[:, None] * C + channel[None, :]
-    mask = (row < rows)[:, None] & exists[None, :]
+    number, channel, exists = own_channels(C, CHANNELS)
+    at, mask = rows_from(number * ROWS, group, rows, channel, exists, C, ROWS)
     factor = tl.load(scale + group * C + channel, mask=exists, other=0)
     shift = tl.load(beta + channel, mask=exists, other=0).to(SUM)
     response = gelu(tl.load(x + at, mask=mask, other=0).to(SUM), EXACT)
@@ -153,18 +169,14 @@ def gradient_sums(
 ) -> None:
     """Sums of grad x GELU(x) and of grad, (groups, splits, C); with AGAIN also the output."""
     SUM: tl.constexpr = along.dtype.element_ty
-    BLOCKS: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
-    split, group = tl.program_id(0) // BLOCKS, tl.program_id(1).to(tl.int64)
-    channel = tl.program_id(0) % BLOCKS * CHANNELS + tl.arange(0, CHANNELS)
-    exists = channel < C
+    group = tl.program_id(1).to(tl.int64)
+    split, channel, exists = own_channels(C, CHANNELS)
     factor = tl.load(scale + group * C + channel, mask=exists, other=0)
     shift = tl.load(beta + channel, mask=exists, other=0).to(SUM)
     products = tl.zeros((ROWS, CHANNELS), dtype=SUM)
     sums = tl.zeros((ROWS, CHANNELS), dtype=SUM)
     for start in range(split * ROWS, rows, splits * ROWS):
-        row = start + tl.arange(0, ROWS)
-        at = (group * rows + row)[:, None] * C + channel[None, :]
-        mask = (row < rows)[:, None] & exists[None, :]
+        at, mask = rows_from(start, group, rows, channel, exists, C, ROWS)
         slope = tl.load(grad + at, mask=mask, other=0).to(SUM)
         response = gelu(tl.load(x + at, mask=mask, other=0).to(SUM), EXACT)
         products += slope * response
@@ -229,13 +241,9 @@ def input_gradient(
 ) -> None:
     """The gradient with respect to x, one block of rows and channels of a group."""
     SUM: tl.constexpr = scale.dtype.element_ty
-    BLOCKS: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
     group = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) // BLOCKS * ROWS + tl.arange(0, ROWS)
-    channel = tl.program_id(0) % BLOCKS * CHANNELS + tl.arange(0, CHANNELS)
-    exists = channel < C
-    at = (group * rows + row)[:, None] * C + channel[None, :]
-    mask = (row < rows)[:, None] & exists[None, :]
+    number, channel, exists = own_channels(C, CHANNELS)
+    at, mask = rows_from(number * ROWS, group, rows, channel, exists, C, ROWS)
     factor = tl.load(scale + group * C + channel, mask=exists, other=0)
     along = tl.load(pull + group * C + channel, mask=exists, other=0)
     response, slope = gelu_and_slope(tl.load(x + at, mask=mask, other=0).to(SUM), EXACT)

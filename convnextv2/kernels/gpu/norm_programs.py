@@ -23,6 +23,16 @@ def standardised(
 
 
 @triton.jit
+def rows_from(
+    start: tl.tensor, rows: tl.tensor, channel: tl.tensor, C: tl.constexpr, ROWS: tl.constexpr
+) -> tl.tuple:
+    """Where ROWS rows lie (ROWS, CHANNELS), from row `start` on, and which of them exist."""
+    row = start + tl.arange(0, ROWS)
+    at = row.to(tl.int64)[:, None] * C + channel[None, :]
+    return at, (row < rows)[:, None] & (channel < C)[None, :]
+
+
+@triton.jit
 def normalise(
     x: tl.tensor,
     weight: tl.tensor,
@@ -36,11 +46,9 @@ def normalise(
     SUM: tl.constexpr,
 ) -> None:
     """ROWS rows of the output."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, CHANNELS)
     exists = channel < C
-    mask = (row < rows)[:, None] & exists[None, :]
-    at = row.to(tl.int64)[:, None] * C + channel[None, :]
+    at, mask = rows_from(tl.program_id(0) * ROWS, rows, channel, C, ROWS)
     factor = tl.load(weight + channel, mask=exists, other=0).to(SUM)
     shift = tl.load(bias + channel, mask=exists, other=0).to(SUM)
     values = tl.load(x + at, mask=mask, other=0).to(SUM)
@@ -69,9 +77,7 @@ def norm_gradients(
     by_weight = tl.zeros((ROWS, CHANNELS), dtype=SUM)
     by_bias = tl.zeros((ROWS, CHANNELS), dtype=SUM)
     for start in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
-        row = start + tl.arange(0, ROWS)
-        mask = (row < rows)[:, None] & exists[None, :]
-        at = row.to(tl.int64)[:, None] * C + channel[None, :]
+        at, mask = rows_from(start, rows, channel, C, ROWS)
         values = tl.load(x + at, mask=mask, other=0).to(SUM)
         above = tl.load(grad + at, mask=mask, other=0).to(SUM)
         normal, inverse = standardised(values, exists, C, EPS)

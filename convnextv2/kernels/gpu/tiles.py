@@ -83,6 +83,54 @@ def patches_around(
 
 
 @triton.jit
+def repeated(value: tl.core.base_value, COUNT: tl.constexpr) -> tl.tuple:
+    """COUNT times the same."""
+    values = ()
+    for _ in tl.static_range(COUNT):
+        values += (value,)
+    return values
+
+
+@triton.jit
+def read_tile(
+    x: tl.tensor,
+    exists: tl.tensor,
+    WIDTH: tl.constexpr,
+    C: tl.constexpr,
+    TILE: tl.constexpr,
+    MASKED: tl.constexpr,
+    SUM: tl.constexpr,
+) -> tl.tuple:
+    """The rows of a tile whose first site lies at `x`, in maps WIDTH sites wide."""
+    rows = ()
+    for i in tl.static_range(TILE):
+        row = ()
+        for j in tl.static_range(TILE):
+            row += (fetch(x + (i * WIDTH + j) * C, exists, MASKED, SUM),)
+        rows += (row,)
+    return rows
+
+
+@triton.jit
+def write_square(
+    to: tl.tensor,
+    rows: tl.tuple,
+    exists: tl.tensor,
+    WIDTH: tl.constexpr,
+    C: tl.constexpr,
+    SIDE: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> None:
+    """Store SIDE rows of SIDE places from `to` on, where a row is WIDTH places long."""
+    for i in tl.static_range(SIDE):
+        for j in tl.static_range(SIDE):
+            if MASKED:
+                tl.store(to + (i * WIDTH + j) * C, rows[i][j], mask=exists)
+            else:
+                tl.store(to + (i * WIDTH + j) * C, rows[i][j])
+
+
+@triton.jit
 def read_row(
     x: tl.tensor,
     exists: tl.tensor,

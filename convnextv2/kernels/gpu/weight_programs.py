@@ -10,7 +10,14 @@ goes through its share of the tiles: of each the gradient is read once, and the 
 import triton
 import triton.language as tl
 
-from convnextv2.kernels.gpu.tiles import fetch, first_site, patches_around, read_row
+from convnextv2.kernels.gpu.tiles import (
+    first_site,
+    patches_around,
+    read_row,
+    read_tile,
+    repeated,
+    write_square,
+)
 
 
 @triton.jit
@@ -93,26 +100,17 @@ def weight_gradient(
     group = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     exists = channel < C
-    row = ()
-    for _ in tl.static_range(KERNEL):
-        row += (tl.zeros((CHANNELS,), dtype=SUM),)
-    sums = ()
-    for _ in tl.static_range(KERNEL):
-        sums += (row,)
     by_bias = tl.zeros((CHANNELS,), dtype=SUM)
+    sums = repeated(repeated(by_bias, KERNEL), KERNEL)
     for number in range(group, tiles, tl.num_programs(0)):
         # A tensor in the interpreter too.
         tile = tl.zeros((), dtype=tl.int32) + number
         patches = patches_around(neighbours, tile, REACH, ROWS, COLUMNS, AROUND)
         own = first_site(tile // (ROWS * COLUMNS), tile, 0, 0, ROWS, COLUMNS, TILE)
-        grads = ()
+        grads = read_tile(grad + own * C + channel, exists, WIDTH, C, TILE, MASKED, SUM)
         for i in tl.static_range(TILE):
-            line = ()
             for j in tl.static_range(TILE):
-                pointer = grad + own * C + channel + (i * WIDTH + j) * C
-                line += (fetch(pointer, exists, MASKED, SUM),)
-                by_bias += line[j]
-            grads += (line,)
+                by_bias += grads[i][j]
         for down in tl.static_range(-REACH, REACH + 1):
             for right in tl.static_range(-REACH, REACH + 1):
                 patch = patches[(down + REACH) * SIDE + right + REACH]
@@ -134,7 +132,5 @@ def weight_gradient(
                         CHANNELS,
                     )
     at = parts + group.to(tl.int64) * (KERNEL * KERNEL + 1) * C + channel
-    for i in tl.static_range(KERNEL):
-        for j in tl.static_range(KERNEL):
-            tl.store(at + (i * KERNEL + j) * C, sums[i][j], mask=exists)
+    write_square(at, sums, exists, KERNEL, C, KERNEL, MASKED)
     tl.store(at + KERNEL * KERNEL * C, by_bias, mask=exists)

@@ -19,6 +19,8 @@ from convnextv2.data.selection import Selection
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.writing import WriteSettings, write_collection
 from pipelines import cli
+from pipelines.config import WriteConfig
+from pipelines.stages.write_data import write_settings
 from tests.convnextv2.data.pictures import Pictures, write
 
 Capture = pytest.CaptureFixture[str]
@@ -73,6 +75,24 @@ def test_write_then_write_again(photos: Path, tmp_path: Path, capsys: Capture) -
     out, error = capsys.readouterr()
     assert json.loads(out)["digest"] == manifest.digest
     assert "is complete already: nothing to do" in error
+
+
+def test_options_of_write_are_the_settings_of_a_pipeline_with_the_same_defaults() -> None:
+    options = cli.build_parser().parse_args(["data", "write", "photos", "shards"])
+    usual = WriteConfig().model_dump()
+    assert {name: getattr(options, name) for name in usual} == usual
+
+
+def test_settings_of_a_pipeline_reach_the_writer() -> None:
+    config = WriteConfig(
+        mode="smart", max_resolution=96, jpeg_quality=70, smart_threshold=9,
+        compress_probability=0.25, shard_gb=1.5, max_unreadable=3, bits=8,
+    )  # fmt: skip
+    assert write_settings(config, 3, num_shards=4) == WriteSettings(
+        mode="smart", max_resolution=96, jpeg_quality=70, smart_threshold=9,
+        compress_probability=0.25, shard_bytes=1_500_000_000, max_unreadable=3, bits=8,
+        channels=3, num_shards=4,
+    )  # fmt: skip
 
 
 def test_info_of_shards(shards: Path, capsys: Capture) -> None:

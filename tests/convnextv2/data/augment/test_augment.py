@@ -32,7 +32,7 @@ def augmented(
     memory = np.zeros((len(indices), 1), np.float32)
     result: Any = images
     for operation in what.operations(clock):
-        code = operation.generate_code()
+        code: Any = operation.generate_code()
         assert code.with_indices
         result = code(images, memory, np.array(indices, np.uint64))
     coefficients = np.ones(len(indices), np.float32)

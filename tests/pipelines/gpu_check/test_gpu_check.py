@@ -13,7 +13,7 @@ from pipelines.gpu_check import machine, parts
 from pipelines.gpu_check.parts import Outcome, Part, Row, Setting, Unusable, run_part
 from pipelines.gpu_check.speed.roofline import Chip, images_per_second
 from pipelines.gpu_check.table import render
-from tests.pipelines.made_up_parts import (
+from tests.pipelines.gpu_check.made_up_parts import (
     BAD,
     GOOD,
     bad,
@@ -35,7 +35,7 @@ PATIENCE = 60.0
 
 @pytest.fixture(autouse=True)
 def _light_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PRELOADED", ["tests.pipelines.made_up_parts"])
+    monkeypatch.setattr(parts, "PRELOADED", ["tests.pipelines.gpu_check.made_up_parts"])
 
 
 @pytest.mark.parametrize(
