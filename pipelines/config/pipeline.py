@@ -25,8 +25,10 @@ class ModelConfig(Section):
     patch_size: Positive = 32
     """Side of a masked patch in pixels; a multiple of 8 x stem_stride."""
     stem_stride: Literal[1, 2, 4] = 4
+    """Pixels per site after the first layer; the encoder's total stride is 8 times that."""
     in_channels: Positive = 3
-    """Channels of an image. 3 makes RGB of all images; of any other number, all must have it."""
+    """Channels of an image. With 3, every image is converted to RGB; any other number is what all
+    images must have."""
 
 
 class EvaluateConfig(Section):
@@ -34,10 +36,10 @@ class EvaluateConfig(Section):
 
     batch_size: Positive = 100
     crop_mode: Literal["auto", "center", "squash"] = "auto"
-    """center: resize to image_size / crop and cut out the centre. squash: the whole image, whatever
-    its ratio. auto: squash from 384 px on, as the paper's evaluation."""
+    """center: resize to image_size / crop and cut out the centre. squash: resize the whole image to
+    a square. auto: squash from 384 px on, else center, as in the paper's evaluation."""
     crop: Annotated[float, Field(gt=0, le=1)] = 0.875
-    """Central share of the image that is looked at."""
+    """Central share of the image that is evaluated, with crop_mode center."""
     interpolation: Literal["bicubic", "area"] = "bicubic"
 
 
@@ -51,7 +53,7 @@ class ClusterConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Restarts of a worker group before a stage fails."""
     address: str | None = None
-    """A running Ray cluster; else RAY_ADDRESS, else one is started here."""
+    """Address of a running Ray cluster. By default RAY_ADDRESS, and without it one is started."""
     dashboard_port: Positive | None = None
     """Port of Ray's dashboard when the cluster is started here; none by default."""
     start_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
@@ -62,9 +64,11 @@ class TrackingConfig(Section):
     """MLflow."""
 
     uri: str | None = None
-    """Tracking server; else MLFLOW_TRACKING_URI, else a sqlite file in the run folder."""
+    """Tracking server. By default MLFLOW_TRACKING_URI, and without it a sqlite file in the run
+    folder."""
     experiment: str | None = None
-    """Its name; else MLFLOW_EXPERIMENT_NAME, else MLFLOW_EXPERIMENT_ID, else convnextv2."""
+    """Name of the experiment. By default MLFLOW_EXPERIMENT_NAME, then MLFLOW_EXPERIMENT_ID, then
+    convnextv2."""
 
 
 class PipelineConfig(Section):
@@ -77,7 +81,7 @@ class PipelineConfig(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig
     pretrain: PretrainConfig | None
-    """None: training starts from the `weights` a stage names, or from random ones."""
+    """Without it, training starts from the `weights` that a stage names, or from random ones."""
     intermediate: IntermediateConfig | None = None
     finetune: FinetuneConfig | None = None
     linear_probe: FinetuneConfig | None = None

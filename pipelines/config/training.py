@@ -18,22 +18,27 @@ class TrainConfig(Section):
     global_batch_size: Positive
     """Images per optimizer step, over all workers."""
     micro_batch_size: Positive
-    """Images per worker and forward pass; the rest of its share is accumulated."""
+    """Images per worker and forward pass. A worker accumulates gradients over as many passes as its
+    share of the global batch takes."""
     base_lr: Annotated[float, Field(gt=0)]
-    """Per 256 images of global batch (linear scaling)."""
+    """Peak learning rate for a global batch of 256 images, scaled linearly with the batch."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate that the cosine ends at; it is not scaled."""
     warmup: Warmup = epochs(0)
-    """Linear rise of the rate from 0; 5% is of the whole duration, a bare number means epochs."""
+    """How long the learning rate rises linearly from 0. 5% is of the whole duration, a bare number
+    means epochs."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     betas: tuple[Share, Share] = (0.9, 0.999)
     grad_clip: Annotated[float, Field(ge=0)] = 0.0
-    """Largest gradient norm; 0 leaves gradients alone."""
+    """Gradients of a larger norm are scaled down to it; 0 clips nothing."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the forward and the backward pass; bf16 keeps fp32 masters."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Keep a moving average of the weights, too; it is evaluated beside them."""
+    """Decay per step of an exponential moving average (EMA) of the weights, which is evaluated
+    and written beside them. By default there is none."""
     max_skipped_steps: Annotated[int, Field(ge=0)] = 10
-    """Steps in a row that may be left out because their loss or gradient is not finite."""
+    """Steps in a row that may be skipped because their loss or gradient is not finite; one more is
+    an error."""
     compile: bool = False
     """Put the encoder through torch.compile: minutes at the start, faster steps."""
     weights: Path | None = None
@@ -41,23 +46,25 @@ class TrainConfig(Section):
     size and stem. docs/training.md says what is taken over."""
     augment: AugmentConfig = AugmentConfig()
     train_images: Positive | None = None
-    """Use only so many images of the training set, chosen by the seed."""
+    """Train on this many images, chosen by the seed; by default on all."""
     activation_checkpointing: tuple[Annotated[int, Field(ge=0, le=3)], ...] = ()
     """Stages (0 to 3) whose blocks are computed a second time in the backward pass: less memory,
     more time, the same result. All of them: [0, 1, 2, 3]."""
     checkpoint_every: Interval = steps(500)
-    """Like 500 steps, 1 epoch or 5%; a bare number means steps. The end always has one."""
+    """Time between checkpoints, like 500 steps, 1 epoch or 5%; a bare number means steps. There is
+    always one at the end."""
     asynchronous_checkpoints: bool = True
-    """Write checkpoints behind training, which waits for a copy in memory only."""
+    """Training waits for a copy of its state in memory only, and goes on while that is written."""
     keep_last: Positive = 2
-    """So many of the last are kept,"""
+    """How many of the newest checkpoints are kept."""
     keep_every: Interval | None = None
-    """and one of every so long,"""
+    """Checkpoints at multiples of this are kept as well, like 10 epochs."""
     keep_best: str | None = None
-    """and the one with the best loss, accuracy, val_top1, val_top1_ema, or with data.multi_label
-    val_map or val_map_ema."""
+    """The checkpoint that is best by this metric is kept as well: loss, accuracy, val_top1,
+    val_top1_ema, or with data.multi_label val_map or val_map_ema."""
     evaluate_every: Interval | None = None
-    """Fine-tuning: look at the validation split in between, weights and average."""
+    """Fine-tuning only: time between evaluations on the validation split, of the weights and of
+    their EMA. By default there is only the one after training."""
 
 
 class PretrainConfig(TrainConfig):
@@ -65,29 +72,34 @@ class PretrainConfig(TrainConfig):
 
     betas: tuple[Share, Share] = (0.9, 0.95)
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    """Share of the patches that is hidden."""
     decoder: Literal["convnext", "unet", "unet-noskip", "transformer"] = "convnext"
     decoder_dim: Positive = 512
     """Channels of the decoder (of a UNet at its coarsest scale)."""
     decoder_depth: Positive = 1
     """Blocks of the decoder (of every scale of a UNet)."""
     norm_pix_loss: bool = True
+    """The target is each patch normalised by its own mean and deviation."""
     backend: Literal["auto", "gather", "spconv", "masked-dense"] = "gather"
+    """How the encoder computes visible patches alone; the results are the same."""
     grn_scope: Literal["image", "batch"] = "image"
+    """GRN's norm is taken over each image, as in the paper, or over the batch, as in its code."""
     decay_exempt: Literal["all-but-1d", "all-but-1d-and-grn"] = "all-but-1d"
-    """The paper's pretraining decays GRN and the mask token; its fine-tuning does not."""
+    """Which parameters have no weight decay. The paper's pretraining decays GRN and the mask token,
+    its fine-tuning does not."""
 
 
 class FinetuneConfig(TrainConfig):
     """Supervised fine-tuning of the pretrained encoder."""
 
     labels_per_class: Positive | None = None
-    """Train on so many labelled images of each class only."""
+    """Train on this many images of each class; by default on all."""
     scratch_baseline: bool = False
-    """Train a second model from scratch with the same recipe, as the control."""
+    """Train a second model from scratch with the same recipe, to compare with."""
     label_smoothing: Share = 0.1
     drop_path: Share = 0.0
     trainable: Literal["all", "head"] = "all"
-    """head leaves the encoder as it was pretrained: a linear probe."""
+    """What is trained: everything, or the head on a frozen encoder (a linear probe)."""
     image_size: Positive | None = None
     """Side in pixels, here and in evaluation; as in pretraining by default."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -96,7 +108,8 @@ class FinetuneConfig(TrainConfig):
     """What counts as a layer: single, every block; group, three blocks of the third stage and each
     other stage (depths 3, 3, 27, 3 only; the paper's Base and Large)."""
     head_init_scale: Annotated[float, Field(gt=0)] = 1.0
-    """0.001 in the paper; from scratch that costs accuracy, so a control needs 1."""
+    """Factor on the head's initial weights. 0.001 in the paper; from scratch that costs accuracy,
+    so with scratch_baseline 1 is fair."""
     decay_exempt: Literal["all-but-1d", "all-but-1d-and-grn"] = "all-but-1d-and-grn"
 
 
@@ -111,8 +124,9 @@ class KnnConfig(Section):
     """k nearest neighbours of the pretrained encoder's features: no training at all."""
 
     k: Positive = 20
+    """How many neighbours vote."""
     temperature: Annotated[float, Field(gt=0)] = 0.07
-    """A neighbour counts exp(cosine / temperature)."""
+    """A neighbour's vote counts exp(cosine / temperature)."""
     weights: Path | None = None
     """Whose features they are, without pretrain: any file that `weights inspect` reads."""
     batch_size: Positive = 100

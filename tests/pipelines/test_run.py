@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from pipelines import run
+from pipelines.config.resolve import resolve_file
 from pipelines.graph import Stage, StageContext, StageResult
-from pipelines.run import Outcome, closing_words
+from pipelines.presets import load_preset
+from pipelines.run import Outcome, Request, closing_words, run_pipeline
 from pipelines.runtime.events import EventLog
 
 RESULT = {"top1": 0.5, "top5": 0.75, "images": 1000, "confusion": [[1]]}
@@ -35,6 +38,18 @@ def said(outcome: Outcome) -> list[list[str]]:
     Console(file=text, width=80, soft_wrap=True, highlight=False).print(closing_words(outcome))
     rows = [line.strip().split("  ") for line in text.getvalue().splitlines()]
     return [[cell.strip() for cell in row if cell.strip()] for row in rows]
+
+
+def test_a_run_folder_has_the_settings_of_the_last_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_stages", lambda request, session, screen: [])
+    for seed in (1, 2):
+        config = load_preset("demo", [f"seed={seed}"])
+        run_pipeline(Request(config=config, run_dir=tmp_path, command=["convnextv2"]))
+        assert resolve_file(tmp_path / "config.yaml") == config
+    assert not list(tmp_path.glob("*.partial"))
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "config.yaml", "logs"}
 
 
 def test_everything_that_was_evaluated(tmp_path: Path) -> None:

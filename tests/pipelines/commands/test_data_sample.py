@@ -69,7 +69,7 @@ def test_a_stage_has_its_own_image_size(shards: Path, tmp_path: Path) -> None:
 def test_a_stage_the_preset_has_not_is_refused(shards: Path, capsys: pytest.CaptureFixture) -> None:
     assert run("data", "sample", shards, "--preset", "linear-probe-atto") == 1
     assert (
-        "preset linear-probe-atto has no finetune; --stage pretrain or linear_probe would work"
+        "linear-probe-atto has no finetune; --stage pretrain or linear_probe would work"
         in capsys.readouterr().err
     )
 
