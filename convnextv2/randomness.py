@@ -2,13 +2,13 @@
 
 Nothing is carried from one sample to the next, so worker count, batch order and restarts cannot
 change a draw. The mixer is SplitMix64's finaliser (Steele et al., OOPSLA 2014). The functions
-are plain arithmetic on uint64: Python runs them on NumPy arrays, numba compiles them for scalars.
+are plain arithmetic on uint64: Python runs them on NumPy arrays, and `convnextv2.data` has numba
+compile them for scalars. numba itself is not needed here: masks are drawn where it is not.
 """
 
 from enum import IntEnum
 
 import numpy as np
-from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -34,7 +34,6 @@ class Draw(IntEnum):
     MASK = 1 << 20
 
 
-@register_jitable
 def mix(x: UInt64Array) -> UInt64Array:
     """Scramble 64-bit integers; a bijection."""
     x = (x ^ (x >> _S30)) * _MIX_1
@@ -42,7 +41,6 @@ def mix(x: UInt64Array) -> UInt64Array:
     return x ^ (x >> _S31)
 
 
-@register_jitable
 def random_bits(
     seed: UInt64Array, epoch: UInt64Array, sample: UInt64Array, draw: UInt64Array
 ) -> UInt64Array:
@@ -53,13 +51,11 @@ def random_bits(
     return mix(x ^ (draw + _GOLDEN))
 
 
-@register_jitable
 def stream_bits(key: UInt64Array, number: UInt64Array) -> UInt64Array:
     """Output `number` of SplitMix64 started from `key`: cheap bits where one draw needs many."""
     return mix(key + (number + _ONE) * _GOLDEN)
 
 
-@register_jitable
 def uniform(
     seed: UInt64Array, epoch: UInt64Array, sample: UInt64Array, draw: UInt64Array
 ) -> NDArray[np.float64]:
@@ -67,7 +63,6 @@ def uniform(
     return (random_bits(seed, epoch, sample, draw) >> _S11) * _UNIT
 
 
-@register_jitable
 def normal(
     seed: UInt64Array, epoch: UInt64Array, sample: UInt64Array, draw: UInt64Array
 ) -> NDArray[np.float64]:
@@ -76,7 +71,6 @@ def normal(
     return radius * np.cos(2.0 * np.pi * uniform(seed, epoch, sample, draw + _ONE))
 
 
-@register_jitable
 def symmetric_beta(
     seed: UInt64Array,
     epoch: UInt64Array,
@@ -93,3 +87,7 @@ def symmetric_beta(
     cosine = np.cos(2.0 * np.pi * uniform(seed, epoch, sample, draw + _ONE))
     square = (1.0 - radius) * cosine * cosine
     return 0.5 + np.copysign(0.5 * np.sqrt(square / (radius + square)), cosine)
+
+
+COMPILABLE = (mix, random_bits, stream_bits, uniform, normal, symmetric_beta)
+"""What code compiled by numba may call, once numba has been told."""
