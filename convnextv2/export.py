@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -21,13 +20,13 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from convnextv2 import PathLike
-from convnextv2.data.durable import sync
+from convnextv2.durable import sync
 from convnextv2.encoder import ConvNeXtV2
+from convnextv2.extras import require
 
 TOLERANCE = 1e-4
 """Largest absolute difference of an output from PyTorch's that a check lets pass."""
 
-ONNX_LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_LIMIT = 2 * 1024**3
 """Bytes a single ONNX file can hold; larger weights go into a file beside it."""
 
@@ -129,10 +128,10 @@ def export_onnx(
     for the arguments.
 
     Raises:
-        ValueError: When a library is missing.
+        MissingExtra: When a library is missing.
         ExportError: When onnxruntime is off by more than TOLERANCE. The file is not kept.
     """
-    _require_onnx()
+    require("export", needed_by="writing and checking ONNX")
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     dynamic = {0: "batch"} if batch is None else {}
     if image_size is None:
@@ -208,15 +207,6 @@ def _noise(model: ConvNeXtV2, image_size: tuple[int, int], batch: int) -> Tensor
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(batch)
     return torch.randn(batch, model.in_channels, *image_size, generator=generator).to(parameter)
-
-
-def _require_onnx() -> None:
-    missing = [name for name in ONNX_LIBRARIES if find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"writing and checking ONNX needs {', '.join(missing)}; "
-            'pip install "convnextv2[export]"'
-        )
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 Nothing is carried from one sample to the next, so worker count, batch order and restarts cannot
 change a draw. The mixer is SplitMix64's finaliser (Steele et al., OOPSLA 2014). The functions
-are plain arithmetic on uint64: Python runs them on NumPy arrays, numba compiles them for scalars.
+are plain arithmetic on uint64: Python runs them on NumPy arrays, and `convnextv2.data` has numba
+compile them for scalars. numba itself is not needed here: masks are drawn where it is not.
 """
 
 from enum import IntEnum
 
 import numpy as np
-from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -16,9 +16,11 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
 _ONE = np.uint64(1)
-_UNIT = 1.0 / (1 << 53)
+_UNIT = np.float64(1.0 / (1 << 53))
 
 UInt64Array = NDArray[np.uint64]
+# Compiled code passes scalars and gets them; the types of results are those of arrays.
+UInt64 = np.uint64 | UInt64Array
 
 
 class Draw(IntEnum):
@@ -34,18 +36,14 @@ class Draw(IntEnum):
     MASK = 1 << 20
 
 
-@register_jitable
-def mix(x: UInt64Array) -> UInt64Array:
+def mix(x: UInt64) -> UInt64Array:
     """Scramble 64-bit integers; a bijection."""
     x = (x ^ (x >> _S30)) * _MIX_1
     x = (x ^ (x >> _S27)) * _MIX_2
-    return x ^ (x >> _S31)
+    return x ^ (x >> _S31)  # type: ignore[return-value]  # Of an array an array.
 
 
-@register_jitable
-def random_bits(
-    seed: UInt64Array, epoch: UInt64Array, sample: UInt64Array, draw: UInt64Array
-) -> UInt64Array:
+def random_bits(seed: UInt64, epoch: UInt64, sample: UInt64, draw: UInt64) -> UInt64Array:
     """64 random bits; the arguments broadcast."""
     x = mix(seed + _GOLDEN)
     x = mix(x ^ (epoch + _GOLDEN))
@@ -53,36 +51,28 @@ def random_bits(
     return mix(x ^ (draw + _GOLDEN))
 
 
-@register_jitable
-def stream_bits(key: UInt64Array, number: UInt64Array) -> UInt64Array:
+def stream_bits(key: UInt64, number: UInt64) -> UInt64Array:
     """Output `number` of SplitMix64 started from `key`: cheap bits where one draw needs many."""
     return mix(key + (number + _ONE) * _GOLDEN)
 
 
-@register_jitable
-def uniform(
-    seed: UInt64Array, epoch: UInt64Array, sample: UInt64Array, draw: UInt64Array
-) -> NDArray[np.float64]:
+def uniform(seed: UInt64, epoch: UInt64, sample: UInt64, draw: UInt64) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1) with 53 random bits; the arguments broadcast."""
     return (random_bits(seed, epoch, sample, draw) >> _S11) * _UNIT
 
 
-@register_jitable
-def normal(
-    seed: UInt64Array, epoch: UInt64Array, sample: UInt64Array, draw: UInt64Array
-) -> NDArray[np.float64]:
+def normal(seed: UInt64, epoch: UInt64, sample: UInt64, draw: UInt64) -> NDArray[np.float64]:
     """Standard normal numbers, each of the draws `draw` and `draw + 1` (Box and Muller, 1958)."""
     radius = np.sqrt(-2.0 * np.log(1.0 - uniform(seed, epoch, sample, draw)))
     return radius * np.cos(2.0 * np.pi * uniform(seed, epoch, sample, draw + _ONE))
 
 
-@register_jitable
 def symmetric_beta(
-    seed: UInt64Array,
-    epoch: UInt64Array,
-    sample: UInt64Array,
-    draw: UInt64Array,
-    alpha: NDArray[np.float64],
+    seed: UInt64,
+    epoch: UInt64,
+    sample: UInt64,
+    draw: UInt64,
+    alpha: float | NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Beta(alpha, alpha) numbers for any alpha > 0, each of the draws `draw` and `draw + 1`.
 
@@ -93,3 +83,7 @@ def symmetric_beta(
     cosine = np.cos(2.0 * np.pi * uniform(seed, epoch, sample, draw + _ONE))
     square = (1.0 - radius) * cosine * cosine
     return 0.5 + np.copysign(0.5 * np.sqrt(square / (radius + square)), cosine)
+
+
+COMPILABLE = (mix, random_bits, stream_bits, uniform, normal, symmetric_beta)
+"""What code compiled by numba may call, once numba has been told."""

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
+from convnextv2.extras import MissingExtra
 from pipelines.commands import Parser, command, say
 from pipelines.commands.analysis import add_analysis_commands
 from pipelines.commands.checkpoint import add_checkpoint_commands
@@ -123,7 +124,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, MissingExtra) as error:
         if isinstance(error, BrokenPipeError) and _is_unread():
             raise
         print(f"error: {_words(error)}", file=sys.stderr)

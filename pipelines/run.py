@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from convnextv2.data.collection import DataError
-from convnextv2.data.durable import atomically
+from convnextv2.durable import atomically
 from pipelines.config import PipelineConfig
 from pipelines.config.file import CONFIG, as_yaml
 from pipelines.datasets import fashion_mnist

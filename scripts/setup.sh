@@ -2,7 +2,7 @@
 # The one set-up, used by make demo, make test, .ci/run and the image. From the environment:
 #   VENV=PATH    the virtual environment (default: .venv in the repository)
 #   PYTHON=PATH  the interpreter a new environment is made from (default: the first 3.11 or newer)
-#   EXTRA=none   leave out the developers' tools (default: dev)
+#   EXTRA=train  leave out the developers' tools (default: dev); extras are those of pyproject.toml
 #   SPCONV=NAME  the spconv build (default: spconv-cu126 with an NVIDIA GPU, else spconv)
 # A step is stamped when it has succeeded, with the hash of what decides it: a second run costs
 # milliseconds, a run that was cut short goes on where it was cut.
@@ -140,40 +140,48 @@ pip_install() {
         --constraint "$root/constraints.txt" "$@"
 }
 
-# What needs no place of its own in the order: every dependency but the four installed by name.
-other_dependencies() {
+# What an extra asks for, one requirement a line, but the packages installed by name.
+requirements() {
+    "$VENV/bin/python" - "$root/pyproject.toml" "$1" <<'PY'
+import re, sys, tomllib
+
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+apart = {"torch", "torchvision", "deepspeed", "ffcv", "spconv"}
+
+
+def print_all(requirements):
+    for line in requirements:
+        name, extras = re.match(r"([\w.-]+)(?:\[([\w,]+)\])?", line).groups()
+        if name == project["name"]:
+            for extra in extras.split(","):
+                print_all(project["optional-dependencies"][extra])
+        elif name not in apart:
+            print(line)
+
+
+print_all([*project["dependencies"], f"{project['name']}[{sys.argv[2]}]"])
+PY
+}
+
+# What needs no place of its own in the order, and spconv in the build for this machine.
+other_packages() {
     local build=${SPCONV:-spconv} rivals
     if [[ -z $SPCONV ]] && nvidia-smi -L >/dev/null 2>&1; then build=spconv-cu126; fi
     rivals=$("$VENV/bin/python" -m pip list --format freeze | cut -d= -f1 |
         grep -E '^(spconv|cumm)' | grep -vxE "$build|${build/spconv/cumm}" || true)
     # shellcheck disable=SC2086  # all builds unpack into the same two folders
     [[ -z $rivals ]] || "$VENV/bin/python" -m pip uninstall --yes $rivals
-    "$VENV/bin/python" - "$root/pyproject.toml" >"$state/others.txt" <<'PY'
-import re, sys, tomllib
-
-dependencies = tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"]
-apart = {"torch", "torchvision", "deepspeed", "ffcv", "spconv"}
-print(*(d for d in dependencies if re.match(r"[\w.-]+", d)[0] not in apart), sep="\n")
-PY
+    requirements "$EXTRA" >"$state/others.txt"
     pip_install -r "$state/others.txt" "$build==$(pin spconv)" "${build/spconv/cumm}==$(pin cumm)"
 }
 
-project() {
-    local tools
-    pip_install --no-deps --no-build-isolation --editable "$root"
-    [[ $EXTRA == dev ]] || return 0
-    tools=$("$VENV/bin/python" -c 'import sys, tomllib
-print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["optional-dependencies"]["dev"])' \
-        "$root/pyproject.toml")
-    # shellcheck disable=SC2086  # one word per requirement
-    pip_install $tools
-}
+project() { pip_install --no-deps --no-build-isolation --editable "$root"; }
 
 if complete; then exit 0; fi
 trap 'report_failure $?' EXIT
 trap 'exit 130' INT
 
-[[ $EXTRA == dev || $EXTRA == none ]] || die "EXTRA=$EXTRA is neither dev nor none"
+[[ $EXTRA == dev || $EXTRA == train ]] || die "EXTRA=$EXTRA is neither dev nor train"
 if [[ -n $(ls -A "$VENV" 2>/dev/null) && ! -e $state && ! -e $VENV/pyvenv.cfg ]]; then
     die "VENV=$VENV is a folder with other things in it; name a new or empty one"
 fi
@@ -202,8 +210,8 @@ if [[ -e $state/unfinished ]]; then forget_torn_packages >>"$log"; fi
 touch "$state/unfinished"
 step tools "$pins" "build tools" pip_install setuptools wheel ninja numpy py-cpuinfo
 step torch "$pins" "PyTorch $(pin torch)" pip_install torch torchvision
-step others "$pins" "Ray $(pin ray), MLflow $(pin mlflow), spconv" other_dependencies
+step others "$pins" "Ray $(pin ray), MLflow $(pin mlflow), tools" other_packages
 step deepspeed "$pins" "DeepSpeed $(pin deepspeed)" pip_install --no-build-isolation deepspeed
 step ffcv "$pins" "FFCV $(pin ffcv)" pip_install --no-build-isolation ffcv
-step project "$pins $root" "convnextv2 and tools ($EXTRA)" project
+step project "$pins $root" "convnextv2 ($EXTRA)" project
 rm "$state/unfinished"

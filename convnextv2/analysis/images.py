@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from convnextv2 import PathLike
@@ -103,6 +102,8 @@ class Views:
 
 def center_view(image: RGBImage, size: tuple[int, int]) -> RGBImage:
     """The largest central box of the shape of `size` (height, width), resized to it (bicubic)."""
+    from PIL import Image  # Here, so that `convnextv2.data` says first what it lacks.
+
     (height, width), (out_height, out_width) = image.shape[:2], size
     # Products before quotients: 61 / 224 * 224 is less than 61.
     box_height = max(1, int(min(height, width * out_height / out_width)))

@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from convnextv2.data.batch import Batch
 from convnextv2.data.pixels.visible import visible
 from convnextv2.tasks import IMAGENET, Normalization
+from convnextv2.tasks.batch import Batch
 
 MARGIN, CAPTION = 4, 14
 

@@ -1,8 +1,8 @@
 """FFCV as this project uses it: the one file that imports it and knows its insides (1.0.2).
 
-Two things must come before FFCV's import and before code that numba keeps on disk, and are done
-here: the import is relieved of seconds, and numba is told where to keep the code. So other modules
-take FFCV's names, `njit` and `prange` from this one.
+Three things must come before FFCV's import or before code is compiled, and are done here: the
+import is relieved of seconds, and numba is told where to keep the code and that it may call
+`convnextv2.randomness`. So other modules take FFCV's names, `njit` and `prange` from this one.
 
 FFCV's own `Loader` reads one file, wants to own the order and blocks for ever when its thread
 fails. `Pipeline` and `EpochThread` use the parts below it: the graph of operations and the thread.
@@ -23,8 +23,10 @@ import numba.typed
 import numpy as np
 import torch
 from numba import njit, prange
+from numba.extending import register_jitable
 from numpy.typing import NDArray
 
+from convnextv2 import randomness
 from convnextv2.kernels.compiler import cache_folder
 
 TESTED_VERSION = "1.0.2"
@@ -71,6 +73,9 @@ def check_version(installed: str) -> None:
 
 if "NUMBA_CACHE_DIR" not in os.environ:
     _keep_compiled_code()
+
+for _function in randomness.COMPILABLE:
+    register_jitable(_function)
 
 check_version(importlib.metadata.version("ffcv"))
 with _light_import():

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnextv2.data.batch import Batch
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks import IMAGENET, Normalization, Normalize, TaskOutput
+from convnextv2.tasks.batch import Batch
 
 
 class ClassifyTask(nn.Module):

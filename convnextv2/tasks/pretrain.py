@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from convnextv2.data.batch import Batch
 from convnextv2.fcmae import FCMAE
 from convnextv2.masking import sample_masks
 from convnextv2.tasks import IMAGENET, Normalization, Normalize, TaskOutput
+from convnextv2.tasks.batch import Batch
 
 
 class PretrainTask(nn.Module):

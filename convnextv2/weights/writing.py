@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convnextv2 import PathLike
-from convnextv2.data.durable import atomically
+from convnextv2.durable import atomically
 from convnextv2.weights.dialects import Target, convert
 from convnextv2.weights.geometry import Geometry, geometry_of
 from convnextv2.weights.huggingface import CONFIG, PREPROCESSOR, model_config, preprocessor_config

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from convnextv2.data.durable import atomically
+from convnextv2.durable import atomically
 from pipelines.doctor.check import GB, Check, Status
 from pipelines.doctor.processes import run
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from convnextv2.data.batch import Batch
 from convnextv2.fcmae import FCMAE
 from convnextv2.tasks import TaskOutput
+from convnextv2.tasks.batch import Batch
 from convnextv2.tasks.pretrain import PretrainTask
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from convnextv2.data.durable import write_json
+from convnextv2.durable import write_json
 from pipelines.graph.keys import digest_of
 
 COMPLETE = "COMPLETE.json"

@@ -21,7 +21,7 @@ EXEMPT = frozenset(
         "pipelines.runtime.events.EventLog",
         "pipelines.runtime.events.SPOOL",
         # Bytes safely on disk, the same ones.
-        "convnextv2.data.durable",
+        "convnextv2.durable",
         "cluster.durable",
         # When checkpoints are written, and which are kept and found; not what is in them.
         "cluster.checkpoint.async_saver",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convnextv2.data.durable import write_json
+from convnextv2.durable import write_json
 from pipelines.graph.keys import digest_of
 
 REPLACED = "replaced"

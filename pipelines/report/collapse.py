@@ -14,7 +14,7 @@ from torch import Tensor
 from convnextv2.analysis.collapse import CollapseMeter, activation_maps, block_named
 from convnextv2.analysis.images import Views, open_images, require_rgb
 from convnextv2.analysis.models import best_device, normalization_of, read_encoder
-from convnextv2.data.durable import atomically, write_json
+from convnextv2.durable import atomically, write_json
 from convnextv2.encoder import ConvNeXtV2
 from pipelines.report.charts import picture, themed_svg
 from pipelines.report.collapse_charts import (

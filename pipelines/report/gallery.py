@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from convnextv2.analysis.images import Views, open_images, require_rgb
 from convnextv2.analysis.models import best_device, normalization_of, read_fcmae
 from convnextv2.analysis.reconstruct import Reconstruction, reconstruct_all
-from convnextv2.data.durable import atomically
+from convnextv2.durable import atomically
 from pipelines.report.charts import LIGHT, picture
 from pipelines.report.html import render
 from pipelines.weights.reading import inspect

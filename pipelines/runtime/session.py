@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from cluster.checkpoint.store import sweep
 from cluster.launch import Cluster, Placement
-from convnextv2.data.durable import lock, write_json
+from convnextv2.durable import lock, write_json
 from pipelines.config import PipelineConfig
 from pipelines.graph import StageContext, StageResult
 from pipelines.runtime.console import Screen, SpeedWords

@@ -14,8 +14,8 @@ from torch import Tensor
 from cluster import group
 from cluster.placement import worker_device
 from convnextv2 import weights
-from convnextv2.data.durable import write_json
 from convnextv2.data.shards.manifest import read_manifest
+from convnextv2.durable import write_json
 from convnextv2.tasks.classify import ClassifyTask, Confusion, is_among_best
 from convnextv2.tasks.precision import average_precision
 from pipelines.config import EvaluateConfig, FinetuneConfig, ModelConfig

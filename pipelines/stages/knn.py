@@ -25,13 +25,13 @@ from convnextv2.analysis.knn import (
     votes,
 )
 from convnextv2.analysis.models import read_encoder
-from convnextv2.data.batch import on_device
-from convnextv2.data.durable import write_json
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
+from convnextv2.durable import write_json
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks import Normalize
+from convnextv2.tasks.batch import on_device
 from pipelines.config import EvaluateConfig, KnnConfig
 from pipelines.graph import Outputs, Stage, StageContext, hash_files
 from pipelines.runtime.events import EventLog

@@ -11,10 +11,10 @@ import numpy as np
 
 from convnextv2 import weights
 from convnextv2.analysis.reconstruct import Reconstruction, reconstruct
-from convnextv2.data.durable import atomically
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
+from convnextv2.durable import atomically
 from convnextv2.masking import sample_masks
 from pipelines.config import PipelineConfig, TrainConfig
 from pipelines.graph import COMPLETE, Outputs, Stage, StageContext, digest_of, hash_files

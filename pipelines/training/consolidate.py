@@ -14,7 +14,7 @@ import torch
 from cluster import durable
 from cluster.checkpoint.fragment_files import StateFiles, as_bytes, header
 from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT
-from convnextv2.data.durable import atomically
+from convnextv2.durable import atomically
 
 PREFIX = "model."  # Of the model's parameters in the task around it.
 # Read at a time, 1 MB: with more it is no faster, and malloc keeps more of what was let go.

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster import group
-from convnextv2.data.batch import Batch, on_device
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.shards.mapped import Indices
 from convnextv2.tasks import TaskOutput
+from convnextv2.tasks.batch import Batch, on_device
 from convnextv2.tasks.classify import cross_entropies, is_among_best
 from convnextv2.tasks.precision import average_precision
 from pipelines.config import EvaluateConfig

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnextv2 import export
+from convnextv2 import export, extras
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.export import ExportError, Outputs, export_onnx, export_torch
+from convnextv2.extras import MissingExtra
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -177,8 +178,8 @@ def test_what_computes_something_else_is_not_kept(
 
 
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else "there")
-    with pytest.raises(ValueError, match=r'needs onnxscript; pip install "convnextv2\[export\]"'):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxscript" else "there")
+    with pytest.raises(MissingExtra, match=r"needs onnxscript: pip install 'convnextv2\[export\]'"):
         export_onnx(classifier(), tmp_path / "model.onnx", (32, 32))
     assert list(tmp_path.iterdir()) == []
 

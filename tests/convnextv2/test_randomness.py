@@ -5,9 +5,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import pytest
-from numba import njit
 from scipy import stats
 
+from convnextv2.data.ffcv_compat import njit
 from convnextv2.randomness import Draw, mix, normal, stream_bits, symmetric_beta, uniform
 from tests.convnextv2.data.order import splitmix
 

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from cluster.batch_layout import BatchLayout
 from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
 from cluster.engine.zero_config import ZeroSettings
-from convnextv2.data.batch import Batch
 from convnextv2.fcmae import FCMAE
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
+from convnextv2.tasks.batch import Batch
 from convnextv2.tasks.pretrain import PretrainTask
 
 

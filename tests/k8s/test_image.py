@@ -60,7 +60,7 @@ def test_it_runs_as_a_numbered_user_and_starts_nothing_itself() -> None:
 
 
 def test_it_installs_by_the_project_s_own_set_up() -> None:
-    assert "VENV=/opt/venv EXTRA=none bash scripts/setup.sh" in install_step()
+    assert "VENV=/opt/venv EXTRA=train bash scripts/setup.sh" in install_step()
     script = (REPOSITORY / "scripts" / "setup.sh").read_text()
     for variable in ("VENV", "EXTRA", "SPCONV"):
         assert re.search(rf"\b{variable}=\${{{variable}:-", script), f"set-up reads {variable}"

@@ -1,35 +1,20 @@
-"""The rendered manifests against the schemas of Kubernetes and KubeRay, and against our rules."""
-
-import json
-import os
-from functools import cache
-from pathlib import Path
+"""The rendered manifests against Kubernetes' schemas, and against our rules."""
 
 import kubernetes_validate
 import pytest
 import yaml
-from jsonschema import Draft202012Validator
 
 from tests.k8s.documents import K8S, REPOSITORY, Document, find, pods, render
 from tests.k8s.launch_rules import LAUNCH_RULES
 from tests.k8s.operator_rules import OPERATOR_RULES
+from tests.k8s.ray_fields import ray_fields_are_known
 from tests.k8s.rules import POD_RULES, Rule
 
 FOLDERS = ("base", "overlays/local-cpu", "overlays/h100-8x8")
 KUBERNETES = "1.32"
-RULES = (*POD_RULES, *OPERATOR_RULES, *LAUNCH_RULES)
+RULES = (*POD_RULES, ray_fields_are_known, *OPERATOR_RULES, *LAUNCH_RULES)
 
 every_folder = pytest.mark.parametrize("folder", FOLDERS)
-
-
-@cache
-def ray_schema(kind: str) -> Draft202012Validator:
-    default = REPOSITORY.parent / "shared" / "schema"
-    folder = Path(os.environ.get("CONVNEXTV2_SCHEMA_DIR", default))
-    path = folder / f"ray.io_v1_{kind.lower()}.json"
-    if not path.exists():
-        pytest.skip(f"KubeRay's schema {path} is absent (set CONVNEXTV2_SCHEMA_DIR)")
-    return Draft202012Validator(json.loads(path.read_text()))
 
 
 def data_loader() -> list[Document]:
@@ -50,14 +35,6 @@ def test_pods_inside_the_rayjob_are_what_kubernetes_takes(folder: str) -> None:
     for pod in templates:
         document = {"apiVersion": "v1", "kind": "Pod", "metadata": pod.metadata, "spec": pod.spec}
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
-
-
-@every_folder
-def test_ray_kinds_are_what_kuberay_takes(folder: str) -> None:
-    job = find(render(folder), "RayJob", "convnextv2")
-    ray_schema("RayJob").validate(job)
-    cluster = {**job, "kind": "RayCluster", "spec": job["spec"]["rayClusterSpec"]}
-    ray_schema("RayCluster").validate(cluster)
 
 
 @every_folder

@@ -4,10 +4,9 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-from jsonschema import ValidationError
 
-from tests.k8s.documents import Document, find, render
-from tests.k8s.test_manifests import KUBERNETES, RULES, ray_schema
+from tests.k8s.documents import Document, find, pods, render
+from tests.k8s.test_manifests import KUBERNETES, RULES
 
 JOB, MLFLOW, BUDGET = "RayJob/convnextv2", "Deployment/mlflow", "PodDisruptionBudget/workers"
 SERVICE, SETTINGS = "Service/mlflow", "ConfigMap/settings"
@@ -79,6 +78,17 @@ BREAKS: dict[str, list[tuple[str, str, str, Any]]] = {
     ],
     "services_reach_a_port": [
         ("no container has port", SERVICE, "spec ports 0 targetPort", "web"),
+    ],
+    "ray_fields_are_known": [
+        ("no field backofLimit", JOB, "spec backofLimit", 3),
+        ("no field replicaCount", JOB, f"{GROUP} replicaCount", 8),
+        ("head: KubeRay knows no field replicas", JOB, f"{HEAD} replicas", 1),
+        ("no field token", JOB, f"{CLUSTER} authOptions token", "a"),
+        ("backoffLimit is '3'", JOB, "spec backoffLimit", "3"),
+        ("replicas is True", JOB, f"{GROUP} replicas", True),
+        ("suspend is 1", JOB, f"{CLUSTER} suspend", 1),
+        ("groupName is missing", JOB, f"{GROUP} groupName", GONE),
+        ("headGroupSpec is missing", JOB, HEAD, GONE),
     ],
     "rayjob_fields_fit": [
         ("DNS-1035", JOB, "metadata name", "a" * 48),
@@ -183,16 +193,9 @@ def test_kubernetes_schema_refuses_a_misspelt_field() -> None:
         kubernetes_validate.validate(find(documents, *BUDGET.split("/")), KUBERNETES, strict=True)
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "words"),
-    [
-        (f"{GROUP} replicaCount", 8, "replicaCount"),
-        (f"{BOX} volumeMount", [], "volumeMount"),
-        ("spec backoffLimit", "3", "'3' is not of type 'integer'"),
-        (f"{GROUP} groupName", GONE, "'groupName' is a required property"),
-    ],
-)
-def test_ray_schema_refuses(path: str, value: Any, words: str) -> None:
-    job = find(broken(JOB, path, value), "RayJob", "convnextv2")
-    with pytest.raises(ValidationError, match=words):
-        ray_schema("RayJob").validate(job)
+def test_kubernetes_schema_refuses_a_misspelt_field_of_a_pod_inside_the_rayjob() -> None:
+    documents = broken(JOB, f"{BOX} volumeMount", [])
+    *_, workers = pods([find(documents, *JOB.split("/"))])
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": workers.metadata, "spec": workers.spec}
+    with pytest.raises(kubernetes_validate.ValidationError, match="volumeMount"):
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)

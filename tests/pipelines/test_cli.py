@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipelines import cli, doctor
 from pipelines.doctor.check import Check, Status
+from pipelines.graph.kinds import stage_commands
 
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
@@ -135,7 +136,7 @@ def test_a_command_goes_as_far_as_its_stage(
     assert request.fetch_fashion_mnist == (request.config.name == "demo")
 
 
-@pytest.mark.parametrize("command", [*cli.STAGE_COMMANDS, "run"])
+@pytest.mark.parametrize("command", [*(kind.name for kind in stage_commands()), "run"])
 def test_a_recipe_must_be_named(command: str, asked: list[object], capsys: Capture) -> None:
     assert cli.main([command, "--data", "/imagenet"]) == 1
     first, *sizes, last = capsys.readouterr().err.splitlines()

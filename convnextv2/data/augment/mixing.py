@@ -98,7 +98,8 @@ def choose(
     if uniform(seed, epoch, sample, np.uint64(FIRST)) >= probability:
         return 1.0, (0, 0, 0, 0)
     if uniform(seed, epoch, sample, np.uint64(FIRST + 1)) >= switch:
-        return symmetric_beta(seed, epoch, sample, np.uint64(SHARE), mixup), (0, 0, 0, 0)
+        share = float(symmetric_beta(seed, epoch, sample, np.uint64(SHARE), mixup))
+        return share, (0, 0, 0, 0)
     side = np.sqrt(1.0 - symmetric_beta(seed, epoch, sample, np.uint64(SHARE), cutmix))
     tall, wide = int(height * side), int(width * side)
     y = int(uniform(seed, epoch, sample, np.uint64(FIRST + 2)) * height)

@@ -89,7 +89,7 @@ def rand_augment(
             if uniform(seed, epoch, sample, np.uint64(first)) > PROBABILITY:
                 continue
             op = int(uniform(seed, epoch, sample, np.uint64(first + 1)) * OPS)
-            level = magnitude + std * normal(seed, epoch, sample, np.uint64(first + 2))
+            level = float(magnitude + std * normal(seed, epoch, sample, np.uint64(first + 2)))
             level = min(LARGEST, max(0.0, level)) / LARGEST
             negative = uniform(seed, epoch, sample, np.uint64(first + 4)) < 0.5
             apply(images[slot], op, level, negative)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from convnextv2 import PathLike
 from convnextv2.data.collection import UNLABELLED, DataError, Source
-from convnextv2.data.durable import sync
+from convnextv2.durable import sync
 
 LABEL_SETS = "label-sets.npy"
 

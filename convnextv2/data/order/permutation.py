@@ -39,10 +39,11 @@ def permute(positions: Positions, length: int, *key: int) -> Positions:
 
 def _round_keys(key: tuple[int, ...], rounds: int) -> Positions:
     """Two keys a round, shape (2 * rounds,)."""
-    state = np.zeros(1, np.uint64)
+    state: Positions = np.zeros(1, np.uint64)
     for number in key:
         state = mix(state + np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(number)
-    return mix(mix(state) + np.arange(2 * rounds, dtype=np.uint64))
+    numbers: Positions = np.arange(2 * rounds, dtype=np.uint64)
+    return mix(mix(state) + numbers)
 
 
 def _network(numbers: Positions, high_count: int, low_bits: int, keys: Positions) -> Positions:

@@ -19,8 +19,8 @@ from typing import BinaryIO
 
 from convnextv2 import PathLike
 from convnextv2.data.collection import DataError
-from convnextv2.data.durable import is_at, lock, lock_shared, sync
 from convnextv2.data.shards.manifest import Manifest, Shard, read_manifest
+from convnextv2.durable import is_at, lock, lock_shared, sync
 
 CHUNK = 8 << 20
 POLL_SECONDS = 1.0

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from convnextv2 import PathLike
 from convnextv2.data.collection import DataError, PixelFormat
-from convnextv2.data.durable import write_json
 from convnextv2.data.labels.census import Census
+from convnextv2.durable import write_json
 from convnextv2.tasks import IMAGENET, Normalization
 
 MANIFEST = "manifest.json"

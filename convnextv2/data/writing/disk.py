@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from convnextv2.data.collection import DataError
-from convnextv2.data.durable import is_at, lock
+from convnextv2.durable import is_at, lock
 
 LOCK = ".writing.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

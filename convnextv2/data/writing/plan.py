@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from convnextv2.data.collection import MEMBER, DataError, Members, Source, name_key
-from convnextv2.data.durable import sync, write_json
 from convnextv2.data.labels.census import Census, take_census
 from convnextv2.data.labels.label_sets import label_sets_of
 from convnextv2.data.selection import Selection, select
@@ -28,6 +27,7 @@ from convnextv2.data.writing.disk import check_room, refusals
 from convnextv2.data.writing.encode import WriteSettings
 from convnextv2.data.writing.estimate import estimate
 from convnextv2.data.writing.settle import settle
+from convnextv2.durable import sync, write_json
 
 WORK = ".writing"
 PLAN = "plan.json"

@@ -24,7 +24,6 @@ from convnextv2.data.collection import (
     Source,
     UnreadableImage,
 )
-from convnextv2.data.durable import sync, write_json
 from convnextv2.data.ffcv_compat import Reader, RGBImageField
 from convnextv2.data.labels.label_sets import label_sets_of
 from convnextv2.data.pixels import decode
@@ -34,6 +33,7 @@ from convnextv2.data.writing.beton import BetonWriter
 from convnextv2.data.writing.disk import refusals
 from convnextv2.data.writing.encode import JPEG, Encoded, WriteSettings, encode
 from convnextv2.data.writing.plan import WORK, Plan, members_path
+from convnextv2.durable import sync, write_json
 from convnextv2.randomness import mix
 
 PROGRESS_EVERY = 64

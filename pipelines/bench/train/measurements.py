@@ -20,9 +20,9 @@ from cluster.checkpoint.retention import KeepPolicy
 from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
 from cluster.engine.memory import model_state_bytes
 from cluster.engine.zero_config import Precision, ZeroSettings
-from convnextv2.data.batch import Batch
 from convnextv2.fcmae import FCMAE
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
+from convnextv2.tasks.batch import Batch
 from convnextv2.tasks.pretrain import PretrainTask
 from pipelines.bench.turns import median_ratio, seconds, take_turns
 

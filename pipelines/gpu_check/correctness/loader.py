@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Iterator
 
 import torch
 
-from convnextv2.data.batch import Batch, on_device
+from convnextv2.tasks.batch import Batch, on_device
 from pipelines.gpu_check.parts import Row, Setting, Skipped
 from pipelines.gpu_check.workload import random_pixels
 

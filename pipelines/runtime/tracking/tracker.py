@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convnextv2.data.durable import atomically, write_json
+from convnextv2.durable import atomically, write_json
 from pipelines.runtime.events import Line
 from pipelines.runtime.tracking.destination import DATABASE, Destination
 from pipelines.runtime.tracking.moved_store import bring_artifacts_home

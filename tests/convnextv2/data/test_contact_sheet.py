@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from convnextv2.data.batch import Batch
 from convnextv2.data.contact_sheet import CAPTION, MARGIN, contact_sheet
+from convnextv2.tasks.batch import Batch
 
 SIDE = 48
 CLASSES = ("cat", "dog", "a class of a very long name")

@@ -8,8 +8,8 @@ import torch
 from sklearn.metrics import average_precision_score
 from timm.loss import BinaryCrossEntropy
 
-from convnextv2.data.batch import Batch
 from convnextv2.encoder import ConvNeXtV2
+from convnextv2.tasks.batch import Batch
 from convnextv2.tasks.classify import ClassifyTask, cross_entropies, is_among_best
 from convnextv2.tasks.precision import average_precision
 

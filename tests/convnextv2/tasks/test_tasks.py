@@ -10,11 +10,11 @@ from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
-from convnextv2.data.batch import Batch
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
 from convnextv2.masking import sample_masks
 from convnextv2.tasks import Normalize
+from convnextv2.tasks.batch import Batch
 from convnextv2.tasks.classify import ClassifyTask, Confusion
 from convnextv2.tasks.pretrain import PretrainTask
 

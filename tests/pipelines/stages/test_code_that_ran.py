@@ -32,8 +32,13 @@ def traced(root: Path, found: Path) -> None:
     assert config.pretrain is not None
     manifest = read_manifest(root / "shards")
     job = TrainJob(
-        config=config,
+        model=config.model,
+        data=config.data,
         recipe=config.pretrain,
+        evaluate=config.evaluate,
+        cluster=config.cluster,
+        seed=config.seed,
+        log_every=config.log_every,
         build_task=pretrain.build_task,
         directory=root,
         log=root / "log",
@@ -50,7 +55,7 @@ def traced(root: Path, found: Path) -> None:
 
     threading.setprofile(note)
     sys.setprofile(note)
-    train({"job": job})
+    train(job)
     sys.setprofile(None)
     threading.setprofile(None)
     found.write_text(json.dumps(sorted(called)))

@@ -1,7 +1,7 @@
 """A stage as somebody would add it: its section, its code, and its record."""
 
-from convnextv2.data.durable import write_json
 from convnextv2.data.shards.manifest import read_manifest
+from convnextv2.durable import write_json
 from pipelines.config import PipelineConfig, Section
 from pipelines.graph import Outputs, Stage, StageContext, hash_files
 from pipelines.graph.kinds import StageKind

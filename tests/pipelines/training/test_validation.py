@@ -16,12 +16,12 @@ from cluster import group
 from cluster.batch_layout import BatchLayout
 from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
 from cluster.engine.zero_config import ZeroSettings
-from convnextv2.data.batch import Batch
 from convnextv2.data.sources import Columns, open_source
 from convnextv2.data.writing import WriteSettings
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from convnextv2.tasks import TaskOutput
+from convnextv2.tasks.batch import Batch
 from convnextv2.tasks.classify import ClassifyTask
 from pipelines.config import EvaluateConfig
 from pipelines.stages.evaluate import describe_several

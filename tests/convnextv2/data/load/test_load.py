@@ -12,12 +12,12 @@ from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 
 from convnextv2.data.augment import Augment, RandAugment, RandomErasing
-from convnextv2.data.batch import Batch
 from convnextv2.data.order.global_order import GlobalOrder
 from convnextv2.data.shards.local_cache import LocalCache
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
 from convnextv2.data.views import CenterView
+from convnextv2.tasks.batch import Batch
 from tests.convnextv2.data.load.loading import (
     COUNT,
     EVERY,

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from convnextv2.data import batch as module
-from convnextv2.data.batch import Batch, on_device
+from convnextv2.tasks import batch as module
+from convnextv2.tasks.batch import Batch, on_device
 
 BATCHES, BUFFERS = 9, 2
 GPU = torch.device("cuda", 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convnextv2.data.durable import atomically, is_at, lock, sync, write_json
+from convnextv2.durable import atomically, is_at, lock, sync, write_json
 
 Patch = pytest.MonkeyPatch
 
