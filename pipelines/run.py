@@ -1,6 +1,5 @@
 """Running a pipeline: from a resolved configuration to a closing table."""
 
-import json
 import time
 import traceback
 from collections.abc import Sequence
@@ -17,8 +16,9 @@ from pipelines.config import PipelineConfig
 from pipelines.config.file import CONFIG, as_yaml
 from pipelines.datasets import fashion_mnist
 from pipelines.graph import Pipeline, Stage, StageResult, needed_for
-from pipelines.graph.kinds import KINDS
+from pipelines.graph.kinds import KINDS, title_of
 from pipelines.graph.outline import outline, wanted_stages
+from pipelines.results import Result, find_result
 from pipelines.runtime.console import Screen
 from pipelines.runtime.events import curve, read_events
 from pipelines.runtime.logs import redirected
@@ -79,36 +79,40 @@ class Outcome:
         }
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """The result of every model that was evaluated, without the large tables."""
+        """The metrics of every model that was evaluated, and of how many images they are."""
+        found = {}
+        for name, result in self.results().items():
+            found[name] = _numbers(result)
+            if result.ema is not None:
+                found[name]["ema"] = _numbers(result.ema)
+        return found
+
+    def results(self) -> dict[str, Result]:
+        """The stages' results; what a stage evaluates goes by the name of what trained it."""
         found = {}
         for stage_result in self.stage_results:
-            name, directory = stage_result.context.stage.name, stage_result.context.directory
-            if KINDS[name].evaluates:
-                result = json.loads((directory / "evaluation.json").read_text())
-                kept = _numbers(result)
-                if "ema" in result:
-                    kept["ema"] = _numbers(result["ema"])
-                found[KINDS[name].evaluates] = kept
-            elif name == "knn":
-                found[name] = _numbers(json.loads((directory / "knn.json").read_text()))
+            name = stage_result.context.stage.name
+            result = find_result(stage_result.context.directory)
+            if result is not None:
+                found[KINDS[name].evaluates or name] = result
         return found
 
     def metrics(self) -> dict[str, float]:
         """Final numbers by dotted names: `finetune.top1`, `finetune.ema.top1`, `pretrain.loss`."""
         found: dict[str, float] = {}
-        for name, result in self.evaluations().items():
-            averaged = result.pop("ema", {})
-            for prefix, numbers in ((name, result), (f"{name}.ema", averaged)):
-                found |= {f"{prefix}.{key}": n for key, n in numbers.items() if key != "images"}
+        for name, result in self.results().items():
+            averaged = result.ema.values if result.ema else {}
+            for prefix, values in ((name, result.values), (f"{name}.ema", averaged)):
+                found |= {f"{prefix}.{metric}": value for metric, value in values.items()}
         for stage_result in self.stage_results:
             points = curve(read_events(stage_result.context.directory))
-            if points and "loss" in points[-1]:
-                found[f"{stage_result.context.stage.name}.loss"] = points[-1]["loss"]
+            if points and "loss" in points[-1].values:
+                found[f"{stage_result.context.stage.name}.loss"] = points[-1].values["loss"]
         return found
 
 
-def _numbers(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: result[key] for key in ("map", "top1", "top5", "images") if key in result}
+def _numbers(result: Result) -> dict[str, Any]:
+    return {**result.values, "images": result.main.images}
 
 
 def run_pipeline(request: Request) -> Outcome:
@@ -178,16 +182,17 @@ def _source(request: Request, screen: Screen) -> Path:
 def closing_words(outcome: Outcome) -> Text:
     """What came out and where it is: a line each, to be printed unwrapped and copied whole."""
     rows = []
-    results = outcome.evaluations()
+    results = outcome.results()
     for name, result in results.items():
         rows.append((_how(name, outcome), _in_words(result)))
-        if "ema" in result:
-            rows.append(("  average of its weights (EMA)", _in_words(result["ema"])))
+        if result.ema is not None:
+            rows.append(("  average of its weights (EMA)", _in_words(result.ema)))
     for name, baseline in results.items():
-        if compared := KINDS[name].baseline_of:
-            metric = "map" if "map" in baseline else "top1"
-            gain = results[compared][metric] - baseline[metric]
-            rows.append(("gain", Text(f"{100 * gain:+.2f} points", "bold")))
+        compared = KINDS[name].baseline_of
+        if compared in results:
+            main = results[compared].main
+            gain = main.change_text(main.value - baseline.main.value, decimals=2)
+            rows.append(("gain", Text(f"{gain} {main.change_unit}".rstrip(), "bold")))
     for stage_result in outcome.stage_results:
         if stage_result.context.stage.name == "report":
             rows.append(("report", Text(str(stage_result.context.directory / "report.html"))))
@@ -212,13 +217,12 @@ def _how(name: str, outcome: Outcome) -> str:
         if "intermediate" in stages:
             return "from the intermediate step"
         return "from FCMAE pretraining" if "pretrain" in stages else "from scratch"
-    return KINDS[name].title.lower()
+    return title_of(name).lower()
 
 
-def _in_words(result: dict[str, Any]) -> Text:
-    best = f"{result['top1']:.2%} top-1"
-    if "map" in result:
-        best = f"{result['map']:.2%} mAP, {best}"
-    return Text(best, "bold").append(
-        f", {result['top5']:.2%} top-5 on {result['images']:,} images", "not bold"
+def _in_words(result: Result) -> Text:
+    first, *others = (
+        f"{metric.text(metric.value, decimals=2)} {metric.title}" for metric in result.metrics
     )
+    rest = "".join(f", {words}" for words in others)
+    return Text(first, "bold").append(f"{rest} on {result.main.images:,} images", "not bold")

@@ -73,12 +73,3 @@ def votes(similarity: Tensor, labels: Tensor, temperature: float, num_classes: i
     # softmax is exp(similarity / T) over its sum, which changes no order and cannot overflow.
     weights = (similarity / temperature).softmax(dim=1)
     return weights.new_zeros(len(labels), num_classes).scatter_add_(1, labels, weights)
-
-
-def num_correct(shares: Tensor, labels: Tensor, among: int) -> int:
-    """How many of the queries have their label among the `among` classes with most votes.
-
-    A class without a vote is never among them.
-    """
-    top = shares.topk(min(among, shares.shape[1]), dim=1)
-    return int(((top.indices == labels[:, None]) & (top.values > 0)).any(dim=1).sum())

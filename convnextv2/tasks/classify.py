@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks import IMAGENET, Normalization, Normalize, TaskOutput
 from convnextv2.tasks.batch import Batch
+from convnextv2.tasks.topk import in_top_k, num_correct
 
 
 class ClassifyTask(nn.Module):
@@ -54,7 +55,7 @@ class ClassifyTask(nn.Module):
 
     def forward(self, batch: Batch) -> TaskOutput:
         logits = self.logits(batch)
-        correct = is_among_best(logits, batch.labels, 1).float().mean()
+        correct = in_top_k(logits, batch.labels, 1).float().mean()
         loss = self._loss(logits, batch)
         return TaskOutput(loss, {"accuracy": correct.detach()}, logits.detach())
 
@@ -74,19 +75,11 @@ def cross_entropies(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
 
 
-def is_among_best(scores: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Whether (B,) the label, or one of the labels, is among the `count` best of scores (B, C)."""
-    if count == 1:
-        best = scores.argmax(dim=1, keepdim=True)
-    else:
-        best = scores.topk(min(count, scores.shape[1]), dim=1).indices
-    right = best == labels[:, None] if labels.ndim == 1 else labels.gather(1, best) > 0
-    return right.any(dim=1)
-
-
 @dataclass
 class Confusion:
-    """Counts (true, predicted), and how many are correct by top-5; workers' counts add up."""
+    """Images by (true, predicted) class, and how many have their class among the best five
+    answers; adding the counts of workers merges them.
+    """
 
     counts: Tensor
     top5_correct: int = 0
@@ -100,7 +93,7 @@ class Confusion:
         classes = len(self.counts)
         flat = labels.cpu() * classes + logits.argmax(dim=1).cpu()
         self.counts += torch.bincount(flat, minlength=classes**2).view(classes, classes)
-        self.top5_correct += int(is_among_best(logits, labels, 5).sum())
+        self.top5_correct += int(num_correct(logits, labels, (5,)))
 
     @property
     def top1(self) -> float:

@@ -18,6 +18,11 @@ def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([_of_class(of_class, wanted) for of_class, wanted in columns])
 
 
+def mean_of(precisions: Tensor) -> float:
+    """mAP: the mean over the classes that an image has; NaN where there is none."""
+    return float(precisions.nanmean())
+
+
 def _of_class(scores: Tensor, wanted: Tensor) -> Tensor:
     ranked, order = scores.sort(descending=True)
     found = wanted[order].double().cumsum(dim=0)

@@ -83,7 +83,7 @@ def stack_rate(config: PipelineConfig, run_dir: Path) -> float:
             pretrained = Pipeline(run_dir, stages).run()[-1].context.directory
     points = curve(read_events(pretrained))
     first, last = points[0], points[-1]
-    return float((last["images"] - first["images"]) / (last["time"] - first["time"]))
+    return (last.values["images"] - first.values["images"]) / (last.time - first.time)
 
 
 def bare_rate(config: PipelineConfig, steps: int = 40) -> float:

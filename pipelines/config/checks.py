@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from cluster.batch_layout import BatchLayout
 from cluster.engine.zero_config import find_problems
-from convnextv2.recipe.duration import Duration
+from convnextv2.recipe.duration import Duration, steps
 from convnextv2.recipe.layer_decay import GROUPED_DEPTHS
 from convnextv2.sizes import DECODER_UNITS, nearest_multiples, size_of
 from pipelines.config import (
@@ -16,8 +16,6 @@ from pipelines.config import (
     PretrainConfig,
     TrainConfig,
 )
-
-VALIDATED = ("val_top1", "val_top1_ema", "val_map", "val_map_ema")
 
 
 def find_conflicts(config: PipelineConfig) -> list[str]:
@@ -144,11 +142,12 @@ def _training(train: TrainConfig, data: DataConfig) -> Iterator[str]:
         yield f"duration: {train.duration} of what? Epochs, steps or images would work"
     if warmup.unit == duration.unit and warmup.amount > duration.amount:
         yield f"warmup: {train.warmup} is longer than the {train.duration} of training"
-    known = _metrics(train, data)
+    known = list(train.measured(data))
     if train.keep_best is not None and train.keep_best not in known:
         yield (
             f"keep_best: {train.keep_best!r} is not measured in this training; "
-            f"{' or '.join(known)} would work{_missing(train, data)}"
+            f"{', '.join(known[:-1])}{' or ' if known[1:] else ''}{known[-1]} would work"
+            f"{_missing(train, data)}"
         )
 
 
@@ -159,27 +158,24 @@ def _comparable(duration: Duration, global_batch_size: int) -> Duration:
     return Duration(round(duration.amount / global_batch_size), "steps")
 
 
-def _metrics(train: TrainConfig, data: DataConfig) -> list[str]:
-    """Names that keep_best may have."""
-    if isinstance(train, PretrainConfig):
-        return ["loss"]
-    names = ["loss", "accuracy"]
-    if train.evaluate_every is not None:
-        measured = ["val_top1", *(["val_map"] if data.multi_label else [])]
-        averaged = [f"{name}_ema" for name in measured if train.ema_decay is not None]
-        names += [*measured, *averaged]
-    return names
-
-
 def _missing(train: TrainConfig, data: DataConfig) -> str:
-    """What has to be set for the metric that was asked for."""
-    if isinstance(train, PretrainConfig) or train.keep_best not in VALIDATED:
+    """What has to be set for the metric that was asked for; "" where nothing would help."""
+    settings = {
+        "evaluate_every": train.evaluate_every,
+        "ema_decay": train.ema_decay,
+        "data.multi_label": data.multi_label,
+    }
+    unset = {name for name, value in settings.items() if not value}
+
+    def would_be_measured(names: set[str]) -> bool:
+        values = {"evaluate_every": steps(1), "ema_decay": 0.5}
+        fuller = train.model_copy(update={name: values[name] for name in names & values.keys()})
+        several = data.multi_label or "data.multi_label" in names
+        return train.keep_best in fuller.measured(data.model_copy(update={"multi_label": several}))
+
+    if not would_be_measured(unset):
         return ""
-    needed = ["evaluate_every"] if train.evaluate_every is None else []
-    if train.keep_best.endswith("_ema") and train.ema_decay is None:
-        needed.append("ema_decay")
-    if train.keep_best.startswith("val_map") and not data.multi_label:
-        needed.append("data.multi_label")
+    needed = [name for name in settings if name in unset and not would_be_measured(unset - {name})]
     return f", or set {' and '.join(needed)}"
 
 

@@ -8,6 +8,8 @@ from pydantic import Field
 from convnextv2.recipe.duration import epochs, steps
 from pipelines.config.data import AugmentConfig, DataConfig
 from pipelines.config.section import Interval, Length, Positive, Section, Share, Warmup
+from pipelines.results.known import ACCURACY, LOSS, MAP, TOP1, TOP5, VALIDATION_LOSS
+from pipelines.results.metrics import MetricSpec
 
 
 class TrainConfig(Section):
@@ -60,11 +62,30 @@ class TrainConfig(Section):
     keep_every: Interval | None = None
     """Checkpoints at multiples of this are kept as well, like 10 epochs."""
     keep_best: str | None = None
-    """The checkpoint that is best by this metric is kept as well: loss, accuracy, val_top1,
-    val_top1_ema, or with data.multi_label val_map or val_map_ema."""
+    """The checkpoint that is best by this metric is kept as well: loss, accuracy, and with
+    evaluate_every val_top1, val_top5, val_loss (with data.multi_label also val_map), or of the EMA
+    val_top1_ema and so on."""
     evaluate_every: Interval | None = None
     """Fine-tuning only: time between evaluations on the validation split, of the weights and of
     their EMA. By default there is only the one after training."""
+
+    def training_metrics(self) -> tuple[MetricSpec, ...]:
+        """What the task measures on every batch."""
+        return (LOSS,)
+
+    def validation_metrics(self, data: DataConfig) -> tuple[MetricSpec, ...]:
+        """What validation measures on the images of `data`; the first one counts most."""
+        return ()
+
+    def measured(self, data: DataConfig) -> dict[str, MetricSpec]:
+        """Everything that is noted with a checkpoint, by name: what keep_best may be."""
+        found = [*self.training_metrics()]
+        if self.evaluate_every is not None:
+            validated = [spec.during_training() for spec in self.validation_metrics(data)]
+            found += validated
+            if self.ema_decay is not None:
+                found += [spec.of_ema() for spec in validated]
+        return {spec.name: spec for spec in found}
 
 
 class PretrainConfig(TrainConfig):
@@ -111,6 +132,13 @@ class FinetuneConfig(TrainConfig):
     """Factor on the head's initial weights. 0.001 in the paper; from scratch that costs accuracy,
     so with scratch_baseline 1 is fair."""
     decay_exempt: Literal["all-but-1d", "all-but-1d-and-grn"] = "all-but-1d-and-grn"
+
+    def training_metrics(self) -> tuple[MetricSpec, ...]:
+        return LOSS, ACCURACY
+
+    def validation_metrics(self, data: DataConfig) -> tuple[MetricSpec, ...]:
+        precision = (MAP,) if data.multi_label else ()
+        return *precision, TOP1, TOP5, VALIDATION_LOSS
 
 
 class IntermediateConfig(FinetuneConfig):

@@ -20,6 +20,13 @@ EXEMPT = frozenset(
         "pipelines.runtime.logs",
         "pipelines.runtime.events.EventLog",
         "pipelines.runtime.events.SPOOL",
+        "pipelines.runtime.events.Start",
+        "pipelines.runtime.events.Point",
+        "pipelines.runtime.events.Validation",
+        "pipelines.runtime.events.Skipped",
+        "pipelines.runtime.events.Checkpoint",
+        "pipelines.runtime.events.Rejected",
+        "pipelines.runtime.events.End",
         # Bytes safely on disk, the same ones.
         "convnextv2.durable",
         "cluster.durable",

@@ -8,18 +8,18 @@ import base64
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.runtime.events import Line
+from pipelines.runtime.events import Measured
 
 LIGHT = {
     "paper": "#fbfaf7",
@@ -63,7 +63,7 @@ ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 def chart(
     title: str,
     value: str,
-    series: Mapping[str, Sequence[Line]],
+    series: Mapping[str, Sequence[Measured]],
     *,
     restarts: Sequence[int] = (),
     learning_rate: bool = False,
@@ -108,25 +108,27 @@ def chart(
         return themed_svg(figure, title)
 
 
-def _draw_learning_rate(axes: Any, series: Sequence[tuple[str, Sequence[Line]]]) -> None:
+def _draw_learning_rate(axes: Axes, series: Sequence[tuple[str, Sequence[Measured]]]) -> None:
     for name, points in series:
         steps, rates = thinned(points, "lr")
         axes.fill_between(steps, rates, color=LIGHT[name], alpha=0.15, linewidth=0)
         axes.plot(steps, rates, color=LIGHT[name], linewidth=1)
-    peak = max(point["lr"] for _, points in series for point in points)
+    peak = max(point.values["lr"] for _, points in series for point in points)
     axes.set_ylim(0, peak * 1.05 or 1)
     axes.set_yticks([peak], [f"lr {peak:.2g}"])
 
 
-def thinned(points: Sequence[Line], value: str) -> tuple[NDArray[Any], NDArray[Any]]:
+def thinned(
+    points: Sequence[Measured], value: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Steps and values, averaged in equal groups down to at most MOST_POINTS."""
-    pairs = np.array([(point["step"], point[value]) for point in points], dtype=np.float64)
+    pairs = np.array([(point.step, point.values[value]) for point in points], dtype=np.float64)
     groups = np.array_split(pairs, min(len(pairs), MOST_POINTS))
     steps, values = np.array([group.mean(axis=0) for group in groups]).T
     return steps, values
 
 
-def smoothed(values: NDArray[Any]) -> NDArray[Any]:
+def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Centred moving average over a twentieth of the curve; narrower at its ends."""
     reach = len(values) // 40
     windows = (
@@ -170,6 +172,16 @@ def picture(image: NDArray[np.uint8], label: str) -> Markup:
     small = "pixels" if max(height, width) <= 96 else "photo"
     return Markup(
         f'<img class="{small}" width="{width}" height="{height}" alt="{escape(label)}" '
+        f'src="data:image/png;base64,{data}">'
+    )
+
+
+def png(content: bytes, label: str) -> Markup:
+    """A PNG as an <img>."""
+    width, height = Image.open(io.BytesIO(content)).size
+    data = base64.b64encode(content).decode()
+    return Markup(
+        f'<img class="photo" width="{width}" height="{height}" alt="{escape(label)}" '
         f'src="data:image/png;base64,{data}">'
     )
 

@@ -4,11 +4,11 @@
 page (a content policy forbids loading anything), and every text is escaped by the template.
 """
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +17,26 @@ from markupsafe import Markup
 
 from convnextv2.analysis.reconstruct import Reconstruction
 from pipelines.graph.kinds import KINDS, title_of
-from pipelines.report.charts import LIGHT, chart, pictures
+from pipelines.report.charts import LIGHT, chart, pictures, png
 from pipelines.report.html import environment
-from pipelines.report.summary import points_text, verdict
+from pipelines.report.sections import table_sections
+from pipelines.report.summary import verdict
 from pipelines.report.tables import (
     MODELS,
     PRETRAINED,
     SCRATCH,
-    Evaluation,
-    class_table,
-    confused_pairs,
-    confusion_table,
-    margin,
-    results,
+    Comparison,
+    comparisons,
+    result_table,
+    signed,
 )
 from pipelines.report.times import PHASES, STATUSES, StageRow, duration, training_time
-from pipelines.runtime.events import Line, curve, restarts
+from pipelines.results import FRACTION, MetricSpec, Result
+from pipelines.runtime.events import Event, Rejected, measurements, restarts
 
-VALUES = {
-    "loss": ("point", "loss"),
-    "accuracy": ("point", "accuracy on training batches"),
-    "val_top1": ("validation", "accuracy on the validation split"),
-    "val_top1_ema": ("validation", "accuracy on the validation split, EMA"),
-    "val_map": ("validation", "mAP on the validation split"),
-    "val_map_ema": ("validation", "mAP on the validation split, EMA"),
-}
-"""Values that are drawn: in which lines they are, and what they are called."""
 MOST_SAMPLES = 8
-MOST_CLASSES = 30
+SHARE = MetricSpec(name="share", title="share")
+"""How shares of classes and phases are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +50,16 @@ class ReportInput:
         stages: Stages in the order they ran.
         wall_seconds: Of the command that made the page, until now.
         spools: Lines of the stages that train, by name.
-        evaluations: Of the models "pretrained", "scratch" (the control, or all there is without
-            pretraining) and "probe" (linear).
+        measured: What these stages measure while they train; those that are charted are drawn.
+        results: Of the models "pretrained", "scratch" (the control, or all there is without
+            pretraining), "probe" (linear) and "neighbours", and of others by their titles.
+        pictures: That belong to results, as title and PNG.
         labelled_images: Images the classifiers were trained on.
         reconstruction: Samples to show; the first eight are. None without FCMAE.
         versions: Library name to version.
         commit: Of the code that ran.
         facts: What else to show at the top, such as workers, ZeRO stage, backend.
         mlflow_hint: How to open MLflow.
-        neighbours: What knn.json holds, if that was asked for.
         pretraining: What "pretrained" means.
         missing: Stages that are not done, each with why.
         whole_command: The command line that would make what is missing.
@@ -77,15 +70,16 @@ class ReportInput:
     config: dict[str, Any]
     stages: Sequence[StageRow]
     wall_seconds: float
-    spools: Mapping[str, list[Line]]
-    evaluations: Mapping[str, Evaluation]
+    spools: Mapping[str, Sequence[Event]]
+    measured: Mapping[str, Sequence[MetricSpec]]
+    results: Mapping[str, Result]
     labelled_images: int
     reconstruction: Reconstruction | None
     versions: Mapping[str, str]
     commit: str
     facts: Mapping[str, object]
     mlflow_hint: str
-    neighbours: Mapping[str, Any] | None = None
+    pictures: Sequence[tuple[str, bytes]] = ()
     pretraining: str = "FCMAE pretraining"
     missing: Mapping[str, str] = field(default_factory=dict)
     whole_command: str = ""
@@ -95,43 +89,30 @@ def render_report(data: ReportInput) -> str:
     """The page as one HTML document that loads nothing."""
     page = environment()
     page.filters |= {
-        "percent": lambda share: "–" if share is None else f"{share:.1%}",
-        "points": points_text,
+        "percent": SHARE.text,
+        "points": partial(signed, SHARE),
         "duration": duration,
         "numbers_marked": _numbers_marked,
         "title_of": title_of,
     }
-    model = next((name for name in MODELS if name in data.evaluations), None)
-    main = data.evaluations[model] if model else None
-    control = data.evaluations.get(SCRATCH) if model == PRETRAINED else None
-    few = main is not None and len(main.classes) <= MOST_CLASSES
-    last = [lines[-1]["time"] for lines in data.spools.values() if lines]
+    compared = comparisons(data.results)
+    last = [lines[-1].time for lines in data.spools.values() if lines]
     template = page.get_template("report.html.j2")
     return template.render(
         data=data,
         light=LIGHT,
-        verdict=verdict(
-            data.evaluations, data.neighbours, data.labelled_images, pretraining=data.pretraining
-        ),
+        verdict=verdict(data.results, data.labelled_images, pretraining=data.pretraining),
         day=f"{datetime.fromtimestamp(max(last), UTC):%-d %B %Y}" if last else "",
-        results=results(data.evaluations, data.neighbours),
+        results=result_table(compared),
+        notes=dict.fromkeys(each.main.note for each in compared if each.main.note),
         models=MODELS,
-        model=model,
-        main=main,
-        scratch=control,
-        margin=margin(main, control) if main and control else None,
+        first=compared[0] if compared else None,
+        margin=_margin_text(compared[0]) if compared else "",
+        tables=table_sections(compared),
+        pictures=[(title, png(content, title)) for title, content in data.pictures],
         charts=_charts(data),
         samples=_samples(data.reconstruction) if data.reconstruction else None,
         norm_pix_loss=(data.config.get("pretrain") or {}).get("norm_pix_loss", False),
-        classes=class_table(main, control, most=MOST_CLASSES) if main else [],
-        confusions=[
-            (name, confusion_table(evaluation))
-            for name, evaluation in data.evaluations.items()
-            if evaluation.confusion
-        ]
-        if few
-        else [],
-        pairs=confused_pairs(main, control, most=MOST_CLASSES) if main and not few else [],
         statuses=STATUSES,
         before=sum(stage.seconds for stage in data.stages if stage.status == "done"),
         between=data.wall_seconds
@@ -147,7 +128,7 @@ def render_report(data: ReportInput) -> str:
     )
 
 
-def events(spools: Mapping[str, list[Line]]) -> list[str]:
+def events(spools: Mapping[str, Sequence[Event]]) -> list[str]:
     """Sentences about what went wrong and was mended."""
     sentences = []
     for stage, lines in spools.items():
@@ -156,16 +137,16 @@ def events(spools: Mapping[str, list[Line]]) -> list[str]:
         if again:
             times = "once" if len(again) == 1 else f"{len(again)} times"
             places = ", then ".join(
-                f"from step {start['step']:,} with {_counted(start['workers'], 'worker')}"
+                f"from step {start.step:,} with {_counted(start.workers, 'worker')}"
                 for start in again
             )
             sentences.append(
                 f"{title}: worker group was restarted {times}; training went on {places}."
             )
         sentences += [
-            f"{title}: checkpoint {Path(line['path']).name} was rejected: {line['reason']}."
-            for line in lines
-            if line["kind"] == "rejected"
+            f"{title}: checkpoint {Path(event.path).name} was rejected: {event.reason}."
+            for event in lines
+            if isinstance(event, Rejected)
         ]
     return sentences
 
@@ -174,31 +155,27 @@ def _numbers_marked(sentence: str) -> Markup:
     return Markup(re.sub(r"[+−]?\d+\.\d(%| points)", r"<b>\g<0></b>", str(Markup.escape(sentence))))
 
 
+def _margin_text(compared: Comparison) -> str:
+    """What the gain is known to, with its unit; "" where that is not known."""
+    if compared.margin is None:
+        return ""
+    metric = compared.main.main
+    return f"{metric.change_text(compared.margin)[1:]} {metric.change_unit}".rstrip()
+
+
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _charts(data: ReportInput) -> list[tuple[str, Markup]]:
     """Titles and pictures of the curves there is data for."""
-    spools = data.spools
-    scratch = {"finetune-scratch"} if PRETRAINED in data.evaluations else {"finetune"}
-    taken_over = {
-        stage: [start["step"] for start in restarts(lines)] for stage, lines in spools.items()
-    }
     charts = []
-    for stages, (value, (kind, words)) in itertools.product(_drawn_together(), VALUES.items()):
-        drawn = {
-            SCRATCH if stage in scratch else PRETRAINED: points
-            for stage in stages
-            if (points := [point for point in curve(spools.get(stage, []), kind) if value in point])
-        }
-        if drawn:
-            title, share = f"{title_of(stages[0])} {words}", value != "loss"
-            marks = [step for stage in stages for step in taken_over.get(stage, [])]
-            picture = chart(
-                title, value, drawn, restarts=marks, learning_rate=not share, percent=share
-            )
-            charts.append((title, picture))
+    for stages in _drawn_together():
+        specs = {spec.name: spec for stage in stages for spec in data.measured.get(stage, ())}
+        for spec in specs.values():
+            title = f"{title_of(stages[0])} {spec.title}"
+            if spec.charted and (picture := _chart(data, stages, spec, title)):
+                charts.append((title, picture))
     return charts
 
 
@@ -210,6 +187,27 @@ def _drawn_together() -> list[list[str]]:
         for kind in trained
         if not kind.baseline_of
     ]
+
+
+def _chart(data: ReportInput, stages: Sequence[str], spec: MetricSpec, title: str) -> Markup | None:
+    """One metric of stages that are drawn together; None where none of them has measured it."""
+    scratch = {"finetune-scratch"} if PRETRAINED in data.results else {"finetune"}
+    spools = {stage: data.spools[stage] for stage in stages if stage in data.spools}
+    drawn = {
+        SCRATCH if stage in scratch else PRETRAINED: points
+        for stage, lines in spools.items()
+        if (points := [event for event in measurements(lines) if spec.name in event.values])
+    }
+    if not drawn:
+        return None
+    return chart(
+        title,
+        spec.name,
+        drawn,
+        restarts=[start.step for lines in spools.values() for start in restarts(lines)],
+        learning_rate=spec.name == "loss",
+        percent=spec.unit == FRACTION,
+    )
 
 
 def _samples(reconstruction: Reconstruction) -> dict[str, list[Markup]]:

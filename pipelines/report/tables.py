@@ -1,87 +1,58 @@
-"""Evaluations as tables: the gain and its margin, classes, confusions."""
+"""Results side by side: the table of metrics, the gain over training from scratch, and tables of
+classes. Nothing here knows which task the results are of.
+"""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-PRETRAINED, SCRATCH, PROBE = "pretrained", "scratch", "probe"
-MODELS = {PRETRAINED: "pretrained", SCRATCH: "from scratch", PROBE: "linear probe"}
-"""Whose evaluations there may be, as a reader knows them."""
+from pipelines.results import FRACTION, Cell, Metric, Result, Table
+from pipelines.results.metrics import MetricSpec, margin
+
+PRETRAINED, SCRATCH, PROBE, NEIGHBOURS = "pretrained", "scratch", "probe", "neighbours"
+MODELS = {
+    PRETRAINED: "pretrained",
+    SCRATCH: "from scratch",
+    PROBE: "linear probe",
+    NEIGHBOURS: "nearest neighbours",
+}
+"""Models in the order they are shown, as a reader knows them; others come last, by their names."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What evaluation.json holds.
+@dataclass(frozen=True)
+class Comparison:
+    """Models that are measured by the same main metric.
 
-    Shares are from 0 to 1; `per_class` is recall, None (or NaN) where the set holds none of a
-    class; `confusion` has true classes as rows and predicted ones as columns. `ema` is the same
-    of the moving average of the weights, where one was kept.
-
-    Where images may be of several classes there is `map`, their mean average precision, which
-    `per_class` has of each class. A hit in top-1 or top-5 is one of the image's classes, and there
-    is no `confusion`.
+    Args:
+        results: By model, in the order they are shown.
+        model: The first of them, which the page is about.
+        scratch: The result of the control, if `model` is the pretrained one.
     """
 
-    images: int
-    top1: float
-    top5: float
-    classes: Sequence[str]
-    per_class: Sequence[float | None]
-    confusion: Sequence[Sequence[int]]
-    seconds: float
-    ema: "Evaluation | None" = None
-    map: float | None = None
+    results: Mapping[str, Result]
+    model: str
+    scratch: Result | None
 
     @property
-    def score(self) -> float:
-        """What models are compared by."""
-        return self.top1 if self.map is None else self.map
+    def main(self) -> Result:
+        return self.results[self.model]
 
     @property
-    def metric(self) -> str:
-        """Name of the score."""
-        return "top-1" if self.map is None else "mAP"
+    def gain(self) -> float | None:
+        """Of the main metric, over the control."""
+        return None if self.scratch is None else self.main.main.value - self.scratch.main.value
 
-    @classmethod
-    def of(cls, content: Mapping[str, Any]) -> "Evaluation":
-        """From the parsed file."""
-        ema = content.get("ema")
-        return cls(**{**content, "ema": None if ema is None else cls.of(ema)})
+    @property
+    def margin(self) -> float | None:
+        """What the gain is known to, ± in the metric's unit (95%)."""
+        return None if self.scratch is None else margin(self.main.main, self.scratch.main)
 
-    def recall(self, label: int) -> float | None:
-        value = self.per_class[label]
-        return None if value is None or math.isnan(value) else value
-
-
-@dataclass(frozen=True)
-class ClassRow:
-    """Recall of one class; `scratch` and `gain` are None without a control."""
-
-    name: str
-    pretrained: float | None
-    scratch: float | None
-    gain: float | None
-
-
-@dataclass(frozen=True)
-class Cell:
-    """`images` of a true class that got one answer, their share of it; `hit`: the right one."""
-
-    images: int
-    share: float
-    hit: bool
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Images of class `true` taken for `predicted`."""
-
-    true: str
-    predicted: str
-    images: int
-    share: float
-    scratch: int | None
+    @property
+    def is_loss(self) -> bool:
+        """Whether the control is better."""
+        scratch = self.scratch
+        return scratch is not None and self.main.main.is_better(
+            scratch.main.value, self.main.main.value
+        )
 
 
 @dataclass(frozen=True)
@@ -90,93 +61,165 @@ class ResultRow:
 
     name: str
     model: str
-    top1: float
-    top5: float
+    cells: list[str]
     images: int
-    map: float | None = None
 
 
-def results(
-    evaluations: Mapping[str, Evaluation], neighbours: Mapping[str, Any] | None
-) -> list[ResultRow]:
-    """The table of results: every model, and the moving average of its weights if there is one."""
+@dataclass(frozen=True)
+class ResultTable:
+    """Every model's metrics; `gain` has the differences to the control, None without one."""
+
+    metrics: list[str]
+    rows: list[ResultRow]
+    gain_title: str
+    gain: list[str] | None
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A value of one class; `scratch` and `gain` are None without a control."""
+
+    name: str
+    value: float | None
+    scratch: float | None
+    gain: float | None
+
+
+@dataclass(frozen=True)
+class MatrixCell:
+    """`count` of a true class that got one answer, their share of it; `hit`: the right one."""
+
+    count: int
+    share: float
+    hit: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Of class `true`, `count` were taken for `predicted`; `scratch`: by the control."""
+
+    true: str
+    predicted: str
+    count: int
+    share: float
+    scratch: int | None
+
+
+def comparisons(results: Mapping[str, Result]) -> list[Comparison]:
+    """Results by their main metric; the first is of the first model in the order of MODELS."""
+    known = [name for name in MODELS if name in results]
+    ordered = {name: results[name] for name in [*known, *results]}
+    groups: dict[str, dict[str, Result]] = {}
+    for name, result in ordered.items():
+        groups.setdefault(result.main.name, {})[name] = result
+    return [
+        Comparison(group, model, group.get(SCRATCH) if model == PRETRAINED else None)
+        for group in groups.values()
+        for model in [next(iter(group))]
+    ]
+
+
+def result_table(compared: list[Comparison]) -> ResultTable:
+    """Every model, and the moving average of its weights if there is one."""
+    results = {name: result for each in compared for name, result in each.results.items()}
+    metrics: dict[str, Metric] = {}
+    for result in results.values():
+        metrics |= {metric.name: metric for metric in result.metrics if metric.name not in metrics}
     rows = []
-    for model, name in MODELS.items():
-        found = evaluations.get(model)
-        if found is not None:
-            rows.append(ResultRow(name, model, found.top1, found.top5, found.images, found.map))
-        if found is not None and found.ema is not None:
-            ema = found.ema
-            rows.append(ResultRow(f"{name}, EMA", model, ema.top1, ema.top5, ema.images, ema.map))
-    if neighbours is not None:
-        values = [neighbours[key] for key in ("top1", "top5", "images")]
-        rows.append(ResultRow("nearest neighbours", PROBE, *values))
-    return rows
+    for model, result in results.items():
+        title = MODELS.get(model, model)
+        for name, each in ((title, result), (f"{title}, EMA", result.ema)):
+            if each is not None:
+                cells = [_text(each.metric(metric)) for metric in metrics]
+                rows.append(ResultRow(name, model, cells, each.main.images))
+    first = compared[0] if compared else None
+    gain = [_gain_text(first, metric) for metric in metrics] if first and first.scratch else None
+    shares = all(metric.unit == FRACTION for metric in metrics.values())
+    rising = all(metric.direction == "higher" for metric in metrics.values())
+    title = "gain, points" if shares and rising else "difference"
+    return ResultTable([metric.title for metric in metrics.values()], rows, title, gain)
 
 
-def margin(first: Evaluation, second: Evaluation) -> float | None:
-    """Half the 95% interval of the difference in top-1 that comes from finite test sets.
-
-    None for mAP, which is no share of images.
-
-    It treats the two test sets as independent. They are the same images, on which models tend to
-    agree, so the true interval is rather narrower. The spread over seeds is not in it.
-    """
-    if first.map is not None or second.map is not None:
-        return None
-    variances = [model.top1 * (1 - model.top1) / model.images for model in (first, second)]
-    return 1.96 * math.sqrt(math.fsum(variances))
+def _text(metric: Metric | None) -> str:
+    return "–" if metric is None else metric.text(metric.value)
 
 
-def class_table(pretrained: Evaluation, scratch: Evaluation | None, *, most: int) -> list[ClassRow]:
-    """At most `most` classes, those with the largest gain first (the best without control).
+def _gain_text(compared: Comparison, name: str) -> str:
+    first = compared.main.metric(name)
+    second = compared.scratch.metric(name) if compared.scratch else None
+    return "–" if first is None or second is None else signed(first, first.value - second.value)
+
+
+def signed(metric: MetricSpec, change: float | None) -> str:
+    """A difference with its sign, as it is printed."""
+    return metric.change_text(change).replace("-", "−")
+
+
+def class_rows(table: Table, scratch: Table | None, *, most: int) -> list[ClassRow]:
+    """At most `most` classes of a table of bars, the largest gain first (the best without control).
 
     Where there are more, those that differ most are chosen; without control the worst.
     """
+    controls = _by_class(scratch) if scratch else {}
     rows = []
-    for label, name in enumerate(pretrained.classes):
-        recall = pretrained.recall(label)
-        control = scratch.recall(label) if scratch else None
+    for name, value in _by_class(table).items():
+        control = controls.get(name)
         # Rounded, so that equal gains stay in the order of the classes.
-        gain = None if recall is None or control is None else round(recall - control, 9)
-        rows.append(ClassRow(name, recall, control, gain))
+        gain = None if value is None or control is None else round(value - control, 9)
+        rows.append(ClassRow(name, value, control, gain))
     if scratch:
         rows.sort(key=lambda row: -abs(row.gain or 0))
         return sorted(rows[:most], key=lambda row: -(row.gain or 0))
-    rows.sort(key=lambda row: 2 if row.pretrained is None else row.pretrained)
-    return sorted(rows[:most], key=lambda row: -(row.pretrained or 0))
+    rows.sort(key=lambda row: 2 if row.value is None else row.value)
+    return sorted(rows[:most], key=lambda row: -(row.value or 0))
 
 
-def confusion_table(evaluation: Evaluation) -> list[tuple[str, list[Cell]]]:
-    """Rows of cells by true class."""
+def _by_class(table: Table) -> dict[str, float | None]:
+    return {str(name): None if value is None else float(value) for name, value in table.rows}
+
+
+def matrix_rows(table: Table) -> list[tuple[str, list[MatrixCell]]]:
+    """Cells of a matrix by true class."""
     return [
         (
             name,
             [
-                Cell(images, images / max(1, sum(row)), true == answer)
-                for answer, images in enumerate(row)
+                MatrixCell(count, count / max(1, sum(counts)), true == answer)
+                for answer, count in enumerate(counts)
             ],
         )
-        for true, (name, row) in enumerate(
-            zip(evaluation.classes, evaluation.confusion, strict=True)
-        )
+        for true, (name, counts) in enumerate(_counts(table))
     ]
 
 
-def confused_pairs(pretrained: Evaluation, scratch: Evaluation | None, *, most: int) -> list[Pair]:
+def confused_pairs(table: Table, scratch: Table | None, *, most: int) -> list[Pair]:
     """The `most` pairs of classes that are confused most often, most frequent first."""
-    classes, counts = pretrained.classes, pretrained.confusion
-    totals = [max(1, sum(row)) for row in counts]
+    rows, controls = list(_counts(table)), list(_counts(scratch)) if scratch else None
     pairs = [
         Pair(
-            classes[true],
-            classes[predicted],
-            images,
-            images / totals[true],
-            scratch.confusion[true][predicted] if scratch else None,
+            name,
+            rows[predicted][0],
+            count,
+            count / max(1, sum(counts)),
+            controls[true][1][predicted] if controls else None,
         )
-        for true, row in enumerate(counts)
-        for predicted, images in enumerate(row)
-        if true != predicted and images
+        for true, (name, counts) in enumerate(rows)
+        for predicted, count in enumerate(counts)
+        if true != predicted and count
     ]
-    return sorted(pairs, key=lambda pair: -pair.images)[:most]
+    return sorted(pairs, key=lambda pair: -pair.count)[:most]
+
+
+def _counts(table: Table) -> Iterator[tuple[str, list[int]]]:
+    """True class and counts of its answers."""
+    for name, *counts in table.rows:
+        yield str(name), [int(count) for count in counts if count is not None]
+
+
+def cell_text(value: Cell, unit: str) -> str:
+    """A cell of a plain table."""
+    if isinstance(value, float):
+        return MetricSpec(name="cell", title="", unit=unit).text(value)
+    if isinstance(value, int):
+        return f"{value:,} {unit}".rstrip()
+    return "–" if value is None else value

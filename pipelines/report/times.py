@@ -1,15 +1,15 @@
 """Where a command's time went, for the report: by stage, and by phase of those that train."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.resilience.goodput import OTHER
 from pipelines.runtime.events import (
     HAND_OVER,
     LOST,
     STARTING,
-    Line,
+    Event,
     curve,
     seconds_by_phase,
     split,
@@ -46,27 +46,48 @@ class StageRow:
     finished: float
 
 
-def training_time(stage: StageRow, lines: list[Line]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class TrainingTime:
+    """Where a training stage's wall time went.
+
+    Args:
+        stage: Its name.
+        seconds: By phase, in the order of PHASES, without what is too short to be told.
+        total: Of all phases.
+        earlier: Seconds that worker groups of commands that did not finish it had trained before.
+        images: How many it got through, in so many `steps`; `rate` is per second of all its time.
+    """
+
+    stage: str
+    seconds: dict[str, float]
+    total: float
+    earlier: float
+    images: int
+    steps: int
+    rate: float
+
+
+def training_time(stage: StageRow, events: Sequence[Event]) -> TrainingTime:
     """Where the time of a training stage went, and how many images it got through.
 
     The phases add up to the stage's wall time, and `earlier` is what worker groups of commands
     that did not finish it had trained before.
     """
-    before, now = split(lines, stage.finished - stage.seconds)
+    before, now = split(events, stage.finished - stage.seconds)
     spent = wall_by_phase(now, stage.finished - stage.seconds, stage.finished)
     earlier = math.fsum(seconds_by_phase(before).values())
-    points = curve(lines)
-    images = points[-1]["images"] if points else 0
+    points = curve(events)
+    images = points[-1].values["images"] if points else 0
     total = stage.seconds + earlier
-    return {
-        "stage": stage.name,
-        "seconds": {phase: spent[phase] for phase in PHASES if spent.get(phase, 0) >= NOTICEABLE},
-        "total": math.fsum(spent.values()),
-        "earlier": earlier if earlier >= NOTICEABLE else 0.0,
-        "images": images,
-        "steps": points[-1]["step"] if points else 0,
-        "rate": images / total if total else 0.0,
-    }
+    return TrainingTime(
+        stage=stage.name,
+        seconds={phase: spent[phase] for phase in PHASES if spent.get(phase, 0) >= NOTICEABLE},
+        total=math.fsum(spent.values()),
+        earlier=earlier if earlier >= NOTICEABLE else 0.0,
+        images=int(images),
+        steps=points[-1].step if points else 0,
+        rate=images / total if total else 0.0,
+    )
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pipelines.graph import StageContext, StageResult
-from pipelines.runtime.events import Line
+from pipelines.runtime.events import Point
 
 QUARTER = 0.25
 
@@ -72,27 +72,20 @@ class Screen:
 class SpeedWords:
     """Turns the points of a stage into words: images/s, loss, accuracy."""
 
-    _SHOWN: ClassVar = {
-        "epoch": ".1f",
-        "loss": ".4f",
-        "accuracy": ".3f",
-        "top1": ".4f",
-        "top5": ".4f",
-        "map": ".4f",
-    }
+    _SHOWN: ClassVar = {"epoch": ".1f", "loss": ".4f", "accuracy": ".3f"}
 
     def __init__(self) -> None:
-        self._last: Line | None = None
+        self._last: Point | None = None
 
-    def words(self, point: Line) -> str:
-        parts = []
-        last, self._last = self._last, point if "images" in point else self._last
-        if last is not None and point.get("images", 0) > last["images"]:
-            speed = (point["images"] - last["images"]) / (point["time"] - last["time"])
-            parts.append(f"{speed:,.0f} images/s")
+    def words(self, point: Point) -> str:
+        parts, values = [], point.values
+        last, self._last = self._last, point if "images" in values else self._last
+        if last is not None and values.get("images", 0) > last.values["images"]:
+            images = values["images"] - last.values["images"]
+            parts.append(f"{images / (point.time - last.time):,.0f} images/s")
         parts += [
-            f"{name} {point[name]:{form}}" for name, form in self._SHOWN.items() if name in point
+            f"{name} {values[name]:{form}}" for name, form in self._SHOWN.items() if name in values
         ]
-        if not parts and "images" in point:  # The first point of an evaluation.
-            return f"{point['images']:,} images"
+        if not parts and "images" in values:  # The first point of an evaluation.
+            return f"{values['images']:,} images"
         return "  ".join(parts)

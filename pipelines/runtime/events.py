@@ -4,13 +4,14 @@ It is the truth behind the progress bar, MLflow and the report. Lines are append
 changed: after a restart a "start" line says from which step training went on, and readers drop
 what came after that step before.
 
-    {"kind": "start", "step": 400, "workers": 2, "time": ...}
-    {"kind": "point", "step": 410, "loss": 0.47, ...}
-    {"kind": "validation", "step": 500, "val_top1": 0.71, "val_top1_ema": 0.72, ...}
-    {"kind": "skipped", "step": 410, "skipped_steps": 1}
-    {"kind": "checkpoint", "step": 500, "bytes": ..., "written_seconds": 0.2, "seconds": {...}}
-    {"kind": "rejected", "step": 0, "path": ..., "reason": ...}
-    {"kind": "end", "step": 1248, "seconds": {...}}
+    {"kind": "start", "step": 400, "time": ..., "workers": 2, "total": 1248}
+    {"kind": "point", "step": 410, "time": ..., "loss": 0.47, ...}
+    {"kind": "validation", "step": 500, "time": ..., "val_top1": 0.71, "val_top1_ema": 0.72, ...}
+    {"kind": "skipped", "step": 410, "time": ..., "skipped_steps": 1}
+    {"kind": "checkpoint", "step": 500, "time": ..., "bytes": ..., "written_seconds": 0.2,
+     "seconds": {...}}
+    {"kind": "rejected", "step": 0, "time": ..., "path": ..., "reason": ...}
+    {"kind": "end", "step": 1248, "time": ..., "seconds": {...}}
 """
 
 import itertools
@@ -19,18 +20,103 @@ import math
 import os
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 SPOOL = "metrics.jsonl"
-Line = dict[str, Any]
 
 STARTING, LOST, HAND_OVER = "starting", "lost", "hand-over"
 """Phases of a stage in which no worker keeps time."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened at a step, at `time` (epoch seconds)."""
+
+    kind: ClassVar[str]
+    step: int
+    time: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(Event):
+    """A group of workers begins, or goes on from `step`; there are `total` steps."""
+
+    kind: ClassVar[str] = "start"
+    workers: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Event):
+    """Metrics by name; in the file they stand beside the other fields."""
+
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point(Measured):
+    """What training, or another stage's work, has come to."""
+
+    kind: ClassVar[str] = "point"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation(Measured):
+    """What was measured on the validation split in between."""
+
+    kind: ClassVar[str] = "validation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped(Event):
+    """A step was left out; it was the `skipped_steps`th."""
+
+    kind: ClassVar[str] = "skipped"
+    skipped_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed(Event):
+    """`seconds` of rank 0 by phase since its group started."""
+
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Timed):
+    """A checkpoint of `bytes` is there, written in `written_seconds` beside the training."""
+
+    kind: ClassVar[str] = "checkpoint"
+    bytes: int
+    written_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected(Event):
+    """A checkpoint that is not whole was passed over."""
+
+    kind: ClassVar[str] = "rejected"
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class End(Timed):
+    """Training is at its last step."""
+
+    kind: ClassVar[str] = "end"
+
+
+KINDS: Mapping[str, type[Event]] = {
+    each.kind: each for each in (Start, Point, Validation, Skipped, Checkpoint, Rejected, End)
+}
+
+
 class EventLog:
-    """Appends lines; a worker that is not rank 0 writes nothing."""
+    """Appends events; a worker that is not rank 0 writes nothing."""
 
     def __init__(self, directory: Path, *, active: bool) -> None:
         path = directory / SPOOL
@@ -40,10 +126,9 @@ class EventLog:
             os.truncate(path, len(whole + newline))
         self._file = path.open("a") if active else None
 
-    def write(self, kind: str, step: int, **values: Any) -> None:
+    def write(self, event: Event) -> None:
         if self._file is not None:
-            line = {"kind": kind, "step": step, "time": time.time(), **values}
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(line_of(event) + "\n")
             self._file.flush()
 
 
@@ -54,49 +139,77 @@ class EventReader:
         self._path = directory / SPOOL
         self._offset = 0
         if from_end:
-            self.new_lines()
+            self.new_events()
 
-    def new_lines(self) -> list[Line]:
+    def new_events(self) -> list[Event]:
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
             file.seek(self._offset)
             whole, separator, _ = file.read().rpartition(b"\n")
         self._offset += len(whole) + len(separator)
-        return [json.loads(line) for line in whole.splitlines() if line]
+        return [event_of(line) for line in whole.splitlines() if line]
 
 
-def read_events(directory: Path) -> list[Line]:
-    """Every line of a stage so far."""
-    return EventReader(directory).new_lines()
+def line_of(event: Event) -> str:
+    """An event as a line of JSON."""
+    fields = asdict(event)
+    values = fields.pop("values", {})
+    return json.dumps({"kind": event.kind, **fields, **values})
 
 
-def curve(lines: list[Line], kind: str = "point") -> list[Line]:
-    """The points (lines of `kind`) of the run as it counts: without what a restart took back."""
-    points: list[Line] = []
-    for line in lines:
-        if line["kind"] == "start":
-            points = [point for point in points if point["step"] <= line["step"]]
-        elif line["kind"] == kind:
-            points.append(line)
-    return points
+def event_of(line: bytes | str) -> Event:
+    """The event of a line.
+
+    Raises:
+        ValueError: When the line is no JSON, or of no kind that is known.
+    """
+    fields = json.loads(line)
+    kind = fields.pop("kind")
+    if kind not in KINDS:
+        raise ValueError(f"an event of kind {kind!r}; there are {', '.join(KINDS)}")
+    found = KINDS[kind]
+    if issubclass(found, Measured):
+        return found(step=fields.pop("step"), time=fields.pop("time"), values=fields)
+    return found(**fields)
 
 
-def restarts(lines: list[Line]) -> list[Line]:
-    """The "start" lines behind the first: each is a group that took over."""
-    return [line for line in lines if line["kind"] == "start"][1:]
+def read_events(directory: Path) -> list[Event]:
+    """Every event of a stage so far."""
+    return EventReader(directory).new_events()
 
 
-def seconds_by_phase(lines: list[Line]) -> dict[str, float]:
+def curve(events: Sequence[Event]) -> list[Point]:
+    """The points of the run as it counts: without what a restart took back."""
+    return [event for event in measurements(events) if isinstance(event, Point)]
+
+
+def measurements(events: Sequence[Event]) -> list[Measured]:
+    """Points and validations of the run as it counts."""
+    found: list[Measured] = []
+    for event in events:
+        if isinstance(event, Start):
+            found = [each for each in found if each.step <= event.step]
+        elif isinstance(event, Measured):
+            found.append(event)
+    return found
+
+
+def restarts(events: Sequence[Event]) -> list[Start]:
+    """The starts behind the first: each is a group that took over."""
+    return [event for event in events if isinstance(event, Start)][1:]
+
+
+def seconds_by_phase(events: Sequence[Event]) -> dict[str, float]:
     """Time of rank 0 by phase, over all groups; of a killed group, up to its last checkpoint."""
     total: dict[str, float] = defaultdict(float)
-    for group in _groups(lines):
-        timed = [line["seconds"] for line in group if "seconds" in line]
+    for group in _groups(events):
+        timed = [event.seconds for event in group if isinstance(event, Timed)]
         _add(total, timed[-1] if timed else {})
     return dict(total)
 
 
-def wall_by_phase(lines: list[Line], began: float, finished: float) -> dict[str, float]:
+def wall_by_phase(events: Sequence[Event], began: float, finished: float) -> dict[str, float]:
     """Where a stage's wall time went; the values add up to `finished - began` (epoch seconds).
 
     Besides the workers' own phases: `STARTING` the first group; `LOST`, from a killed group's last
@@ -104,32 +217,32 @@ def wall_by_phase(lines: list[Line], began: float, finished: float) -> dict[str,
     """
     total: dict[str, float] = defaultdict(float)
     known, gap = began, STARTING
-    for group in _groups(lines):
-        timed = [line for line in group if "seconds" in line]
+    for group in _groups(events):
+        timed = [event for event in group if isinstance(event, Timed)]
         if timed:
             last = timed[-1]
-            total[gap] += max(0.0, last["time"] - math.fsum(last["seconds"].values()) - known)
-            _add(total, last["seconds"])
-            known = last["time"]
+            total[gap] += max(0.0, last.time - math.fsum(last.seconds.values()) - known)
+            _add(total, last.seconds)
+            known = last.time
         gap = LOST
     total[HAND_OVER] = max(0.0, finished - known)
     return dict(total)
 
 
-def split(lines: list[Line], began: float) -> tuple[list[Line], list[Line]]:
-    """The lines of the groups that started before `began` (epoch seconds), and the others."""
-    for index, line in enumerate(lines):
-        if line["kind"] == "start" and line["time"] >= began:
-            return lines[:index], lines[index:]
-    return lines, []
+def split(events: Sequence[Event], began: float) -> tuple[Sequence[Event], Sequence[Event]]:
+    """The events of the groups that started before `began` (epoch seconds), and the others."""
+    for index, event in enumerate(events):
+        if isinstance(event, Start) and event.time >= began:
+            return events[:index], events[index:]
+    return events, []
 
 
-def _groups(lines: list[Line]) -> list[list[Line]]:
-    """The lines of each worker group, from its "start" on."""
-    starts = [index for index, line in enumerate(lines) if line["kind"] == "start"]
-    return [lines[start:end] for start, end in itertools.pairwise([*starts, len(lines)])]
+def _groups(events: Sequence[Event]) -> list[Sequence[Event]]:
+    """The events of each worker group, from its start on."""
+    starts = [index for index, event in enumerate(events) if isinstance(event, Start)]
+    return [events[start:end] for start, end in itertools.pairwise([*starts, len(events)])]
 
 
-def _add(total: dict[str, float], part: dict[str, float]) -> None:
+def _add(total: dict[str, float], part: Mapping[str, float]) -> None:
     for name, seconds in part.items():
         total[name] += seconds

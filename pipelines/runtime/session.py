@@ -13,13 +13,13 @@ from cluster.launch import Cluster, Placement
 from convnextv2.durable import lock, write_json
 from pipelines.config import PipelineConfig
 from pipelines.graph import StageContext, StageResult
+from pipelines.results import read_result, result_files
 from pipelines.runtime.console import Screen, SpeedWords
-from pipelines.runtime.events import EventReader
+from pipelines.runtime.events import EventReader, Measured, Point, Rejected, Skipped, Start
 from pipelines.runtime.provenance import provenance
 from pipelines.runtime.tracking import Destination, Tracker
 from pipelines.training.loop import CHECKPOINTS
 
-MEASURED = ("point", "validation")
 TRACKED = "tracking-run.json"
 """In a stage's folder: the name of its run in MLflow."""
 Job = TypeVar("Job")
@@ -132,6 +132,15 @@ class Session:
             raise
         self.tracker.end(run, "FINISHED")
 
+    def track_result(self, run: str, directory: Path) -> tuple[str, ...]:
+        """Send the result in a stage's folder to its run in MLflow; returns the result's files."""
+        result = read_result(directory)
+        self.tracker.results(run, result.values_with_ema)
+        files = result_files(result)
+        for name in files:
+            self.tracker.artifact(run, directory / name)
+        return files
+
     def provenance_of(self, run: str) -> dict[str, Any]:
         """What a checkpoint of an attempt says about where it comes from."""
         names = {"pipeline": self.tracked_as, "attempt": run}
@@ -156,25 +165,26 @@ class Session:
 
         def follow() -> None:
             nonlocal total
-            lines = event_reader.new_lines()
-            for line in lines:
-                if line["kind"] == "start":
-                    total = line["total"]
-                    if line["step"]:
-                        self.screen.note(f"training goes on from step {line['step']}")
-                elif line["kind"] == "point":
-                    self.screen.progress(line["step"] / total, speed.words(line))
-                elif line["kind"] == "skipped":
-                    self.screen.note(
-                        f"step {line['step']} was left out: loss or gradient not finite on some "
-                        f"worker ({line['skipped_steps']} so far)"
-                    )
-                elif line["kind"] == "rejected":
-                    self.screen.note(
-                        f"checkpoint {line['path']} is not whole and is passed over: "
-                        f"{line['reason']}"
-                    )
-            self.tracker.points(run, [each for each in lines if each["kind"] in MEASURED])
+            events = event_reader.new_events()
+            for event in events:
+                match event:
+                    case Start():
+                        total = event.total
+                        if event.step:
+                            self.screen.note(f"training goes on from step {event.step}")
+                    case Point():
+                        self.screen.progress(event.step / total, speed.words(event))
+                    case Skipped():
+                        self.screen.note(
+                            f"step {event.step} was left out: loss or gradient not finite on some "
+                            f"worker ({event.skipped_steps} so far)"
+                        )
+                    case Rejected():
+                        self.screen.note(
+                            f"checkpoint {event.path} is not whole and is passed over: "
+                            f"{event.reason}"
+                        )
+            self.tracker.points(run, [event for event in events if isinstance(event, Measured)])
 
         self._workers().run(
             work,

@@ -15,7 +15,7 @@ from pipelines.runtime.events import SPOOL
 from pipelines.runtime.session import Session
 from pipelines.stages.setup import StageSetup
 from pipelines.training.consolidate import consolidate
-from pipelines.training.job import TrainJob
+from pipelines.training.job import TrainJob, Validator
 from pipelines.training.loop import CHECKPOINTS, train
 from pipelines.weights.metadata import metadata_of
 
@@ -52,6 +52,7 @@ def training_job(
     recipe: PretrainConfig | FinetuneConfig,
     build_task: Callable[[TrainJob], nn.Module],
     initial_weights: Path | None,
+    build_validator: Callable[[TrainJob], Validator] | None = None,
 ) -> TrainJob:
     """What the workers of a training stage are told: a `recipe` on the images it reads."""
     config = setup.config
@@ -71,6 +72,7 @@ def training_job(
         shards=shards.resolve(),
         num_classes=len(manifest.classes),
         normalization=manifest.normalization,
+        build_validator=build_validator,
         initial_weights=initial_weights,
     )
 

@@ -1,11 +1,9 @@
 """Stages `evaluate`, `evaluate-scratch`, `evaluate-linear-probe`: every validation image once."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,21 +13,19 @@ from cluster import group
 from cluster.placement import worker_device
 from convnextv2 import weights
 from convnextv2.data.shards.manifest import read_manifest
-from convnextv2.durable import write_json
-from convnextv2.tasks.classify import ClassifyTask, Confusion, is_among_best
-from convnextv2.tasks.precision import average_precision
+from convnextv2.tasks.classify import ClassifyTask, Confusion
 from pipelines.config import EvaluateConfig, FinetuneConfig, ModelConfig
 from pipelines.graph import Outputs, Stage, StageContext, hash_files
-from pipelines.runtime.events import EventLog
+from pipelines.results import Result, write_result
+from pipelines.results.classification import multi_label, single_label
+from pipelines.runtime.events import EventLog, Point, Start
 from pipelines.runtime.logs import worker_log
 from pipelines.stages import finetune
 from pipelines.stages.common import ema_name
 from pipelines.stages.finetune import ENCODER, build_classifier, recipe_of
 from pipelines.stages.setup import StageSetup
 from pipelines.training.transforms import image_size_of
-from pipelines.training.validation import Validation, mean_of, of_all_workers, share_of
-
-RESULT = "evaluation.json"
+from pipelines.training.validation import Validation, of_all_workers, share_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +78,8 @@ def build(setup: StageSetup) -> Stage:
         )
         with session.attempt(context) as run:
             session.run_workers(evaluate, job, context, run)
-            session.tracker.artifact(run, context.directory / RESULT)
-        return hash_files(context.directory, RESULT)
+            files = session.track_result(run, context.directory)
+        return hash_files(context.directory, *files)
 
     return Stage(
         name=kind.name,
@@ -115,26 +111,30 @@ def evaluate(job: EvaluateJob) -> None:
         device = worker_device(use_gpu=job.use_gpu)
         share = len(share_of(validation.loader.shards.samples))
         event_log = EventLog(job.directory, active=group.rank() == 0)
-        event_log.write("start", 0, total=share * len(job.files), workers=group.world_size())
+        event_log.write(Start(step=0, total=share * len(job.files), workers=group.world_size()))
         results = []
         for number, file in enumerate(job.files):
             begin = time.perf_counter()
             task = _load_task(job, file, len(classes)).to(device)
             scored = _scored(task, validation, device, event_log, number * share)
-            if validation.multi_label:
-                result = describe_several(*of_all_workers(list(scored)), classes)
-            else:
-                result = describe(_counted(scored, len(classes), device), classes)
-            results.append(result | {"seconds": time.perf_counter() - begin})
+            result = _result(scored, validation, classes, device)
+            seconds = time.perf_counter() - begin
+            results.append(result.model_copy(update={"seconds": seconds}))
         if group.rank() == 0:
-            result = results[0]
-            shown = [key for key in result if key in ("map", "top1", "top5")]
-            last = {key: result[key] for key in shown}
-            if len(results) == 2:
-                result["ema"] = results[1]
-                last |= {f"{key}_ema": result["ema"][key] for key in shown}
-            write_json(job.directory / RESULT, result)
-            event_log.write("point", share * len(job.files), **last)
+            ema = results[1] if len(results) == 2 else None
+            write_result(job.directory, results[0].model_copy(update={"ema": ema}))
+
+
+def _result(
+    scored: Iterator[tuple[Tensor, Tensor]],
+    validation: Validation,
+    classes: Sequence[str],
+    device: torch.device,
+) -> Result:
+    """What the scores and labels of all workers come to."""
+    if validation.multi_label:
+        return multi_label(*of_all_workers(list(scored)), classes)
+    return single_label(_counted(scored, len(classes), device), classes)
 
 
 def _scored(
@@ -144,7 +144,7 @@ def _scored(
     for scores, labels in validation.scored(task, device):
         yield scores.cpu(), labels.cpu()
         seen += len(labels)
-        event_log.write("point", seen, images=seen * group.world_size())
+        event_log.write(Point(step=seen, values={"images": seen * group.world_size()}))
 
 
 def _counted(
@@ -167,34 +167,3 @@ def _load_task(job: EvaluateJob, file: Path, num_classes: int) -> ClassifyTask:
     weights.load(model, weights.read(file))
     trained_on = read_manifest(job.data / "train")
     return ClassifyTask(model, normalization=trained_on.normalization).eval()
-
-
-def describe(confusion: Confusion, classes: Sequence[str]) -> dict[str, Any]:
-    """The result as JSON; a class without images has no recall."""
-    return {
-        "images": int(confusion.counts.sum()),
-        "top1": confusion.top1,
-        "top5": confusion.top5,
-        "classes": list(classes),
-        "per_class": [None if math.isnan(value) else value for value in confusion.per_class],
-        "confusion": confusion.counts.tolist(),
-    }
-
-
-def describe_several(scores: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """The result as JSON, from scores and labels (N, C), where images may be of several classes.
-
-    Per class it has average precision. An image is a hit where the best answer, or one of the best
-    five, is among its classes; there is no matrix of mistakes.
-    """
-    precisions = average_precision(scores, labels)
-    top1, top5 = (is_among_best(scores, labels, n).double().mean().item() for n in (1, 5))
-    return {
-        "images": len(scores),
-        "map": mean_of(precisions),
-        "top1": top1,
-        "top5": top5,
-        "classes": list(classes),
-        "per_class": [None if math.isnan(value) else value for value in precisions.tolist()],
-        "confusion": [],
-    }

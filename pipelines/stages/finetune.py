@@ -25,6 +25,7 @@ from pipelines.stages.common import (
     training_job,
 )
 from pipelines.stages.setup import StageSetup
+from pipelines.training.build import build_validation
 from pipelines.training.job import TrainJob
 from pipelines.training.transforms import image_size_of
 from pipelines.weights.given import Given
@@ -41,7 +42,7 @@ def build(setup: StageSetup) -> Stage:
 
     def run(context: StageContext) -> Outputs:
         initial = given.copy(context.directory) or initial_weights(config, context)
-        job = training_job(setup, context, recipe, build_task, initial)
+        job = training_job(setup, context, recipe, build_task, initial, build_validation)
         if job.initial_weights is not None:
             start = start_of(job, weights.inspect(job.initial_weights))
             setup.session.screen.note(

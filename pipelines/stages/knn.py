@@ -15,26 +15,20 @@ from torch import Tensor
 
 from cluster import group
 from cluster.placement import worker_device
-from convnextv2.analysis.knn import (
-    merged,
-    nearest,
-    num_correct,
-    numbers_of,
-    pooled,
-    similarities,
-    votes,
-)
+from convnextv2.analysis.knn import merged, nearest, numbers_of, pooled, similarities, votes
 from convnextv2.analysis.models import read_encoder
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
-from convnextv2.durable import write_json
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks import Normalize
 from convnextv2.tasks.batch import on_device
+from convnextv2.tasks.topk import num_correct
 from pipelines.config import EvaluateConfig, KnnConfig
 from pipelines.graph import Outputs, Stage, StageContext, hash_files
-from pipelines.runtime.events import EventLog
+from pipelines.results import Result, write_result
+from pipelines.results.classification import accuracies
+from pipelines.runtime.events import EventLog, Point, Start
 from pipelines.runtime.logs import worker_log
 from pipelines.stages import pretrain
 from pipelines.stages.setup import StageSetup
@@ -42,7 +36,6 @@ from pipelines.training.transforms import evaluation_view
 from pipelines.training.validation import share_of
 from pipelines.weights.given import Given
 
-RESULT = "knn.json"
 QUERIES = 1024
 """Images whose neighbours are looked for at a time: bounds memory, changes nothing."""
 
@@ -94,8 +87,8 @@ def build(setup: StageSetup) -> Stage:
         )
         with session.attempt(context) as run:
             session.run_workers(classify, job, context, run)
-            session.tracker.artifact(run, context.directory / RESULT)
-        return hash_files(context.directory, RESULT)
+            files = session.track_result(run, context.directory)
+        return hash_files(context.directory, *files)
 
     return Stage(
         name=setup.kind.name,
@@ -120,14 +113,14 @@ def classify(job: KnnJob) -> None:
         event_log = EventLog(job.directory, active=group.rank() == 0)
         splits = {split: read_manifest(job.data / split) for split in ("train", "val")}
         total = sum(len(share_of(manifest.samples)) for manifest in splits.values())
-        event_log.write("start", 0, total=total, workers=group.world_size())
+        event_log.write(Start(step=0, total=total, workers=group.world_size()))
         bank, numbers = features(job, "train", encoder, event_log, 0)
         queries, own = features(job, "val", encoder, event_log, len(bank))
 
         classes = splits["train"].classes
         voters = open_shards(job.data / "train", splits["train"])
         truth = torch.from_numpy(open_shards(job.data / "val", splits["val"], classes).labels())
-        counts = torch.zeros(3, dtype=torch.int64)  # Images, those correct by top-1 and top-5.
+        counts = torch.zeros(3, dtype=torch.int64)  # Images, how many are right in top-1 and top-5.
         for rows, neighbours in answered(queries, bank, numbers, job.settings.k):
             names = numbers_of(neighbours).cpu().numpy().astype("uint64")
             labels = torch.from_numpy(voters.labels(names.ravel())).view(neighbours.shape)
@@ -138,20 +131,20 @@ def classify(job: KnnJob) -> None:
                 len(classes),
             )
             wanted = truth[own[rows].cpu()]
-            counts += torch.tensor([len(wanted), *(num_correct(shares, wanted, n) for n in (1, 5))])
+            # A class without a vote is no answer.
+            counts += torch.tensor([len(wanted), *num_correct(shares, wanted, (1, 5), above=0)])
         images, top1, top5 = torch.stack(group.all_gather(counts)).sum(dim=0).tolist()
         if group.rank() == 0:
-            result = {
-                "images": images,
-                "top1": top1 / images,
-                "top5": top5 / images,
-                "bank": splits["train"].samples,
-                "k": job.settings.k,
-                "temperature": job.settings.temperature,
-                "seconds": time.perf_counter() - begin,
-            }
-            write_json(job.directory / RESULT, result)
-            event_log.write("point", total, top1=result["top1"], top5=result["top5"])
+            result = Result(
+                metrics=accuracies(top1, top5, images),
+                facts={
+                    "bank": splits["train"].samples,
+                    "k": job.settings.k,
+                    "temperature": job.settings.temperature,
+                },
+                seconds=time.perf_counter() - begin,
+            )
+            write_result(job.directory, result)
 
 
 @torch.no_grad()
@@ -174,7 +167,9 @@ def features(
         images = normalize(batch.images, torch.float32)
         found[filled : filled + len(images)] = pooled(encoder, images)
         filled += len(images)
-        event_log.write("point", seen + filled, images=(seen + filled) * group.world_size())
+        event_log.write(
+            Point(step=seen + filled, values={"images": (seen + filled) * group.world_size()})
+        )
     return found, torch.from_numpy(share.astype("int64")).to(device)
 
 

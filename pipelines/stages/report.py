@@ -16,19 +16,20 @@ from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
 from convnextv2.durable import atomically
 from convnextv2.masking import sample_masks
-from pipelines.config import PipelineConfig, TrainConfig
+from pipelines.config import DataConfig, PipelineConfig, TrainConfig
 from pipelines.graph import COMPLETE, Outputs, Stage, StageContext, digest_of, hash_files
-from pipelines.graph.kinds import KINDS
+from pipelines.graph.kinds import KINDS, title_of
 from pipelines.graph.outline import outline
 from pipelines.report import html
 from pipelines.report.page import ReportInput, render_report
-from pipelines.report.tables import PRETRAINED, PROBE, SCRATCH, Evaluation
+from pipelines.report.tables import NEIGHBOURS, PRETRAINED, PROBE, SCRATCH
 from pipelines.report.times import StageRow
+from pipelines.results import MetricSpec, find_result
 from pipelines.runtime.events import SPOOL, read_events
 from pipelines.runtime.provenance import git_commit, versions
 from pipelines.runtime.session import Session
 from pipelines.runtime.tracking import open_hint
-from pipelines.stages import evaluate, knn, pretrain
+from pipelines.stages import pretrain
 from pipelines.stages.finetune import recipe_of
 from pipelines.stages.pretrain import build_fcmae
 from pipelines.stages.setup import Gaps, StageSetup
@@ -86,10 +87,18 @@ def gather(
 ) -> ReportInput:
     """Read the outputs of the stages before."""
     inputs = context.inputs
+    found = {
+        name: result
+        for name, directory in inputs.items()
+        if (result := find_result(directory)) is not None
+    }
     begun = {**inputs, **(gaps.half_done if gaps else {})}
     statuses = {
         stage_result.context.stage.name: stage_result.status
         for stage_result in session.stage_results
+    }
+    spools = {
+        name: read_events(directory) for name, directory in begun.items() if KINDS[name].trains
     }
     return ReportInput(
         title=config.name,
@@ -99,23 +108,20 @@ def gather(
             _stage_row(name, directory, statuses.get(name, "done"))
             for name, directory in inputs.items()
         ],
-        spools={
-            name: read_events(directory) for name, directory in begun.items() if KINDS[name].trains
-        },
-        evaluations={
-            model_of(config, KINDS[name].evaluates): Evaluation.of(
-                _read(directory / evaluate.RESULT)
-            )
-            for name, directory in inputs.items()
-            if KINDS[name].evaluates
-        },
+        spools=spools,
+        measured={name: _measured(config, name) for name in spools},
+        results={model_of(config, name): result for name, result in found.items()},
+        pictures=[
+            (picture.title, (inputs[name] / picture.file).read_bytes())
+            for name, result in found.items()
+            for picture in result.pictures
+        ],
         labelled_images=_labelled_images(context, config),
         reconstruction=pictures(context, config) if "pretrain" in inputs else None,
         versions=versions(),
         commit=git_commit(),
         facts=_facts(context, config),
         mlflow_hint=open_hint(session.tracking_uri),
-        neighbours=_read(inputs["knn"] / knn.RESULT) if "knn" in inputs else None,
         pretraining=pretraining_of(config, inputs),
         missing=gaps.why if gaps else {},
         whole_command=gaps.whole_command if gaps else "",
@@ -124,8 +130,15 @@ def gather(
     )
 
 
-def model_of(config: PipelineConfig, trained: str) -> str:
-    """What the report calls the model of a stage: without any pretraining it is from scratch."""
+def model_of(config: PipelineConfig, stage: str) -> str:
+    """What the report calls the model of a stage's result: without any pretraining a fine-tuned one
+    is from scratch.
+    """
+    if stage == "knn":
+        return NEIGHBOURS
+    trained = KINDS[stage].evaluates
+    if not trained:
+        return title_of(stage)
     if trained == "linear-probe":
         return PROBE
     kind = KINDS[trained]
@@ -144,6 +157,15 @@ def pretraining_of(config: PipelineConfig, done: Collection[str]) -> str:
         "intermediate fine-tuning": "intermediate" in done,
     }
     return " with ".join(words for words, there in steps.items() if there)
+
+
+def _measured(config: PipelineConfig, stage: str) -> tuple[MetricSpec, ...]:
+    """What a stage that trains measures on the way."""
+    kind = KINDS[stage]
+    recipe, data = kind.settings(config), KINDS[kind.images].settings(config)
+    assert isinstance(recipe, TrainConfig)
+    assert isinstance(data, DataConfig)
+    return tuple(recipe.measured(data).values())
 
 
 def _labelled_images(context: StageContext, config: PipelineConfig) -> int:

@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from cluster.checkpoint.retention import KeepPolicy
 from convnextv2.data.order.global_order import GlobalOrder
 from convnextv2.recipe.duration import Duration
 from convnextv2.recipe.schedule import WarmupCosine, scaled_lr
-from convnextv2.tasks import IMAGENET, Normalization
+from convnextv2.tasks import IMAGENET, Normalization, TaskOutput
+from convnextv2.tasks.batch import Batch
 from pipelines.config import (
     ClusterConfig,
     DataConfig,
@@ -22,6 +24,16 @@ from pipelines.config import (
     TrainConfig,
 )
 from pipelines.training.samples import training_order
+
+
+class Validator(Protocol):
+    """Scores the validation split; `pipelines.training.validation` has that of classifiers."""
+
+    def run(self, forward: Callable[[Batch], TaskOutput], device: torch.device) -> dict[str, float]:
+        """The metrics that the recipe's `validation_metrics` name, as `val_<name>`: of the whole
+        split, the same on every worker. `forward` is the task as all workers call it.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +53,7 @@ class TrainJob:
         log: Where what libraries print goes.
         shards: The training images.
         num_classes: Of their labels.
+        build_validator: Makes what evaluates the task in between, for recipes that do.
         normalization: Of the training images, by which those for validation are normalised, too.
         initial_weights: What training starts from, else random weights.
         metadata: What the weights say about themselves, as entries of a safetensors file.
@@ -60,6 +73,7 @@ class TrainJob:
     log: Path
     shards: Path
     num_classes: int
+    build_validator: Callable[["TrainJob"], Validator] | None = None
     normalization: Normalization = IMAGENET
     initial_weights: Path | None = None
     metadata: dict[str, str] = field(default_factory=dict)
@@ -72,17 +86,28 @@ class TrainJob:
     def total_steps(self) -> int:
         return Plan.of(self.recipe, self.order()).total_steps
 
+    def keep_policy(self, plan: "Plan") -> KeepPolicy:
+        """Which checkpoints stay; which of two is better, the metric itself knows."""
+        recipe, best = self.recipe, self.recipe.keep_best
+        metric = None if best is None else recipe.measured(self.data)[best]
+        return KeepPolicy(
+            last=recipe.keep_last,
+            every=plan.keep_every or None,
+            best=best,
+            smaller_is_better=metric is not None and metric.direction == "lower",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A recipe's durations in optimizer steps; `evaluate_every` 0 is never."""
+    """A recipe's durations in optimizer steps; 0 is never."""
 
     total_steps: int
     warmup_steps: int
     checkpoint_every: int
     evaluate_every: int
+    keep_every: int
     schedule: WarmupCosine
-    keep: KeepPolicy
 
     @classmethod
     def of(cls, recipe: TrainConfig, order: GlobalOrder) -> "Plan":
@@ -104,16 +129,11 @@ class Plan:
             warmup_steps=warmup,
             checkpoint_every=steps(recipe.checkpoint_every, total),
             evaluate_every=steps(recipe.evaluate_every, total),
+            keep_every=steps(recipe.keep_every, total),
             schedule=WarmupCosine(
                 peak=scaled_lr(recipe.base_lr, recipe.global_batch_size),
                 floor=recipe.min_lr,
                 total_steps=total,
                 warmup_steps=warmup,
-            ),
-            keep=KeepPolicy(
-                last=recipe.keep_last,
-                every=steps(recipe.keep_every, total) or None,
-                best=recipe.keep_best,
-                smaller_is_better="loss" in (recipe.keep_best or ""),
             ),
         )

@@ -26,11 +26,11 @@ from cluster.resilience.goodput import Stopwatch
 from convnextv2.data.load import BetonLoader
 from convnextv2.data.order.global_order import GlobalOrder
 from convnextv2.tasks.batch import Batch, on_device
+from pipelines.runtime import events
 from pipelines.runtime.events import EventLog
 from pipelines.runtime.logs import worker_log
-from pipelines.training.build import build_engine, build_loader, build_validation, seed_step
-from pipelines.training.job import Plan, TrainJob
-from pipelines.training.validation import Validation
+from pipelines.training.build import build_engine, build_loader, seed_step
+from pipelines.training.job import Plan, TrainJob, Validator
 
 CHECKPOINTS = "checkpoints"
 
@@ -51,7 +51,7 @@ def train(job: TrainJob) -> None:
             if step % job.log_every == 0 or last:
                 with clock.phase("log"):
                     run.log(step, metrics)
-            if run.validation is not None and (step % run.plan.evaluate_every == 0 or last):
+            if run.validator is not None and (step % run.plan.evaluate_every == 0 or last):
                 with clock.phase("evaluate"):
                     run.evaluate(step)
             if step % run.plan.checkpoint_every == 0 or last:
@@ -71,7 +71,7 @@ class Run:
     plan: Plan
     engine: DeepSpeedEngine
     loader: BetonLoader
-    validation: Validation | None
+    validator: Validator | None
     saver: Saver
     event_log: EventLog
     fault: Fault | None
@@ -94,9 +94,11 @@ class Run:
             plan,
             build_engine(job, batch_layout),
             build_loader(job),
-            build_validation(job) if plan.evaluate_every else None,
+            job.build_validator(job) if job.build_validator and plan.evaluate_every else None,
             Saver(
-                job.directory / CHECKPOINTS, plan.keep, asynchronous=recipe.asynchronous_checkpoints
+                job.directory / CHECKPOINTS,
+                job.keep_policy(plan),
+                asynchronous=recipe.asynchronous_checkpoints,
             ),
             EventLog(job.directory, active=group.rank() == 0),
             Fault.planned(),
@@ -108,13 +110,15 @@ class Run:
         search = group.broadcast(latest_good(root) if group.rank() == 0 else None)
         assert search is not None
         for path, reason in search.rejected:
-            self.event_log.write("rejected", 0, path=str(path), reason=reason)
+            self.event_log.write(events.Rejected(step=0, path=str(path), reason=reason))
         step = 0
         if search.found is not None:
             self.engine.restore(search.found.path, search.found.notes)
             self.noted = search.found.notes["metrics"]
             step = search.found.step
-        self.event_log.write("start", step, workers=group.world_size(), total=self.plan.total_steps)
+        self.event_log.write(
+            events.Start(step=step, workers=group.world_size(), total=self.plan.total_steps)
+        )
         return step
 
     def global_batches(self, step: int) -> Iterator[Iterator[Batch]]:
@@ -146,30 +150,29 @@ class Run:
         """Average over workers and note a point; of a step that was left out, only that."""
         values = group.mean_over_workers(metrics)
         if not math.isfinite(values["loss"] + values["grad_norm"]):
-            self.event_log.write("skipped", step, skipped_steps=self.engine.skipped_steps)
+            skipped = self.engine.skipped_steps
+            self.event_log.write(events.Skipped(step=step, skipped_steps=skipped))
             return
         self.noted |= values
-        self.event_log.write(
-            "point",
-            step,
-            images=step * self.order.global_batch_size,
-            epoch=step / self.order.batches_per_epoch,
-            lr=self.plan.schedule.at(step - 1),
-            skipped_steps=self.engine.skipped_steps,
-            **values,
-        )
+        position = {
+            "images": step * self.order.global_batch_size,
+            "epoch": step / self.order.batches_per_epoch,
+            "lr": self.plan.schedule.at(step - 1),
+            "skipped_steps": self.engine.skipped_steps,
+        }
+        self.event_log.write(events.Point(step=step, values=position | values))
 
     def evaluate(self, step: int) -> None:
         """Score the validation split by the weights and, if there is one, by their average."""
-        assert self.validation is not None
+        assert self.validator is not None
         with self.engine.evaluating() as module:
-            values = self.validation.run(module, self.engine.device)
+            values = self.validator.run(module, self.engine.device)
         if self.job.recipe.ema_decay is not None:
             with self.engine.evaluating(ema=True) as module:
-                ema = self.validation.run(module, self.engine.device)
+                ema = self.validator.run(module, self.engine.device)
             values |= {f"{name}_ema": value for name, value in ema.items()}
         self.noted |= values
-        self.event_log.write("validation", step, **values)
+        self.event_log.write(events.Validation(step=step, values=values))
 
     def save(self, step: int) -> None:
         """Begin a checkpoint; it is written while training goes on."""
@@ -181,17 +184,18 @@ class Run:
             self._told(self.saver.wait())
         if self.loader.cache is not None:
             self.loader.cache.close()
-        self.event_log.write("end", step, seconds=self.clock.seconds)
+        self.event_log.write(events.End(step=step, seconds=self.clock.seconds))
 
     def _told(self, saved: Saved | None) -> None:
         """Note a checkpoint that is there now: how long it took beside the training."""
         if saved is not None:
             self.event_log.write(
-                "checkpoint",
-                saved.checkpoint.step,
-                bytes=saved.checkpoint.bytes,
-                written_seconds=saved.seconds,
-                seconds=self.clock.seconds,
+                events.Checkpoint(
+                    step=saved.checkpoint.step,
+                    bytes=saved.checkpoint.bytes,
+                    written_seconds=saved.seconds,
+                    seconds=self.clock.seconds,
+                )
             )
 
     def _notes(self, step: int) -> dict[str, Any]:

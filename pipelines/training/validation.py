@@ -15,8 +15,9 @@ from convnextv2.data.load import BetonLoader
 from convnextv2.data.shards.mapped import Indices
 from convnextv2.tasks import TaskOutput
 from convnextv2.tasks.batch import Batch, on_device
-from convnextv2.tasks.classify import cross_entropies, is_among_best
-from convnextv2.tasks.precision import average_precision
+from convnextv2.tasks.classify import cross_entropies
+from convnextv2.tasks.precision import average_precision, mean_of
+from convnextv2.tasks.topk import num_correct
 from pipelines.config import EvaluateConfig
 from pipelines.training.transforms import evaluation_view
 
@@ -54,18 +55,18 @@ class Validation:
         )
 
     def run(self, forward: Forward, device: torch.device) -> dict[str, float]:
-        """Shares of hits and the mean cross entropy over the whole split, the same everywhere.
+        """Accuracies and the mean cross entropy over the whole split, the same on every worker.
 
-        Where images may be of several classes, it has their mAP, too. `forward` is the task as all
-        workers call it, in evaluation mode: its output has scores.
+        Where images may be of several classes, it has their mAP, too: what
+        `FinetuneConfig.validation_metrics` names. `forward` is the task as all workers call it, in
+        evaluation mode: its output has scores.
         """
-        # Images, top-1 and top-5 hits, loss.
+        # Images, how many are right in top-1 and top-5, loss.
         totals = torch.zeros(4, dtype=torch.float64, device=device)
         kept = []
         for scores, labels in self.scored(forward, device):
             totals[0] += len(labels)
-            totals[1] += is_among_best(scores, labels, 1).sum()
-            totals[2] += is_among_best(scores, labels, 5).sum()
+            totals[1:3] += num_correct(scores, labels, (1, 5))
             totals[3] += cross_entropies(scores, labels).sum()
             if self.multi_label:
                 kept.append((scores.cpu(), labels.cpu()))
@@ -107,11 +108,6 @@ def of_all_workers(kept: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     batches = [batch for worker in group.all_gather(kept) for batch in worker]
     scores, labels = zip(*batches, strict=True)
     return torch.cat(scores), torch.cat(labels)
-
-
-def mean_of(precisions: Tensor) -> float:
-    """mAP, of the classes that an image has."""
-    return float(precisions.nanmean())
 
 
 def share_of(samples: int) -> Indices:

@@ -11,7 +11,7 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from pipelines.runtime.events import curve, read_events
+from pipelines.runtime.events import SPOOL, Event, curve, read_events
 from tests.integration.conftest import PRETRAIN_STEPS, Job, Start, event_log, launcher, output
 from tests.pipelines.graph.kitchen import snapshot
 
@@ -24,6 +24,10 @@ def weights(run_dir: Path) -> bytes:
 
 def starts(run_dir: Path) -> list[int]:
     return [line["step"] for line in event_log(run_dir, "pretrain") if line["kind"] == "start"]
+
+
+def all_events(run_dir: Path) -> list[Event]:
+    return read_events(output(run_dir, "pretrain", SPOOL).parent)
 
 
 def left_overs(run_dir: Path) -> list[Path]:
@@ -85,7 +89,7 @@ def test_an_interrupted_rerun_goes_on_and_leaves_other_configurations_alone(
     job.interrupt()
     job.finish(code=130)
     start("pretrain", run_dir, "--rerun", "pretrain").finish()
-    begun = [line["step"] for line in read_events(ours) if line["kind"] == "start"]
+    begun = [event.step for event in read_events(ours) if event.kind == "start"]
     assert begun == [0, 6]
     weights_now = (ours / "fcmae.safetensors").read_bytes()
     (kept,) = (stage / "replaced").iterdir()
@@ -132,7 +136,7 @@ def test_half_done_training_goes_on_with_other_workers(
     assert starts(run_dir) == [0, 6]
     assert snapshot(half_done) == original
     losses = [
-        [line["loss"] for line in curve(event_log(run, "pretrain"))] for run in (run_dir, straight)
+        [point.values["loss"] for point in curve(all_events(run))] for run in (run_dir, straight)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     mine, theirs = (

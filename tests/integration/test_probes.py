@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipelines.results import RESULT_FILE, Result, read_result
 from tests.integration.conftest import CLASSES, Start, event_log, output
 
 pytestmark = pytest.mark.soak
@@ -33,8 +33,8 @@ STAGES = [
 ]
 
 
-def read(run_dir: Path, stage: str, name: str) -> Any:
-    return json.loads(output(run_dir, stage, name).read_text())
+def result_of(run_dir: Path, stage: str) -> Result:
+    return read_result(output(run_dir, stage, RESULT_FILE).parent)
 
 
 def weights(run_dir: Path, stage: str, name: str = "model.safetensors") -> dict[str, Tensor]:
@@ -61,11 +61,11 @@ def test_every_stage_there_is(start: Start, photos: Path, tmp_path: Path) -> Non
     assert set(result["evaluations"]) == {"knn", "finetune", "linear-probe"}
     assert {each["images"] for each in result["evaluations"].values()} == {24}
 
-    neighbours = read(run_dir, "knn", "knn.json")
-    assert (neighbours["bank"], neighbours["images"], neighbours["k"]) == (96, 24, 5)
+    neighbours = result_of(run_dir, "knn")
+    assert (neighbours.facts["bank"], neighbours.facts["k"]) == (96, 5)
     # A disc, a grating and a ramp: even features of 4 steps tell them apart better than chance.
-    assert neighbours["top1"] > 1 / len(CLASSES)
-    assert neighbours["top5"] == 1
+    assert neighbours.values["top1"] > 1 / len(CLASSES)
+    assert neighbours.values["top5"] == 1
 
     pretrained = weights(run_dir, "pretrain", "fcmae.safetensors")
     probed = weights(run_dir, "linear-probe")
@@ -87,17 +87,20 @@ def test_every_stage_there_is(start: Start, photos: Path, tmp_path: Path) -> Non
         line["loss"] for line in event_log(run_dir, "intermediate") if line["kind"] == "point"
     ]
     assert len(losses) == 2
-    evaluation = read(run_dir, "evaluate", "evaluation.json")
-    assert evaluation["images"] == evaluation["ema"]["images"] == 24
-    assert sum(map(sum, evaluation["ema"]["confusion"])) == 24
-    assert result["evaluations"]["finetune"]["ema"]["top1"] == evaluation["ema"]["top1"]
+    evaluation = result_of(run_dir, "evaluate")
+    assert evaluation.ema is not None
+    assert evaluation.main.images == evaluation.ema.main.images == 24
+    matrix = evaluation.ema.table("confusion")
+    assert matrix is not None
+    assert sum(int(count or 0) for _, *counts in matrix.rows for count in counts) == 24
+    assert result["evaluations"]["finetune"]["ema"]["top1"] == evaluation.ema.values["top1"]
 
     # Training looked at the same images in between, and at the end: the same network.
     looks = [line for line in event_log(run_dir, "finetune") if line["kind"] == "validation"]
     assert [line["step"] for line in looks] == [2, 4]
-    for suffix, scored in (("", evaluation), ("_ema", evaluation["ema"])):
-        assert looks[-1][f"val_top1{suffix}"] == scored["top1"]
-        assert looks[-1][f"val_top5{suffix}"] == scored["top5"]
+    for suffix, scored in (("", evaluation), ("_ema", evaluation.ema)):
+        for name, value in scored.values.items():
+            assert looks[-1][f"val_{name}{suffix}"] == value
 
     page = output(run_dir, "report", "report.html").read_text()
     for name in ("pretrained, EMA", "linear probe", "nearest neighbours"):

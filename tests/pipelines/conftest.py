@@ -20,6 +20,10 @@ def _own_signals() -> Iterator[None]:
 
 @pytest.fixture
 def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_own_store(monkeypatch)
+
+
+def keep_own_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are tracked in their own folders, wherever the environment would have them."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
         monkeypatch.delenv(name, raising=False)

@@ -2,17 +2,23 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from convnextv2.analysis.reconstruct import Reconstruction
 from convnextv2.data.sources.idx import FASHION_CLASSES
+from convnextv2.recipe.duration import epochs
+from convnextv2.tasks.classify import Confusion
 from pipelines.presets.demo import demo
 from pipelines.report.page import ReportInput
-from pipelines.report.tables import Evaluation
 from pipelines.report.times import StageRow
-from pipelines.runtime.events import Line
+from pipelines.results import Metric, MetricSpec, Result
+from pipelines.results.classification import accuracies, single_label
+from pipelines.results.known import MAP
+from pipelines.runtime.events import Checkpoint, End, Event, Point, Start
 
 BEGAN = 1.76e9
 """When the first worker group of every stage has started."""
@@ -22,13 +28,13 @@ BETWEEN_SECONDS = 8.4
 
 def made_up_spool(
     *, steps: int, first: float, last: float, peak_lr: float, accuracy: bool, killed_at: int = 0
-) -> list[Line]:
+) -> list[Event]:
     """A training stage's lines, the first group's from BEGAN on; `killed_at`: a worker died there,
     two steps were done again.
     """
     noise = np.random.default_rng(steps + round(100 * last))
     began = BEGAN
-    lines: list[Line] = [{"kind": "start", "step": 0, "workers": 2, "time": began + 9}]
+    lines: list[Event] = [Start(step=0, workers=2, total=steps, time=began + 9)]
     spent = {"start-up": 9.0, "step": 0.0, "data": 0.0, "log": 0.0, "checkpoint": 0.0, "other": 0.1}
     order = list(range(10, steps + 1, 10))
     if killed_at:
@@ -38,49 +44,62 @@ def made_up_spool(
     for step in order:
         if step <= previous:
             began += sum(spent.values()) + DEAD_SECONDS
-            lines.append({"kind": "start", "step": killed_at, "workers": 2, "time": began + 9})
+            lines.append(Start(step=killed_at, workers=2, total=steps, time=began + 9))
         previous = step
         done = step / steps
         spent = {**spent, "step": step * 0.08, "data": step * 0.006, "log": step * 0.001}
-        point: Line = {
-            "kind": "point", "step": step, "time": began + sum(spent.values()),
+        values = {
             "images": step * 128, "epoch": done * 8,
             "loss": last + (first - last) * math.exp(-5 * done) + noise.normal(0, 0.01),
             "lr": peak_lr * min(1, done / 0.1) * (1 + math.cos(math.pi * done)) / 2,
         }  # fmt: skip
         if accuracy:
-            point["accuracy"] = min(1.0, 1 - 0.35 * point["loss"] + noise.normal(0, 0.02))
-        lines.append(point)
+            values["accuracy"] = min(1.0, 1 - 0.35 * values["loss"] + noise.normal(0, 0.02))
+        lines.append(Point(step=step, time=began + sum(spent.values()), values=values))
         if step % 100 == 0:
             spent["checkpoint"] = step * 0.004
             now = began + sum(spent.values())
-            lines.append({"kind": "checkpoint", "step": step, "time": now, "seconds": spent})
+            lines.append(
+                Checkpoint(step=step, time=now, bytes=1, written_seconds=0.1, seconds=spent)
+            )
     end = began + sum(spent.values())
-    return [*lines, {"kind": "end", "step": steps, "time": end, "seconds": spent}]
+    return [*lines, End(step=steps, time=end, seconds=spent)]
 
 
-def training_row(name: str, lines: list[Line]) -> StageRow:
+def training_row(name: str, lines: Sequence[Event]) -> StageRow:
     """The row of a training stage, from before its first group starts until the hand-over."""
-    finished = lines[-1]["time"] + HAND_OVER_SECONDS
+    finished = lines[-1].time + HAND_OVER_SECONDS
     seconds = finished - (BEGAN - STARTING_SECONDS)
     return StageRow(name=name, seconds=seconds, status="run", finished=finished)
 
 
-def made_up_evaluation(classes: tuple[str, ...], recalls: np.ndarray[Any, Any]) -> Evaluation:
+def made_up_result(classes: tuple[str, ...], recalls: np.ndarray[Any, Any]) -> Result:
     """Each class has 1,000 images; mistakes go to the neighbouring classes, more to the next."""
-    hits = np.round(1000 * recalls).astype(int)
-    counts = np.diag(hits)
-    for label, missed in enumerate(1000 - hits):
+    num_correct = np.round(1000 * recalls).astype(int)
+    counts = np.diag(num_correct)
+    for label, missed in enumerate(1000 - num_correct):
         counts[label, (label + 1) % len(classes)] += missed - missed // 3
         counts[label, (label + 2) % len(classes)] += missed // 3
-    return Evaluation(
-        images=int(counts.sum()),
-        top1=float(hits.sum() / counts.sum()),
-        top5=0.9871,
-        classes=classes,
-        per_class=[float(share) for share in hits / 1000],
-        confusion=counts.tolist(),
-        seconds=4.2,
+    confusion = Confusion(torch.from_numpy(counts), round(0.9871 * counts.sum()))
+    return single_label(confusion, classes)
+
+
+def with_top1(result: Result, change: float) -> Result:
+    """The same result, its top-1 changed by so much."""
+    main = result.main.model_copy(update={"value": result.main.value + change})
+    return result.model_copy(update={"metrics": (main, *result.metrics[1:])})
+
+
+def of_several_classes(result: Result, precision: float) -> Result:
+    """A result as it is where images may be of several classes."""
+    per_class = result.tables[0].model_copy(update={"note": "Average precision of each class"})
+    main = Metric.of(MAP, precision, images=result.main.images)
+    return result.model_copy(
+        update={
+            "metrics": (main, *result.metrics),
+            "tables": (per_class,),
+            "note": "Images may be of several classes.",
+        }
     )
 
 
@@ -111,9 +130,10 @@ def made_up_input(reconstruction: Reconstruction | None = None) -> ReportInput:
         ],
         wall_seconds=sum(row.seconds for row in trained) + 6.3 + 6.1 + BETWEEN_SECONDS,
         spools=spools,
-        evaluations={
-            "pretrained": made_up_evaluation(FASHION_CLASSES, recalls),
-            "scratch": made_up_evaluation(FASHION_CLASSES, recalls - gains),
+        measured=measured(*spools),
+        results={
+            "pretrained": made_up_result(FASHION_CLASSES, recalls),
+            "scratch": made_up_result(FASHION_CLASSES, recalls - gains),
         },
         labelled_images=1000,
         reconstruction=reconstruction or Reconstruction(pixels[0], pixels[1], pixels[2]),
@@ -124,23 +144,37 @@ def made_up_input(reconstruction: Reconstruction | None = None) -> ReportInput:
     )
 
 
+def measured(*stages: str) -> dict[str, tuple[MetricSpec, ...]]:
+    """What stages of these names measure while they train."""
+    config = demo()
+    assert config.pretrain is not None
+    assert config.finetune is not None
+    tuning = config.finetune.model_copy(update={"evaluate_every": epochs(1), "ema_decay": 0.9})
+    return {
+        stage: tuple(
+            (config.pretrain if stage == "pretrain" else tuning).measured(config.data).values()
+        )
+        for stage in stages
+    }
+
+
 def without_control(data: ReportInput) -> ReportInput:
     """The same run with `finetune.scratch_baseline` off."""
     return dataclasses.replace(
         data,
         stages=[stage for stage in data.stages if "scratch" not in stage.name],
         spools={name: lines for name, lines in data.spools.items() if "scratch" not in name},
-        evaluations={"pretrained": data.evaluations["pretrained"]},
+        results={"pretrained": data.results["pretrained"]},
     )
 
 
 def with_average(data: ReportInput) -> ReportInput:
     """The same run with `finetune.ema_decay`: the average is a point better."""
-    evaluations = {
-        name: dataclasses.replace(found, ema=dataclasses.replace(found, top1=found.top1 + 0.01))
-        for name, found in data.evaluations.items()
+    results = {
+        name: found.model_copy(update={"ema": with_top1(found, 0.01)})
+        for name, found in data.results.items()
     }
-    return dataclasses.replace(data, evaluations=evaluations)
+    return dataclasses.replace(data, results=results)
 
 
 def frozen(data: ReportInput) -> ReportInput:
@@ -150,8 +184,11 @@ def frozen(data: ReportInput) -> ReportInput:
         data,
         stages=[training_row(name, lines) for name, lines in spools.items()],
         spools=spools,
-        evaluations={"probe": data.evaluations["pretrained"]},
-        neighbours={"images": 10_000, "top1": 0.612, "top5": 0.83, "bank": 60_000},
+        measured=measured(*spools),
+        results={
+            "probe": data.results["pretrained"],
+            "neighbours": Result(metrics=accuracies(6120, 8300, 10_000), facts={"bank": 60_000}),
+        },
     )
 
 
@@ -161,7 +198,7 @@ def supervised(data: ReportInput) -> ReportInput:
         data,
         stages=[stage for stage in data.stages if stage.name in ("write", "finetune", "evaluate")],
         spools={"finetune": data.spools["finetune"]},
-        evaluations={"scratch": data.evaluations["scratch"]},
+        results={"scratch": data.results["scratch"]},
         reconstruction=None,
         pretraining="",
     )

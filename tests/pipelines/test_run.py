@@ -1,9 +1,7 @@
 """What a run says at its end."""
 
 import io
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,19 +10,21 @@ from pipelines import run
 from pipelines.config.resolve import resolve_file
 from pipelines.graph import Stage, StageContext, StageResult
 from pipelines.presets import load_preset
+from pipelines.results import Result, write_result
+from pipelines.results.classification import accuracies
 from pipelines.run import Outcome, Request, closing_words, run_pipeline
-from pipelines.runtime.events import EventLog
+from pipelines.runtime.events import EventLog, Point
 
-RESULT = {"top1": 0.5, "top5": 0.75, "images": 1000, "confusion": [[1]]}
-BETTER = {**RESULT, "top1": 0.5625}
+RESULT = Result(metrics=accuracies(500, 750, 1000))
+BETTER = Result(metrics=accuracies(562.5, 750, 1000), ema=RESULT)
 
 
-def outcome(folder: Path, stages: dict[str, dict[str, Any]]) -> Outcome:
+def outcome(folder: Path, stages: dict[str, Result | None]) -> Outcome:
     results = []
-    for name, files in stages.items():
+    for name, result in stages.items():
         (folder / name).mkdir()
-        for file, content in files.items():
-            (folder / name / file).write_text(json.dumps(content))
+        if result is not None:
+            write_result(folder / name, result)
         context = StageContext(
             Stage(name=name, run=lambda context: {}, settings={}), folder / name, "", {}, {}
         )
@@ -56,12 +56,12 @@ def test_everything_that_was_evaluated(tmp_path: Path) -> None:
     done = outcome(
         tmp_path,
         {
-            "pretrain": {},
-            "knn": {"knn.json": RESULT},
-            "evaluate": {"evaluation.json": {**BETTER, "ema": RESULT}},
-            "evaluate-scratch": {"evaluation.json": RESULT},
-            "evaluate-linear-probe": {"evaluation.json": RESULT},
-            "report": {},
+            "pretrain": None,
+            "knn": RESULT,
+            "evaluate": BETTER,
+            "evaluate-scratch": RESULT,
+            "evaluate-linear-probe": RESULT,
+            "report": None,
         },
     )
     half = "50.00% top-1, 75.00% top-5 on 1,000 images"
@@ -86,11 +86,11 @@ def test_everything_that_was_evaluated(tmp_path: Path) -> None:
 def test_final_numbers_by_their_names(tmp_path: Path) -> None:
     done = outcome(
         tmp_path,
-        {"pretrain": {}, "evaluate": {"evaluation.json": {**BETTER, "ema": RESULT}}, "report": {}},
+        {"pretrain": None, "evaluate": BETTER, "report": None},
     )
     event_log = EventLog(tmp_path / "pretrain", active=True)
     for step, loss in ((0, 0.9), (10, 0.25)):
-        event_log.write("point", step, loss=loss)
+        event_log.write(Point(step=step, values={"loss": loss}))
     assert done.metrics() == {
         "finetune.top1": 0.5625,
         "finetune.top5": 0.75,
@@ -103,7 +103,7 @@ def test_final_numbers_by_their_names(tmp_path: Path) -> None:
 def test_paths_and_commands_are_whole_at_80_columns(tmp_path: Path) -> None:
     folder = tmp_path / ("a folder with a long name, " * 3 + "and [brackets]")
     folder.mkdir()
-    done = outcome(folder, {"report": {}})
+    done = outcome(folder, {"report": None})
     done.mlflow = f"sqlite:///{folder}/mlflow.db"
     assert said(done) == [
         ["report", f"{folder}/report/report.html"],
@@ -122,7 +122,6 @@ def test_paths_and_commands_are_whole_at_80_columns(tmp_path: Path) -> None:
     ],
 )
 def test_where_the_model_comes_from(before: tuple[str, ...], words: str, tmp_path: Path) -> None:
-    stages: dict[str, dict[str, Any]] = {name: {} for name in before}
-    done = outcome(tmp_path, {**stages, "evaluate": {"evaluation.json": RESULT}})
+    done = outcome(tmp_path, {**dict.fromkeys(before), "evaluate": RESULT})
     assert said(done)[0][0] == words
     assert not any(row[0] == "gain" for row in said(done))

@@ -11,12 +11,12 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from convnextv2.durable import atomically, write_json
-from pipelines.runtime.events import Line
+from pipelines.runtime.events import Measured
 from pipelines.runtime.tracking.destination import DATABASE, Destination
 from pipelines.runtime.tracking.moved_store import bring_artifacts_home
 
@@ -26,7 +26,6 @@ IDLE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 CLOSE_SECONDS = 20.0
 PARENT = "mlflow.parentRunId"
-NOT_METRICS = {"kind", "step", "time"}
 REFUSALS = {
     "BAD_REQUEST",
     "INVALID_PARAMETER_VALUE",
@@ -65,13 +64,12 @@ class Tracker:
         """The server's id of a run; None while it has not answered."""
         return self._run_ids.get(run)
 
-    def points(self, run: str, lines: list[Line]) -> None:
-        """Log the numbers of events at their steps."""
+    def points(self, run: str, measured: Sequence[Measured]) -> None:
+        """Log the metrics of events at their steps."""
         metrics = [
-            [name, float(value), int(line["time"] * 1000), line["step"]]
-            for line in lines
-            for name, value in line.items()
-            if name not in NOT_METRICS and isinstance(value, int | float)
+            [name, float(value), int(event.time * 1000), event.step]
+            for event in measured
+            for name, value in event.values.items()
         ]
         if metrics:
             self._put(op="metrics", run=run, metrics=metrics)

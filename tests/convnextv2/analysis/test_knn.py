@@ -11,6 +11,7 @@ from torch import Tensor
 
 from convnextv2.analysis import knn
 from convnextv2.encoder import ConvNeXtV2
+from convnextv2.tasks.topk import num_correct
 
 CLASSES, K = 5, 7
 
@@ -92,21 +93,10 @@ def test_of_equal_images_the_first_goes_before() -> None:
     assert torch.equal(numbers[:, ::2], once)
 
 
-def test_hits_count_voted_classes_only() -> None:
+def test_only_classes_with_a_vote_are_answers() -> None:
     # One neighbour votes, for class 3: the four other places of the top five are nobody's.
     shares = knn.votes(torch.ones(5, 1), torch.full((5, 1), 3), 0.07, 5)
-    labels = torch.arange(5)
-    assert knn.num_correct(shares, labels, among=1) == 1
-    assert knn.num_correct(shares, labels, among=5) == 1
-    ranked = torch.tensor([[0.1, 0.4, 0.2, 0.3, 0.0]]).expand(5, 5)
-    assert [knn.num_correct(ranked, labels, among) for among in (1, 2, 3, 4, 5, 9)] == [
-        1,
-        2,
-        3,
-        4,
-        4,
-        4,
-    ]
+    assert num_correct(shares, torch.arange(5), (1, 5), above=0).tolist() == [1, 1]
 
 
 def test_a_small_temperature_leaves_the_nearest_alone() -> None:

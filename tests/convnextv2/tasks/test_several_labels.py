@@ -10,8 +10,9 @@ from timm.loss import BinaryCrossEntropy
 
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks.batch import Batch
-from convnextv2.tasks.classify import ClassifyTask, cross_entropies, is_among_best
+from convnextv2.tasks.classify import ClassifyTask, cross_entropies
 from convnextv2.tasks.precision import average_precision
+from convnextv2.tasks.topk import in_top_k
 
 TARGETS = torch.tensor(
     [[1.0, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 1], [1, 0, 0, 0]]
@@ -67,9 +68,9 @@ def test_mixed_images_have_mixed_targets(batch: Batch) -> None:
 
 def test_a_hit_is_one_of_the_classes() -> None:
     scores = torch.tensor([[3.0, 2, 1, 0]] * 6)
-    assert is_among_best(scores, TARGETS, 1).tolist() == [True, False, False, True, False, True]
-    assert is_among_best(scores, TARGETS, 2).tolist() == [True, False, True, True, False, True]
-    assert is_among_best(scores, TARGETS, 5).tolist() == [True, False, True, True, True, True]
+    assert in_top_k(scores, TARGETS, 1).tolist() == [True, False, False, True, False, True]
+    assert in_top_k(scores, TARGETS, 2).tolist() == [True, False, True, True, False, True]
+    assert in_top_k(scores, TARGETS, 5).tolist() == [True, False, True, True, True, True]
 
 
 @pytest.mark.parametrize("levels", [3, 10, 10**6])

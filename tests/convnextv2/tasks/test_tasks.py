@@ -75,8 +75,8 @@ def test_classification_is_smoothed_cross_entropy(smoothing: float) -> None:
     torch.testing.assert_close(output.loss, by_hand, rtol=1e-5, atol=1e-6)
     pytorchs = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
     torch.testing.assert_close(output.loss, pytorchs, rtol=1e-5, atol=1e-6)
-    hits = (logits.argmax(dim=1) == batch.labels).sum().item()
-    assert output.metrics["accuracy"].item() == pytest.approx(hits / 5)
+    num_correct = (logits.argmax(dim=1) == batch.labels).sum().item()
+    assert output.metrics["accuracy"].item() == pytest.approx(num_correct / 5)
     assert not output.metrics["accuracy"].requires_grad
 
 

@@ -13,7 +13,7 @@ from pipelines import cli
 from pipelines.graph import Pipeline, StageContext
 from pipelines.presets import load_preset
 from pipelines.runtime.console import Screen
-from pipelines.runtime.events import EventLog
+from pipelines.runtime.events import EventLog, Point, Start
 from pipelines.runtime.session import Session
 from pipelines.stages import build_stages, stages_of_report
 from tests.convnextv2.data.pictures import Pictures, write
@@ -61,9 +61,10 @@ def write_and_half_of(shards: Path, session: Session, losses: int) -> None:
 
     def begin(context: StageContext) -> NoReturn:
         event_log = EventLog(context.directory, active=True)
-        event_log.write("start", 0, workers=1, total=8)
+        event_log.write(Start(step=0, workers=1, total=8))
         for step in range(losses):
-            event_log.write("point", step, loss=1 / (step + 1), lr=1.0, images=16 * step)
+            values = {"loss": 1 / (step + 1), "lr": 1.0, "images": 16 * step}
+            event_log.write(Point(step=step, values=values))
         raise KeyboardInterrupt
 
     data, pretrain = build_stages(CONFIG, shards, session, [], {"write", "pretrain"})

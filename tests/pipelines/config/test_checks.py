@@ -111,15 +111,15 @@ CONFLICTS = {
     "best average without one": (
         "demo",
         ["finetune.keep_best=val_top1_ema", "finetune.evaluate_every=5%"],
-        "finetune.keep_best: 'val_top1_ema' is not measured in this training; loss or accuracy or "
-        "val_top1 would work, or set ema_decay",
+        "finetune.keep_best: 'val_top1_ema' is not measured in this training; loss, accuracy, "
+        "val_top1, val_top5 or val_loss would work, or set ema_decay",
         "finetune.ema_decay=0.999",
     ),
     "precision of images of one class": (
         "demo",
         ["finetune.keep_best=val_map", "finetune.evaluate_every=5%"],
-        "finetune.keep_best: 'val_map' is not measured in this training; loss or accuracy or "
-        "val_top1 would work, or set data.multi_label",
+        "finetune.keep_best: 'val_map' is not measured in this training; loss, accuracy, "
+        "val_top1, val_top5 or val_loss would work, or set data.multi_label",
         "data.multi_label=true",
     ),
     "evaluation without labels": (

@@ -1,24 +1,29 @@
 """The report page: its numbers, its sentences, and that it needs nothing from outside."""
 
 import dataclasses
-import math
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 
+from convnextv2.data.sources.idx import FASHION_CLASSES
+from convnextv2.tasks.classify import Confusion
 from pipelines.report.charts import chart
 from pipelines.report.page import ReportInput, render_report
 from pipelines.report.summary import verdict
-from pipelines.report.tables import Evaluation, confused_pairs
+from pipelines.report.tables import confused_pairs
 from pipelines.report.times import StageRow, duration
-from pipelines.runtime.events import Line
+from pipelines.results import Result
+from pipelines.results.classification import accuracies, single_label
+from pipelines.runtime.events import Event, Point, Rejected, Start, Validation
 from tests.pipelines.made_up_run import (
     frozen,
-    made_up_evaluation,
     made_up_input,
+    made_up_result,
+    of_several_classes,
     supervised,
     with_average,
     without_control,
@@ -68,14 +73,12 @@ def test_verdict_and_table_show_the_computed_numbers(page: str) -> None:
     ],
 )
 def test_verdict_is_honest(pretrained: float, scratch: float, expected: str) -> None:
-    def scored(top1: float, images: int) -> Evaluation:
-        return Evaluation(
-            images=images, top1=top1, top5=1, classes=[], per_class=[], confusion=[], seconds=1
-        )
+    def scored(top1: float, images: int) -> Result:
+        return Result(metrics=accuracies(top1 * images, images, images))
 
     images = 1_000 if abs(pretrained - scratch) < 0.01 else 10_000
-    evaluations = {"pretrained": scored(pretrained, images), "scratch": scored(scratch, images)}
-    sentence = verdict(evaluations, None, 1000, pretraining="FCMAE pretraining")
+    results = {"pretrained": scored(pretrained, images), "scratch": scored(scratch, images)}
+    sentence = verdict(results, 1000, pretraining="FCMAE pretraining")
     assert sentence.startswith("FCMAE pretraining ")
     assert expected in sentence
 
@@ -115,14 +118,13 @@ def test_user_text_is_escaped(data: ReportInput) -> None:
         facts={NASTY: NASTY},
         mlflow_hint=NASTY,
         stages=[StageRow(name=NASTY, seconds=1, status=NASTY, finished=0)],
-        evaluations={
-            name: dataclasses.replace(evaluation, classes=(NASTY, *evaluation.classes[1:]))
-            for name, evaluation in data.evaluations.items()
+        results={
+            name: made_up_result((NASTY, *"abcdefghi"), np.full(10, 0.5)) for name in data.results
         },
         spools={
             "pretrain": [
                 *data.spools["pretrain"],
-                {"kind": "rejected", "step": 0, "time": 0, "path": f"/x/{NASTY}", "reason": NASTY},
+                Rejected(step=0, time=0, path=f"/x/{NASTY}", reason=NASTY),
             ]
         },
     )
@@ -136,13 +138,11 @@ def test_restarts_and_rejected_checkpoints_are_told(data: ReportInput, page: str
         "Pretraining: worker group was restarted once; training went on from step 400 with "
         "2 workers." in words(page)
     )
-    extra: list[Line] = [
-        {
-            "kind": "rejected", "step": 0, "time": 0,
-            "path": "run/checkpoints/step-800", "reason": "model.pt is 12 bytes short",
-        },
-        {"kind": "start", "step": 700, "time": 0, "workers": 1},
-    ]  # fmt: skip
+    reason = "model.pt is 12 bytes short"
+    extra: list[Event] = [
+        Rejected(step=0, time=0, path="run/checkpoints/step-800", reason=reason),
+        Start(step=700, time=0, workers=1, total=1240),
+    ]
     lines = data.spools["pretrain"]
     again = dataclasses.replace(data, spools={**data.spools, "pretrain": [*lines, *extra]})
     text = words(render_report(again))
@@ -186,7 +186,7 @@ def test_times_add_up_to_the_wall_time(data: ReportInput, page: str) -> None:
 
 def test_without_any_stage_there_is_a_page(data: ReportInput) -> None:
     bare = dataclasses.replace(
-        data, stages=[], spools={}, evaluations={}, reconstruction=None, wall_seconds=3.0
+        data, stages=[], spools={}, results={}, reconstruction=None, wall_seconds=3.0
     )
     assert "3.0 s for this command" in words(render_report(bare))
 
@@ -200,10 +200,10 @@ def seconds(words: str) -> float:
 def test_what_a_stopped_command_trained_is_told_apart(data: ReportInput) -> None:
     # The driver was killed, too: only the second group trained in the command of this page.
     lines = data.spools["pretrain"]
-    second = [line for line in lines if line["kind"] == "start"][1]
+    second = [event for event in lines if isinstance(event, Start)][1]
     (pretrain,) = (stage for stage in data.stages if stage.name == "pretrain")
     shorter = dataclasses.replace(
-        pretrain, status="resumed", seconds=pretrain.finished - second["time"] + 15
+        pretrain, status="resumed", seconds=pretrain.finished - second.time + 15
     )
     page = render_report(dataclasses.replace(data, stages=[shorter]))
     text = words(page)
@@ -248,11 +248,12 @@ def test_frozen_features_alone(data: ReportInput) -> None:
         "Linear probe loss",
         "Linear probe accuracy on training batches",
     ]
-    neighbours_only = dataclasses.replace(frozen(data), evaluations={})
+    neighbours = frozen(data).results["neighbours"]
+    neighbours_only = dataclasses.replace(frozen(data), results={"neighbours": neighbours})
     text = words(render_report(neighbours_only))
     assert "On the frozen features of FCMAE pretraining, nearest neighbours reach 61.2%" in text
     assert "Class by class" not in text
-    nothing = dataclasses.replace(neighbours_only, neighbours=None)
+    nothing = dataclasses.replace(neighbours_only, results={})
     text = words(render_report(nothing))
     assert "FCMAE pretraining is done; nothing was evaluated." in text
     assert "What pretraining learnt to fill in" in text
@@ -268,22 +269,18 @@ def test_from_scratch_alone(data: ReportInput) -> None:
 
 
 def test_what_was_measured_on_the_validation_split_is_drawn(data: ReportInput) -> None:
-    lines: list[Line] = [
-        {"kind": "validation", "step": step, "time": 1.76e9, "val_top1": step / 500}
-        for step in (100, 200)
-    ]
-    lines[1]["val_top1_ema"] = 0.5
+    looks = ((100, {"val_top1": 0.2}), (200, {"val_top1": 0.4, "val_top1_ema": 0.5}))
+    lines = [Validation(step=step, time=1.76e9, values=values) for step, values in looks]
     spools = {**data.spools, "finetune": [*data.spools["finetune"], *lines]}
     page = render_report(dataclasses.replace(data, spools=spools))
-    assert "<figcaption>Fine-tuning accuracy on the validation split</figcaption>" in page
-    assert "<figcaption>Fine-tuning accuracy on the validation split, EMA</figcaption>" in page
+    assert "<figcaption>Fine-tuning top-1 on the validation split</figcaption>" in page
+    assert "<figcaption>Fine-tuning top-1 on the validation split, EMA</figcaption>" in page
     assert len(svgs(page)) == 5
 
 
 def test_curves_that_were_not_measured_are_left_out(data: ReportInput) -> None:
     spools = {
-        stage: [{key: line[key] for key in line if key != "accuracy"} for line in lines]
-        for stage, lines in data.spools.items()
+        stage: [_without_accuracy(event) for event in lines] for stage, lines in data.spools.items()
     }
     page = render_report(dataclasses.replace(data, spools=spools))
     assert len(svgs(page)) == 2
@@ -291,13 +288,20 @@ def test_curves_that_were_not_measured_are_left_out(data: ReportInput) -> None:
     assert not svgs(render_report(dataclasses.replace(data, spools={})))
 
 
+def _without_accuracy(event: Event) -> Event:
+    if not isinstance(event, Point):
+        return event
+    values = {name: value for name, value in event.values.items() if name != "accuracy"}
+    return dataclasses.replace(event, values=values)
+
+
 def test_images_of_several_classes(data: ReportInput) -> None:
     """Their mAP stands first and is what is compared; there is no matrix of mistakes."""
-    evaluations = {
-        name: dataclasses.replace(evaluation, map=score, confusion=[])
-        for (name, evaluation), score in zip(data.evaluations.items(), (0.625, 0.5), strict=True)
+    results = {
+        name: of_several_classes(result, precision)
+        for (name, result), precision in zip(data.results.items(), (0.625, 0.5), strict=True)
     }
-    page = render_report(dataclasses.replace(data, evaluations=evaluations))
+    page = render_report(dataclasses.replace(data, results=results))
     text = re.sub(r"<[^>]*>", "", page)
     assert "lifts mAP at 1,000 labels from 50.0% to 62.5% (+12.5 points)" in text
     assert "<th>mAP</th>" in page
@@ -309,13 +313,10 @@ def test_images_of_several_classes(data: ReportInput) -> None:
 
 
 def test_classes_absent_from_the_test_set_have_no_recall(data: ReportInput) -> None:
-    unknown = {
-        name: dataclasses.replace(evaluation, per_class=[absent, *evaluation.per_class[1:]])
-        for (name, evaluation), absent in zip(
-            data.evaluations.items(), (None, math.nan), strict=True
-        )
-    }
-    text = words(render_report(dataclasses.replace(data, evaluations=unknown)))
+    counts = torch.diag(torch.tensor([0, *[1000] * 9]))
+    unknown = {name: single_label(Confusion(counts), FASHION_CLASSES) for name in data.results}
+    assert unknown["pretrained"].tables[0].rows[0] == ("T-shirt/top", None)
+    text = words(render_report(dataclasses.replace(data, results=unknown)))
     assert "T-shirt/top – – –" in text
     assert "nan" not in text
 
@@ -323,19 +324,19 @@ def test_classes_absent_from_the_test_set_have_no_recall(data: ReportInput) -> N
 def test_many_classes_show_the_most_confused_pairs_only(data: ReportInput) -> None:
     names = tuple(f"class {number}" for number in range(40))
     recalls = np.linspace(0.50, 0.89, 40)
-    evaluations = {
-        "pretrained": made_up_evaluation(names, recalls),
-        "scratch": made_up_evaluation(names, recalls - 0.05),
+    results = {
+        "pretrained": made_up_result(names, recalls),
+        "scratch": made_up_result(names, recalls - 0.05),
     }
-    page = render_report(dataclasses.replace(data, evaluations=evaluations))
+    page = render_report(dataclasses.replace(data, results=results))
     assert 'class="matrix"' not in page
     # Class 0: 500 missed, 334 of them taken for class 1; from scratch 550 and 367.
     assert "class 0 class 1 334 33.4% 367" in words(page)
     assert "Shown are 30 of 40 classes" in words(page)
-    pairs = confused_pairs(evaluations["pretrained"], None, most=30)
+    pairs = confused_pairs(results["pretrained"].tables[1], None, most=30)
     assert len(pairs) == 30
-    assert pairs == sorted(pairs, key=lambda pair: -pair.images)
-    assert min(pair.images for pair in pairs) >= 160
+    assert pairs == sorted(pairs, key=lambda pair: -pair.count)
+    assert min(pair.count for pair in pairs) >= 160
 
 
 def test_curves_are_well_formed_themed_and_the_same_each_time(data: ReportInput, page: str) -> None:
@@ -359,17 +360,16 @@ def test_curves_are_well_formed_themed_and_the_same_each_time(data: ReportInput,
 
 def test_points_that_a_restart_took_back_are_not_drawn(data: ReportInput, page: str) -> None:
     lines = data.spools["pretrain"]
-    second = next(place for place, line in enumerate(lines) if line["kind"] == "start" and place)
-    kept = [line for line in lines[:second] if line["step"] <= lines[second]["step"]] + lines[
-        second:
-    ]
+    second = next(place for place, event in enumerate(lines) if isinstance(event, Start) and place)
+    kept = [event for event in lines[:second] if event.step <= lines[second].step]
+    kept += lines[second:]
     assert len(kept) == len(lines) - 2
     clean = dataclasses.replace(data, spools={**data.spools, "pretrain": kept})
     assert svgs(render_report(clean)) == svgs(page)
 
 
 def test_long_curves_are_thinned_and_one_point_is_enough() -> None:
-    points = [{"kind": "point", "step": step, "loss": 1 / step} for step in range(1, 100_001)]
+    points = [Point(step=step, values={"loss": 1 / step}) for step in range(1, 100_001)]
     assert len(chart("long", "loss", {"pretrained": points})) < 40_000
     ElementTree.fromstring(chart("short", "loss", {"pretrained": points[:1]}))
 

@@ -7,13 +7,23 @@ import pytest
 from pipelines.runtime.console import SpeedWords
 from pipelines.runtime.events import (
     HAND_OVER,
+    KINDS,
     LOST,
     SPOOL,
     STARTING,
+    Checkpoint,
+    End,
+    Event,
     EventLog,
     EventReader,
-    Line,
+    Point,
+    Rejected,
+    Skipped,
+    Start,
+    Validation,
     curve,
+    event_of,
+    line_of,
     read_events,
     restarts,
     seconds_by_phase,
@@ -22,70 +32,79 @@ from pipelines.runtime.events import (
 )
 
 
+def start(step: int, time: float) -> Start:
+    return Start(step=step, time=time, workers=1, total=8)
+
+
+def saved(step: int, time: float, seconds: dict[str, float]) -> Checkpoint:
+    return Checkpoint(step=step, time=time, bytes=1, written_seconds=0.1, seconds=seconds)
+
+
 def test_only_the_first_rank_writes(tmp_path: Path) -> None:
-    EventLog(tmp_path, active=False).write("point", 1, loss=1.0)
+    EventLog(tmp_path, active=False).write(Point(step=1, values={"loss": 1.0}))
     assert not (tmp_path / SPOOL).exists()
-    EventLog(tmp_path, active=True).write("point", 1, loss=1.0)
-    (line,) = read_events(tmp_path)
-    assert (line["kind"], line["step"], line["loss"]) == ("point", 1, 1.0)
+    EventLog(tmp_path, active=True).write(Point(step=1, values={"loss": 1.0}))
+    (event,) = read_events(tmp_path)
+    assert isinstance(event, Point)
+    assert (event.step, event.values) == (1, {"loss": 1.0})
 
 
 def test_a_line_that_is_being_written_waits_for_its_end(tmp_path: Path) -> None:
     event_reader = EventReader(tmp_path)
-    assert event_reader.new_lines() == []
+    assert event_reader.new_events() == []
     with (tmp_path / SPOOL).open("w") as file:
-        file.write('{"kind": "point", "step": 1}\n{"kind": "po')
+        file.write('{"kind": "point", "step": 1, "time": 0}\n{"kind": "po')
         file.flush()
-        assert [line["step"] for line in event_reader.new_lines()] == [1]
-        assert event_reader.new_lines() == []
-        file.write('int", "step": 2}\n')
+        assert [event.step for event in event_reader.new_events()] == [1]
+        assert event_reader.new_events() == []
+        file.write('int", "step": 2, "time": 0}\n')
         file.flush()
-        assert [line["step"] for line in event_reader.new_lines()] == [2]
-    assert EventReader(tmp_path, from_end=True).new_lines() == []
+        assert [event.step for event in event_reader.new_events()] == [2]
+    assert EventReader(tmp_path, from_end=True).new_events() == []
 
 
 def test_half_a_line_of_a_lost_writer_is_cut_off(tmp_path: Path) -> None:
-    EventLog(tmp_path, active=True).write("point", 1, loss=1.0)
+    EventLog(tmp_path, active=True).write(Point(step=1, values={"loss": 1.0}))
     with (tmp_path / SPOOL).open("a") as file:
         file.write('{"kind": "point", "step": 2, "lo')
     event_reader = EventReader(tmp_path, from_end=True)
     EventLog(tmp_path, active=False)
     event_log = EventLog(tmp_path, active=True)
-    event_log.write("start", 1)
-    event_log.write("point", 2, loss=2.0)
-    assert [line["kind"] for line in event_reader.new_lines()] == ["start", "point"]
-    assert [point["loss"] for point in curve(read_events(tmp_path))] == [1.0, 2.0]
+    event_log.write(Start(step=1, workers=1, total=8))
+    event_log.write(Point(step=2, values={"loss": 2.0}))
+    assert [event.kind for event in event_reader.new_events()] == ["start", "point"]
+    assert [point.values["loss"] for point in curve(read_events(tmp_path))] == [1.0, 2.0]
 
 
 def test_what_a_restart_takes_back_does_not_count(tmp_path: Path) -> None:
     event_log = EventLog(tmp_path, active=True)
-    event_log.write("start", 0)
+    event_log.write(Start(step=0, workers=1, total=8))
     for step in (2, 4, 6):
-        event_log.write("point", step, loss=float(step))
-    event_log.write("checkpoint", 4, seconds={"step": 3.0, "data": 1.0})
-    event_log.write("start", 4)
-    event_log.write("point", 6, loss=60.0)
-    event_log.write("end", 6, seconds={"step": 2.0})
+        event_log.write(Point(step=step, values={"loss": float(step)}))
+    event_log.write(saved(4, 0.0, {"step": 3.0, "data": 1.0}))
+    event_log.write(Start(step=4, workers=1, total=8))
+    event_log.write(Point(step=6, values={"loss": 60.0}))
+    event_log.write(End(step=6, seconds={"step": 2.0}))
     lines = read_events(tmp_path)
-    assert [(point["step"], point["loss"]) for point in curve(lines)] == [
+    assert [(point.step, point.values["loss"]) for point in curve(lines)] == [
         (2, 2.0),
         (4, 4.0),
         (6, 60.0),
     ]
-    assert [line["step"] for line in restarts(lines)] == [4]
+    assert [event.step for event in restarts(lines)] == [4]
     # The killed group counts up to its last checkpoint.
     assert seconds_by_phase(lines) == {"step": 5.0, "data": 1.0}
 
 
 def test_wall_time_is_that_of_the_workers_and_what_is_around_them() -> None:
-    lines: list[Line] = [
-        {"kind": "start", "step": 0, "time": 103.0},
-        {"kind": "checkpoint", "step": 4, "time": 110.0, "seconds": {"start-up": 2.0, "step": 5.0}},
-        {"kind": "point", "step": 6, "time": 112.0},
+    lines: list[Event] = [
+        start(0, 103.0),
+        saved(4, 110.0, {"start-up": 2.0, "step": 5.0}),
+        Point(step=6, time=112.0, values={}),
         # This one died before its first checkpoint: all of its time is lost.
-        {"kind": "start", "step": 4, "time": 120.0},
-        {"kind": "start", "step": 4, "time": 131.0},
-        {"kind": "end", "step": 8, "time": 140.0, "seconds": {"start-up": 2.0, "step": 8.0}},
+        start(4, 120.0),
+        start(4, 131.0),
+        End(step=8, time=140.0, seconds={"start-up": 2.0, "step": 8.0}),
     ]
     spent = wall_by_phase(lines, 99.5, 141.5)
     assert spent == {
@@ -102,8 +121,8 @@ def test_wall_time_is_that_of_the_workers_and_what_is_around_them() -> None:
 
 
 def test_groups_are_told_apart_by_when_they_started() -> None:
-    first: list[Line] = [{"kind": "start", "step": 0, "time": 1.0}, {"kind": "point", "step": 1}]
-    second: list[Line] = [{"kind": "start", "step": 1, "time": 9.0}]
+    first: list[Event] = [start(0, 1.0), Point(step=1, values={})]
+    second: list[Event] = [start(1, 9.0)]
     assert split([*first, *second], 5.0) == (first, second)
     assert split([*first, *second], 0.5) == ([], [*first, *second])
     assert split(first, 5.0) == (first, [])
@@ -111,18 +130,47 @@ def test_groups_are_told_apart_by_when_they_started() -> None:
 
 def test_words_beside_the_bar() -> None:
     speed = SpeedWords()
-    first = {"step": 10, "images": 1000, "time": 5.0, "epoch": 0.5, "loss": 0.75}
+    values = {"images": 1000, "epoch": 0.5, "loss": 0.75}
+    first = Point(step=10, time=5.0, values=values)
     assert speed.words(first) == "epoch 0.5  loss 0.7500"
-    second = {**first, "step": 20, "images": 2000, "time": 7.0, "accuracy": 0.25}
+    second = Point(step=20, time=7.0, values={**values, "images": 2000, "accuracy": 0.25})
     assert speed.words(second) == "500 images/s  epoch 0.5  loss 0.7500  accuracy 0.250"
     # After a restart the same images come again: no negative speed.
-    assert "images/s" not in speed.words({**first, "time": 9.0})
-    assert speed.words({"step": 1, "top1": 0.5}) == "top1 0.5000"
+    assert "images/s" not in speed.words(Point(step=10, time=9.0, values=values))
     # Evaluation counts its images and has no loss.
-    assert SpeedWords().words({"step": 8, "images": 1024, "time": 5.0}) == "1,024 images"
+    evaluated = Point(step=8, time=5.0, values={"images": 1024})
+    assert SpeedWords().words(evaluated) == "1,024 images"
+    assert speed.words(Point(step=1, values={"lr": 0.5})) == ""
+
+
+EVENTS = [
+    start(0, 1.0),
+    Point(step=1, time=2.0, values={"loss": 0.5, "images": 16}),
+    Validation(step=1, time=2.0, values={"val_mIoU": 0.25}),
+    Skipped(step=2, time=3.0, skipped_steps=1),
+    saved(2, 4.0, {"step": 1.0}),
+    Rejected(step=0, time=5.0, path="a/b", reason="it is short"),
+    End(step=3, time=6.0, seconds={"step": 2.0}),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.kind)
+def test_every_kind_comes_back_from_its_line(event: Event) -> None:
+    assert event_of(line_of(event)) == event
+    assert {each.kind for each in EVENTS} == set(KINDS)
+
+
+def test_metrics_stand_beside_the_other_fields_of_a_line() -> None:
+    line = line_of(EVENTS[1])
+    assert line == '{"kind": "point", "step": 1, "time": 2.0, "loss": 0.5, "images": 16}'
+
+
+def test_a_kind_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="an event of kind 'parade'; there are start, point"):
+        event_of('{"kind": "parade", "step": 1}')
 
 
 @pytest.mark.parametrize("value", [float("nan"), 3])
 def test_numbers_survive(value: float, tmp_path: Path) -> None:
-    EventLog(tmp_path, active=True).write("point", 1, loss=value)
-    assert str(read_events(tmp_path)[0]["loss"]) == str(value)
+    EventLog(tmp_path, active=True).write(Point(step=1, values={"loss": value}))
+    assert str(curve(read_events(tmp_path))[0].values["loss"]) == str(value)

@@ -11,6 +11,7 @@ from rich.console import Console
 from pipelines.graph import Outputs, Pipeline, Stage, StageContext
 from pipelines.presets import load_preset
 from pipelines.runtime.console import Screen
+from pipelines.runtime.events import Point
 from pipelines.runtime.session import Session
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_own_store")]
@@ -24,7 +25,8 @@ def invoke(run_dir: Path, seed: int, *, interrupted: bool = False, rerun: str | 
         def run(context: StageContext) -> Outputs:
             with session.attempt(context) as run:
                 first, last = (0, 2) if interrupted else (2, 4)
-                lines = [{"step": n, "time": n, "loss": n / 4} for n in range(first, last)]
+                steps = range(first, last)
+                lines = [Point(step=n, time=n, values={"loss": n / 4}) for n in steps]
                 session.tracker.points(run, lines)
                 if interrupted:
                     raise KeyboardInterrupt

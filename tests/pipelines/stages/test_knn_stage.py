@@ -1,6 +1,5 @@
 """Stage `knn` on one worker and on three, against all similarities at once."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from convnextv2.fcmae import FCMAE
 from convnextv2.tasks import Normalize
 from pipelines.config import KnnConfig
 from pipelines.presets import load_preset
+from pipelines.results import read_result
 from pipelines.stages import knn
 from pipelines.training.transforms import evaluation_view
 from tests.cluster.workers import run_group
@@ -90,15 +90,15 @@ def expected(root: Path, numbers: tuple[int, ...] = (0, 1, 2)) -> tuple[float, f
     """
     encoder = read_encoder(root / "fcmae.safetensors").double()
     (bank, labels), (queries, truth) = (seen(root, split, encoder) for split in SPLITS)
-    hits = voted = 0
+    num_correct = voted = 0
     for query, label in zip(queries, truth, strict=True):
         cosines, order = (bank @ query).sort(descending=True)
         shares = torch.zeros(3, dtype=torch.float64)
         for cosine, number in zip(cosines[:K], order[:K], strict=True):
             shares[labels[number]] += (cosine / TEMPERATURE).exp()
-        hits += int(shares.argmax() == numbers[label])
+        num_correct += int(shares.argmax() == numbers[label])
         voted += int(shares[numbers[label]] > 0)
-    return hits / len(queries), voted / len(queries)
+    return num_correct / len(queries), voted / len(queries)
 
 
 def test_one_worker_and_three_find_the_same(root: Path, tmp_path: Path) -> None:
@@ -109,12 +109,12 @@ def test_one_worker_and_three_find_the_same(root: Path, tmp_path: Path) -> None:
             classify(root, directory)
         else:
             run_group(classify, workers, tmp_path, root, directory)
-        results.append(json.loads((directory / knn.RESULT).read_text()))
+        results.append(read_result(directory))
     for result in results:
-        assert (result["images"], result["bank"]) == (10, 25)
-        assert (result["k"], result["temperature"]) == (K, TEMPERATURE)
-        assert (result["top1"], result["top5"]) == expected(root)
-    assert 0 < results[0]["top1"] < 1
+        assert result.main.images == 10
+        assert result.facts == {"bank": 25, "k": K, "temperature": TEMPERATURE}
+        assert tuple(result.values.values()) == expected(root)
+    assert 0 < results[0].main.value < 1
 
 
 def test_classes_in_another_order_are_matched_by_name(root: Path, tmp_path: Path) -> None:
@@ -122,6 +122,6 @@ def test_classes_in_another_order_are_matched_by_name(root: Path, tmp_path: Path
     manifest = read_manifest(other / "val")
     write_manifest(other / "val", replace(manifest, classes=("dog", "eel", "cat")))
     classify(other, tmp_path / "result")
-    result = json.loads((tmp_path / "result" / knn.RESULT).read_text())
-    assert (result["top1"], result["top5"]) == expected(root, (1, 2, 0))
+    result = read_result(tmp_path / "result")
+    assert tuple(result.values.values()) == expected(root, (1, 2, 0))
     assert expected(root, (1, 2, 0)) != expected(root)

@@ -23,8 +23,9 @@ from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from convnextv2.tasks import TaskOutput
 from convnextv2.tasks.batch import Batch
 from convnextv2.tasks.classify import ClassifyTask
-from pipelines.config import EvaluateConfig
-from pipelines.stages.evaluate import describe_several
+from pipelines.config import DataConfig, EvaluateConfig
+from pipelines.presets import load_preset
+from pipelines.results.classification import multi_label
 from pipelines.training.validation import Validation, share_of
 from tests.cluster.workers import run_group
 from tests.convnextv2.data.pictures import CLASSES, Pictures, write
@@ -45,6 +46,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(folder: Path, batch_size: int = BATCH, classes: tuple[str, ...] = CLASSES) -> Validation:
     settings = EvaluateConfig(batch_size=batch_size, crop=1.0)
     return Validation.opened(folder, 16, settings, 1, classes)
+
+
+def named(*, multi_label: bool) -> set[str]:
+    """What the configuration says is measured: the names that keep_best may have."""
+    recipe = load_preset("demo").finetune
+    assert recipe is not None
+    specs = recipe.validation_metrics(DataConfig(multi_label=multi_label))
+    return {spec.during_training().name for spec in specs}
 
 
 def task() -> ClassifyTask:
@@ -79,6 +88,7 @@ def test_the_result_is_that_of_all_images_at_once(folder: Path) -> None:
         "val_loss": pytest.approx(F.cross_entropy(logits, batch.labels).item(), rel=1e-5),
     }
     assert 0 < result["val_top1"] < 1
+    assert result.keys() == named(multi_label=False)
     # Again, as between steps of training: the same, and no gradient was kept.
     assert validation.run(model, CPU) == result
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -90,8 +100,8 @@ def test_the_images_are_judged_by_the_classes_of_the_model(folder: Path) -> None
     (batch,) = opened(folder, IMAGES).loader.batches(np.arange(IMAGES, dtype=np.uint64))
     ((scores, labels),) = renumbered.scored(task(), CPU)
     assert labels.tolist() == [(2, 0, 1)[label] for label in batch.labels]
-    hits = (scores.argmax(dim=1) == labels).double().mean().item()
-    assert renumbered.run(task(), CPU)["val_top1"] == pytest.approx(hits)
+    share = (scores.argmax(dim=1) == labels).double().mean().item()
+    assert renumbered.run(task(), CPU)["val_top1"] == pytest.approx(share)
 
 
 def of_many_classes(batch: Batch) -> TaskOutput:
@@ -176,10 +186,12 @@ def test_images_of_several_classes_have_a_mean_average_precision(
         ),
         "val_map": pytest.approx(average_precision_score(batch.labels, logits, average="macro")),
     }
-    described = describe_several(logits, batch.labels, CLASSES)
-    assert described["map"] == result["val_map"]
-    assert np.mean(described["per_class"]) == pytest.approx(result["val_map"])
-    assert described["top1"] == pytest.approx(result["val_top1"])
+    assert result.keys() == named(multi_label=True)
+    described = multi_label(logits, batch.labels, CLASSES)
+    assert described.values["map"] == result["val_map"]
+    precisions = [float(value or 0) for _, value in described.tables[0].rows]
+    assert np.mean(precisions) == pytest.approx(result["val_map"])
+    assert described.values["top1"] == pytest.approx(result["val_top1"])
     run_group(work_on_several, 3, tmp_path, several, result)
 
 

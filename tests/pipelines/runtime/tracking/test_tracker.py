@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.runtime.events import Point
 from pipelines.runtime.tracking import RUN_IDS, UNSENT, Destination, Tracker, flatten, tracker
 
 PARAMS = {
@@ -23,17 +24,9 @@ def test_nested_settings_get_dotted_names() -> None:
     assert flatten(tree) == {"a.b.c": "1", "a.d": "None", "e": "[1, 2]", "long": "x" * 500}
 
 
-def lines(steps: range) -> list[dict[str, Any]]:
+def points(steps: range) -> list[Point]:
     return [
-        {
-            "kind": "point",
-            "step": step,
-            "time": 100.0 + step,
-            "loss": step / 4,
-            "lr": 1,
-            "note": "x",
-        }
-        for step in steps
+        Point(step=step, time=100.0 + step, values={"loss": step / 4, "lr": 1}) for step in steps
     ]
 
 
@@ -41,7 +34,7 @@ def log_everything(tracker: Tracker, artifact: Path) -> None:
     """A pipeline's run with one stage that failed."""
     tracker.start("pipeline", parent=None, params={"seed": 1}, tags=TAGS)
     tracker.start("pretrain-1", parent="pipeline", params=PARAMS, tags=TAGS)
-    tracker.points("pretrain-1", lines(range(600)))
+    tracker.points("pretrain-1", points(range(600)))
     tracker.points("pretrain-1", [])
     tracker.artifact("pretrain-1", artifact)
     tracker.tag("pretrain-1", "restarts", "2")
@@ -114,7 +107,7 @@ def test_everything_arrives_and_a_later_driver_goes_on(store: str, folder: Path)
     second = track(store, "arrives", folder)
     second.start("pipeline-2", parent=None, params={"seed": 2}, tags={})
     second.start("pretrain-1", parent="pipeline-2", params=PARAMS, tags={"git.commit": "def"})
-    second.points("pretrain-1", lines(range(600, 601)))
+    second.points("pretrain-1", points(range(600, 601)))
     second.results("pipeline-2", {"finetune.top1": 0.5})
     second.end("pretrain-1", "KILLED")
     assert second.close() == 0
@@ -248,7 +241,7 @@ def test_operations_are_shipped_while_training_goes_on(store: str, folder: Path)
     shipping.start("pipeline", parent=None, params={}, tags={})
     while not (folder / RUN_IDS).exists():
         time.sleep(0.1)
-    shipping.points("pipeline", lines(range(3)))
+    shipping.points("pipeline", points(range(3)))
     while runs_in(store, "meanwhile")["pipeline"].data.metrics.get("loss") != 0.5:
         time.sleep(0.1)
     assert shipping.close() == 0
