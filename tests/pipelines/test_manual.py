@@ -202,3 +202,19 @@ def test_slow_commands_say_something_before_they_import_anything_heavy(words: li
         "assert spoken and not spoken.startswith('error'), spoken"
     )
     assert loaded_by(code) == []
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_contributing_names_files_and_targets_that_are_there() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"\bmake ([a-z-]+)", CONTRIBUTING)
+    assert len(set(named)) > 6
+    assert set(named) <= set(targets)
+    rooms = r"(?:convnextv2|cluster|pipelines|tests|docs)/[\w./-]*\w"
+    paths = set(re.findall(rooms, CONTRIBUTING))
+    assert len(paths) > 20
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    for module in re.findall(r"python -m (tests[\w.]+)", CONTRIBUTING):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists()
