@@ -1,6 +1,5 @@
 """Our classifiers against Hugging Face's ConvNeXt V2 with the same weights, both ways."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,6 @@ from convnextv2.weights import convert, encoder_of, inspect, load, read, write
 from tests.convnextv2.weights.made_weights import fcmae_state
 from tests.convnextv2.weights.test_weights_dialects import assert_same
 from tests.parity.models import CLASSES, SIZES, classifier, images
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def assert_same_logits(model: ConvNeXtV2, reference: Any, size: str, tolerance: float) -> None:

@@ -1,6 +1,5 @@
 """Our dense encoder against timm's with the same weights, and the published parameter counts."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,14 +28,6 @@ PARAMETERS = {
     "large": (197_956_840, 196_416_768, 200_910_592),
     "huge": (660_289_640, 657_467_008, 662_616_192),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def timms(size: str) -> ConvNeXt:

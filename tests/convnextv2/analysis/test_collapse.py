@@ -17,6 +17,7 @@ from convnextv2.analysis.collapse import (
 )
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks import Normalize
+from tests.convnextv2.analysis.collapsed import collapse_block
 
 BLOCKS = ["stages.0.0", "stages.1.0", "stages.2.0", "stages.2.1", "stages.3.0"]
 
@@ -158,12 +159,7 @@ def test_every_block_is_measured_behind_grn(num_classes: int) -> None:
 
 def test_a_model_whose_channels_are_all_alike_has_collapsed() -> None:
     model = encoder()
-    with torch.no_grad():
-        for name in ("weight", "bias"):
-            parameter = model.get_parameter(f"stages.2.0.pwconv1.{name}")
-            parameter.copy_(parameter[:1].expand_as(parameter))
-        for name in ("gamma", "beta"):
-            model.get_parameter(f"stages.2.0.grn.{name}").zero_()
+    collapse_block(model, "stages.2.0")
     meter = CollapseMeter(model)
     meter.show(photos(2))
     distances = {block.block: block.distance for block in meter.result()}

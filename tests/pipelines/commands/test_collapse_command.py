@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from convnextv2.weights import Evaluation, Metadata
+from tests.convnextv2.analysis.collapsed import collapse_block
 from tests.pipelines.user import Page, classifier, fcmae, image_of, run, saved, self_contained
 
 Capture = pytest.CaptureFixture[str]
@@ -22,12 +23,7 @@ def test_collapse_puts_two_checkpoints_side_by_side(
 ) -> None:
     healthy = saved(fcmae(), tmp_path / "healthy.safetensors")
     collapsed = classifier()
-    with torch.no_grad():
-        for name in ("pwconv1.weight", "pwconv1.bias"):
-            parameter = collapsed.get_parameter(f"stages.2.1.{name}")
-            parameter.copy_(parameter[:1].expand_as(parameter))
-        for name in ("grn.gamma", "grn.beta"):
-            collapsed.get_parameter(f"stages.2.1.{name}").zero_()
+    collapse_block(collapsed, "stages.2.1")
     ill = saved(collapsed, tmp_path / "ill.safetensors")
     output = tmp_path / "out"
     words = ["collapse", healthy, ill, "--images", photos, "--output", output, "--image-size", 64]
