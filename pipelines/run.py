@@ -184,7 +184,8 @@ def closing_words(outcome: Outcome) -> Text:
         if "ema" in result:
             rows.append(("  average of its weights (EMA)", _in_words(result["ema"])))
     for name, baseline in results.items():
-        if compared := KINDS[name].baseline_of:
+        compared = KINDS[name].baseline_of
+        if compared in results:  # A report may find the baseline alone.
             metric = "map" if "map" in baseline else "top1"
             gain = results[compared][metric] - baseline[metric]
             rows.append(("gain", Text(f"{100 * gain:+.2f} points", "bold")))
