@@ -78,10 +78,10 @@ def lock_shared(file: int | HasDescriptor) -> None:
     fcntl.flock(file, fcntl.LOCK_SH)
 
 
-def is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: PathLike) -> bool:
     """Whether an open file is still the one at `path`: who had its lock may have removed it."""
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
 

@@ -125,3 +125,9 @@ def test_where_the_model_comes_from(before: tuple[str, ...], words: str, tmp_pat
     done = outcome(tmp_path, {**dict.fromkeys(before), "evaluate": RESULT})
     assert said(done)[0][0] == words
     assert not any(row[0] == "gain" for row in said(done))
+
+
+def test_a_control_alone_has_no_gain(tmp_path: Path) -> None:
+    done = outcome(tmp_path, {"evaluate-scratch": RESULT})
+    assert said(done)[0][0] == "from scratch (control)"
+    assert not any(row[0] == "gain" for row in said(done))
