@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -12,8 +13,6 @@ from convnextv2 import export, extras
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.export import ExportError, Outputs, export_onnx, export_torch
 from convnextv2.extras import MissingExtra
-
-onnxruntime = pytest.importorskip("onnxruntime")
 
 
 def classifier(size: str = "pocket", num_classes: int = 5, **options: Any) -> ConvNeXtV2:

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.usefixtures("_own_signals")
 
 @pytest.mark.parametrize("form", ["onnx", "torch"])
 def test_export_writes_a_checked_file(form: str, tmp_path: Path, capsys: Capture) -> None:
-    pytest.importorskip("onnxruntime")
     weights, out = saved(classifier(), tmp_path / "a.safetensors"), tmp_path / "made" / "model"
     words = ["export", weights, out, "--format", form, "--image-size", "32x64", "--batch", 2]
     assert run(*words, "--json") == 0
