@@ -189,7 +189,7 @@ def closing_words(outcome: Outcome) -> Text:
             rows.append(("  average of its weights (EMA)", _in_words(result.ema)))
     for name, baseline in results.items():
         compared = KINDS[name].baseline_of
-        if compared in results:
+        if compared in results:  # A report may find the baseline alone.
             main = results[compared].main
             gain = main.change_text(main.value - baseline.main.value, decimals=2)
             rows.append(("gain", Text(f"{gain} {main.change_unit}".rstrip(), "bold")))
