@@ -92,8 +92,12 @@ def needs_a_path_only(function: Function) -> bool:
         if parameter.default is inspect.Parameter.empty
     ]
     hints = parameters(function)
-    return len(required) == 1 and set(typing.get_args(PathLike)) <= set(
-        parts(hints.get(required[0]))
+    # A context manager does nothing until it is entered.
+    at_once = not inspect.isgeneratorfunction(inspect.unwrap(function))
+    return (
+        at_once
+        and len(required) == 1
+        and set(typing.get_args(PathLike)) <= set(parts(hints.get(required[0])))
     )
 
 

@@ -177,9 +177,14 @@ def test_resuming_at_every_position_is_the_straight_run_byte_for_byte(root: Path
 
 
 def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(root: Path) -> None:
-    for batch in loader_of(root / "jpg", batches_ahead=1).batches(np.tile(EVERY[:8], 6)):
+    loader = loader_of(root / "jpg", batches_ahead=1)
+    for number, batch in enumerate(loader.batches(np.tile(EVERY[:8], 6))):
         before = batch.images.clone()
-        time.sleep(0.02)  # For the thread to run as far ahead as it may.
+        thread, deadline = loader._thread, time.monotonic() + 30
+        assert thread is not None
+        while number < 4 and not thread.output_queue.full():  # It runs as far ahead as it may.
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
         assert torch.equal(batch.images, before)
 
 

@@ -20,6 +20,7 @@ from convnextv2.data.collection import DataError
 from convnextv2.data.shards import local_cache
 from convnextv2.data.shards.local_cache import LocalCache
 from convnextv2.data.shards.manifest import Manifest, Shard, read_manifest, write_manifest
+from convnextv2.durable import lock
 
 SIZE = 300_000
 FORK = multiprocessing.get_context("fork")
@@ -164,7 +165,9 @@ def copy_and_die(folder: Path, near: Path, begun: Event, die: Event) -> None:
     finish(LocalCache(folder, near).start())
 
 
-def test_another_process_takes_over_and_goes_on_where_one_was_killed(tmp_path: Path) -> None:
+def test_another_process_takes_over_and_goes_on_where_one_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, near = make_folder(tmp_path / "far"), tmp_path / "near"
     begun, die = FORK.Event(), FORK.Event()
     writer = FORK.Process(target=copy_and_die, args=(folder, near, begun, die))
@@ -179,7 +182,18 @@ def test_another_process_takes_over_and_goes_on_where_one_was_killed(tmp_path: P
 
     cache = LocalCache(folder, near).start()
     wait(cache, 1)
-    time.sleep(0.1)
+    # It asks for the other's lock again and again, and copies nothing meanwhile.
+    asked = []
+
+    def counted(file: io.TextIOWrapper) -> bool:
+        asked.append(file)
+        return lock(file)
+
+    monkeypatch.setattr(local_cache, "lock", counted)
+    deadline = time.monotonic() + 30
+    while len(asked) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert cache.arrived == 1
     assert cache._thread.is_alive()
     die.set()

@@ -3,7 +3,7 @@
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -235,15 +235,20 @@ def test_ids_of_another_server_and_of_deleted_runs_are_not_used(store: str, fold
     assert runs_in(store, "ids")["pipeline"].info.run_id != run_id
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_operations_are_shipped_while_training_goes_on(store: str, folder: Path) -> None:
     shipping = track(store, "meanwhile", folder)
     shipping.start("pipeline", parent=None, params={}, tags={})
-    while not (folder / RUN_IDS).exists():
-        time.sleep(0.1)
+    wait_until((folder / RUN_IDS).exists)
     shipping.points("pipeline", points(range(3)))
-    while runs_in(store, "meanwhile")["pipeline"].data.metrics.get("loss") != 0.5:
-        time.sleep(0.1)
+    wait_until(lambda: runs_in(store, "meanwhile")["pipeline"].data.metrics.get("loss") == 0.5)
     assert shipping.close() == 0
 
 
