@@ -124,12 +124,12 @@ class EventLog:
             # A full disk or a lost node may have left the last line without its end.
             whole, newline, _ = path.read_bytes().rpartition(b"\n")
             os.truncate(path, len(whole + newline))
-        self._file = path.open("a") if active else None
+        self._path = path if active else None
 
     def write(self, event: Event) -> None:
-        if self._file is not None:
-            self._file.write(line_of(event) + "\n")
-            self._file.flush()
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(line_of(event) + "\n")
 
 
 class EventReader:

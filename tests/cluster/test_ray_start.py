@@ -43,7 +43,7 @@ def test_a_start_that_fails_twice_is_told_in_one_sentence() -> None:
     assert attempts.calls == ["start", "give up"] * 2
     assert str(info.value) == (
         "a Ray cluster did not start here in 2 attempts; is this machine short of memory, or "
-        "overloaded? Ray's words: Failed to start GCS. Last 2 lines of error files: ..."
+        "overloaded? Ray says: Failed to start GCS. Last 2 lines of error files: ..."
     )
 
 

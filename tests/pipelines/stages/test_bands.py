@@ -248,7 +248,8 @@ def test_a_command_is_not_refused_for_stages_it_does_not_run(
     monkeypatch.setattr("pipelines.run.run_pipeline", asked.append)
     overrides = " --set ".join([*FEW, *FIVE, "finetune.labels_per_class=3"]).split(" ")
     for command, fine in (("pretrain", True), ("finetune", False), ("report", True)):
-        words = [command, "--data", str(shards), "--run-dir", str(tmp_path), "--set", *overrides]
+        words = [command, "--preset", "demo", "--data", str(shards)]
+        words += ["--run-dir", str(tmp_path), "--set", *overrides]
         asked.clear()
         with contextlib.suppress(AttributeError):  # Nothing comes of it.
             cli.main(words)

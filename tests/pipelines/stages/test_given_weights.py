@@ -126,8 +126,8 @@ def test_the_report_tells_a_model_of_given_weights_from_one_from_scratch(
     overrides: tuple[str, ...], models: tuple[str, ...], words: str, classifier: Path
 ) -> None:
     config = load_preset("demo", [each.replace("FILE", str(classifier)) for each in overrides])
-    trained = [name for name in ("finetune", "finetune-scratch") if name in outline(config)]
-    assert tuple(MODELS[report.model_of(config, name)] for name in trained) == models
+    judged = [name for name in ("evaluate", "evaluate-scratch") if name in outline(config)]
+    assert tuple(MODELS[report.model_of(config, name)] for name in judged) == models
     assert report.pretraining_of(config, outline(config)) == words
 
 
