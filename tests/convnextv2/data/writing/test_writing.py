@@ -376,9 +376,14 @@ def test_each_kind_of_broken_file_is_listed_and_each_strange_one_is_kept(tmp_pat
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     source, selection = open_selected(tmp_path / "photos", Selection(val_fraction=1e-9))
+    notes: list[str] = []
     manifest = write_collection(
-        source, "photos", tmp_path / "out", selection, WriteSettings(max_unreadable=6)
-    )
+        source, "photos", tmp_path / "out", selection, WriteSettings(max_unreadable=6),
+        note=notes.append,
+    )  # fmt: skip
+    (note,) = notes
+    assert "deep.png" in note
+    assert "levels are lost" in note
     skipped = {Path(item.name).name: item.reason for item in manifest.skipped}
     assert set(skipped) == {Path(name).name for name in files if name.startswith("bad")}
     assert all(reason and not reason.startswith("/") for reason in skipped.values())
