@@ -1,6 +1,6 @@
 """The event log: what a stage measured, as JSON lines in its folder, written by rank 0 only.
 
-It is the truth behind the progress bar, MLflow and the report. Lines are appended and never
+The progress bar, MLflow and the report are made from it. Lines are appended and never
 changed: after a restart a "start" line says from which step training went on, and readers drop
 what came after that step before.
 

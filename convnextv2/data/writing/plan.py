@@ -76,7 +76,7 @@ def make_plan(
     digest: str,
     note: Callable[[str], None],
 ) -> Plan:
-    """Decide what goes into which shard, and keep it in `folder`; `note` hears what is odd.
+    """Decide what goes into which shard, and keep it in `folder`; `note` is told what is odd.
 
     Raises:
         DataError: When nothing is left to write, images do not go together or not with the
@@ -105,7 +105,7 @@ def choose(
 ) -> tuple[Members, tuple[str, ...]]:
     """All images that are meant (rows of PLANNED) in their order, and the names of their classes.
 
-    `note` hears what the user should know of the source, and what files in it are passed over.
+    `note` is told what the user should know of the source, and what files in it are passed over.
 
     Raises:
         DataError: When there are none, or a part is damaged.

@@ -31,7 +31,7 @@ def settle(
 ) -> WriteSettings:
     """Look at some images of `sequence` (rows of PLANNED); `bits` that are open become theirs.
 
-    `note` hears when levels will be lost, and when pages or frames are not read.
+    `note` is told when levels will be lost, and when pages or frames are not read.
 
     Raises:
         DataError: When more of them than may be left out do not go with `settings`, or with each

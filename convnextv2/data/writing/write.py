@@ -65,7 +65,7 @@ def plan_collection(
     """List what `write_collection` would write, and keep the plan in `destination` for it.
 
     Nothing is decoded but a few images, for the forecast of what they will take. Of a `source` of
-    many files the `fingerprint` takes long: who has it already gives it.
+    many files the `fingerprint` takes long: give it where it is known.
 
     Raises:
         DataError: As `write_collection` before its first shard.
@@ -98,8 +98,8 @@ def write_collection(
 
     A folder that was written by the same source, selection and settings is left as it is. `name`
     says in the manifest where the source lies. `run` maps a function over items, in this process or
-    on a cluster. `note` hears what the user should know. `fingerprint` is the source's, for those
-    who have it already.
+    on a cluster. `note` is told what the user should know. `fingerprint` is the source's, where it
+    is known.
 
     Raises:
         DataError: When nothing is left to write, too many images are unreadable, the disk is full,
@@ -149,7 +149,7 @@ def _with_label_sets(manifest: Manifest, source: Source, destination: Path) -> M
 
 
 def _find_plan(destination: Path, digest: str, note: Callable[[str], None]) -> Plan | None:
-    """The plan of an earlier attempt; one of other settings makes way, and so do its shards."""
+    """The plan of an earlier attempt; one of other settings is removed with its shards."""
     for stale in destination.glob(".*.partial"):
         stale.unlink()
     plan = read_plan(destination)
