@@ -115,9 +115,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     # Kubernetes stops a pod with SIGTERM: the same orderly way out as Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
     began = time.time()
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    options = build_parser().parse_args(words)
-    options.words, options.began = words, began
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    options = build_parser().parse_args(argv)
+    options.argv, options.began = argv, began
     try:
         code: int = options.act(options)
         return code
@@ -178,7 +178,7 @@ def _act_pipeline(options: argparse.Namespace) -> int:
     request = Request(
         config=config,
         run_dir=run_dir,
-        command=["convnextv2", *options.words],
+        command=["convnextv2", *options.argv],
         until=stages,
         rerun=options.rerun,
         render_only=options.command == "report",
@@ -197,12 +197,12 @@ def _act_pipeline(options: argparse.Namespace) -> int:
 def _whole_command(options: argparse.Namespace) -> str:
     """The command that runs all stages with the settings of this one."""
     recipe = [options.preset] if options.config is None else ["--config", str(options.config)]
-    words = ["convnextv2", "run", *recipe]
+    argv = ["convnextv2", "run", *recipe]
     for name in ("data", "cache", "run_dir"):
         value = getattr(options, name)
-        words += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
-    words += [word for override in options.set for word in ("--set", override)]
-    return shlex.join(words)
+        argv += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
+    argv += [word for override in options.set for word in ("--set", override)]
+    return shlex.join(argv)
 
 
 def _act_doctor(options: argparse.Namespace) -> int:

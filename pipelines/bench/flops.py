@@ -11,11 +11,11 @@ from convnextv2.sizes import size_of
 KERNEL = 49
 
 
-def encoder_macs(size: str, image_size: int, share: float = 1.0, stem_stride: int = 4) -> float:
-    """Multiply-adds of the encoder on one image of which `share` is visible."""
+def encoder_macs(size: str, image_size: int, visible: float = 1.0, stem_stride: int = 4) -> float:
+    """Multiply-adds of the encoder on one image of which `visible` is visible."""
     chosen, stride, previous, total = size_of(size), stem_stride, 3 * stem_stride**2, 0.0
     for depth, dim in zip(chosen.depths, chosen.dims, strict=True):
-        sites = (image_size / stride) ** 2 * share
+        sites = (image_size / stride) ** 2 * visible
         block = KERNEL * dim + 2 * dim * 4 * dim
         total += sites * (previous * dim + depth * block)
         stride, previous = 2 * stride, 4 * dim

@@ -52,9 +52,9 @@ def main() -> None:
     results = {**started, "image_size": IMAGE_SIZE, **shape, "fcmae": fcmae, "dense": dense}
 
     def show() -> None:
-        words = f"{IMAGE_SIZE} px, fp32, batch {options.batch}, {options.threads} threads"
+        setting = f"{IMAGE_SIZE} px, fp32, batch {options.batch}, {options.threads} threads"
         for title, rows in (("FCMAE, mask 0.6", fcmae), ("classifier, dense", dense)):
-            Console().print(table(f"{title}: forward + backward, {words}", rows))
+            Console().print(table(f"{title}: forward + backward, {setting}", rows))
 
     publish(results, options, show)
 

@@ -56,6 +56,6 @@ def command_group(commands: Commands, name: str, help_text: str, example: str) -
     return group.add_subparsers(dest="verb", required=True, metavar="VERB")
 
 
-def say(words: str) -> None:
+def say(message: str) -> None:
     """Tell a person what is being done, before libraries are imported, which takes seconds."""
-    print(words, file=sys.stderr, flush=True)
+    print(message, file=sys.stderr, flush=True)

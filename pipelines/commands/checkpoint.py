@@ -132,8 +132,8 @@ def _act_verify(options: argparse.Namespace) -> int:
     def say(kind: str, path: Path, problem: str, size: int) -> None:
         content[kind].append({"path": str(path), "good": not problem, "problem": problem})
         if not options.json:
-            words = f"NOT GOOD: {problem}" if problem else f"good, {size / 1e6:,.1f} MB"
-            print(f"{path}: {words}", flush=True)
+            text = f"NOT GOOD: {problem}" if problem else f"good, {size / 1e6:,.1f} MB"
+            print(f"{path}: {text}", flush=True)
 
     for path in checkpoints:
         try:
@@ -163,7 +163,7 @@ def _act_consolidate(options: argparse.Namespace) -> int:
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not good, nothing is written: {error}") from error
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    kind, words = (EMA_WEIGHT, "EMA") if options.ema else (WEIGHT, "weights")
+    kind, part = (EMA_WEIGHT, "EMA") if options.ema else (WEIGHT, "weights")
     written = consolidate(path, options.output, kind, metadata=verified.notes.get("weights"))
     if options.json:
         content = {
@@ -175,7 +175,7 @@ def _act_consolidate(options: argparse.Namespace) -> int:
         print(json.dumps(content | {"file": str(written.file)}, indent=1))
     else:
         print(
-            f"{written.file}: {words} of step {verified.step:,}, {written.parameters:,} "
+            f"{written.file}: {part} of step {verified.step:,}, {written.parameters:,} "
             f"parameters in {written.tensors} tensors, {written.bytes / 1e6:,.1f} MB"
         )
     return 0

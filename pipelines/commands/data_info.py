@@ -86,7 +86,7 @@ def _of_shards(options: argparse.Namespace) -> Told:
             facts[name] = [round(value, 6) for value in getattr(found, name)]
             measured[name] = " ".join(f"{value:.6f}" for value in facts[name])
     counts, sides = facts["images_per_class"], facts["longest_side_pixels"]
-    words = {
+    rows = {
         "split": facts["split"],
         "images": f"{facts['images']:,}, {facts['skipped_images']:,} skipped",
         "classes": f"{facts['classes']:,}",
@@ -100,7 +100,7 @@ def _of_shards(options: argparse.Namespace) -> Told:
         "source": facts["source"],
         "fingerprint": facts["fingerprint"],
     }
-    return facts, list(words.items())
+    return facts, list(rows.items())
 
 
 def _spread(numbers: dict[str, float]) -> str:
@@ -145,7 +145,7 @@ def _of_collection(options: argparse.Namespace, screen: "Screen") -> Told:
         "written": written,
         "notes": notes,
     }
-    words = {
+    rows = {
         "images": f"{len(sequence):,}",
         "classes": f"{len(classes):,}",
         "source": f"{expected.source_bytes / 1e9:.3g} GB",
@@ -156,4 +156,4 @@ def _of_collection(options: argparse.Namespace, screen: "Screen") -> Told:
         },
         "unreadable": f"{expected.unreadable} of {expected.sampled} looked at",
     }
-    return facts, [*words.items(), *(("notes", note) for note in notes)]
+    return facts, [*rows.items(), *(("notes", note) for note in notes)]

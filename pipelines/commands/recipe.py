@@ -19,13 +19,13 @@ def add_recipe_options(
 
     `positional`: the preset's name alone, without --preset in front of it.
     """
-    words = "a recipe; convnextv2 presets lists them"
-    words += f" (default: {default})" if default is not None else ""
+    text = "a recipe; convnextv2 presets lists them"
+    text += f" (default: {default})" if default is not None else ""
     chosen = parser.add_mutually_exclusive_group()
     if positional:
-        chosen.add_argument("preset", nargs="?", metavar="NAME", help=words)
+        chosen.add_argument("preset", nargs="?", metavar="NAME", help=text)
     else:
-        chosen.add_argument("--preset", metavar="NAME", help=words)
+        chosen.add_argument("--preset", metavar="NAME", help=text)
     chosen.add_argument(
         "--config",
         type=Path,

@@ -70,12 +70,12 @@ def _add_convert(verbs: Commands) -> None:
 def crop(text: str) -> float:
     """A share of the image; 0 for "squash"."""
     try:
-        share = 0.0 if text == "squash" else float(text)
+        fraction = 0.0 if text == "squash" else float(text)
     except ValueError:
-        share = -1.0
-    if not (0 < share <= 1 or text == "squash"):
+        fraction = -1.0
+    if not (0 < fraction <= 1 or text == "squash"):
         raise argparse.ArgumentTypeError(f"{text!r} is no crop; give a share such as 0.875, squash")
-    return share
+    return fraction
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -99,8 +99,8 @@ def _act_inspect(options: argparse.Namespace) -> int:
         print(json.dumps(found.as_json(), indent=1))
     else:
         print(found.file)
-        for what, words in _described(found).items():
-            print(f"  {what:11} {words}")
+        for what, text in _described(found).items():
+            print(f"  {what:11} {text}")
     return 0
 
 

@@ -221,8 +221,8 @@ def _describe(item: ErrorDetails, path: list[str], schema: type[BaseModel]) -> s
         return f"unknown key {dotted!r}; {_in_its_place(dotted, path, schema)}"
     if item["type"] == "missing" and dotted == ".".join(path):
         return f"{dotted}: has no default and must be given"
-    words = item["msg"].removeprefix("Value error, ")
-    return f"{dotted}: {words[0].lower()}{words[1:]}, got {item['input']!r}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{dotted}: {message[0].lower()}{message[1:]}, got {item['input']!r}"
 
 
 def _in_its_place(dotted: str, path: list[str], schema: type[BaseModel]) -> str:

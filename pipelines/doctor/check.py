@@ -24,5 +24,5 @@ class Check:
 def in_words(check: Check) -> Text:
     """The check as a line, and what to do in a line of its own; for printing unwrapped."""
     style = {"ok": "green", "warn": "yellow", "fail": "bold red"}[check.status]
-    words = Text(f"{check.status:4}", style).append(f"  {check.name:14}  {check.found}", "default")
-    return words.append(f"\n      {check.advice}", "default") if check.advice else words
+    line = Text(f"{check.status:4}", style).append(f"  {check.name:14}  {check.found}", "default")
+    return line.append(f"\n      {check.advice}", "default") if check.advice else line

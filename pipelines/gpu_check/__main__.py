@@ -46,9 +46,9 @@ LEAST_SECONDS = 2.0
 """A part with less than that left is not begun."""
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the check; 0 when no part failed."""
-    options = _parse(words)
+    options = _parse(arguments)
     sizes = options.sizes or (QUICK_SIZES if options.quick else Setting.sizes)
     setting = Setting(device=options.device, quick=options.quick, sizes=tuple(sizes))
     if not setting.on_gpu:
@@ -127,7 +127,7 @@ def _rates(calibrated: Outcome) -> dict[str, float]:
     }
 
 
-def _parse(words: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipelines.gpu_check", description=__doc__)
     names = [part.name for part in PARTS]
     parser.add_argument("--parts", nargs="+", choices=names, default=names, metavar="PART")
@@ -138,7 +138,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="small shapes, few steps: a dry run")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu-check.json"))
-    return parser.parse_args(words)
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -130,10 +130,10 @@ def _work(rows: Callable[[Setting], Iterator[Row]], setting: Setting, sender: Co
     try:
         for row in rows(setting):
             sender.send(row)
-    except Unusable as words:
-        end = _End("unusable", str(words))
-    except Skipped as words:
-        end = _End("skipped", str(words))
+    except Unusable as why:
+        end = _End("unusable", str(why))
+    except Skipped as why:
+        end = _End("skipped", str(why))
     except Exception as error:
         traceback.print_exc()
         end = _End("fail", f"{type(error).__name__}: {error}"[:1000])

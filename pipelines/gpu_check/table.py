@@ -29,7 +29,7 @@ def _shown(value: float | str) -> str:
 
 def _why(outcome: Outcome) -> str:
     problems = [f"{row.case}: {row.problem}" for row in outcome.rows if row.problem]
-    words = [outcome.reason] if outcome.reason else []
+    reasons = [outcome.reason] if outcome.reason else []
     if problems:
-        words.append(f"{len(problems)} of {len(outcome.rows)} rows, such as {problems[0]}")
-    return "; ".join(words)
+        reasons.append(f"{len(problems)} of {len(outcome.rows)} rows, such as {problems[0]}")
+    return "; ".join(reasons)

@@ -72,7 +72,7 @@ def finished_runs(stage_folder: Path) -> list[Content]:
     return sorted(found, key=lambda content: content["finished"])
 
 
-def damaged(directory: Path, say: Callable[[str], None] = lambda words: None) -> dict[str, str]:
+def damaged(directory: Path, say: Callable[[str], None] = lambda message: None) -> dict[str, str]:
     """What is wrong with a finished stage's files, by name; empty when it is whole or not done.
 
     Files with the inode, size and time of the last look are not read. A long read is said before.

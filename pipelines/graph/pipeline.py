@@ -56,7 +56,7 @@ class Pipeline:
     stages: Sequence[Stage]
     on_start: Callable[[StageContext, str, str], None] = lambda context, status, reason: None
     on_done: Callable[[StageResult], None] = lambda result: None
-    say: Callable[[str], None] = lambda words: None
+    say: Callable[[str], None] = lambda message: None
     stage_results: list[StageResult] = field(default_factory=list)
 
     def run(self, *, rerun: str | None = None) -> list[StageResult]:
@@ -110,8 +110,8 @@ class Pipeline:
             context = self._context_of(stage, digests, survey.done)
             problems = damaged(context.directory, self.say)
             if problems:
-                words = [f"{name} {problem}" for name, problem in problems.items()]
-                survey.missing[stage.name] = "; ".join(words)
+                described = [f"{name} {problem}" for name, problem in problems.items()]
+                survey.missing[stage.name] = "; ".join(described)
             elif (context.directory / COMPLETE).exists():
                 survey.done[stage.name], digests[stage.name] = context, _digest(context)
             elif context.directory.exists():
@@ -162,17 +162,17 @@ class Pipeline:
         return StageResult(context, status, reason, seconds)
 
     def _set_damage_aside(self, context: StageContext) -> str:
-        """Move damaged outputs out of the way; returns what is wrong in words, or ""."""
+        """Move damaged outputs out of the way; returns what is wrong, or ""."""
         problems = damaged(context.directory, self.say)
-        words = []
+        described = []
         for name, problem in problems.items():
             if context.stage.when_damaged:
                 where = context.directory / name
                 raise DamageError(f"{where} {problem}. {context.stage.when_damaged}")
-            words.append(f"{name} {problem}")
+            described.append(f"{name} {problem}")
             if (context.directory / name).exists():
-                words[-1] += f" and is kept as {set_aside(context.directory / name).name}"
-        return "; ".join(words)
+                described[-1] += f" and is kept as {set_aside(context.directory / name).name}"
+        return "; ".join(described)
 
     def _check_inputs(self, context: StageContext) -> None:
         """Look at the inputs again: other stages may have run for days in between."""

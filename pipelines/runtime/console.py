@@ -24,31 +24,31 @@ class Screen:
     def stage_starts(self, context: StageContext, status: str, reason: str) -> None:
         self.starts(context.stage.name, reason, "goes on" if status == "resumed" else "starts")
 
-    def starts(self, name: str, words: str, verb: str = "starts") -> None:
+    def starts(self, name: str, text: str, verb: str = "starts") -> None:
         """Say that something begins, and put up its bar."""
         self._stage, self._told = name, 0.0
-        self.console.print(f"[bold]{name}[/bold] {verb}: {escape(words)}", highlight=False)
+        self.console.print(f"[bold]{name}[/bold] {verb}: {escape(text)}", highlight=False)
         if self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("  "),
                 BarColumn(),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[words]}"),
+                TextColumn("{task.fields[text]}"),
                 TextColumn("ETA"),
                 TimeRemainingColumn(),
                 console=self.console,
                 transient=True,
             )
-            self._bar.add_task(self._stage, total=1.0, words="starting")
+            self._bar.add_task(self._stage, total=1.0, text="starting")
             self._bar.start()
 
-    def progress(self, fraction: float, words: str) -> None:
+    def progress(self, fraction: float, text: str) -> None:
         """Show how far the stage is."""
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=fraction, words=words)
+            self._bar.update(self._bar.task_ids[0], completed=fraction, text=text)
         elif fraction >= self._told + QUARTER and fraction < 1:
             self._told = fraction // QUARTER * QUARTER
-            self.console.print(f"  {fraction:4.0%}  {words}", highlight=False)
+            self.console.print(f"  {fraction:4.0%}  {text}", highlight=False)
 
     def note(self, text: str, style: str = "") -> None:
         """Print a line as it is: names of files may look like markup."""
@@ -69,15 +69,15 @@ class Screen:
             self._bar = None
 
 
-class SpeedWords:
-    """Turns the points of a stage into words: images/s, loss, accuracy."""
+class SpeedText:
+    """Turns the points of a stage into text: images/s, loss, accuracy."""
 
     _SHOWN: ClassVar = {"epoch": ".1f", "loss": ".4f", "accuracy": ".3f"}
 
     def __init__(self) -> None:
         self._last: Point | None = None
 
-    def words(self, point: Point) -> str:
+    def text(self, point: Point) -> str:
         parts, values = [], point.values
         last, self._last = self._last, point if "images" in values else self._last
         if last is not None and values.get("images", 0) > last.values["images"]:

@@ -14,7 +14,7 @@ from convnextv2.durable import lock, write_json
 from pipelines.config import PipelineConfig
 from pipelines.graph import StageContext, StageResult
 from pipelines.results import read_result, result_files
-from pipelines.runtime.console import Screen, SpeedWords
+from pipelines.runtime.console import Screen, SpeedText
 from pipelines.runtime.events import EventReader, Measured, Point, Rejected, Skipped, Start
 from pipelines.runtime.provenance import provenance
 from pipelines.runtime.tracking import Destination, Tracker
@@ -160,7 +160,7 @@ class Session:
     ) -> None:
         """Run `work` on the worker group while the screen and MLflow follow its events."""
         event_reader = EventReader(context.directory, from_end=True)
-        speed = SpeedWords()
+        speed = SpeedText()
         total = 1
 
         def follow() -> None:
@@ -173,7 +173,7 @@ class Session:
                         if event.step:
                             self.screen.note(f"training goes on from step {event.step}")
                     case Point():
-                        self.screen.progress(event.step / total, speed.words(event))
+                        self.screen.progress(event.step / total, speed.text(event))
                     case Skipped():
                         self.screen.note(
                             f"step {event.step} was left out: loss or gradient not finite on some "

@@ -33,17 +33,19 @@ def training(setting: Setting) -> Iterator[Row]:
     yield Row("bf16 against fp32", {"largest difference": band}, problem)
     again = curve(torch.bfloat16, WINDOW, device)
     same = torch.equal(again, rounded[:WINDOW])
-    words = "" if same else "a second run gave other losses: nothing resumes bit for bit"
-    yield Row(f"{WINDOW} steps again", {"bitwise": str(same)}, words)
+    problem = "" if same else "a second run gave other losses: nothing resumes bit for bit"
+    yield Row(f"{WINDOW} steps again", {"bitwise": str(same)}, problem)
 
 
 def means(losses: Tensor) -> Tensor:
     return losses.unflatten(0, (-1, WINDOW)).mean(1)
 
 
-def judged_fall(name: str, losses: Tensor, share: float) -> Row:
+def judged_fall(name: str, losses: Tensor, fraction: float) -> Row:
     first, last = (float(means(losses)[place]) for place in (0, -1))
-    problem = "" if last < share * first else f"the loss is not below {share:g} of its first mean"
+    problem = (
+        "" if last < fraction * first else f"the loss is not below {fraction:g} of its first mean"
+    )
     return Row(f"{len(losses)} steps {name}", {"first": first, "last": last}, problem)
 
 

@@ -160,8 +160,8 @@ def measured(what: Measured, setting: Setting) -> Iterator[Row]:
     batch = what.batch
     while (seconds := seconds_of_step(what, batch, setting)) is None:
         if batch <= LEAST_BATCH:
-            words = f"not even {batch} images fit; with checkpoint_stages more would"
-            yield Row(what.name, {}, words)
+            problem = f"not even {batch} images fit; with checkpoint_stages more would"
+            yield Row(what.name, {}, problem)
             return
         batch //= 2
     yield Row(what.name, figures_of(what, batch, seconds, setting))

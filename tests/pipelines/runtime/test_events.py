@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.runtime.console import SpeedWords
+from pipelines.runtime.console import SpeedText
 from pipelines.runtime.events import (
     HAND_OVER,
     KINDS,
@@ -129,18 +129,18 @@ def test_groups_are_told_apart_by_when_they_started() -> None:
 
 
 def test_words_beside_the_bar() -> None:
-    speed = SpeedWords()
+    speed = SpeedText()
     values = {"images": 1000, "epoch": 0.5, "loss": 0.75}
     first = Point(step=10, time=5.0, values=values)
-    assert speed.words(first) == "epoch 0.5  loss 0.7500"
+    assert speed.text(first) == "epoch 0.5  loss 0.7500"
     second = Point(step=20, time=7.0, values={**values, "images": 2000, "accuracy": 0.25})
-    assert speed.words(second) == "500 images/s  epoch 0.5  loss 0.7500  accuracy 0.250"
+    assert speed.text(second) == "500 images/s  epoch 0.5  loss 0.7500  accuracy 0.250"
     # After a restart the same images come again: no negative speed.
-    assert "images/s" not in speed.words(Point(step=10, time=9.0, values=values))
+    assert "images/s" not in speed.text(Point(step=10, time=9.0, values=values))
     # Evaluation counts its images and has no loss.
     evaluated = Point(step=8, time=5.0, values={"images": 1024})
-    assert SpeedWords().words(evaluated) == "1,024 images"
-    assert speed.words(Point(step=1, values={"lr": 0.5})) == ""
+    assert SpeedText().text(evaluated) == "1,024 images"
+    assert speed.text(Point(step=1, values={"lr": 0.5})) == ""
 
 
 EVENTS = [
