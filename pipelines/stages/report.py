@@ -147,6 +147,14 @@ def model_of(config: PipelineConfig, stage: str) -> str:
     return SCRATCH if alone and not given else PRETRAINED
 
 
+def _precision(config: PipelineConfig) -> str:
+    """The recipes' one precision, or that of each."""
+    dtypes = {name: recipe.dtype for name, recipe in config if isinstance(recipe, TrainConfig)}
+    if len(set(dtypes.values())) == 1:
+        return dtypes.popitem()[1]
+    return ", ".join(f"{dtype} ({name})" for name, dtype in dtypes.items())
+
+
 def pretraining_of(config: PipelineConfig, done: Collection[str]) -> str:
     """Words for what came before the models that are evaluated, of the stages that are done."""
     sections = (config.intermediate, config.finetune, config.linear_probe, config.knn)
@@ -180,9 +188,7 @@ def _facts(context: StageContext, config: PipelineConfig) -> dict[str, object]:
     facts: dict[str, object] = {
         "workers": config.cluster.num_workers,
         "ZeRO stage": config.cluster.zero.stage,
-        "precision": ", ".join(
-            f"{recipe.dtype} ({name})" for name, recipe in config if isinstance(recipe, TrainConfig)
-        ),
+        "precision": _precision(config),
     }
     if config.pretrain is not None and "pretrain" in context.inputs:
         images = training_samples(context.inputs["write"] / "train", config.pretrain, config.seed)

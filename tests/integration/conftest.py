@@ -174,6 +174,10 @@ def launcher(photos: Path) -> Iterator[Start]:
         for job in jobs:
             if job.process.poll() is None:
                 os.killpg(job.process.pid, signal.SIGKILL)
+            job.process.wait()
+            for pipe in (job.process.stdout, job.process.stderr):
+                if pipe is not None:
+                    pipe.close()
 
 
 @pytest.fixture
