@@ -49,7 +49,7 @@ doctor: setup ## check this machine and say what to fix
 	@exec '$(VENV)/bin/convnextv2' doctor $(ARGS)
 
 gpu-check: setup ## is this GPU machine right, and how fast is it; five minutes
-	@exec '$(VENV)/bin/python' -m pipelines.gpu_check $(ARGS)
+	@exec '$(VENV)/bin/python' -m pipelines.doctor.gpu $(ARGS)
 
 clean: ## remove caches and build leftovers; runs/ and the environment stay
 	@rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -207,7 +207,7 @@ def _whole_command(options: argparse.Namespace) -> str:
 
 def _act_doctor(options: argparse.Namespace) -> int:
     if options.gpu:
-        from pipelines.gpu_check.__main__ import main as check_gpu
+        from pipelines.doctor.gpu.__main__ import main as check_gpu
 
         return check_gpu([])
 

@@ -151,7 +151,7 @@ HEAVY = ("torch", "numba", "ffcv", "timm", "ray", "deepspeed", "mlflow")
         ("convnextv2.encoder, convnextv2.fcmae, convnextv2.weights", HEAVY[1:]),
         ("convnextv2.data.load, convnextv2.data.writing, convnextv2.tasks.pretrain", HEAVY[3:]),
         # It must run where there is PyTorch and Triton, and nothing else of ours.
-        ("pipelines.gpu_check.__main__", (*HEAVY[1:], "pydantic", "rich", "spconv")),
+        ("pipelines.doctor.gpu.__main__", (*HEAVY[1:], "pydantic", "rich", "spconv")),
         (
             "cluster.launch, cluster.engine.deepspeed_engine, cluster.checkpoint.store, "
             "pipelines.runtime.tracking",

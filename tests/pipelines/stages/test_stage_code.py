@@ -49,7 +49,7 @@ ELSEWHERE = [
     "pipelines/commands/weights.py",
     "pipelines/config/training.py",
     "pipelines/doctor/__init__.py",
-    "pipelines/gpu_check/table.py",
+    "pipelines/doctor/gpu/table.py",
     "pipelines/presets/demo.py",
     "pipelines/stages/evaluate.py",
     "pipelines/stages/report.py",

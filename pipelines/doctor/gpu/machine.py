@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from importlib import metadata
 
-from pipelines.gpu_check.parts import Row, Setting, Unusable
+from pipelines.doctor.gpu.parts import Row, Setting, Unusable
 
 LIBRARIES = ("triton", "deepspeed", "ray", "ffcv", "spconv", "timm", "numba", "pydantic")
 LEAST_CAPABILITY = (8, 0)

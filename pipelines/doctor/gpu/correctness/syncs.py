@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import torch
 
 from convnextv2.fcmae import FCMAE
-from pipelines.gpu_check.correctness.zero import build_engine, deepspeed_missing
-from pipelines.gpu_check.parts import Row, Setting, Skipped
-from pipelines.gpu_check.workload import Pretraining, random_pixels
+from pipelines.doctor.gpu.correctness.zero import build_engine, deepspeed_missing
+from pipelines.doctor.gpu.parts import Row, Setting, Skipped
+from pipelines.doctor.gpu.workload import Pretraining, random_pixels
 
 WAITS = ((torch.cuda, "synchronize"), (torch.cuda.Event, "synchronize"),
          (torch.cuda.Stream, "synchronize"))  # fmt: skip

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.gpu_check import __main__ as check
-from pipelines.gpu_check import machine, parts
-from pipelines.gpu_check.parts import Outcome, Part, Row, Setting, Unusable, run_part
-from pipelines.gpu_check.speed.roofline import Chip, images_per_second
-from pipelines.gpu_check.table import render
-from tests.pipelines.gpu_check.made_up_parts import (
+from pipelines.doctor.gpu import __main__ as check
+from pipelines.doctor.gpu import machine, parts
+from pipelines.doctor.gpu.parts import Outcome, Part, Row, Setting, Unusable, run_part
+from pipelines.doctor.gpu.speed.roofline import Chip, images_per_second
+from pipelines.doctor.gpu.table import render
+from tests.pipelines.doctor.gpu.made_up_parts import (
     BAD,
     GOOD,
     bad,
@@ -35,7 +35,7 @@ PATIENCE = 60.0
 
 @pytest.fixture(autouse=True)
 def _light_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PRELOADED", ["tests.pipelines.gpu_check.made_up_parts"])
+    monkeypatch.setattr(parts, "PRELOADED", ["tests.pipelines.doctor.gpu.made_up_parts"])
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_roofline(size: str, batch: int, pretraining: float, dense: float) -> No
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipelines.gpu_check", *words]
+    command = [sys.executable, "-m", "pipelines.doctor.gpu", *words]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 

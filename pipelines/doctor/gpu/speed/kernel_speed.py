@@ -9,9 +9,9 @@ from torch import Tensor
 from convnextv2 import kernels
 from convnextv2.kernels import plain
 from convnextv2.sizes import size_of
-from pipelines.gpu_check.parts import Row, Setting
-from pipelines.gpu_check.speed.calibration import BANDWIDTH
-from pipelines.gpu_check.timing import seconds_of
+from pipelines.doctor.gpu.parts import Row, Setting
+from pipelines.doctor.gpu.speed.calibration import BANDWIDTH
+from pipelines.doctor.gpu.timing import seconds_of
 
 GRID, VISIBLE = (7, 7), 19
 SIDES = (8, 4, 2, 1)

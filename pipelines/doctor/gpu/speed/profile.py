@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
-from pipelines.gpu_check.parts import Row, Setting
-from pipelines.gpu_check.speed.steps import Step, batch_of, fcmae
-from pipelines.gpu_check.timing import synchronize
+from pipelines.doctor.gpu.parts import Row, Setting
+from pipelines.doctor.gpu.speed.steps import Step, batch_of, fcmae
+from pipelines.doctor.gpu.timing import synchronize
 
 TOP = 14
 

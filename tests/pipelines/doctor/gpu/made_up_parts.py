@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from pipelines.gpu_check.parts import Row, Setting, Skipped, Unusable
+from pipelines.doctor.gpu.parts import Row, Setting, Skipped, Unusable
 
 GOOD, BAD = Row("good", {"error": 1e-9}), Row("bad", {"error": 1.0}, "above the bar")
 

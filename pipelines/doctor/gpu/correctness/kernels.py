@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convnextv2 import kernels as dispatched
 from convnextv2.kernels import plain
-from pipelines.gpu_check.parts import Row, Setting, Skipped
+from pipelines.doctor.gpu.parts import Row, Setting, Skipped
 
 GRID = (7, 7)
 VISIBLE = 19

@@ -9,8 +9,8 @@ from torch import Tensor
 from convnextv2.fcmae import FCMAE
 from convnextv2.masking import sample_masks
 from convnextv2.sparse import Backend
-from pipelines.gpu_check.correctness.kernels import relative
-from pipelines.gpu_check.parts import Row, Setting
+from pipelines.doctor.gpu.correctness.kernels import relative
+from pipelines.doctor.gpu.parts import Row, Setting
 
 BARS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2}
 GRADIENT_BARS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}

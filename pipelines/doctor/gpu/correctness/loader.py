@@ -11,8 +11,8 @@ from collections.abc import Generator, Iterable, Iterator
 import torch
 
 from convnextv2.tasks.batch import Batch, on_device
-from pipelines.gpu_check.parts import Row, Setting, Skipped
-from pipelines.gpu_check.workload import random_pixels
+from pipelines.doctor.gpu.parts import Row, Setting, Skipped
+from pipelines.doctor.gpu.workload import random_pixels
 
 BATCHES, BUFFERS = 17, 2
 LATE_CYCLES = 20_000_000

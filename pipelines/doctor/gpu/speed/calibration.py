@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from pipelines.gpu_check.parts import Row, Setting
-from pipelines.gpu_check.timing import seconds_of
+from pipelines.doctor.gpu.parts import Row, Setting
+from pipelines.doctor.gpu.timing import seconds_of
 
 COPY, MATRIX = "copy", "matrix"
 BANDWIDTH, BF16_RATE = f"{COPY} TB/s", f"{MATRIX} bf16 TFLOP/s"

@@ -9,20 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pipelines.gpu_check.correctness.backends import backends
-from pipelines.gpu_check.correctness.kernels import kernels
-from pipelines.gpu_check.correctness.loader import loader
-from pipelines.gpu_check.correctness.syncs import syncs
-from pipelines.gpu_check.correctness.training import training
-from pipelines.gpu_check.correctness.zero import zero
-from pipelines.gpu_check.machine import machine
-from pipelines.gpu_check.parts import Outcome, Part, Row, Setting, run_part
-from pipelines.gpu_check.speed.calibration import calibration
-from pipelines.gpu_check.speed.compilation import compilation
-from pipelines.gpu_check.speed.kernel_speed import kernel_speed
-from pipelines.gpu_check.speed.profile import profile
-from pipelines.gpu_check.speed.steps import BATCHES, compiled_speed, speed
-from pipelines.gpu_check.table import render, row_line
+from pipelines.doctor.gpu.correctness.backends import backends
+from pipelines.doctor.gpu.correctness.kernels import kernels
+from pipelines.doctor.gpu.correctness.loader import loader
+from pipelines.doctor.gpu.correctness.syncs import syncs
+from pipelines.doctor.gpu.correctness.training import training
+from pipelines.doctor.gpu.correctness.zero import zero
+from pipelines.doctor.gpu.machine import machine
+from pipelines.doctor.gpu.parts import Outcome, Part, Row, Setting, run_part
+from pipelines.doctor.gpu.speed.calibration import calibration
+from pipelines.doctor.gpu.speed.compilation import compilation
+from pipelines.doctor.gpu.speed.kernel_speed import kernel_speed
+from pipelines.doctor.gpu.speed.profile import profile
+from pipelines.doctor.gpu.speed.steps import BATCHES, compiled_speed, speed
+from pipelines.doctor.gpu.table import render, row_line
 
 # By worth: where the time does not do for all, the last go without.
 PARTS = (
@@ -128,7 +128,7 @@ def _rates(calibrated: Outcome) -> dict[str, float]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.gpu_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipelines.doctor.gpu", description=__doc__)
     names = [part.name for part in PARTS]
     parser.add_argument("--parts", nargs="+", choices=names, default=names, metavar="PART")
     parser.add_argument(

@@ -11,9 +11,9 @@ import torch
 
 from convnextv2.fcmae import FCMAE
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
-from pipelines.gpu_check.parts import Row, Setting, Skipped
-from pipelines.gpu_check.timing import seconds_of
-from pipelines.gpu_check.workload import Pretraining, random_pixels
+from pipelines.doctor.gpu.parts import Row, Setting, Skipped
+from pipelines.doctor.gpu.timing import seconds_of
+from pipelines.doctor.gpu.workload import Pretraining, random_pixels
 
 STEPS, RATE = 5, 1e-3
 BATCH, SIDE = 16, 64

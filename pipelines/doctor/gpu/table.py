@@ -1,6 +1,6 @@
 """The check's outcomes as plain text: a line per row, and a verdict per part."""
 
-from pipelines.gpu_check.parts import Outcome, Row
+from pipelines.doctor.gpu.parts import Outcome, Row
 
 
 def render(outcomes: dict[str, Outcome]) -> str:

@@ -13,11 +13,11 @@ from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
 from convnextv2.sparse import Backend
 from pipelines.bench.flops import encoder_macs, fcmae_macs
-from pipelines.gpu_check.parts import Row, Setting, Skipped
-from pipelines.gpu_check.speed.calibration import BANDWIDTH, BF16_RATE
-from pipelines.gpu_check.speed.roofline import Chip, images_per_second
-from pipelines.gpu_check.timing import seconds_of
-from pipelines.gpu_check.workload import Pretraining, random_pixels
+from pipelines.doctor.gpu.parts import Row, Setting, Skipped
+from pipelines.doctor.gpu.speed.calibration import BANDWIDTH, BF16_RATE
+from pipelines.doctor.gpu.speed.roofline import Chip, images_per_second
+from pipelines.doctor.gpu.timing import seconds_of
+from pipelines.doctor.gpu.workload import Pretraining, random_pixels
 
 BATCHES = {"atto": 512, "tiny": 512, "base": 256, "large": 256, "huge": 128}
 LEAST_BATCH = 8

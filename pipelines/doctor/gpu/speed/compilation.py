@@ -16,7 +16,7 @@ import torch
 
 from convnextv2 import kernels
 from convnextv2.sizes import size_of
-from pipelines.gpu_check.correctness.kernels import (
+from pipelines.doctor.gpu.correctness.kernels import (
     BARS,
     EXACT,
     GRID,
@@ -27,7 +27,7 @@ from pipelines.gpu_check.correctness.kernels import (
     random_leaves,
     triton_missing,
 )
-from pipelines.gpu_check.parts import Row, Setting, Skipped
+from pipelines.doctor.gpu.parts import Row, Setting, Skipped
 
 SECONDS = 120.0
 """What is not compiled by then is left to the parts that need it."""
