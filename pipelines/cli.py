@@ -213,7 +213,8 @@ def _act_doctor(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from pipelines.doctor import diagnose, in_words
+    from pipelines.doctor.check import in_words
+    from pipelines.doctor.diagnose import diagnose
 
     console = Console(soft_wrap=True, highlight=False)
     checks = []

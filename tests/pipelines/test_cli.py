@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import cli, doctor
+from pipelines import cli
+from pipelines.doctor import diagnose
 from pipelines.doctor.check import Check, Status
 from pipelines.graph.kinds import stage_commands
 
@@ -285,7 +286,7 @@ def test_doctor_fails_when_a_check_does(
     worst: Status, code: int, monkeypatch: Patch, capsys: Capture
 ) -> None:
     checks = [Check("cores", "ok", "2"), Check("disk", worst, "1 GB free", "free some")]
-    monkeypatch.setattr(doctor, "diagnose", lambda run_dir: checks)
+    monkeypatch.setattr(diagnose, "diagnose", lambda run_dir: checks)
     assert cli.main(["doctor", "--json"]) == code
     printed = json.loads(capsys.readouterr().out)
     assert [check["status"] for check in printed] == ["ok", worst]
