@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from convnextv2 import PathLike
+from convnextv2 import PathLike, require
 from convnextv2.durable import sync
 from convnextv2.encoder import ConvNeXtV2
-from convnextv2.extras import require
 
 TOLERANCE = 1e-4
 """Largest absolute difference of an output from PyTorch's that a check lets pass."""

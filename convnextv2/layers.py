@@ -2,8 +2,8 @@
 
 Legend: B batch, H W height and width, C channels. A layer that looks beyond a single site gets
 `Sites`, which knows where the features lie: on the full grid (dense) or on visible patches only
-(see `convnextv2.sparse`). The parameters are the same ones either way, and a parameter is touched
-in its own module's forward only: ZeRO-3 has it there and nowhere else.
+(see `convnextv2.fcmae.sparse`). The parameters are the same ones either way. A parameter is used in
+the forward of its own module only, because that is where ZeRO-3 has gathered it.
 """
 
 from typing import Protocol

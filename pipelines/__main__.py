@@ -2,7 +2,7 @@
 
 import sys
 
-from convnextv2.extras import MissingExtra, require
+from convnextv2 import MissingExtra, require
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-from convnextv2.extras import MissingExtra
+from convnextv2 import MissingExtra
 from pipelines.commands import Parser, command, say
 from pipelines.commands.analysis import add_analysis_commands
 from pipelines.commands.checkpoint import add_checkpoint_commands

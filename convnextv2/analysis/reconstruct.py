@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convnextv2.data.pixels.visible import visible
 from convnextv2.fcmae import FCMAE
-from convnextv2.masking import patchify, sample_masks, unpatchify
+from convnextv2.fcmae.masking import patchify, sample_masks, unpatchify
 from convnextv2.tasks import IMAGENET, Normalization, Normalize
 
 MASK_GREY = 128

@@ -3,7 +3,7 @@
 from torch import nn
 
 from convnextv2.fcmae import FCMAE
-from convnextv2.masking import sample_masks
+from convnextv2.fcmae.masking import sample_masks
 from convnextv2.tasks import IMAGENET, Normalization, Normalize, TaskOutput
 from convnextv2.tasks.batch import Batch
 

@@ -13,7 +13,7 @@ STEM = "downsample_layers.0.0.weight"
 CUSTOM = "custom"
 
 # Names that only one kind of decoder has, by what follows them the depth; see
-# `convnextv2.decoders`. Skips tell the two UNets apart.
+# `convnextv2.fcmae.decoders`. Skips tell the two UNets apart.
 _DECODERS = (
     ("convnext", r"decoder\.(\d+)\.dwconv\."),
     ("unet", r"decoder\.scales\.0\.(\d+)\.dwconv\."),

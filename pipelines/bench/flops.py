@@ -5,7 +5,7 @@ needs twice as many.
 """
 
 from convnextv2.fcmae import FCMAE
-from convnextv2.masking import visible_count
+from convnextv2.fcmae.masking import visible_count
 from convnextv2.sizes import size_of
 
 KERNEL = 49

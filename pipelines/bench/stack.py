@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from convnextv2.masking import sample_masks
+from convnextv2.fcmae.masking import sample_masks
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from pipelines.config import PipelineConfig
 from pipelines.graph import Pipeline

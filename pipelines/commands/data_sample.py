@@ -35,8 +35,8 @@ def add_sample_command(verbs: Commands) -> None:
 
 def _act_sample(options: argparse.Namespace) -> int:
     from convnextv2.data.collection import RGB
-    from convnextv2.data.contact_sheet import contact_sheet
-    from convnextv2.data.load import BetonLoader
+    from convnextv2.data.loading.contact_sheet import contact_sheet
+    from convnextv2.data.loading.loader import BetonLoader
     from convnextv2.data.order.global_order import GlobalOrder
     from convnextv2.data.shards.manifest import read_manifest
     from pipelines.config.checks import changes_of_colours

@@ -17,7 +17,7 @@ from cluster import group
 from cluster.placement import worker_device
 from convnextv2.analysis.knn import merged, nearest, numbers_of, pooled, similarities, votes
 from convnextv2.analysis.models import read_encoder
-from convnextv2.data.load import BetonLoader
+from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
 from convnextv2.encoder import ConvNeXtV2

@@ -11,11 +11,11 @@ import numpy as np
 
 from convnextv2 import weights
 from convnextv2.analysis.reconstruct import Reconstruction, reconstruct
-from convnextv2.data.load import BetonLoader
+from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
 from convnextv2.durable import atomically
-from convnextv2.masking import sample_masks
+from convnextv2.fcmae.masking import sample_masks
 from pipelines.config import DataConfig, PipelineConfig, TrainConfig
 from pipelines.graph import COMPLETE, Outputs, Stage, StageContext, digest_of, hash_files
 from pipelines.graph.kinds import KINDS, title_of

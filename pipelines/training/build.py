@@ -7,7 +7,7 @@ import torch
 from cluster.batch_layout import BatchLayout
 from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
 from cluster.placement import worker_device
-from convnextv2.data.load import BetonLoader
+from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.shards.local_cache import LocalCache
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups

@@ -23,7 +23,7 @@ from cluster.checkpoint.store import latest_good
 from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.resilience.fault_injection import Fault
 from cluster.resilience.goodput import Stopwatch
-from convnextv2.data.load import BetonLoader
+from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.order.global_order import GlobalOrder
 from convnextv2.tasks.batch import Batch, on_device
 from pipelines.runtime import events

@@ -1,7 +1,7 @@
 """From settings to what the network sees of an image."""
 
 from convnextv2.data.augment import Augment, ColorJitter, Mixing, RandAugment, RandomErasing
-from convnextv2.data.views import CenterView, RandomView, SquashView, View
+from convnextv2.data.loading.views import CenterView, RandomView, SquashView, View
 from pipelines.config import (
     AugmentConfig,
     EvaluateConfig,

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster import group
-from convnextv2.data.load import BetonLoader
+from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.shards.mapped import Indices
 from convnextv2.tasks import TaskOutput
 from convnextv2.tasks.batch import Batch, on_device

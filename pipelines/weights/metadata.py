@@ -1,7 +1,7 @@
 """What the weights of a training stage say about themselves."""
 
+from convnextv2.data.loading.views import CenterView
 from convnextv2.data.shards.manifest import read_manifest
-from convnextv2.data.views import CenterView
 from convnextv2.weights import Evaluation, Metadata
 from pipelines.config import FinetuneConfig
 from pipelines.training.job import TrainJob

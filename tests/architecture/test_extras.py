@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from convnextv2.extras import MODULES
+from convnextv2 import EXTRA_MODULES
 from tests.architecture.environment import EXTRAS, PROJECT, ROOT, absent, brought_by, run
 
 # Of the method, what only makes sense with more: how images get in, or one backend's library.
@@ -15,8 +15,8 @@ NEEDS = {
     "convnextv2.analysis.images": "data",
     "convnextv2.analysis.reconstruct": "data",
     "convnextv2.data": "data",
-    "convnextv2.sparse.spconv_ops": "spconv",
-    "convnextv2.sparse.spconv_sites": "spconv",
+    "convnextv2.fcmae.sparse.spconv_ops": "spconv",
+    "convnextv2.fcmae.sparse.spconv_sites": "spconv",
     "convnextv2.weights.starting": "data",
 }
 
@@ -37,7 +37,7 @@ def last_line(text: str) -> str:
 
 def test_what_an_extra_brings_is_what_is_looked_for() -> None:
     packages = metadata.packages_distributions()
-    for extra, names in MODULES.items():
+    for extra, names in EXTRA_MODULES.items():
         found = {canonicalize_name(package) for name in names for package in packages[name]}
         assert brought_by(extra) <= found, extra
         assert len(names) == len(brought_by(extra)), extra
@@ -46,14 +46,14 @@ def test_what_an_extra_brings_is_what_is_looked_for() -> None:
 def test_the_blocker_leaves_a_level_nothing_of_the_others() -> None:
     assert {"torch", "numpy", "safetensors", "sympy"} & absent(()) == set()
     # PyTorch brings jinja2 itself.
-    assert {*MODULES["train"], "timm", "pytest"} - {"jinja2"} <= absent(())
+    assert {*EXTRA_MODULES["train"], "timm", "pytest"} - {"jinja2"} <= absent(())
     assert absent(("train",)) < absent(("data",)) < absent(())
     assert "No module named 'timm'" in run("import timm").stderr
 
 
 def test_everything_is_all_and_a_developer_has_all() -> None:
-    assert set(EXTRAS) == {*MODULES, "all", "dev"}
-    assert brought_by("all") == set().union(*(brought_by(extra) for extra in MODULES))
+    assert set(EXTRAS) == {*EXTRA_MODULES, "all", "dev"}
+    assert brought_by("all") == set().union(*(brought_by(extra) for extra in EXTRA_MODULES))
     assert brought_by("dev") > brought_by("all")
     assert sorted(line.partition(">")[0] for line in PROJECT["dependencies"]) == [
         "numpy",
@@ -115,7 +115,7 @@ def test_the_method_alone_pretrains_and_reads_and_writes_weights(tmp_path: Path)
 def test_a_module_that_needs_images_names_the_extra(module: str) -> None:
     done = run(f"import {module}")
     assert last_line(done.stderr) == (
-        f"convnextv2.extras.MissingExtra: convnextv2.data needs {', '.join(MODULES['data'])}: "
+        f"convnextv2.MissingExtra: convnextv2.data needs {', '.join(EXTRA_MODULES['data'])}: "
         "pip install 'convnextv2[data]'"
     )
 

@@ -149,7 +149,10 @@ HEAVY = ("torch", "numba", "ffcv", "timm", "ray", "deepspeed", "mlflow")
         # A wrong setting is said in the first second; the doctor must run where they are broken.
         ("pipelines.presets, pipelines.cli, pipelines.doctor.diagnose", HEAVY),
         ("convnextv2.encoder, convnextv2.fcmae, convnextv2.weights", HEAVY[1:]),
-        ("convnextv2.data.load, convnextv2.data.writing, convnextv2.tasks.pretrain", HEAVY[3:]),
+        (
+            "convnextv2.data.loading.loader, convnextv2.data.writing, convnextv2.tasks.pretrain",
+            HEAVY[3:],
+        ),
         # It must run where there is PyTorch and Triton, and nothing else of ours.
         ("pipelines.doctor.gpu.__main__", (*HEAVY[1:], "pydantic", "rich", "spconv")),
         (

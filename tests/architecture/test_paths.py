@@ -75,7 +75,7 @@ def takes(hint: Any, kind: type) -> bool:
 def test_no_public_function_insists_on_a_path_of_pathlib() -> None:
     names = functions().keys()
     assert {"convnextv2.weights.read", "convnextv2.data.shards.manifest.read_manifest"} <= names
-    assert "convnextv2.data.load.BetonLoader.__init__" in names
+    assert "convnextv2.data.loading.loader.BetonLoader.__init__" in names
     insisting = [
         f"{name}({parameter})"
         for name, function in functions().items()

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnextv2 import export, extras
+from convnextv2 import MissingExtra, export
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.export import ExportError, Outputs, export_onnx, export_torch
-from convnextv2.extras import MissingExtra
 
 
 def classifier(size: str = "pocket", num_classes: int = 5, **options: Any) -> ConvNeXtV2:
@@ -177,7 +176,9 @@ def test_what_computes_something_else_is_not_kept(
 
 
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxscript" else "there")
+    monkeypatch.setattr(
+        "convnextv2.find_spec", lambda name: None if name == "onnxscript" else "there"
+    )
     with pytest.raises(MissingExtra, match=r"needs onnxscript: pip install 'convnextv2\[export\]'"):
         export_onnx(classifier(), tmp_path / "model.onnx", (32, 32))
     assert list(tmp_path.iterdir()) == []

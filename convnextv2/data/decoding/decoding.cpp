@@ -1,6 +1,6 @@
 // Images of mapped .beton files as the network sees them: found, decoded, cropped, resized, flipped.
 //
-// Called from code that numba compiled (convnextv2/data/views.py), once per image, without Python.
+// Called from code that numba compiled (convnextv2/data/loading/views.py), once per image, without Python.
 
 #include <sys/mman.h>
 #include <unistd.h>

@@ -9,7 +9,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from convnextv2.data.views import Decode
+from convnextv2.data.loading.views import Decode
 from pipelines.bench.data.epochs import rates_of
 from pipelines.bench.data.loaders import BARE, CONTENDERS, REFERENCE, decoding, ours
 from pipelines.bench.data.memory import FEW, MANY, measure_memory

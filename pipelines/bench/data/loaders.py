@@ -18,7 +18,7 @@ from pipelines.bench.data.photographs import Photographs
 from pipelines.config import AugmentConfig
 
 if TYPE_CHECKING:
-    from convnextv2.data.views import Decode
+    from convnextv2.data.loading.views import Decode
 
 DEFAULT = AugmentConfig(crop_scale=SCALE)
 AREA = AugmentConfig(crop_scale=SCALE, interpolation="area")
@@ -34,7 +34,7 @@ def decoding(decode: "Decode") -> AugmentConfig:
 
 def ours(photographs: Photographs, crop: int = CROP, augment: AugmentConfig = DEFAULT) -> Epoch:
     """Our loader."""
-    from convnextv2.data.load import BetonLoader
+    from convnextv2.data.loading.loader import BetonLoader
     from pipelines.training.transforms import augmentation, training_view
 
     loader = BetonLoader(
@@ -105,7 +105,7 @@ def _in_threads(
     photographs: Photographs, run: Callable[[list[tuple[int, tuple[int, int, int, int]]]], int]
 ) -> Epoch:
     """`run` the epoch's crops, chosen beforehand, on all workers."""
-    from convnextv2.data.views import RandomView, random_crop
+    from convnextv2.data.loading.views import RandomView, random_crop
 
     numbers = RandomView(size=(CROP, CROP), scale=SCALE).parameters[1]
     sizes = _sizes(photographs)

@@ -119,9 +119,9 @@ def _owned() -> dict[str, float]:
 
 def _ours(folder: Path) -> object:
     """Our loader at the end of a shuffled epoch."""
-    from convnextv2.data.load import BetonLoader
+    from convnextv2.data.loading.loader import BetonLoader
+    from convnextv2.data.loading.views import SquashView
     from convnextv2.data.order.global_order import GlobalOrder
-    from convnextv2.data.views import SquashView
 
     loader = BetonLoader(folder, batch_size=BATCH, view=SquashView(size=(2, 2)))
     order = GlobalOrder(loader.shards.samples, BATCH, seed=0)

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from convnextv2.data.load import BetonLoader
-from convnextv2.data.views import Decode
+from convnextv2.data.loading.loader import BetonLoader
+from convnextv2.data.loading.views import Decode
 from pipelines.bench.data import BATCH, CROP, WORKERS
 from pipelines.bench.data.loaders import decoding
 from pipelines.bench.data.photographs import Photographs

@@ -30,7 +30,7 @@ def first_batch(kind: str, folder: Path) -> dict[str, float]:
     """Seconds to import the loader, and from constructing it to its first batch."""
     begin = time.perf_counter()
     if kind == "ours":
-        import convnextv2.data.load  # noqa: F401
+        import convnextv2.data.loading.loader  # noqa: F401
     else:
         import ffcv.loader  # noqa: F401
     imported = time.perf_counter()
@@ -44,8 +44,8 @@ def first_batch(kind: str, folder: Path) -> dict[str, float]:
 def _ours(folder: Path) -> None:
     import numpy as np
 
-    from convnextv2.data.load import BetonLoader
-    from convnextv2.data.views import RandomView
+    from convnextv2.data.loading.loader import BetonLoader
+    from convnextv2.data.loading.views import RandomView
 
     view = RandomView(size=(CROP, CROP))
     loader = BetonLoader(folder, batch_size=BATCH, view=view, num_workers=WORKERS)

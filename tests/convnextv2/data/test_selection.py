@@ -9,7 +9,7 @@ import pytest
 
 from convnextv2.data.collection import MEMBER, DataError, Members, Split, name_key
 from convnextv2.data.selection import VAL_FRACTION, Selection, open_selected, select
-from tests.convnextv2.data.archives import jpeg, put
+from tests.convnextv2.data.fixtures.archives import jpeg, put
 
 CLASSES = ("ant", "bee", "cat", "dog")
 

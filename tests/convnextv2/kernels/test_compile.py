@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
-from convnextv2.sparse import Backend
+from convnextv2.fcmae.sparse import Backend
 from convnextv2.tasks.classify import ClassifyTask
 from convnextv2.tasks.pretrain import PretrainTask
 from tests.convnextv2.tasks.test_tasks import batch_of

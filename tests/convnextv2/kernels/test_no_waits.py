@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnextv2.fcmae import FCMAE
-from convnextv2.masking import send
-from convnextv2.sparse import Backend
-from tests.convnextv2.small_fcmae import masks, small_fcmae
+from convnextv2.fcmae.masking import send
+from convnextv2.fcmae.sparse import Backend
+from tests.convnextv2.fcmae.small_fcmae import masks, small_fcmae
 
 META = torch.device("meta")
 BACKENDS: tuple[Backend, ...] = ("gather", "masked-dense", "auto")

@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convnextv2 import kernels
 from convnextv2.encoder import ConvNeXtV2
+from convnextv2.fcmae.sparse.gather import VisiblePatches
 from convnextv2.kernels import gpu
 from convnextv2.kernels.gpu.neighbours import neighbour_table
-from convnextv2.sparse.gather import VisiblePatches
 from tests.convnextv2.kernels.triton_cases import CASES
 
 ROOT = Path(__file__).parents[3]

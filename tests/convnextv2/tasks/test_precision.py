@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
+from convnextv2.fcmae.sparse import Backend
 from convnextv2.layers import GeluGRN, LayerNorm
 from convnextv2.sizes import DECODER_UNITS, TABLE_1
-from convnextv2.sparse import Backend
-from tests.convnextv2.small_fcmae import close, masks, noise, small_fcmae
+from tests.convnextv2.fcmae.small_fcmae import close, masks, noise, small_fcmae
 
 STEPS = 200
 EPS = 2**-8  # bf16: 8 bits of significand; rounding is off by half of this at most.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
-from convnextv2.masking import sample_masks
+from convnextv2.fcmae.masking import sample_masks
 from convnextv2.tasks import Normalize
 from convnextv2.tasks.batch import Batch
 from convnextv2.tasks.classify import ClassifyTask, Confusion

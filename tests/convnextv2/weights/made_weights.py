@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convnextv2.encoder import ConvNeXtV2
-from tests.convnextv2.small_fcmae import small_fcmae
+from tests.convnextv2.fcmae.small_fcmae import small_fcmae
 
 State = dict[str, Tensor]
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
+from convnextv2.fcmae.sparse import Backend
 from convnextv2.sizes import SIZES
-from convnextv2.sparse import Backend
 
 # The paper's eight (section 4 and A.1) and our own.
 DIMS = {

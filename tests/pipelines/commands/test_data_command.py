@@ -21,7 +21,7 @@ from convnextv2.data.writing import WriteSettings, write_collection
 from pipelines import cli
 from pipelines.config import WriteConfig
 from pipelines.stages.write_data import write_settings
-from tests.convnextv2.data.pictures import Pictures, write
+from tests.convnextv2.data.fixtures.pictures import Pictures, write
 
 Capture = pytest.CaptureFixture[str]
 IMAGES = 24

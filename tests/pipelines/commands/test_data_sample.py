@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convnextv2.data.contact_sheet import CAPTION, MARGIN
+from convnextv2.data.loading.contact_sheet import CAPTION, MARGIN
 from convnextv2.data.selection import Selection, open_selected
 from convnextv2.data.writing import WriteSettings, write_collection
 from tests.pipelines.user import image_of, run, take_photos

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from convnextv2 import extras
 from tests.pipelines.user import classifier, fcmae, run, saved
 
 Capture = pytest.CaptureFixture[str]
@@ -61,7 +60,7 @@ def test_export_of_a_pretraining_is_its_encoder(tmp_path: Path, capsys: Capture)
 def test_export_without_onnx_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    monkeypatch.setattr("convnextv2.find_spec", lambda name: None)
     weights = saved(classifier(), tmp_path / "a.safetensors")
     assert run("export", weights, tmp_path / "a.onnx", "--format", "onnx") == 1
     assert "pip install 'convnextv2[export]'" in capsys.readouterr().err

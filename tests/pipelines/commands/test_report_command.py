@@ -16,7 +16,7 @@ from pipelines.runtime.console import Screen
 from pipelines.runtime.events import EventLog, Point, Start
 from pipelines.runtime.session import Session
 from pipelines.stages import build_stages, stages_of_report
-from tests.convnextv2.data.pictures import Pictures, write
+from tests.convnextv2.data.fixtures.pictures import Pictures, write
 from tests.pipelines.user import Page, run
 
 Capture = pytest.CaptureFixture[str]

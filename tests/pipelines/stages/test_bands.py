@@ -15,12 +15,12 @@ from PIL import Image
 
 from convnextv2.analysis.reconstruct import MASK_GREY, reconstruct
 from convnextv2.data.collection import PixelFormat, Pixels
-from convnextv2.data.load import BetonLoader
+from convnextv2.data.loading.loader import BetonLoader
+from convnextv2.data.loading.views import SquashView
 from convnextv2.data.pixels.visible import visible
 from convnextv2.data.selection import Selection, open_selected
 from convnextv2.data.shards.manifest import Manifest, read_manifest
 from convnextv2.data.shards.mapped import open_shards
-from convnextv2.data.views import SquashView
 from convnextv2.data.writing import WriteSettings, write_collection
 from convnextv2.tasks import IMAGENET, Normalize
 from convnextv2.tasks.pretrain import PretrainTask
@@ -33,8 +33,8 @@ from pipelines.stages import finetune, pretrain
 from pipelines.stages.given_shards import find_shards_conflicts
 from pipelines.training.job import TrainJob
 from pipelines.weights.metadata import metadata_of
-from tests.convnextv2.data.archives import put, tar
-from tests.convnextv2.data.pictures import Pictures, write
+from tests.convnextv2.data.fixtures.archives import put, tar
+from tests.convnextv2.data.fixtures.pictures import Pictures, write
 from tests.convnextv2.data.pixels.test_bands import written
 from tests.pipelines.stages.jobs import made_up_job
 

@@ -18,7 +18,7 @@ from pipelines.stages.common import run_training
 from pipelines.training.job import TrainJob
 from pipelines.training.loop import train
 from tests.cluster.workers import run_group
-from tests.convnextv2.data.pictures import Pictures, write
+from tests.convnextv2.data.fixtures.pictures import Pictures, write
 
 
 def traced(root: Path, found: Path) -> None:
@@ -67,7 +67,11 @@ def test_what_ran_is_in_the_key(tmp_path: Path) -> None:
     run_group(traced, 1, tmp_path, tmp_path, tmp_path / "called")
     called = set(json.loads((tmp_path / "called").read_text()))
     ours = {name for name in called if name.partition(".")[0] in PACKAGES}
-    assert {"cluster.engine.adamw", "convnextv2.fcmae", "convnextv2.data.load"} <= ours
+    assert {
+        "cluster.engine.adamw",
+        "convnextv2.fcmae.model",
+        "convnextv2.data.loading.loader",
+    } <= ours
     code = [name_of(run_training), name_of(pretrain.build_task)]
     closure = installed_sources(PACKAGES).closure(code, EXEMPT).keys()
     assert [name for name in ours - closure if not is_exempt(name)] == []

@@ -19,7 +19,7 @@ from pipelines.report.tables import MODELS
 from pipelines.stages import build_stages, finetune, pretrain, report
 from pipelines.training.job import TrainJob
 from pipelines.weights.given import COPY, Given, content_digest
-from tests.convnextv2.data.pictures import CLASSES
+from tests.convnextv2.data.fixtures.pictures import CLASSES
 from tests.convnextv2.weights.test_weights_dialects import assert_same
 from tests.pipelines.stages.jobs import made_up_job
 from tests.pipelines.stages.test_stages import NO_SESSION, PROBE, configured, shards

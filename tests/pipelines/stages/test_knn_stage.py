@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convnextv2.analysis.models import read_encoder
-from convnextv2.data.load import BetonLoader
+from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.shards.manifest import read_manifest, write_manifest
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
@@ -22,7 +22,7 @@ from pipelines.results import read_result
 from pipelines.stages import knn
 from pipelines.training.transforms import evaluation_view
 from tests.cluster.workers import run_group
-from tests.convnextv2.data.pictures import Pictures, write
+from tests.convnextv2.data.fixtures.pictures import Pictures, write
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from pipelines.graph.kinds import KINDS
 from pipelines.graph.outline import outline
 from pipelines.presets import PRESETS, find_preset, load_preset
 from pipelines.stages.data_conflicts import find_data_conflicts
-from tests.convnextv2.data.pictures import Pictures, write
+from tests.convnextv2.data.fixtures.pictures import Pictures, write
 from tests.pipelines.stages.toy import BALANCE, RESULT, ConfigWithBalance
 from tests.pipelines.user import Page, run
 

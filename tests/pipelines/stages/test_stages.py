@@ -23,7 +23,7 @@ from pipelines.graph.outline import outline, stages_of_command
 from pipelines.presets import load_preset
 from pipelines.runtime.session import Session
 from pipelines.stages import build_stages, finetune
-from tests.convnextv2.data.pictures import Pictures, write
+from tests.convnextv2.data.fixtures.pictures import Pictures, write
 from tests.pipelines.stages.jobs import made_up_job
 
 RECIPE = {"duration": "2 epochs", "global_batch_size": 8, "micro_batch_size": 4, "base_lr": 1}

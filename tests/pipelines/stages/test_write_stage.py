@@ -8,7 +8,7 @@ import pytest
 from convnextv2.data.writing import WriteSettings
 from pipelines.graph import DamageError, Pipeline
 from pipelines.stages.given_shards import shards_stage
-from tests.convnextv2.data.pictures import Pictures, write
+from tests.convnextv2.data.fixtures.pictures import Pictures, write
 from tests.pipelines.graph.kitchen import flip, only
 
 

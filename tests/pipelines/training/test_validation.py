@@ -28,7 +28,7 @@ from pipelines.presets import load_preset
 from pipelines.results.classification import multi_label
 from pipelines.training.validation import Validation, share_of
 from tests.cluster.workers import run_group
-from tests.convnextv2.data.pictures import CLASSES, Pictures, write
+from tests.convnextv2.data.fixtures.pictures import CLASSES, Pictures, write
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from convnextv2.fcmae import FCMAE
-from convnextv2.masking import sample_masks
-from convnextv2.sparse import Backend
+from convnextv2.fcmae.masking import sample_masks
+from convnextv2.fcmae.sparse import Backend
 from pipelines.doctor.gpu.correctness.kernels import relative
 from pipelines.doctor.gpu.parts import Row, Setting
 

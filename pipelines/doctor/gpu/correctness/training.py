@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
-from convnextv2.masking import sample_masks
+from convnextv2.fcmae.masking import sample_masks
 from pipelines.doctor.gpu.parts import Row, Setting
 
 SIDE, PATCH, BATCH = 32, 8, 8

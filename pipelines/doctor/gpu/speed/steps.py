@@ -11,7 +11,7 @@ from torch import nn
 
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
-from convnextv2.sparse import Backend
+from convnextv2.fcmae.sparse import Backend
 from pipelines.bench.flops import encoder_macs, fcmae_macs
 from pipelines.doctor.gpu.parts import Row, Setting, Skipped
 from pipelines.doctor.gpu.speed.calibration import BANDWIDTH, BF16_RATE

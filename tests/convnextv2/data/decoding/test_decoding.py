@@ -14,7 +14,7 @@ from ffcv.libffcv import resize_crop
 from PIL import Image
 
 from convnextv2.data.decoding import Problem, library
-from convnextv2.data.views import DECODES, FILTERS, Decode, Interpolation
+from convnextv2.data.loading.views import DECODES, FILTERS, Decode, Interpolation
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Box = tuple[float, float, float, float]  # top, left, bottom, right

@@ -10,15 +10,15 @@ import torch
 from convnextv2.data.augment import Augment, Mixing
 from convnextv2.data.collection import DataError
 from convnextv2.data.labels.label_sets import LABEL_SETS, LabelSets
-from convnextv2.data.load import BetonLoader
+from convnextv2.data.loading.loader import BetonLoader
+from convnextv2.data.loading.views import CenterView
 from convnextv2.data.shards.check import check
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
 from convnextv2.data.sources import Columns, open_source
-from convnextv2.data.views import CenterView
 from convnextv2.data.writing import WriteSettings
-from tests.convnextv2.data.archives import jpeg, put
-from tests.convnextv2.data.pictures import write
+from tests.convnextv2.data.fixtures.archives import jpeg, put
+from tests.convnextv2.data.fixtures.pictures import write
 
 CLASSES = ("ant", "bee", "cat")
 LABELS = [["ant", "cat"], [], ["bee"], ["cat", "ant"], ["ant"], ["bee", "cat"]]

@@ -5,7 +5,7 @@ And torchvision's RandomResizedCrop over those numbers: what a random view must 
 
 from functools import reduce
 
-from convnextv2.data.views import RandomView
+from convnextv2.data.loading.views import RandomView
 
 WORD = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15

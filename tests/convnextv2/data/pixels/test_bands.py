@@ -23,15 +23,15 @@ from convnextv2.data.collection import (
     UnreadableImage,
     name_key,
 )
-from convnextv2.data.load import BetonLoader
+from convnextv2.data.loading.loader import BetonLoader
+from convnextv2.data.loading.views import CenterView, RandomView, SquashView, View, choose_box
 from convnextv2.data.selection import Selection
 from convnextv2.data.shards.check import check, describe
 from convnextv2.data.shards.manifest import Manifest, read_manifest
 from convnextv2.data.shards.mapped import Shards, open_shards
-from convnextv2.data.views import CenterView, RandomView, SquashView, View, choose_box
 from convnextv2.data.writing import WriteSettings, write_collection
 from convnextv2.data.writing.encode import RAW, encode
-from tests.convnextv2.data.pictures import Pictures, write
+from tests.convnextv2.data.fixtures.pictures import Pictures, write
 
 HEIGHT, WIDTH, COUNT = 40, 60, 9
 FORMATS = [PixelFormat(5, 16), PixelFormat(1, 8), PixelFormat(1, 16), PixelFormat(2, 8),

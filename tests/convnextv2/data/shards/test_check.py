@@ -12,7 +12,7 @@ from convnextv2.data.collection import DataError
 from convnextv2.data.shards.check import check, describe
 from convnextv2.data.shards.manifest import read_manifest, write_manifest
 from convnextv2.data.writing import WriteSettings
-from tests.convnextv2.data.pictures import Pictures, write
+from tests.convnextv2.data.fixtures.pictures import Pictures, write
 
 SOURCE = Pictures((*((40 + n, 90 - 2 * n) for n in range(20)), (300, 200)), unreadable=(4,))
 SETTINGS = WriteSettings(num_shards=2, max_unreadable=1, page_size=2 << 20)

@@ -11,7 +11,7 @@ from convnextv2.data.decoding import Problem, library
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import RECORD, Shards, open_shards
 from convnextv2.data.writing import WriteSettings
-from tests.convnextv2.data.pictures import Pictures, write
+from tests.convnextv2.data.fixtures.pictures import Pictures, write
 
 SHAPES = tuple((20 + n % 7, 30 - n % 5) for n in range(40))
 SOURCE = Pictures(SHAPES)

@@ -8,7 +8,14 @@ import pytest
 
 from convnextv2.data.collection import DataError
 from convnextv2.data.sources import open_source
-from tests.convnextv2.data.archives import everything, jpegs, labels_by_file, listed, put, tar
+from tests.convnextv2.data.fixtures.archives import (
+    everything,
+    jpegs,
+    labels_by_file,
+    listed,
+    put,
+    tar,
+)
 
 ANTS_AND_BEES = ("ant/0.jpg", "ant/deep/1.jpg", "bee/0.jpg")
 

@@ -12,7 +12,7 @@ from convnextv2.data.collection import DataError
 from convnextv2.data.pixels import FORMATS
 from convnextv2.data.sources import IMAGE_SUFFIXES, open_source
 from convnextv2.data.sources.leftovers import is_leftover
-from tests.convnextv2.data.archives import everything, jpeg, listed, put
+from tests.convnextv2.data.fixtures.archives import everything, jpeg, listed, put
 
 
 def put_all(root: Path, *names: str) -> None:

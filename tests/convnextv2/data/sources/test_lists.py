@@ -12,7 +12,7 @@ from convnextv2.data.selection import Selection, open_selected
 from convnextv2.data.sources import Columns, open_source
 from convnextv2.data.sources.lists import ListSource
 from convnextv2.data.sources.lists import source as lists
-from tests.convnextv2.data.archives import everything, jpegs, put
+from tests.convnextv2.data.fixtures.archives import everything, jpegs, put
 
 FILES = ("ant/0.jpg", "ant/1.jpg", "bee/2.jpg")
 SINGLE = {"ant/0.jpg": ["ant"], "ant/1.jpg": ["ant"], "bee/2.jpg": ["bee"]}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from convnextv2.data.collection import DataError, Pixels, Split, UnreadableImage
 from convnextv2.data.pixels import decode_bands
 from convnextv2.data.sources import Columns, open_source
-from tests.convnextv2.data.archives import everything, jpeg, listed, put
+from tests.convnextv2.data.fixtures.archives import everything, jpeg, listed, put
 
 TRAIN = "data/train-00000-of-00001.parquet"
 BYTES = [jpeg(seed) for seed in range(4)]

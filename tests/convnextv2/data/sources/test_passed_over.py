@@ -16,7 +16,7 @@ from convnextv2.data.collection import DataError
 from convnextv2.data.selection import Selection
 from convnextv2.data.sources import describe_kinds, open_source
 from convnextv2.data.writing import WriteSettings, write_collection
-from tests.convnextv2.data.archives import jpeg, put, tar
+from tests.convnextv2.data.fixtures.archives import jpeg, put, tar
 
 
 def written(root: Path, folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from convnextv2.data.collection import DataError
 from convnextv2.data.selection import Selection, select
 from convnextv2.data.sources import open_source
 from convnextv2.data.sources.webdataset.samples import split_name
-from tests.convnextv2.data.archives import everything, jpeg, listed, put, tar
+from tests.convnextv2.data.fixtures.archives import everything, jpeg, listed, put, tar
 
 Labels = dict[str, int]
 

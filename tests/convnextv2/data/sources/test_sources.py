@@ -17,7 +17,7 @@ from convnextv2.data.selection import Selection, open_selected, select
 from convnextv2.data.sources import open_source
 from convnextv2.data.sources.folders import FolderSource
 from convnextv2.data.sources.idx import FASHION_CLASSES
-from tests.convnextv2.data.archives import everything, jpeg, listed, put, tar
+from tests.convnextv2.data.fixtures.archives import everything, jpeg, listed, put, tar
 
 Bytes = npt.NDArray[np.uint8]
 

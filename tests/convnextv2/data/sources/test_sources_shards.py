@@ -16,7 +16,7 @@ from convnextv2.data.selection import Selection, select
 from convnextv2.data.sources import open_source
 from convnextv2.data.sources.parquet import ParquetFiles
 from convnextv2.data.sources.webdataset import WebDataset
-from tests.convnextv2.data.archives import everything, jpeg, listed, put, tar
+from tests.convnextv2.data.fixtures.archives import everything, jpeg, listed, put, tar
 
 # WebDataset
 

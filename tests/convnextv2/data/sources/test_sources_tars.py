@@ -12,7 +12,14 @@ from scipy.io import savemat
 from convnextv2.data.collection import DataError
 from convnextv2.data.sources import open_source
 from convnextv2.data.sources.tars.archive import Archive, Entry
-from tests.convnextv2.data.archives import everything, jpegs, labels_by_file, listed, put, tar
+from tests.convnextv2.data.fixtures.archives import (
+    everything,
+    jpegs,
+    labels_by_file,
+    listed,
+    put,
+    tar,
+)
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 SYNSETS = ("n01440764", "n01443537", "n02084071")

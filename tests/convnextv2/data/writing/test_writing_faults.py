@@ -21,7 +21,7 @@ from convnextv2.data.writing import WriteSettings, disk, write_collection
 from convnextv2.data.writing.beton import BetonWriter
 from convnextv2.data.writing.plan import PLAN, WORK
 from convnextv2.data.writing.shard import ShardJob, write_shard
-from tests.convnextv2.data.pictures import Pictures, write
+from tests.convnextv2.data.fixtures.pictures import Pictures, write
 
 SHARDS = 2
 SOURCE = Pictures(((20, 30),) * 30, unreadable=(7,))

@@ -10,10 +10,10 @@ from spconv.cppconstants import CPU_ONLY_BUILD
 from spconv.pytorch import SparseConvTensor
 from torch import Tensor
 
+from convnextv2.fcmae.sparse.gather import VisiblePatches
+from convnextv2.fcmae.sparse.spconv_ops import bare_tensor, strided_conv, submanifold_depthwise
 from convnextv2.kernels.plain import site_positions
 from convnextv2.layers import patch_linear
-from convnextv2.sparse.gather import VisiblePatches
-from convnextv2.sparse.spconv_ops import bare_tensor, strided_conv, submanifold_depthwise
 
 
 class SparseTensors(VisiblePatches):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from convnextv2.fcmae import FCMAE
-from tests.convnextv2.small_fcmae import masks, noise, small_fcmae
+from tests.convnextv2.fcmae.small_fcmae import masks, noise, small_fcmae
 
 
 @pytest.mark.parametrize(

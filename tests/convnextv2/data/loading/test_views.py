@@ -10,7 +10,14 @@ from numba import njit
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
 
-from convnextv2.data.views import CenterView, RandomView, SquashView, View, choose_box, random_crop
+from convnextv2.data.loading.views import (
+    CenterView,
+    RandomView,
+    SquashView,
+    View,
+    choose_box,
+    random_crop,
+)
 from tests.convnextv2.data.decoding.test_decoding import jpeg, picture, view
 from tests.convnextv2.data.order import splitmix
 

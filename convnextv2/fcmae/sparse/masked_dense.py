@@ -9,9 +9,9 @@ in common with the kernels it is there to check.
 import torch
 from torch import Tensor
 
+from convnextv2.fcmae.masking import send
 from convnextv2.kernels import plain
 from convnextv2.layers import patch_linear
-from convnextv2.masking import send
 
 
 class MaskedGrid:

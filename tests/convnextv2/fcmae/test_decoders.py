@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnextv2.decoders import (
+from convnextv2.fcmae import FCMAE
+from convnextv2.fcmae.decoders import (
     Canvas,
     Decoder,
     TransformerBlock,
@@ -16,10 +17,9 @@ from convnextv2.decoders import (
     Upsample,
     sine_cosine_positions,
 )
-from convnextv2.fcmae import FCMAE
+from convnextv2.fcmae.sparse import Backend, backend_of
 from convnextv2.sizes import DECODER_UNITS, TABLE_1
-from convnextv2.sparse import Backend, backend_of
-from tests.convnextv2.small_fcmae import close, masks, noise, small_fcmae
+from tests.convnextv2.fcmae.small_fcmae import close, masks, noise, small_fcmae
 
 # As narrow as each can be, but for the UNets: their finest scale has an eighth of the width.
 WIDTHS = {"convnext": 12, "unet": 16, "unet-noskip": 16, "transformer": 32}

@@ -17,7 +17,7 @@ import torch
 from convnextv2.data.order.global_order import Indices
 from convnextv2.data.shards.manifest import read_manifest, write_manifest
 from convnextv2.data.shards.mapped import open_shards
-from tests.convnextv2.data.load.loading import (
+from tests.convnextv2.data.loading.loaders import (
     COUNT,
     EVERY,
     WHOLE,
@@ -86,7 +86,7 @@ def test_what_is_wrong_with_the_order_is_an_error_too(root: Path) -> None:
 CUT = """
 import os, sys
 from pathlib import Path
-from tests.convnextv2.data.load.loading import EVERY, WHOLE, loader_of
+from tests.convnextv2.data.loading.loaders import EVERY, WHOLE, loader_of
 
 loader = loader_of(Path(sys.argv[1]), view=WHOLE)
 images = int(loader.shards.records(0)["f0"]["data_ptr"][0])
@@ -189,7 +189,7 @@ def test_pytorchs_threads_stay_as_they_were(root: Path) -> None:
 
 def test_importing_leaves_pytorchs_threads_as_they_were() -> None:
     code = (
-        "import torch; torch.set_num_threads(3); import convnextv2.data.load; "
+        "import torch; torch.set_num_threads(3); import convnextv2.data.loading.loader; "
         "print(torch.get_num_threads())"
     )
     printed = subprocess.run(

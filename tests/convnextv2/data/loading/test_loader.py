@@ -12,13 +12,13 @@ from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 
 from convnextv2.data.augment import Augment, RandAugment, RandomErasing
+from convnextv2.data.loading.views import CenterView
 from convnextv2.data.order.global_order import GlobalOrder
 from convnextv2.data.shards.local_cache import LocalCache
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import open_shards
-from convnextv2.data.views import CenterView
 from convnextv2.tasks.batch import Batch
-from tests.convnextv2.data.load.loading import (
+from tests.convnextv2.data.loading.loaders import (
     COUNT,
     EVERY,
     HEIGHT,
@@ -225,9 +225,9 @@ def test_mixing_needs_pairs(root: Path) -> None:
 def test_a_second_process_compiles_nothing(root: Path) -> None:
     by_sample(loader_of(root / "raw"), EVERY[:4])
     script = (
-        "import sys; from pathlib import Path; from tests.convnextv2.data.load.loading import *;"
+        "import sys; from pathlib import Path; from tests.convnextv2.data.loading.loaders import *;"
         "by_sample(loader_of(Path(sys.argv[1])), EVERY[:4]);"
-        "from convnextv2.data.views import serve_views as kernel;"
+        "from convnextv2.data.loading.views import serve_views as kernel;"
         "print(sum(kernel.stats.cache_misses.values()), sum(kernel.stats.cache_hits.values()))"
     )
     done = subprocess.run(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from convnextv2 import kernels
+from convnextv2.fcmae.masking import send
 from convnextv2.kernels.plain import scatter_sites, site_positions
 from convnextv2.layers import patch_linear
-from convnextv2.masking import send
 
 
 class VisiblePatches:

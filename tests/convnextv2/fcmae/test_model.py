@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from convnextv2.fcmae import FCMAE, FCMAEOutput
-from convnextv2.masking import patches_at, patchify, sample_masks
-from tests.convnextv2.plain_fcmae import plain_fcmae
-from tests.convnextv2.small_fcmae import close, masks, noise, patches_by_hand, small_fcmae
+from convnextv2.fcmae.masking import patches_at, patchify, sample_masks
+from tests.convnextv2.fcmae.plain_fcmae import plain_fcmae
+from tests.convnextv2.fcmae.small_fcmae import close, masks, noise, patches_by_hand, small_fcmae
 
 
 def test_at_224_a_mask_hides_30_of_49_patches_and_the_stages_see_the_published_sites() -> None:

@@ -22,9 +22,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 MEMORY = """
 import json, sys
 from pathlib import Path
-from convnextv2.data.load import BetonLoader
+from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.order.global_order import GlobalOrder
-from convnextv2.data.views import CenterView
+from convnextv2.data.loading.views import CenterView
 
 def memory() -> dict[str, int]:
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]

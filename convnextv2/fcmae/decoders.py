@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convnextv2.fcmae.sparse import SparseSites
 from convnextv2.layers import Block, LayerNorm
 from convnextv2.sizes import DECODER_UNITS, nearest_multiples
-from convnextv2.sparse import SparseSites
 
 HEAD_DIM = 32  # As in MAE's decoder: 16 heads of a width of 512.
 

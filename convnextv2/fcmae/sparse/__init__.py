@@ -10,10 +10,10 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from convnextv2.fcmae.sparse.auto import choose
+from convnextv2.fcmae.sparse.gather import VisiblePatches
+from convnextv2.fcmae.sparse.masked_dense import MaskedGrid
 from convnextv2.layers import Sites
-from convnextv2.sparse.auto import choose
-from convnextv2.sparse.gather import VisiblePatches
-from convnextv2.sparse.masked_dense import MaskedGrid
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class SparseBackend(Protocol):
 
 
 class Auto:
-    """The backend that `convnextv2.sparse.auto` picks for the masks; says which when it changes.
+    """The backend that `sparse.auto` picks for the masks; logs which one when it changes.
 
     Attributes:
         chosen: Name of the backend of the last batch, "" before the first.
@@ -89,7 +89,7 @@ def backend_of(name: str) -> SparseBackend:
 
 def _spconv() -> SparseBackend:
     try:
-        from convnextv2.sparse.spconv_sites import SparseTensors
+        from convnextv2.fcmae.sparse.spconv_sites import SparseTensors
     except ImportError as error:
         raise ValueError(
             f"backend 'spconv' needs the library spconv, which cannot be imported ({error}): "

@@ -11,10 +11,10 @@ from convnextv2 import PathLike
 from convnextv2.data.augment import Augment
 from convnextv2.data.decoding import library
 from convnextv2.data.ffcv_compat import EpochThread, Pipeline
+from convnextv2.data.loading.views import DamagedImage, DecodeView, View
 from convnextv2.data.shards.local_cache import LocalCache
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.data.shards.mapped import Indices, open_shards
-from convnextv2.data.views import DamagedImage, DecodeView, View
 from convnextv2.tasks.batch import Batch
 
 

@@ -7,12 +7,12 @@ import numpy as np
 
 from convnextv2.data.augment import Augment, Mixing, RandAugment, RandomErasing
 from convnextv2.data.ffcv_compat import EpochThread
-from convnextv2.data.load import BetonLoader
+from convnextv2.data.loading.loader import BetonLoader
+from convnextv2.data.loading.views import CenterView, RandomView
 from convnextv2.data.order.global_order import Indices
-from convnextv2.data.views import CenterView, RandomView
 from convnextv2.data.writing import WriteSettings
 from convnextv2.tasks.batch import Batch
-from tests.convnextv2.data.pictures import Pictures, write
+from tests.convnextv2.data.fixtures.pictures import Pictures, write
 
 HEIGHT, WIDTH = 24, 32
 SAME = 60

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from convnextv2.masking import (
+from convnextv2.fcmae.masking import (
     mask_from_noise,
     patchify,
     random_mask,

@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 
-from convnextv2.sparse import Auto, auto, backend_of
-from convnextv2.sparse.gather import VisiblePatches
-from tests.convnextv2.small_fcmae import close, masks, noise, small_fcmae
+from convnextv2.fcmae.sparse import Auto, auto, backend_of
+from convnextv2.fcmae.sparse.gather import VisiblePatches
+from tests.convnextv2.fcmae.small_fcmae import close, masks, noise, small_fcmae
 
 FEW_VISIBLE, MANY_VISIBLE = ({0, 3}, {1, 5}), ({0, 1, 2, 3}, {0, 1, 4, 5})
 

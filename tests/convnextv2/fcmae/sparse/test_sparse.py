@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from convnextv2.fcmae import FCMAE
-from convnextv2.sparse import Backend, GRNScope, backend_of
-from tests.convnextv2.plain_fcmae import plain_fcmae
-from tests.convnextv2.small_fcmae import close, masks, noise, patches_by_hand, small_fcmae
+from convnextv2.fcmae.sparse import Backend, GRNScope, backend_of
+from tests.convnextv2.fcmae.plain_fcmae import plain_fcmae
+from tests.convnextv2.fcmae.small_fcmae import close, masks, noise, patches_by_hand, small_fcmae
 
 ALL: tuple[Backend, ...] = ("gather", "spconv", "masked-dense")
 every_backend = pytest.mark.parametrize("backend", ALL)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from convnextv2.data.contact_sheet import CAPTION, MARGIN, contact_sheet
+from convnextv2.data.loading.contact_sheet import CAPTION, MARGIN, contact_sheet
 from convnextv2.tasks.batch import Batch
 
 SIDE = 48

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from convnextv2.fcmae import FCMAE
-from convnextv2.sparse import backend_of
-from convnextv2.sparse.spconv_ops import bare_tensor, strided_conv, submanifold_depthwise
-from convnextv2.sparse.spconv_sites import check_build
-from tests.convnextv2.small_fcmae import close, masks, noise, small_fcmae
+from convnextv2.fcmae.sparse import backend_of
+from convnextv2.fcmae.sparse.spconv_ops import bare_tensor, strided_conv, submanifold_depthwise
+from convnextv2.fcmae.sparse.spconv_sites import check_build
+from tests.convnextv2.fcmae.small_fcmae import close, masks, noise, small_fcmae
 
 BATCH, ROWS, COLUMNS = 3, 3, 4
 
@@ -187,7 +187,7 @@ def test_a_missing_library_is_named_with_the_extra_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module in ("spconv_sites", "spconv_ops"):
-        monkeypatch.delitem(sys.modules, f"convnextv2.sparse.{module}", raising=False)
+        monkeypatch.delitem(sys.modules, f"convnextv2.fcmae.sparse.{module}", raising=False)
     for module in ("spconv", "spconv.core", "spconv.pytorch", "spconv.cppconstants"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=r"needs the library spconv.*'convnextv2\[spconv\]'.*126"):

@@ -20,7 +20,7 @@ from convnextv2.data.ffcv_compat import (
     Pipeline,
     check_version,
 )
-from convnextv2.data.views import CenterView, DecodeView
+from convnextv2.data.loading.views import CenterView, DecodeView
 
 MOVED = f"FFCV's EpochIterator has changed: read it again (ffcv_compat.py is for {TESTED_VERSION})"
 

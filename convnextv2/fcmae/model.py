@@ -12,11 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnextv2.decoders import Canvas, build_decoder
 from convnextv2.encoder import ConvNeXtV2
-from convnextv2.kernels.plain import gather_sites, site_positions
-from convnextv2.layers import PointwiseConv, init_weights
-from convnextv2.masking import (
+from convnextv2.fcmae.decoders import Canvas, build_decoder
+from convnextv2.fcmae.masking import (
     check_finite,
     check_geometry,
     check_images,
@@ -27,7 +25,9 @@ from convnextv2.masking import (
     random_mask,
     send,
 )
-from convnextv2.sparse import Backend, GRNScope, backend_of
+from convnextv2.fcmae.sparse import Backend, GRNScope, backend_of
+from convnextv2.kernels.plain import gather_sites, site_positions
+from convnextv2.layers import PointwiseConv, init_weights
 
 Prediction = Literal["all", "masked"]
 
@@ -53,12 +53,12 @@ class FCMAE(nn.Module):
         image_size: Side in pixels, or (height, width); multiples of `patch_size`.
         patch_size: Side of a masked patch in pixels; a multiple of the encoder's total stride.
         mask_ratio: Share of patches hidden when no mask is given.
-        decoder: "convnext", "unet", "unet-noskip" or "transformer"; see `convnextv2.decoders`.
+        decoder: "convnext", "unet", "unet-noskip" or "transformer" (`convnextv2.fcmae.decoders`);
             `convnextv2.sizes.TABLE_1` has the paper's choices of the three.
         decoder_dim: Channels of the decoder (a UNet's at its coarsest scale).
         decoder_depth: Blocks of the decoder (of each scale of a UNet).
         norm_pix_loss: Normalise each target patch by its mean and (unbiased) variance.
-        backend: "gather", "spconv", "masked-dense" or "auto"; see `convnextv2.sparse`.
+        backend: "gather", "spconv", "masked-dense" or "auto"; see `convnextv2.fcmae.sparse`.
         grn_scope: "image" (paper), or "batch" as the released PyTorch code pooled.
 
     Raises:
@@ -159,7 +159,7 @@ class FCMAE(nn.Module):
 
         Raises:
             ValueError: For images or masks that do not fit, and on the CPU for images that hold
-                NaN or infinity; see `convnextv2.masking.check_finite`.
+                NaN or infinity; see `convnextv2.fcmae.masking.check_finite`.
         """
         check_images(images, (self.encoder.in_channels, *self.image_size))
         if prediction not in get_args(Prediction):
