@@ -1,11 +1,10 @@
 """Ray: connecting to a cluster, or starting one on this machine, and running worker groups on it.
 
-The only file that imports Ray. A worker group runs one function on every worker inside a ready
-process group; when a worker dies, Ray ends the group and enters the function again on a new one.
-What to resume from is the function's business (`cluster.checkpoint`).
+This and `cluster.tasks` are the only files that import Ray. A worker group runs one function on
+every worker inside a ready process group; when a worker dies, Ray ends the group and enters the
+function again on a new one. What to resume from is the function's business (`cluster.checkpoint`).
 """
 
-import itertools
 import logging
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import Any, Self, TypeVar
 
 from cluster.placement import ClusterError, Placement, check_answers
 from cluster.ray_start import reason, signals_kept, start_with_retry
+from cluster.tasks import run_tasks
 
 __all__ = ["Cluster", "ClusterError", "Placement"]
 
@@ -123,37 +123,8 @@ class Cluster:
             ClusterError: When a process died twice on the same item (out of memory?).
             BaseException: What `function` raised, as it was.
         """
-        import ray
-
-        def call(item: Item) -> Result:  # Ray takes functions, and no other callables.
-            return function(item)
-
-        task = ray.remote(num_cpus=1, max_retries=0)(call)
-        most = int(self.placement.resources["CPU"])
-        left = iter(items)
-        running: dict[Any, tuple[Item, bool]] = {}
-        try:
-            while True:
-                for item in itertools.islice(left, most - len(running)):
-                    running[task.remote(item)] = (item, False)
-                if not running:
-                    return
-                done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
-                while_waiting()
-                for ref in done:
-                    item, again = running.pop(ref)
-                    try:
-                        yield _result_of(ref)
-                    except _ProcessDied as death:
-                        if again:
-                            raise ClusterError(
-                                "a process died twice on the same work (out of memory?): "
-                                f"{repr(item)[:200]}"
-                            ) from death
-                        running[task.remote(item)] = (item, True)
-        finally:
-            for ref in running:
-                ray.cancel(ref, force=True)
+        at_a_time = int(self.placement.resources["CPU"])
+        return run_tasks(function, items, at_a_time=at_a_time, while_waiting=while_waiting)
 
     def _connect(self, address: str, common: dict[str, Any]) -> None:
         import ray
@@ -234,38 +205,6 @@ class Cluster:
                     f"need {lacking}. Is another job using it? Lower cluster.num_workers, or wait."
                 )
             time.sleep(POLL_SECONDS)
-
-
-class _ProcessDied(RuntimeError):
-    """The process of a task died, or its result with its node."""
-
-
-def _result_of(ref: Any) -> Any:
-    """What a task that is done returned.
-
-    Raises:
-        _ProcessDied: When the task may be tried again.
-        ClusterError: When Ray failed in another way.
-        BaseException: What the task raised, as it was.
-    """
-    import ray
-    from ray.exceptions import (
-        NodeDiedError,
-        ObjectLostError,
-        OutOfMemoryError,
-        RayError,
-        RayTaskError,
-        WorkerCrashedError,
-    )
-
-    try:
-        return ray.get(ref)
-    except RayTaskError as error:
-        raise (error.cause or error) from None
-    except (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError) as error:
-        raise _ProcessDied(reason(error)) from error
-    except RayError as error:
-        raise ClusterError(f"Ray failed at work: {reason(error)}") from error
 
 
 def _remove_leaked_placement_groups() -> None:

@@ -18,8 +18,9 @@ from typing import Any
 from cluster import group
 from cluster.checkpoint.fragment_files import file_name, write_fragments
 from cluster.checkpoint.fragments import HostCopy, StateFragment, on_host
+from cluster.checkpoint.publishing import publish
 from cluster.checkpoint.retention import KeepPolicy, prune
-from cluster.checkpoint.store import Checkpoint, publish
+from cluster.checkpoint.store import Checkpoint
 from cluster.durable import FileDigest
 
 log = logging.getLogger(__name__)

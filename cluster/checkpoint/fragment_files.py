@@ -168,6 +168,28 @@ class StateFiles:
         shape = self.shapes[name]
         return self.read(kind, name, 0, torch.Size(shape).numel()).view(shape)
 
+    @torch.no_grad()
+    def fill(self, fragments: Sequence[StateFragment], parameters: set[str]) -> None:
+        """Copy into `fragments` what is saved of them, whatever had cut it up.
+
+        Raises:
+            ValueError: When these are not the states of `parameters`, all of a model's.
+        """
+        for names, verb in ((parameters - set(self), "lacks"), (set(self) - parameters, "has")):
+            if names:
+                raise ValueError(
+                    f"{self.directory} is not whole, or of another model: it {verb} "
+                    f"{len(names)} parameters, such as {min(names)}"
+                )
+        for fragment in fragments:
+            if (saved := self.shapes[fragment.name]) != fragment.shape:
+                raise ValueError(
+                    f"{self.directory}: {fragment.name} has shape {saved}, the model's is "
+                    f"{fragment.shape}"
+                )
+            for kind, tensor in fragment.tensors.items():
+                tensor.copy_(self.read(kind, fragment.name, fragment.start, fragment.numel))
+
     def _part(self, number: int, kind: str, name: str) -> Any:
         try:
             return self._files[number].get_slice(f"{kind}:{name}")

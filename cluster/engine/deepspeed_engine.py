@@ -16,14 +16,10 @@ from cluster.checkpoint.fragment_files import StateFiles
 from cluster.checkpoint.fragments import EMA, StateFragment
 from cluster.checkpoint.store import CheckpointError
 from cluster.engine.adamw import LayerwiseAdamW
-from cluster.engine.outcome import Outcome
+from cluster.engine.outcome import Outcome, StepCounts
 from cluster.engine.zero_config import Precision, ZeroSettings, deepspeed_config
 from cluster.engine.zero_partitions import partition_of
 from cluster.placement import give_back_freed_memory
-
-
-class NonFinite(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is NaN or infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +74,6 @@ class DeepSpeedEngine:
         # inference uses, and a killed worker would leave its 69 MB buffer in /dev/shm.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.device, self._module, self._identify = device, module, identify
-        self._settings = settings
         self._adamw: LayerwiseAdamW | None = None
         module.to(device)
         if settings.zero.offload_optimizer == "none":
@@ -99,7 +94,7 @@ class DeepSpeedEngine:
         if device.type == "cpu":
             give_back_freed_memory()
         self._fragments = self._partition.fragments()
-        self._updates = self._skipped_steps = self._skipped_in_a_row = 0
+        self._counts = StepCounts(settings.max_skipped_steps)
         self._unsettled: Outcome | None = None
         self._ema = None
         if settings.ema_decay is not None:
@@ -115,13 +110,13 @@ class DeepSpeedEngine:
     def updates(self) -> int:
         """Optimizer steps done."""
         self.settle()
-        return self._updates
+        return self._counts.updates
 
     @property
     def skipped_steps(self) -> int:
         """Steps left out because the loss or gradient of a worker was not finite."""
         self.settle()
-        return self._skipped_steps
+        return self._counts.skipped_steps
 
     def train_step(self, batches: Iterable[Any], learning_rate: float) -> dict[str, Tensor]:
         """One optimizer step over the micro batches; mean metrics of this worker, detached."""
@@ -171,32 +166,8 @@ class DeepSpeedEngine:
             NonFinite: When it was one too many in a row; on all workers, which call alike.
         """
         outcome, self._unsettled = self._unsettled, None
-        if outcome is None:
-            return
-        if not outcome.left_out():
-            self._updates += 1
-            self._skipped_in_a_row = 0
-            if self._ema is not None:
-                self._ema.update()
-            return
-        self._skipped_steps += 1
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= self._settings.max_skipped_steps:
-            raise NonFinite(self._describe(outcome))
-
-    def _describe(self, outcome: Outcome) -> str:
-        finite = bool(outcome.own.isfinite())
-        report = (group.rank(), outcome.loss.item(), finite, outcome.indices)
-        workers = [
-            f"worker {rank}: loss {value:g}"
-            + ("" if fine else f", samples {', '.join(map(str, samples))}")
-            for rank, value, fine, samples in group.all_gather(report)
-        ]
-        return (
-            f"{self._skipped_in_a_row} steps in a row had a loss or gradient that is not finite; "
-            "in the last one " + "; ".join(workers) + ". A lower learning rate, grad_clip or fp32 "
-            "may help; if it is always the same samples, look at them (convnextv2 data sample)"
-        )
+        if outcome is not None and self._counts.take(outcome) and self._ema is not None:
+            self._ema.update()
 
     def restore(self, directory: Path, notes: dict[str, Any]) -> None:
         """Take fragments and counters of a checkpoint over, whatever had cut them up.
@@ -206,34 +177,16 @@ class DeepSpeedEngine:
         Raises:
             CheckpointError: When it does not hold all that this engine keeps.
         """
+        parameters = {name for name, _ in self._module.named_parameters()}
         try:
-            files = StateFiles(directory)
-            self._take(files)
+            StateFiles(directory).fill(self._fragments, parameters)
         except ValueError as error:
             raise CheckpointError(str(error)) from error
         self._unsettled = None
-        self._updates, self._skipped_steps = notes["updates"], notes["skipped_steps"]
+        self._counts.go_on_from(notes["updates"], notes["skipped_steps"])
         if self._ema is not None:
-            self._ema.updates = self._updates
-        self._partition.refresh(self._updates)
-
-    @torch.no_grad()
-    def _take(self, files: StateFiles) -> None:
-        mine = {name for name, _ in self._module.named_parameters()}
-        for names, verb in ((mine - set(files), "lacks"), (set(files) - mine, "has")):
-            if names:
-                raise ValueError(
-                    f"{files.directory} is not whole, or of another model: it {verb} "
-                    f"{len(names)} parameters, such as {min(names)}"
-                )
-        for fragment in self._fragments:
-            if (saved := files.shapes[fragment.name]) != fragment.shape:
-                raise ValueError(
-                    f"{files.directory}: {fragment.name} has shape {saved}, the model's is "
-                    f"{fragment.shape}"
-                )
-            for kind, tensor in fragment.tensors.items():
-                tensor.copy_(files.read(kind, fragment.name, fragment.start, fragment.numel))
+            self._ema.updates = notes["updates"]
+        self._partition.refresh(notes["updates"])
 
     @contextmanager
     def evaluating(self, *, ema: bool = False) -> Iterator[Callable[[Any], Any]]:

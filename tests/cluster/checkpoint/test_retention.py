@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from cluster import durable
 from cluster.checkpoint import store
+from cluster.checkpoint.publishing import publish
 from cluster.checkpoint.retention import KeepPolicy, prune
-from cluster.checkpoint.store import MANIFEST, Checkpoint, publish, steps
+from cluster.checkpoint.store import MANIFEST, Checkpoint, steps
 from tests.cluster.checkpoint.fragments import is_good
 
 

@@ -16,13 +16,12 @@ import torch.distributed as dist
 
 from cluster import durable
 from cluster.checkpoint import store
+from cluster.checkpoint.publishing import Write, publish
 from cluster.checkpoint.store import (
     MANIFEST,
     Checkpoint,
     CheckpointError,
-    Write,
     latest_good,
-    publish,
     steps,
     sweep,
     verify,

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from timm.models.convnext import ConvNeXt
 from torch import Tensor
 
-from cluster.checkpoint import store
+from cluster.checkpoint import publishing
 from cluster.checkpoint.fragment_files import file_name, write_fragments
 from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT, StateFragment
 from cluster.durable import FileDigest
@@ -367,4 +367,4 @@ def publish(
             entries[file] = write_fragments(directory / file, fragments)
         return entries
 
-    return store.publish(root, 3, write, notes).path
+    return publishing.publish(root, 3, write, notes).path

@@ -14,8 +14,9 @@ from rich.console import Console
 from torch import nn
 
 from cluster import durable
+from cluster.checkpoint.publishing import publish
 from cluster.checkpoint.retention import prune
-from cluster.checkpoint.store import publish, step_of, steps
+from cluster.checkpoint.store import step_of, steps
 from convnextv2.data.order.global_order import GlobalOrder
 from pipelines.config import DataConfig, FinetuneConfig, PipelineConfig
 from pipelines.config.checks import find_conflicts
