@@ -173,7 +173,7 @@ def _act_pipeline(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from pipelines.run import Request, closing_words, run_pipeline
+    from pipelines.commands.run import Request, closing_words, run_pipeline
 
     request = Request(
         config=config,

@@ -182,7 +182,7 @@ def _act_export(options: argparse.Namespace) -> int:
     say(f"exporting {options.weights}")
     from convnextv2.analysis.models import read_classifier, read_encoder
     from convnextv2.export import Outputs, export_onnx, export_torch
-    from pipelines.weights.reading import inspect
+    from pipelines.training.weights.reading import inspect
 
     found = inspect(options.weights)
     outputs: Outputs = options.outputs or ("logits" if found.geometry.num_classes else "features")

@@ -151,7 +151,7 @@ def _act_verify(options: argparse.Namespace) -> int:
 def _act_consolidate(options: argparse.Namespace) -> int:
     from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT
     from cluster.checkpoint.store import CheckpointError, verify
-    from pipelines.training.consolidate import consolidate
+    from pipelines.training.weights.consolidate import consolidate
 
     path: Path = options.checkpoint
     if _checkpoints(path) != [path]:

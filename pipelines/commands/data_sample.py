@@ -39,7 +39,7 @@ def _act_sample(options: argparse.Namespace) -> int:
     from convnextv2.data.loading.loader import BetonLoader
     from convnextv2.data.order.global_order import GlobalOrder
     from convnextv2.data.shards.manifest import read_manifest
-    from pipelines.config.checks import changes_of_colours
+    from pipelines.config.recipe_checks import changes_of_colours
     from pipelines.config.resolve import refuse
     from pipelines.training.transforms import augmentation, image_size_of, training_view
 

@@ -92,7 +92,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def _act_inspect(options: argparse.Namespace) -> int:
-    from pipelines.weights.reading import inspect
+    from pipelines.training.weights.reading import inspect
 
     found = inspect(options.file, part=options.part)
     if options.json:
@@ -106,8 +106,8 @@ def _act_inspect(options: argparse.Namespace) -> int:
 
 def _act_convert(options: argparse.Namespace) -> int:
     from convnextv2.weights import write
-    from pipelines.weights.advice import how_to_load
-    from pipelines.weights.reading import inspect
+    from pipelines.commands.loading_code import how_to_load
+    from pipelines.training.weights.reading import inspect
 
     found = inspect(options.file, part=options.part)
     metadata = _metadata(found, options)

@@ -123,7 +123,7 @@ def _weight_problems(config: PipelineConfig) -> list[str]:
     if not any(getattr(section, "weights", None) for section in config.sections().values()):
         return []
     # Here, for it imports PyTorch, which those who name no weights need not wait for.
-    from pipelines.weights.given import find_problems
+    from pipelines.training.weights.given import find_problems
 
     return find_problems(config)
 

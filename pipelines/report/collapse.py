@@ -26,7 +26,7 @@ from pipelines.report.collapse_charts import (
     distance_curve,
 )
 from pipelines.report.html import render
-from pipelines.weights.reading import inspect
+from pipelines.training.weights.reading import inspect
 
 BATCH = 8
 PHOTOS = 3

@@ -13,7 +13,7 @@ from convnextv2.analysis.reconstruct import Reconstruction, reconstruct_all
 from convnextv2.durable import atomically
 from pipelines.report.charts import LIGHT, picture
 from pipelines.report.html import render
-from pipelines.weights.reading import inspect
+from pipelines.training.weights.reading import inspect
 
 KINDS = ("original", "masked", "predicted")
 BATCH = 8

@@ -14,10 +14,10 @@ from pipelines.graph import Outputs, StageContext, hash_files
 from pipelines.runtime.events import SPOOL
 from pipelines.runtime.session import Session
 from pipelines.stages.setup import StageSetup
-from pipelines.training.consolidate import consolidate
 from pipelines.training.job import TrainJob, Validator
 from pipelines.training.loop import CHECKPOINTS, train
-from pipelines.weights.metadata import metadata_of
+from pipelines.training.weights.consolidate import consolidate
+from pipelines.training.weights.metadata import metadata_of
 
 # Settings that say how a result is computed, not what it is; they are in no stage's key. Of
 # `weights` the key has the content, not the path.

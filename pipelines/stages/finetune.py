@@ -28,7 +28,7 @@ from pipelines.stages.setup import StageSetup
 from pipelines.training.build import build_validation
 from pipelines.training.job import TrainJob
 from pipelines.training.transforms import image_size_of
-from pipelines.weights.given import Given
+from pipelines.training.weights.given import Given
 
 WEIGHTS = "model.safetensors"
 ENCODER = {"size", "stem_stride", "in_channels"}

@@ -34,7 +34,7 @@ from pipelines.stages import pretrain
 from pipelines.stages.setup import StageSetup
 from pipelines.training.transforms import evaluation_view
 from pipelines.training.validation import share_of
-from pipelines.weights.given import Given
+from pipelines.training.weights.given import Given
 
 QUERIES = 1024
 """Images whose neighbours are looked for at a time: bounds memory, changes nothing."""

@@ -12,7 +12,7 @@ from pipelines.graph import Outputs, Stage, StageContext
 from pipelines.stages.common import NOT_IN_KEY, ORDER, run_training, training_job
 from pipelines.stages.setup import StageSetup
 from pipelines.training.job import TrainJob
-from pipelines.weights.given import Given
+from pipelines.training.weights.given import Given
 
 WEIGHTS = "fcmae.safetensors"
 

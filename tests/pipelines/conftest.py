@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.runtime.tracking import tracker
-from tests.pipelines.user import take_photos
+from tests.pipelines.commands.user import take_photos
 
 
 @pytest.fixture

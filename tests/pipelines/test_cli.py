@@ -1,6 +1,6 @@
 """The command line: what a command asks of the pipeline, and how it ends.
 
-Bad input is in tests/integration/test_bad_input.py, help and manual in test_manual.py.
+Bad input is in tests/integration/test_bad_input.py, help and manual in commands/test_manual.py.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def test_another_broken_pipe_is_an_error(monkeypatch: Patch, capfd: Capture) -> 
 @pytest.fixture
 def asked(monkeypatch: Patch) -> list[object]:
     """What commands ask of the pipeline, which does nothing."""
-    from pipelines import run
+    from pipelines.commands import run
 
     requests: list[object] = []
 
@@ -126,7 +126,7 @@ def asked(monkeypatch: Patch) -> list[object]:
 def test_a_command_goes_as_far_as_its_stage(
     words: str, until: list[str], asked: list[object]
 ) -> None:
-    from pipelines.run import Request
+    from pipelines.commands.run import Request
 
     assert cli.main(words.split()) == 0
     (request,) = asked
@@ -156,8 +156,8 @@ def test_a_recipe_must_be_named(command: str, asked: list[object], capsys: Captu
 
 
 def test_a_file_is_a_recipe(tmp_path: Path, asked: list[object], capsys: Capture) -> None:
+    from pipelines.commands.run import Request
     from pipelines.presets import load_preset
-    from pipelines.run import Request
 
     assert cli.main(["presets", "imagenet1k-tiny"]) == 0
     mine = tmp_path / "my.yaml"
@@ -216,7 +216,7 @@ def test_a_stage_the_preset_has_not(asked: list[object], capsys: Capture) -> Non
 
 
 def test_options_reach_the_pipeline(asked: list[object], capsys: Capture) -> None:
-    from pipelines.run import Request
+    from pipelines.commands.run import Request
 
     # Folders whose names YAML would take for a number, a comment or a truth value.
     for folder in ("2024", "my #1: photos", "no", "1e5"):

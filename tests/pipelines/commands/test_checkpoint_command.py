@@ -24,8 +24,8 @@ from convnextv2.weights import Evaluation, Metadata, inspect, read
 from pipelines.commands.checkpoint import PLACES
 from pipelines.graph import Outputs, Pipeline, Stage, StageContext, hash_files
 from tests.cluster.checkpoint.fragments import SHAPES
-from tests.pipelines.training.test_consolidate import expected, make_states, of_a_task, same
-from tests.pipelines.user import randomised, run
+from tests.pipelines.commands.user import randomised, run
+from tests.pipelines.training.weights.test_consolidate import expected, make_states, of_a_task, same
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("_own_signals")

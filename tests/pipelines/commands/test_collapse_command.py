@@ -11,7 +11,15 @@ import torch
 
 from convnextv2.weights import Evaluation, Metadata
 from tests.convnextv2.analysis.collapsed import collapse_block
-from tests.pipelines.user import Page, classifier, fcmae, image_of, run, saved, self_contained
+from tests.pipelines.commands.user import (
+    Page,
+    classifier,
+    fcmae,
+    image_of,
+    run,
+    saved,
+    self_contained,
+)
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("_own_signals")

@@ -8,7 +8,7 @@ import pytest
 from convnextv2.data.loading.contact_sheet import CAPTION, MARGIN
 from convnextv2.data.selection import Selection, open_selected
 from convnextv2.data.writing import WriteSettings, write_collection
-from tests.pipelines.user import image_of, run, take_photos
+from tests.pipelines.commands.user import image_of, run, take_photos
 
 pytestmark = pytest.mark.usefixtures("_own_signals")
 SIDE = 32

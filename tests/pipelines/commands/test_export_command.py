@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.pipelines.user import classifier, fcmae, run, saved
+from tests.pipelines.commands.user import classifier, fcmae, run, saved
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("_own_signals")

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from convnextv2.fcmae import FCMAE
 from convnextv2.weights import Evaluation, Metadata
-from tests.pipelines.user import Page, classifier, fcmae, image_of, run, saved, self_contained
+from tests.pipelines.commands.user import (
+    Page,
+    classifier,
+    fcmae,
+    image_of,
+    run,
+    saved,
+    self_contained,
+)
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("_own_signals")

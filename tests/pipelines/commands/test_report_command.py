@@ -17,7 +17,7 @@ from pipelines.runtime.events import EventLog, Point, Start
 from pipelines.runtime.session import Session
 from pipelines.stages import build_stages, stages_of_report
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
-from tests.pipelines.user import Page, run
+from tests.pipelines.commands.user import Page, run
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_own_signals", "_own_store")]

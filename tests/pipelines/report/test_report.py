@@ -19,7 +19,7 @@ from pipelines.report.times import StageRow, duration
 from pipelines.results import Result
 from pipelines.results.classification import accuracies, single_label
 from pipelines.runtime.events import Event, Point, Rejected, Start, Validation
-from tests.pipelines.made_up_run import (
+from tests.pipelines.report.made_up_run import (
     frozen,
     made_up_input,
     made_up_result,

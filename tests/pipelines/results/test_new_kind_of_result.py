@@ -18,13 +18,13 @@ from cluster.checkpoint.publishing import publish
 from cluster.checkpoint.retention import prune
 from cluster.checkpoint.store import step_of, steps
 from convnextv2.data.order.global_order import GlobalOrder
+from pipelines.commands.run import Outcome, closing_words
 from pipelines.config import DataConfig, FinetuneConfig, PipelineConfig
 from pipelines.config.checks import find_conflicts
 from pipelines.graph import Outputs, Pipeline, Stage, StageContext, hash_files
 from pipelines.graph.kinds import KINDS, StageKind
 from pipelines.presets import load_preset
 from pipelines.results import Column, Metric, MetricSpec, Picture, Result, Table, write_result
-from pipelines.run import Outcome, closing_words
 from pipelines.runtime.console import Screen
 from pipelines.runtime.session import Session
 from pipelines.stages import report

@@ -25,14 +25,14 @@ from convnextv2.data.writing import WriteSettings, write_collection
 from convnextv2.tasks import IMAGENET, Normalize
 from convnextv2.tasks.pretrain import PretrainTask
 from pipelines import cli
+from pipelines.commands.run import Request
 from pipelines.config import PipelineConfig
 from pipelines.graph.outline import wanted_stages
 from pipelines.presets import load_preset
-from pipelines.run import Request
 from pipelines.stages import finetune, pretrain
 from pipelines.stages.given_shards import find_shards_conflicts
 from pipelines.training.job import TrainJob
-from pipelines.weights.metadata import metadata_of
+from pipelines.training.weights.metadata import metadata_of
 from tests.convnextv2.data.fixtures.archives import put, tar
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
 from tests.convnextv2.data.pixels.test_bands import written
@@ -245,7 +245,7 @@ def test_a_command_is_not_refused_for_stages_it_does_not_run(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Request] = []
-    monkeypatch.setattr("pipelines.run.run_pipeline", asked.append)
+    monkeypatch.setattr("pipelines.commands.run.run_pipeline", asked.append)
     overrides = " --set ".join([*FEW, *FIVE, "finetune.labels_per_class=3"]).split(" ")
     for command, fine in (("pretrain", True), ("finetune", False), ("report", True)):
         words = [command, "--preset", "demo", "--data", str(shards)]

@@ -15,8 +15,8 @@ from pipelines.graph.outline import outline
 from pipelines.presets import PRESETS, find_preset, load_preset
 from pipelines.stages.data_conflicts import find_data_conflicts
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
+from tests.pipelines.commands.user import Page, run
 from tests.pipelines.stages.toy import BALANCE, RESULT, ConfigWithBalance
-from tests.pipelines.user import Page, run
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("_own_signals", "_own_store")

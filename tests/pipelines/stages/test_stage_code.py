@@ -12,7 +12,7 @@ from pipelines.graph import Stage, code_digest
 from pipelines.graph.closure import Sources
 from pipelines.graph.exempt import EXEMPT
 from pipelines.graph.keys import PACKAGES, installed_sources, name_of
-from pipelines.weights.given import Given
+from pipelines.training.weights.given import Given
 from tests.pipelines.stages.test_stages import everything, shards, stages_of
 
 __all__ = ["shards"]  # The fixture.
@@ -28,7 +28,7 @@ BY_NAME = {
         "convnextv2/kernels/native.cpp",
         "convnextv2/data/decoding/resample.h",
         "pipelines/stages/pretrain.py",
-        "pipelines/training/consolidate.py",
+        "pipelines/training/weights/consolidate.py",
     ],
     "evaluate": [
         "convnextv2/weights/__init__.py",

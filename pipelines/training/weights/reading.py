@@ -13,7 +13,7 @@ from convnextv2 import weights
 from convnextv2.weights import Inspection, Metadata, WeightsError
 from convnextv2.weights.files import Contents
 from convnextv2.weights.folders import is_checkpoint
-from pipelines.training.consolidate import PREFIX
+from pipelines.training.weights.consolidate import PREFIX
 
 # Of a checkpoint: what `part` may be, and its kind in the fragments.
 PARTS = {"ema": EMA_WEIGHT, "weights": WEIGHT}

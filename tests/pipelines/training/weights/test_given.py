@@ -18,12 +18,12 @@ from pipelines.presets import load_preset
 from pipelines.report.tables import MODELS
 from pipelines.stages import build_stages, finetune, pretrain, report
 from pipelines.training.job import TrainJob
-from pipelines.weights.given import COPY, Given, content_digest
+from pipelines.training.weights.given import COPY, Given, content_digest
 from tests.convnextv2.data.fixtures.pictures import CLASSES
 from tests.convnextv2.weights.test_weights_dialects import assert_same
+from tests.pipelines.commands.user import randomised
 from tests.pipelines.stages.jobs import made_up_job
 from tests.pipelines.stages.test_stages import NO_SESSION, PROBE, configured, shards
-from tests.pipelines.user import randomised
 
 __all__ = ["shards"]  # The fixture.
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT, StateFragment
-from pipelines.training import consolidate as module
-from pipelines.training.consolidate import consolidate
+from pipelines.training.weights import consolidate as module
+from pipelines.training.weights.consolidate import consolidate
 from tests.cluster.checkpoint.fragments import SHAPES, States, cut, make_states, write_all
 
 Capture = pytest.CaptureFixture[str]
@@ -108,7 +108,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from cluster.checkpoint.fragment_files import StateFiles
-from pipelines.training import consolidate
+from pipelines.training.weights import consolidate
 torch.set_num_threads(1)
 step, out, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

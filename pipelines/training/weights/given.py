@@ -14,7 +14,7 @@ from convnextv2.weights import Geometry, WeightsError, write
 from convnextv2.weights.folders import files_of, is_checkpoint
 from pipelines.config import ModelConfig, PipelineConfig
 from pipelines.graph import digest_of, hash_files
-from pipelines.weights.reading import inspect
+from pipelines.training.weights.reading import inspect
 
 COPY = "initial.safetensors"
 

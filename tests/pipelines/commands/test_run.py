@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines import run
+from pipelines.commands import run
+from pipelines.commands.run import Outcome, Request, closing_words, run_pipeline
 from pipelines.config.resolve import resolve_file
 from pipelines.graph import Stage, StageContext, StageResult
 from pipelines.presets import load_preset
 from pipelines.results import Result, write_result
 from pipelines.results.classification import accuracies
-from pipelines.run import Outcome, Request, closing_words, run_pipeline
 from pipelines.runtime.events import EventLog, Point
 
 RESULT = Result(metrics=accuracies(500, 750, 1000))

@@ -15,7 +15,7 @@ from pipelines.presets import PRESETS, find_preset, load_preset
 from pipelines.runtime.provenance import version
 
 Capture = pytest.CaptureFixture[str]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text()
 HEAVY = ("torch", "numpy", "numba", "ffcv", "timm", "ray", "deepspeed", "mlflow", "matplotlib")
 

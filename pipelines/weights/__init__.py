@@ -1,1 +1,0 @@
-"""Weight files in pipelines: any that there is as what a stage starts from."""
