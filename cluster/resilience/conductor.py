@@ -1,0 +1,271 @@
+"""The conductor: one group of workers after another, until the work is done.
+
+    assemble agents -> order their children to work -> watch -> done
+          ^                                             | fault, stop
+          +---- note it, end the group's children <-----+
+
+It lives in the driver and knows agents only from afar (`cluster.resilience.crew`), so it works the
+same on Ray and on threads of a test.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cluster.resilience.crew import LOST_SECONDS, Member, Placer, ask_all, look_at
+from cluster.resilience.faults import Budget, Fault, Quarantine
+from cluster.resilience.incidents import Incident
+from cluster.resilience.recovery import Recovery
+from cluster.resilience.watchdog import Limits, overdue, to_blame
+from cluster.workers.messages import Order, Status
+
+TICK_SECONDS = 0.25
+SETTLE_SECONDS = 2.0
+"""After errors of collectives, for the news of the worker that caused them to arrive."""
+ARRIVAL_SECONDS = 5.0
+"""An elastic group starts without those that have not arrived so long after the last one."""
+SAY_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class GroupFailed(RuntimeError):
+    """A group failed in a way that is not mended; the message says how and why not."""
+
+
+class NoRoom(RuntimeError):
+    """The agents that were asked for did not arrive in time."""
+
+
+class Why(Enum):
+    """Why a group that works well is asked to save and leave."""
+
+    LEAVE = "the driver was interrupted"
+    NODE = "a node is about to go"
+    GROW = "there is room for more workers"
+
+
+@dataclass
+class Conductor:
+    """Runs a job on groups of workers.
+
+    Args:
+        placer: Where agents come from.
+        sizes: How many workers a group may have, ascending: the largest that there is room for.
+        stage: A name for messages and incidents.
+        max_failures: Faults of one cause that are mended between two checkpoints.
+        start_timeout: Seconds to wait for agents.
+        use_gpu: Whether a worker has a GPU.
+        limits: When a worker hangs.
+        note: Gets every incident, when it happens and when training goes on.
+        say: Gets a sentence for the screen now and then.
+        tick: Called a few times a second.
+    """
+
+    placer: Placer
+    sizes: Sequence[int]
+    stage: str
+    max_failures: int = 3
+    start_timeout: float = 300.0
+    use_gpu: bool = False
+    limits: Limits = field(default_factory=Limits)
+    note: Callable[[Incident], None] = lambda incident: None
+    say: Callable[[str], None] = lambda sentence: None
+    tick: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self._members: list[Member] = []
+        self._group: list[Member] = []
+        self._generation = 0
+        self._budget = Budget(self.max_failures)
+        self._quarantine = Quarantine()
+        self._recovery: Recovery | None = None
+        self._why: Why | None = None
+
+    def run(self, job: bytes) -> None:
+        """Until the job's function has returned on all workers of a group.
+
+        Raises:
+            GroupFailed: When a fault is not to be mended.
+            NoRoom: When there are not enough agents in time.
+            KeyboardInterrupt: As it came; the workers have saved and left, unless it came twice.
+        """
+        try:
+            while True:
+                self._group = self._assemble()
+                self._order(job)
+                fault = self._watch()
+                if fault is not None:
+                    self._take_down(fault)
+                elif self._why is None:
+                    return
+                elif self._why is Why.LEAVE:
+                    raise KeyboardInterrupt
+                self._why = None
+        finally:
+            for member in self._members:
+                member.agent.dismiss()
+
+    def _assemble(self) -> list[Member]:
+        """Agents for the largest group that is allowed and has room."""
+        began = said = time.monotonic()
+        while True:
+            self._replace_lost()
+            look_at(self._members, TICK_SECONDS)
+            self.tick()
+            here = self._present()
+            size = max((size for size in self.sizes if size <= len(here)), default=0)
+            now = time.monotonic()
+            arrived = max((member.arrived for member in here), default=began)
+            if size == self.sizes[-1] or (size and now - max(arrived, began) > ARRIVAL_SECONDS):
+                return here[:size]
+            lacking = f"waiting for {self.sizes[0] - len(here)} more of {self.sizes[0]} workers"
+            if now - began > self.start_timeout:
+                raise NoRoom(f"{lacking} for {now - began:.0f} s; {self.placer.room()}")
+            if now - said > SAY_SECONDS and not size:
+                self.say(f"{lacking}, {now - began:.0f} s; {self.placer.room()}")
+                said = now
+
+    def _replace_lost(self) -> None:
+        for member in self._members:
+            if member.lost:
+                member.agent.dismiss()
+        self._members = [member for member in self._members if not member.lost]
+        missing = self.sizes[-1] - len(self._members)
+        if missing:
+            avoid = self._quarantine.nodes | self.placer.leaving()
+            self._members += [Member(agent) for agent in self.placer.place(missing, avoid)]
+
+    def _present(self) -> list[Member]:
+        """Members that have arrived where they may stay; those of a node side by side."""
+        leaving = self.placer.leaving()
+        for member in self._members:
+            if member.node in leaving or member.node in self._quarantine.nodes:
+                member.lost = member.lost or "its node is leaving, or fails too often"
+        here = [member for member in self._members if member.site is not None and not member.lost]
+        return sorted(here, key=lambda member: (member.host, member.devices))
+
+    def _order(self, job: bytes) -> None:
+        """Hand every worker of the group its order."""
+        self._generation += 1
+        if self._recovery is not None:
+            self._recovery.assembled(len(self._group))
+        sites = [member.site for member in self._group if member.site is not None]
+        [port] = ask_all([self._group[0].agent.free_port()], LOST_SECONDS)
+        if port is None:
+            self._group[0].lost = "it does not answer"
+            return
+        orders = Order.for_group(sites, port, self._generation, job, use_gpu=self.use_gpu)
+        for member, order in zip(self._group, orders, strict=True):
+            member.start(order)
+
+    def _watch(self) -> Fault | None:
+        """Until the group ends; the fault, or None when it ended well."""
+        while True:
+            try:
+                look_at(self._group, TICK_SECONDS)
+                self.tick()
+                self._ask_to_stop(self._reason_to_stop())
+            except KeyboardInterrupt:
+                if self._why is Why.LEAVE:
+                    raise  # The second: at once.
+                self.say("saving a checkpoint of this step; once more to stop at once")
+                self._ask_to_stop(Why.LEAVE)
+                continue
+            statuses = self._statuses()
+            self._note_progress(statuses)
+            if self._faults():
+                return self._find_fault()
+            if all(status.ended is not None for status in statuses):
+                stopped = any(s.ended is not None and s.ended.how == "stopped" for s in statuses)
+                if not stopped:
+                    self._why = None  # It was done before it heard of stopping.
+                return None
+            if any(overdue(status, self.limits) for status in statuses):
+                return self._find_hang(statuses)
+
+    def _statuses(self) -> list[Status]:
+        return [member.status_in(self._generation) for member in self._group]
+
+    def _faults(self) -> list[Fault]:
+        found = (member.fault(rank, self._generation) for rank, member in enumerate(self._group))
+        return [fault for fault in found if fault is not None]
+
+    def _reason_to_stop(self) -> Why | None:
+        if self._why is not None:
+            return None
+        leaving = self.placer.leaving()
+        if any(member.node in leaving for member in self._group):
+            return Why.NODE
+        if len(self._group) < self.sizes[-1]:
+            idle = [member for member in self._members if member not in self._group]
+            look_at(idle, 0.0)
+            here = len(self._present())
+            if any(len(self._group) < size <= here for size in self.sizes):
+                return Why.GROW
+        return None
+
+    def _ask_to_stop(self, why: Why | None) -> None:
+        if why is not None:
+            self._why = why
+            if why is not Why.LEAVE:
+                self.say(f"{why.value}: saving a checkpoint of this step to go on from")
+            for member in self._group:
+                member.agent.request_stop()
+
+    def _note_progress(self, statuses: Sequence[Status]) -> None:
+        self._budget.progress(max(status.beat.saved for status in statuses))
+        if self._recovery is not None and self._recovery.over(statuses):
+            self.note(self._recovery.incident)
+            self._recovery = None
+
+    def _find_fault(self) -> Fault:
+        """The fault behind what has failed: the others' errors are about the one that is gone."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while all(fault.of_group for fault in self._faults()) and time.monotonic() < deadline:
+            look_at(self._group, TICK_SECONDS)
+        return min(self._faults(), key=lambda fault: fault.weight)
+
+    def _find_hang(self, statuses: Sequence[Status]) -> Fault:
+        rank = to_blame(statuses)
+        stacks = ask_all([member.agent.stacks() for member in self._group], 5.0)
+        beat, suspended = statuses[rank].beat, statuses[rank].suspended
+        how = "suspended by a signal" if suspended else f"{beat.seconds:.0f} s without an end"
+        member = self._group[rank]
+        return Fault(
+            cause="hang",
+            rank=rank,
+            node=member.node,
+            host=member.host,
+            phase=beat.phase,
+            step=beat.step,
+            error=f"hangs in phase {beat.phase!r} after step {beat.step}: {how}",
+            ago=beat.seconds,
+            stacks={rank: text for rank, text in enumerate(stacks) if text},
+        )
+
+    def _take_down(self, fault: Fault) -> None:
+        """Note a fault, and end what is left of its group.
+
+        Raises:
+            GroupFailed: When it is not to be mended.
+        """
+        self._recovery = Recovery.of(
+            fault, self.stage, self._generation, self._statuses(), self._recovery
+        )
+        self.note(self._recovery.incident)
+        log.error("%s\n%s", fault.in_words(), fault.trace)
+        for rank, text in fault.stacks.items():
+            log.error("worker %d was at\n%s", rank, text)
+        ask_all([member.agent.clear() for member in self._group if not member.lost], 10.0)
+        self._recovery.taken_down()
+        why_not = self._budget.why_not(fault)
+        if why_not is not None:
+            raise GroupFailed(f"{fault.in_words()}\n  ({why_not})")
+        self.say(f"{fault.in_words()}; going on from the last checkpoint")
+        if self._quarantine.note(fault):
+            self.say(
+                f"node {fault.host} failed {self._quarantine.after} times: it gets no more work"
+            )

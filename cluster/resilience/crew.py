@@ -1,0 +1,164 @@
+"""The members of a worker group, asked how they stand through their agents, all at a time."""
+
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from cluster.resilience.faults import Cause, Fault
+from cluster.workers.messages import Order, Site, Status
+
+T = TypeVar("T")
+LOST_SECONDS = 10.0
+"""An agent that answers nothing for so long is lost, whatever the cluster thinks of its node."""
+
+
+class AgentLost(RuntimeError):
+    """The agent is gone: its process, its node, or the way to it."""
+
+
+class RemoteAgent(Protocol):
+    """An agent somewhere; calls return at once. Their futures may raise `AgentLost`."""
+
+    def site(self) -> Future[Site]: ...
+    def free_port(self) -> Future[int]: ...
+    def start(self, order: Order) -> Future[None]: ...
+    def status(self, known: Status | None) -> Future[Status]: ...
+    def request_stop(self) -> Future[None]: ...
+    def stacks(self) -> Future[str]: ...
+    def clear(self) -> Future[None]: ...
+
+    def dismiss(self) -> None:
+        """End the agent and what it started; also one that is not there yet, or no longer."""
+
+
+class Placer(Protocol):
+    """Where agents come from."""
+
+    def place(self, count: int, avoid: frozenset[str]) -> Sequence[RemoteAgent]:
+        """Ask for agents on nodes that are not to be avoided; they arrive when there is room."""
+
+    def leaving(self) -> frozenset[str]:
+        """Nodes that have been told to go: preempted, or drained."""
+
+    def room(self) -> str:
+        """What the cluster has, in words."""
+
+
+@dataclass
+class Member:
+    """One worker. `lost` says why its agent is not asked any more."""
+
+    agent: RemoteAgent
+    site: Site | None = None
+    status: Status | None = None
+    lost: str = ""
+    answered: float = field(default_factory=time.monotonic)
+    arrived: float = 0.0
+    _arriving: Future[Site] | None = None
+    _asking: Future[Status] | None = None
+    _starting: Future[None] | None = None
+
+    def __post_init__(self) -> None:
+        self._arriving = self.agent.site()
+
+    @property
+    def node(self) -> str:
+        return "" if self.site is None else self.site.node
+
+    @property
+    def host(self) -> str:
+        return "" if self.site is None else self.site.host
+
+    @property
+    def devices(self) -> str:
+        return "" if self.site is None else self.site.devices
+
+    def start(self, order: Order) -> None:
+        """Hand over an order; what was known of the group before is forgotten."""
+        self.status = self._asking = None
+        self._starting = self.agent.start(order)
+
+    def status_in(self, generation: int) -> Status:
+        """What is known of the child of a generation; at first, nothing."""
+        if self.status is None or self.status.generation != generation:
+            return Status(generation=generation)
+        return self.status
+
+    def fault(self, rank: int, generation: int) -> Fault | None:
+        """What befell this worker of a group, if anything did."""
+        status = self.status_in(generation)
+        ended = status.ended
+        cause: Cause
+        ago = time.monotonic() - self.answered
+        if self.lost:
+            cause, error, trace = "node", self.lost, ""
+        elif ended is not None and ended.how == "raised":
+            cause, error, trace = "error", ended.error, ended.trace
+        elif ended is not None and ended.how == "killed":
+            cause = "memory" if ended.memory else "killed"
+            error, trace = ended.error, ended.trace
+        else:
+            return None
+        return Fault(
+            cause=cause,
+            rank=rank,
+            node=self.node,
+            host=self.host,
+            phase=status.beat.phase,
+            step=status.beat.step,
+            error=error,
+            trace=trace,
+            of_group=ended is not None and ended.of_group,
+            ago=ago + (0.0 if ended is None else ended.ago),
+        )
+
+    def look(self) -> Future[Site] | Future[Status] | None:
+        """Take the answer that has come, and ask again; what to wait for."""
+        if self.lost:
+            return None
+        try:
+            if self.site is None:
+                assert self._arriving is not None
+                if not self._arriving.done():
+                    return self._arriving
+                self.site = self._arriving.result()
+                self.arrived = self.answered = time.monotonic()
+            if self._starting is not None and self._starting.done():
+                self._starting.result()
+                self._starting = None
+            if self._asking is not None and self._asking.done():
+                self.status, self.answered = self._asking.result(), time.monotonic()
+                self._asking = None
+        except AgentLost as error:
+            self.lost = str(error)
+            return None
+        if self._asking is None:
+            self._asking = self.agent.status(self.status)
+        elif time.monotonic() - self.answered > LOST_SECONDS:
+            self.lost = f"no answer for {LOST_SECONDS:.0f} s"
+            return None
+        return self._asking
+
+
+def look_at(members: Iterable[Member], seconds: float) -> None:
+    """Bring every member's status up to date; waits at most `seconds` for something new."""
+    asked: list[Future[Any]] = [
+        future for member in members if (future := member.look()) is not None
+    ]
+    if asked:
+        wait(asked, timeout=seconds, return_when=FIRST_COMPLETED)
+    else:
+        time.sleep(seconds)
+    for member in members:
+        member.look()
+
+
+def ask_all(futures: Sequence[Future[T]], seconds: float) -> list[T | None]:
+    """The answers of those that give one in time; None of the others."""
+    wait(futures, timeout=seconds)
+    return [
+        future.result() if future.done() and future.exception() is None else None
+        for future in futures
+    ]

@@ -1,0 +1,83 @@
+"""A recovery as it goes on: which phase took how long, until the first new step."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cluster.resilience.faults import Fault
+from cluster.resilience.incidents import Incident
+from cluster.workers.messages import Status
+
+LAST = "first step"
+
+
+@dataclass
+class Recovery:
+    """An incident that is not over. Times are of the conductor's monotonic clock."""
+
+    incident: Incident
+    _since: float
+    _steps: int
+
+    @classmethod
+    def of(
+        cls,
+        fault: Fault,
+        stage: str,
+        generation: int,
+        statuses: Sequence[Status],
+        before: "Recovery | None",
+    ) -> "Recovery":
+        """Begins when a fault is noticed; `before` is a recovery that it interrupts.
+
+        What the one before had not made up for, the new one has to.
+        """
+        steps = max(status.beat.step for status in statuses)
+        incident = Incident(
+            id=f"{stage}-{generation}",
+            time=time.time() - fault.ago,
+            stage=stage,
+            generation=generation,
+            cause=fault.cause,
+            rank=fault.rank,
+            node=fault.node,
+            host=fault.host,
+            phase=fault.phase,
+            step=fault.step,
+            error=fault.error,
+            workers=(len(statuses), 0),
+            seconds={"detection": fault.ago},
+            stacks=fault.stacks,
+        )
+        return cls(incident, time.monotonic(), max(steps, -1 if before is None else before._steps))
+
+    def taken_down(self) -> None:
+        self._book("teardown")
+
+    def assembled(self, workers: int) -> None:
+        self._book("placement")
+        self.incident = replace(self.incident, workers=(self.incident.workers[0], workers))
+
+    def over(self, statuses: Sequence[Status]) -> bool:
+        """Whether every worker of the new group has done a step; then the incident is whole."""
+        if not all(LAST in status.milestones for status in statuses):
+            return False
+        slowest = max((status.milestones for status in statuses), key=lambda m: m[LAST])
+        took, before = time.monotonic() - self._since, 0.0
+        # A child that was still importing when its order came began to count late.
+        seconds = {"imports": max(0.0, took - slowest[LAST])}
+        for name, reached in slowest.items():
+            seconds[name], before = reached - before, reached
+        began = max(status.beat.began for status in statuses)
+        self.incident = replace(
+            self.incident,
+            seconds={**self.incident.seconds, **seconds},
+            lost_steps=max(0, self._steps - began),
+            recovered=True,
+        )
+        return True
+
+    def _book(self, phase: str) -> None:
+        now = time.monotonic()
+        seconds = {**self.incident.seconds, phase: now - self._since}
+        self.incident, self._since = replace(self.incident, seconds=seconds), now

@@ -1,0 +1,138 @@
+"""An agent keeps the child of one worker: starts it, watches it, ends it, and has a spare ready.
+
+It imports no PyTorch, so it is there within a second and cannot be pulled down by what a child
+does. Whoever places agents calls its methods from several threads.
+"""
+
+import contextlib
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cluster.workers.messages import Order, Site, Status
+from cluster.workers.process import Child
+
+PATIENCE_SECONDS = 1.0
+"""How long `status` waits for something new."""
+SILENCE_SECONDS = 30.0
+"""An agent that nobody has asked for so long ends its child: another group may be at work."""
+
+
+class Agent:
+    """The agent of one worker.
+
+    Args:
+        site: Where it is.
+        modules: What a child imports before it waits for an order.
+        keep_spare: Have a second child ready once the first has trained a step.
+    """
+
+    def __init__(self, site: Site, modules: tuple[str, ...], *, keep_spare: bool) -> None:
+        self.site, self._modules, self._keep_spare = site, modules, keep_spare
+        self._folder = Path(tempfile.mkdtemp(prefix="convnextv2-agent-"))
+        # The kernel ends a child with the thread that started it, so one thread starts them all.
+        self._starter = ThreadPoolExecutor(1, "starts children")
+        self._changed = threading.Condition()
+        self._child: Child | None = None
+        self._spare: Child | None = None
+        self._asked = time.monotonic()
+        self._generation = 0
+        self._count = 0
+        self._spawn()
+        self._watch = threading.Thread(target=self._end_when_forgotten, daemon=True)
+        self._closed = threading.Event()
+        self._watch.start()
+
+    def free_port(self) -> int:
+        """A port that is free here now, for rank 0's store."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return int(probe.getsockname()[1])
+
+    def start(self, order: Order) -> None:
+        """Hand the order to the child that stands by; one of an older generation is ended."""
+        self.clear()
+        child, self._spare = self._spare or self._spawn(), None
+        if not child.alive:  # It may have been killed while it waited.
+            child.close()
+            child, self._spare = self._spawn(), None
+        self._child, self._generation = child, order.generation
+        child.obey(order)
+
+    def status(self, known: Status | None = None) -> Status:
+        """How it stands; when that is as `known` says, what is new within `PATIENCE_SECONDS`."""
+        self._asked = time.monotonic()
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_new(known), PATIENCE_SECONDS)
+        self._asked = time.monotonic()
+        status = self._status()
+        beat = status.beat
+        if self._keep_spare and self._spare is None and beat.step > beat.began >= 0:
+            self._spawn()
+        return status
+
+    def request_stop(self) -> None:
+        """Ask the child to save and leave at its next step."""
+        if self._child is not None:
+            self._child.page.request_stop()
+
+    def stacks(self) -> str:
+        """Where every thread of the child is."""
+        return "" if self._child is None else self._child.stacks()
+
+    def clear(self) -> None:
+        """End the child, if there is one, and wait until it is gone."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def close(self) -> None:
+        """End everything that was started here."""
+        self._closed.set()
+        self.clear()
+        if self._spare is not None:
+            self._spare.close()
+        self._starter.shutdown()
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._folder)
+
+    def _status(self) -> Status:
+        child, spare = self._child, self._spare
+        ready = spare is not None and spare.ready
+        if child is None:
+            return Status(generation=self._generation, spare=ready)
+        return Status(
+            generation=self._generation,
+            beat=child.page.read(),
+            ended=child.ended(),
+            suspended=child.suspended(),
+            spare=ready,
+            milestones=dict(child.milestones),
+        )
+
+    def _is_new(self, known: Status | None) -> bool:
+        child, spare = self._child, self._spare
+        if known is None or known.generation != self._generation or child is None:
+            return True
+        return (
+            (known.ended is None and child.has_ended)
+            or len(known.milestones) != len(child.milestones)
+            or (spare is not None and spare.ready != known.spare)
+        )
+
+    def _spawn(self) -> Child:
+        self._count += 1
+        folder = self._folder / f"child-{self._count}"
+        self._spare = child = self._starter.submit(
+            Child, folder, self._modules, self._changed
+        ).result()
+        return child
+
+    def _end_when_forgotten(self) -> None:
+        while not self._closed.wait(PATIENCE_SECONDS):
+            if time.monotonic() - self._asked > SILENCE_SECONDS and self._child is not None:
+                self.clear()

@@ -1,0 +1,142 @@
+"""The process of one worker: `python -m cluster.workers.child`, started by an agent.
+
+    import what training needs -> "ready" -> wait for an order -> join the group -> work -> "ended"
+
+It waits with everything imported, so that a group that lost a worker goes on within seconds. Its
+work runs in the main thread. When its agent dies, however that happens, the kernel ends it.
+"""
+
+import argparse
+import ctypes
+import faulthandler
+import importlib
+import json
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import IO
+
+from cluster.workers import current
+from cluster.workers.beacon import Beacon
+from cluster.workers.messages import Order
+
+PR_SET_PDEATHSIG = 1
+GROUP_TIMEOUT = timedelta(seconds=600)
+"""For a collective of a group that nobody watches; the watchdog is quicker."""
+# What gloo says in a plain RuntimeError when the other end is gone.
+GONE = ("gloo/transport", "Connection closed by peer", "Connection reset", "Broken pipe")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--page", type=Path, required=True)
+    parser.add_argument("--stacks", type=Path, required=True)
+    parser.add_argument("--messages", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("modules", nargs="*")
+    args = parser.parse_args()
+    _die_with(args.parent)
+    stacks = args.stacks.open("w")
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    messages = os.fdopen(args.messages, "w", buffering=1)
+    beacon = Beacon.at(args.page)
+    try:
+        for name in args.modules:
+            importlib.import_module(name)
+        messages.write('{"ready": true}\n')
+        beacon.enter("waiting")
+        order: Order = pickle.load(sys.stdin.buffer)
+        obey(order, beacon, messages)
+        ended: dict[str, object] = {"how": "done"}
+    except current.Stopped:
+        ended = {"how": "stopped"}
+    except BaseException as error:
+        text = f"{type(error).__name__}: {str(error).strip()}"
+        trace = traceback.format_exc()
+        ended = {"how": "raised", "error": text, "trace": trace, "of_group": _of_group(error)}
+    beacon.enter("ended")
+    messages.write(json.dumps({"ended": ended}) + "\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Rank 0 has the group's store: it leaves when all have told their end, and so do the others.
+    sys.stdin.buffer.read()
+    # Python's own way out sometimes ends in an abort: DeepSpeed's globals hold groups to the last.
+    os._exit(0)
+
+
+def obey(order: Order, beacon: Beacon, messages: IO[str]) -> None:
+    """Join the group and run the job's function; it raises what that raises."""
+    began = time.monotonic()
+
+    def tell(name: str) -> None:
+        messages.write(json.dumps({"milestone": name, "seconds": time.monotonic() - began}) + "\n")
+
+    current.become(current.CurrentWorker(beacon, tell))
+    beacon.enter("process group")
+    _set_environment(order)
+    import torch
+    import torch.distributed as dist
+
+    if order.use_gpu:
+        torch.cuda.set_device(order.local_rank)
+    dist.init_process_group(
+        "nccl" if order.use_gpu else "gloo",
+        init_method=f"tcp://{order.address}",
+        rank=order.rank,
+        world_size=order.world_size,
+        timeout=GROUP_TIMEOUT,
+    )
+    current.worker().milestone("process group")
+    beacon.enter("start-up")
+    function, argument = pickle.loads(order.job)
+    function(argument)
+
+
+def _set_environment(order: Order) -> None:
+    """As every launcher of PyTorch does; GPUs are chosen before CUDA is touched."""
+    host, _, port = order.address.rpartition(":")
+    os.environ |= {
+        "RANK": str(order.rank),
+        "WORLD_SIZE": str(order.world_size),
+        "LOCAL_RANK": str(order.local_rank),
+        "LOCAL_WORLD_SIZE": str(order.local_world_size),
+        "NODE_RANK": str(order.node_rank),
+        "MASTER_ADDR": host,
+        "MASTER_PORT": port,
+    }
+    if order.use_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = order.devices
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _of_group(error: BaseException) -> bool:
+    """Whether another worker's end is behind it."""
+    dist = sys.modules.get("torch.distributed")
+    kinds = () if dist is None else (dist.DistError,)
+    return any(
+        isinstance(each, kinds)
+        or (isinstance(each, RuntimeError) and any(words in str(each) for words in GONE))
+        for each in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+if __name__ == "__main__":
+    main()

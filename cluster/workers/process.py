@@ -1,0 +1,157 @@
+"""A child as its agent sees it: the process, its page, and what it has told."""
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from cluster.workers.beacon import Page
+from cluster.workers.messages import Ended, Order
+
+STACK_SECONDS = 1.0
+TAIL_BYTES = 4000
+MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
+
+
+class Child:
+    """A process of `cluster.workers.child`.
+
+    Args:
+        folder: Of its own, on this machine.
+        modules: What it imports first.
+        changed: Notified when it is ready, reaches a milestone or ends.
+    """
+
+    def __init__(self, folder: Path, modules: tuple[str, ...], changed: threading.Condition):
+        folder.mkdir()
+        self.page = Page(folder / "page")
+        self.ready = self.has_ended = False
+        self.milestones: dict[str, float] = {}
+        self._output, self._stacks = folder / "output", folder / "stacks"
+        self._changed = changed
+        self._told: Ended | None = None
+        self._ended_at = 0.0
+        self._kills_before = _memory_kills()
+        reading, writing = os.pipe()
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "cluster.workers.child"),
+                    *("--page", str(self.page.path), "--stacks", str(self._stacks)),
+                    *("--messages", str(writing), "--parent", str(os.getpid())),
+                    *modules,
+                ],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=[writing],
+                # Ctrl-C in a terminal is for the driver, which asks workers to save and leave.
+                start_new_session=True,
+            )
+        os.close(writing)
+        self._listener = threading.Thread(
+            target=self._listen, args=(os.fdopen(reading),), daemon=True
+        )
+        self._listener.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def obey(self, order: Order) -> None:
+        """Hand over the order; a child that is still importing reads it later."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # Its end is told by `ended`.
+            pickle.dump(order, self._process.stdin)
+            self._process.stdin.flush()
+
+    def ended(self) -> Ended | None:
+        """How it ended: by its own word, or by the signal that the kernel names."""
+        if not self.has_ended:
+            return None
+        ago = time.monotonic() - self._ended_at
+        if self._told is not None:
+            return replace(self._told, ago=ago)
+        code = self._process.wait()
+        error = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        memory = code == -signal.SIGKILL and _memory_kills() > self._kills_before
+        return Ended(how="killed", error=error, trace=self._tail(), memory=memory, ago=ago)
+
+    def suspended(self) -> bool:
+        """Whether a signal has stopped it."""
+        try:
+            stat = Path(f"/proc/{self._process.pid}/stat").read_text()
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] in "Tt"
+
+    def stacks(self) -> str:
+        """Where its threads are; of one that is suspended there is nothing to learn."""
+        if not self.alive or self.suspended():
+            return ""
+        before = self._stacks.stat().st_size if self._stacks.exists() else 0
+        self._process.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + STACK_SECONDS
+        text = ""
+        while time.monotonic() < deadline:
+            time.sleep(STACK_SECONDS / 10)
+            longer = self._stacks.read_text(errors="replace")[before:]
+            if longer and longer == text:
+                break
+            text = longer
+        return text
+
+    def close(self) -> None:
+        """End it and wait until it is gone."""
+        self._process.kill()
+        self._process.wait()
+        self._listener.join()
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        self.page.close()
+
+    def _listen(self, messages: IO[str]) -> None:
+        with messages:
+            for line in messages:
+                self._hear(json.loads(line))
+        if not self.has_ended:
+            self._process.wait()
+            self._end(None)
+
+    def _hear(self, message: dict[str, object]) -> None:
+        if "ended" in message:
+            self._end(Ended(**message["ended"]))  # type: ignore[arg-type]
+            return
+        with self._changed:
+            if "milestone" in message:
+                self.milestones[str(message["milestone"])] = float(str(message["seconds"]))
+            else:
+                self.ready = True
+            self._changed.notify_all()
+
+    def _end(self, told: Ended | None) -> None:
+        with self._changed:
+            self._told, self._ended_at, self.has_ended = told, time.monotonic(), True
+            self._changed.notify_all()
+
+    def _tail(self) -> str:
+        """The end of what it printed."""
+        return self._output.read_bytes()[-TAIL_BYTES:].decode(errors="replace").strip()
+
+
+def _memory_kills() -> int:
+    """How many processes of this container the kernel has killed for want of memory."""
+    try:
+        words = MEMORY_EVENTS.read_text().split()
+    except OSError:
+        return 0
+    return int(dict(zip(words[::2], words[1::2], strict=True)).get("oom_kill", "0"))

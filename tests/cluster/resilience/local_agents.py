@@ -1,0 +1,100 @@
+"""Agents in this process, each a node of its own, for conductors that need no Ray."""
+
+import pickle
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from cluster.resilience.crew import AgentLost, RemoteAgent
+from cluster.workers.agent import Agent
+from cluster.workers.messages import Order, Site, Status
+
+T = TypeVar("T")
+MODULES = ("torch.distributed", "tests.cluster.resilience.steps")
+
+
+class LocalAgent:
+    """An agent whose calls run in threads. `cut` makes it answer no more, as a lost node would."""
+
+    def __init__(self, number: int, *, keep_spare: bool) -> None:
+        self._pool = ThreadPoolExecutor(4)
+        self.number, self.is_cut = number, False
+        self._agent = self._pool.submit(self._make, number, keep_spare)
+
+    @staticmethod
+    def _make(number: int, keep_spare: bool) -> Agent:
+        return Agent(
+            Site(node=f"node-{number}", host="127.0.0.1", pid=0), MODULES, keep_spare=keep_spare
+        )
+
+    def site(self) -> Future[Site]:
+        return self._call(lambda agent: agent.site)
+
+    def free_port(self) -> Future[int]:
+        return self._call(Agent.free_port)
+
+    def start(self, order: Order) -> Future[None]:
+        return self._call(lambda agent: agent.start(order))
+
+    def status(self, known: Status | None) -> Future[Status]:
+        return self._call(lambda agent: agent.status(known))
+
+    def request_stop(self) -> Future[None]:
+        return self._call(Agent.request_stop)
+
+    def stacks(self) -> Future[str]:
+        return self._call(Agent.stacks)
+
+    def clear(self) -> Future[None]:
+        return self._call(Agent.clear)
+
+    def dismiss(self) -> None:
+        self._agent.result().close()
+        self._pool.shutdown()
+
+    def cut(self) -> None:
+        """As if the node had lost its power."""
+        self.is_cut = True
+        self._agent.result().clear()
+
+    def _call(self, method: Callable[[Agent], T]) -> Future[T]:
+        def call() -> T:
+            if self.is_cut:
+                raise AgentLost("its node died")
+            answer = method(self._agent.result())
+            if self.is_cut:
+                raise AgentLost("its node died")
+            return answer
+
+        return self._pool.submit(call)
+
+
+@dataclass
+class LocalPlacer:
+    """Gives agents while there are nodes left."""
+
+    nodes: int
+    keep_spare: bool = False
+    agents: list[LocalAgent] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)
+    avoided: list[frozenset[str]] = field(default_factory=list)
+
+    def place(self, count: int, avoid: frozenset[str]) -> Sequence[RemoteAgent]:
+        self.avoided.append(avoid)
+        new = [
+            LocalAgent(len(self.agents) + index, keep_spare=self.keep_spare)
+            for index in range(min(count, self.nodes - len(self.agents)))
+        ]
+        self.agents += new
+        return new
+
+    def leaving(self) -> frozenset[str]:
+        return frozenset(self.gone)
+
+    def room(self) -> str:
+        return f"the cluster has {self.nodes} nodes"
+
+
+def job(function: Callable[..., None], argument: object) -> bytes:
+    return pickle.dumps((function, argument))

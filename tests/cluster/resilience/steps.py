@@ -1,0 +1,80 @@
+"""What the workers of these tests run: steps with one collective each, and a file as checkpoint."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from cluster.workers.current import Stopped, worker
+
+
+@dataclass(frozen=True)
+class Steps:
+    """`total` steps with a checkpoint every `every`; `fault` befalls `rank` before step `at`, once.
+
+    Every step adds one line to a log of its rank: whoever reads it sees what was done twice.
+    """
+
+    folder: Path
+    total: int = 20
+    every: int = 5
+    fault: str = ""
+    rank: int = 1
+    at: int = 12
+    often: int = 1
+    pause: float = 0.02
+
+
+def run(steps: Steps) -> None:
+    rank, here = dist.get_rank(), worker()
+    checkpoint = steps.folder / "checkpoint"
+    step = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    here.beacon.began = step
+    here.beacon.stepped(step)
+    here.milestone("weights")
+    while step < steps.total:
+        fail(steps, rank, step)
+        here.beacon.enter("step", usual=0.1)
+        wanted = torch.tensor([float(here.beacon.stop_requested), 1.0])
+        dist.all_reduce(wanted)
+        time.sleep(steps.pause)
+        step += 1
+        here.beacon.stepped(step)
+        here.milestone("first step")
+        with (steps.folder / f"steps-{rank}").open("a") as file:
+            file.write(f"{step} {dist.get_world_size()}\n")
+        if step % steps.every == 0 or wanted[0] > 0:
+            if rank == 0:
+                checkpoint.with_suffix(".new").write_text(str(step))
+                checkpoint.with_suffix(".new").replace(checkpoint)
+            dist.barrier()
+            here.beacon.saved = step
+            here.beacon.show()
+        if wanted[0] > 0:
+            raise Stopped
+
+
+def fail(steps: Steps, rank: int, step: int) -> None:
+    if not steps.fault or rank != steps.rank or step != steps.at:
+        return
+    marks = list(steps.folder.glob("fired-*"))
+    if len(marks) >= steps.often:
+        return
+    (steps.folder / f"fired-{len(marks)}").touch()
+    if steps.fault == "sigkill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif steps.fault == "sigstop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif steps.fault == "raise":
+        raise KeyError("no such photograph")
+    elif steps.fault == "exit":
+        os._exit(3)
+    elif steps.fault == "hang":
+        worker().beacon.enter("step", usual=0.1)
+        time.sleep(1000)
+    else:
+        raise AssertionError(steps.fault)
