@@ -1,29 +1,29 @@
 """Ray: connecting to a cluster, or starting one on this machine, and running worker groups on it.
 
-This and `cluster.tasks` are the only files that import Ray. A worker group runs one function on
-every worker inside a ready process group; when a worker dies, Ray ends the group and enters the
-function again on a new one. What to resume from is the function's business (`cluster.checkpoint`).
+This, `cluster.agents` and `cluster.tasks` are the only files that import Ray. A worker group runs
+one function on every worker inside a ready process group; Ray places an agent for each, and the
+conductor (`cluster.resilience.conductor`) has them begin again when one is lost. What to go on from
+is the function's business (`cluster.checkpoint`).
 """
 
 import logging
 import os
-import shutil
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from cluster.agents import RayPlacer
 from cluster.placement import ClusterError, Placement, check_answers
 from cluster.ray_start import reason, signals_kept, start_with_retry
+from cluster.resilience.conductor import Conductor, GroupFailed, NoRoom
+from cluster.resilience.incidents import Incident
+from cluster.resilience.watchdog import Limits
 from cluster.tasks import run_tasks
 
 __all__ = ["Cluster", "ClusterError", "Placement"]
 
 POLL_SECONDS = 0.25
-LEAK_SECONDS = 5.0
-PROCESS_GROUP_TIMEOUT_SECONDS = 600
 
 Job = TypeVar("Job")
 Item = TypeVar("Item")
@@ -79,33 +79,50 @@ class Cluster:
         job: Job,
         *,
         name: str,
-        storage: Path,
+        sizes: Sequence[int] | None = None,
+        modules: tuple[str, ...] = (),
+        limits: Limits | None = None,
         while_waiting: Callable[[], None] = lambda: None,
+        note: Callable[[Incident], None] = lambda incident: None,
+        say: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         """Run `work(job)` on every worker until it returns on all of them.
 
-        `work` is a function of a module, and `job` is pickled on its way. `storage` is a folder all
-        workers share. `while_waiting` is called a few times a second in this thread, so that
-        Ctrl-C arrives here and not in Ray's handler.
+        Args:
+            work: A function of a module. What it goes on from after a fault is its own business.
+            job: Pickled on its way.
+            name: For messages and incidents.
+            sizes: How many workers there may be, ascending; `placement.num_workers` by default.
+            modules: Imported by the workers before there is anything to do.
+            limits: When a worker hangs.
+            while_waiting: Called a few times a second, in this thread.
+            note: Gets every incident, when it happens and when training goes on.
+            say: Gets sentences for the screen.
 
         Raises:
-            ClusterError: When the group failed more often than allowed.
+            ClusterError: When the group failed more often than allowed, or found no room.
+            KeyboardInterrupt: When it came; the workers have saved and left.
         """
-        outcome: list[BaseException] = []
-        waiter = threading.Thread(
-            target=self._fit, args=(work, job, name, storage, outcome), daemon=True
+        from ray import cloudpickle
+
+        conductor = Conductor(
+            RayPlacer(self.placement, (work.__module__, *modules)),
+            sizes or [self.placement.num_workers],
+            stage=name,
+            max_failures=self.placement.max_failures,
+            start_timeout=self.placement.start_timeout_seconds,
+            use_gpu=self.placement.use_gpu,
+            limits=limits or Limits(),
+            note=note,
+            say=say,
+            tick=while_waiting,
         )
-        waiter.start()
-        looked = time.monotonic()
-        while waiter.is_alive():
-            while_waiting()
-            if time.monotonic() > looked + LEAK_SECONDS:
-                _remove_leaked_placement_groups()
-                looked = time.monotonic()
-            waiter.join(POLL_SECONDS)
-        while_waiting()
-        if outcome:
-            raise ClusterError.of_group(outcome[0]) from outcome[0]
+        try:
+            conductor.run(cloudpickle.dumps((work, job)))
+        except GroupFailed as error:
+            raise ClusterError(f"the worker group failed for good:\n  {error}") from error
+        except NoRoom as error:
+            raise ClusterError(str(error)) from error
 
     def map(
         self,
@@ -136,56 +153,6 @@ class Cluster:
             where = f"the Ray cluster at {address}"
             raise ClusterError(f"cannot connect to {where}: {reason(error)}") from error
 
-    def _fit(
-        self,
-        work: Callable[[Job], None],
-        job: Job,
-        name: str,
-        storage: Path,
-        outcome: list[BaseException],
-    ) -> None:
-        import ray
-        from ray.exceptions import RayActorError
-
-        for chances in range(self.placement.max_failures, -1, -1):
-            try:
-                self._fit_once(work, job, name, storage)
-                return
-            except BaseException as error:
-                # Ray restarts a group when a worker dies, but not while the group is starting.
-                died = isinstance(getattr(error, "controller_failure", None), RayActorError)
-                if not (died and chances and ray.is_initialized()):
-                    outcome.append(error)
-                    return
-
-    def _fit_once(self, work: Callable[[Job], None], job: Job, name: str, storage: Path) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        def enter(config: dict[str, Job]) -> None:  # Ray hands over nothing but a dictionary.
-            work(config["job"])
-
-        # A fresh name: Ray keeps state under it, and resuming is our own matter.
-        name = f"{name}-{time.time_ns():x}"
-        try:
-            TorchTrainer(
-                enter,
-                train_loop_config={"job": job},
-                torch_config=TorchConfig(timeout_s=PROCESS_GROUP_TIMEOUT_SECONDS),
-                scaling_config=ScalingConfig(
-                    num_workers=self.placement.num_workers,
-                    use_gpu=self.placement.use_gpu,
-                    resources_per_worker=self.placement.worker_resources,
-                ),
-                run_config=RunConfig(
-                    name=name,
-                    storage_path=str(storage.resolve()),
-                    failure_config=FailureConfig(max_failures=self.placement.max_failures),
-                ),
-            ).fit()
-        finally:
-            shutil.rmtree(storage / name, ignore_errors=True)
-
     def _await_resources(self, where: str) -> None:
         """Wait until the cluster has room for the group; a full one would leave it pending."""
         import ray
@@ -205,21 +172,3 @@ class Cluster:
                     f"need {lacking}. Is another job using it? Lower cluster.num_workers, or wait."
                 )
             time.sleep(POLL_SECONDS)
-
-
-def _remove_leaked_placement_groups() -> None:
-    """Remove the placement groups of worker groups that died while they were starting.
-
-    Ray 2.60 leaves them behind, and the next group would wait for their resources for ever. A job
-    has one worker group at a time, so when one is pending, those of all others are leaks.
-    """
-    import ray
-    from ray.util.placement_group import PlacementGroup, placement_group_table
-
-    job = ray.get_runtime_context().get_job_id()
-    states = {k: v["state"] for k, v in placement_group_table().items() if k.endswith(job)}
-    if "PENDING" in states.values():
-        for key, state in states.items():
-            if state not in {"PENDING", "REMOVED"}:
-                group = PlacementGroup(ray.PlacementGroupID.from_hex(key))
-                ray.util.remove_placement_group(group)

@@ -4,7 +4,7 @@ import ctypes
 import os
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -35,25 +35,14 @@ def give_back_freed_memory() -> None:
 class ClusterError(RuntimeError):
     """The cluster cannot be used, or a worker group failed for good; the message says why."""
 
-    @classmethod
-    def of_group(cls, error: BaseException) -> Self:
-        """What each worker raised, without the text that Ray puts around it."""
-        failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-        if not failures:
-            return cls(f"the worker group failed: {error}")
-        lines = []
-        for rank, failure in sorted(failures.items()):
-            cause = getattr(failure, "cause", None) or failure.__cause__ or failure
-            lines.append(f"worker {rank}: {type(cause).__name__}: {str(cause).strip()}")
-        return cls("the worker group failed for good:\n  " + "\n  ".join(dict.fromkeys(lines)))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """What a worker group needs.
 
     `address` names a running cluster ("auto", "host:port"); None starts one on this machine,
-    unless the environment has RAY_ADDRESS. `max_failures` bounds how often a group is restarted.
+    unless the environment has RAY_ADDRESS. `max_failures` bounds how often a fault of one cause is
+    mended between two checkpoints; `warm_spare` keeps a second process of each worker ready.
     """
 
     num_workers: int
@@ -62,6 +51,7 @@ class Placement:
     max_failures: int = 3
     address: str | None = None
     dashboard_port: int | None = None
+    warm_spare: bool = False
     start_timeout_seconds: float = 300.0
 
     @property

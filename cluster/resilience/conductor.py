@@ -27,6 +27,7 @@ SETTLE_SECONDS = 2.0
 ARRIVAL_SECONDS = 5.0
 """An elastic group starts without those that have not arrived so long after the last one."""
 SAY_SECONDS = 5.0
+CLOSE_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +106,7 @@ class Conductor:
                     raise KeyboardInterrupt
                 self._why = None
         finally:
-            for member in self._members:
-                member.agent.dismiss()
+            self._dismiss(self._members)
 
     def _assemble(self) -> list[Member]:
         """Agents for the largest group that is allowed and has room."""
@@ -129,14 +129,18 @@ class Conductor:
                 said = now
 
     def _replace_lost(self) -> None:
-        for member in self._members:
-            if member.lost:
-                member.agent.dismiss()
+        lost = [member for member in self._members if member.lost]
+        self._dismiss(lost)
         self._members = [member for member in self._members if not member.lost]
         missing = self.sizes[-1] - len(self._members)
         if missing:
             avoid = self._quarantine.nodes | self.placer.leaving()
             self._members += [Member(agent) for agent in self.placer.place(missing, avoid)]
+
+    def _dismiss(self, members: Sequence[Member]) -> None:
+        ask_all([member.agent.close() for member in members if not member.lost], CLOSE_SECONDS)
+        for member in members:
+            member.agent.dismiss()
 
     def _present(self) -> list[Member]:
         """Members that have arrived where they may stay; those of a node side by side."""
@@ -259,7 +263,7 @@ class Conductor:
         log.error("%s\n%s", fault.in_words(), fault.trace)
         for rank, text in fault.stacks.items():
             log.error("worker %d was at\n%s", rank, text)
-        ask_all([member.agent.clear() for member in self._group if not member.lost], 10.0)
+        ask_all([member.agent.clear() for member in self._group if not member.lost], CLOSE_SECONDS)
         self._recovery.taken_down()
         why_not = self._budget.why_not(fault)
         if why_not is not None:

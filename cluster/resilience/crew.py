@@ -29,8 +29,10 @@ class RemoteAgent(Protocol):
     def stacks(self) -> Future[str]: ...
     def clear(self) -> Future[None]: ...
 
+    def close(self) -> Future[None]: ...
+
     def dismiss(self) -> None:
-        """End the agent and what it started; also one that is not there yet, or no longer."""
+        """Give its place back at once; also that of one that is not there yet, or no longer."""
 
 
 class Placer(Protocol):

@@ -4,14 +4,10 @@ It imports no PyTorch, so it is there within a second and cannot be pulled down 
 does. Whoever places agents calls its methods from several threads.
 """
 
-import contextlib
-import shutil
 import socket
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from cluster.workers.messages import Order, Site, Status
 from cluster.workers.process import Child
@@ -32,8 +28,7 @@ class Agent:
     """
 
     def __init__(self, site: Site, modules: tuple[str, ...], *, keep_spare: bool) -> None:
-        self.site, self._modules, self._keep_spare = site, modules, keep_spare
-        self._folder = Path(tempfile.mkdtemp(prefix="convnextv2-agent-"))
+        self._site, self._modules, self._keep_spare = site, modules, keep_spare
         # The kernel ends a child with the thread that started it, so one thread starts them all.
         self._starter = ThreadPoolExecutor(1, "starts children")
         self._changed = threading.Condition()
@@ -41,11 +36,13 @@ class Agent:
         self._spare: Child | None = None
         self._asked = time.monotonic()
         self._generation = 0
-        self._count = 0
         self._spawn()
         self._watch = threading.Thread(target=self._end_when_forgotten, daemon=True)
         self._closed = threading.Event()
         self._watch.start()
+
+    def site(self) -> Site:
+        return self._site
 
     def free_port(self) -> int:
         """A port that is free here now, for rank 0's store."""
@@ -97,8 +94,6 @@ class Agent:
         if self._spare is not None:
             self._spare.close()
         self._starter.shutdown()
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._folder)
 
     def _status(self) -> Status:
         child, spare = self._child, self._spare
@@ -125,12 +120,8 @@ class Agent:
         )
 
     def _spawn(self) -> Child:
-        self._count += 1
-        folder = self._folder / f"child-{self._count}"
-        self._spare = child = self._starter.submit(
-            Child, folder, self._modules, self._changed
-        ).result()
-        return child
+        self._spare = self._starter.submit(Child, self._modules, self._changed).result()
+        return self._spare
 
     def _end_when_forgotten(self) -> None:
         while not self._closed.wait(PATIENCE_SECONDS):

@@ -5,10 +5,10 @@ suspended. A file that both have mapped costs no system call.
 """
 
 import mmap
+import os
 import struct
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from cluster.workers.messages import Beat
 
@@ -34,11 +34,10 @@ class Beacon:
     _turn: int = 0
 
     @classmethod
-    def at(cls, path: Path | None) -> "Beacon":
-        if path is None:
-            return cls(mmap.mmap(-1, SIZE), since=time.monotonic())
-        with path.open("r+b") as file:
-            beacon = cls(mmap.mmap(file.fileno(), SIZE), since=time.monotonic())
+    def on(cls, descriptor: int | None) -> "Beacon":
+        """On the page that an agent has handed over as an open file; None is for nobody."""
+        page = mmap.mmap(-1 if descriptor is None else descriptor, SIZE)
+        beacon = cls(page, since=time.monotonic())
         beacon.show()
         return beacon
 
@@ -71,13 +70,12 @@ class Beacon:
 
 
 class Page:
-    """The agent's side."""
+    """The agent's side, on a file in memory: nothing is left behind, however it ends."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.write_bytes(bytes(SIZE))
-        with path.open("r+b") as file:
-            self._page = mmap.mmap(file.fileno(), SIZE)
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("page")
+        os.truncate(self.descriptor, SIZE)
+        self._page = mmap.mmap(self.descriptor, SIZE)
 
     def read(self) -> Beat:
         """Where the child is; if it was suspended in the middle of a write, as far as it came."""
@@ -104,4 +102,4 @@ class Page:
 
     def close(self) -> None:
         self._page.close()
-        self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)

@@ -19,7 +19,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import IO
 
 from cluster.workers import current
@@ -35,17 +34,14 @@ GONE = ("gloo/transport", "Connection closed by peer", "Connection reset", "Brok
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--page", type=Path, required=True)
-    parser.add_argument("--stacks", type=Path, required=True)
-    parser.add_argument("--messages", type=int, required=True)
-    parser.add_argument("--parent", type=int, required=True)
+    for name in ("--page", "--stacks", "--messages", "--parent"):
+        parser.add_argument(name, type=int, required=True)
     parser.add_argument("modules", nargs="*")
     args = parser.parse_args()
     _die_with(args.parent)
-    stacks = args.stacks.open("w")
-    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    faulthandler.register(signal.SIGUSR1, file=args.stacks, all_threads=True)
     messages = os.fdopen(args.messages, "w", buffering=1)
-    beacon = Beacon.at(args.page)
+    beacon = Beacon.on(args.page)
     try:
         for name in args.modules:
             importlib.import_module(name)
@@ -60,7 +56,6 @@ def main() -> None:
         text = f"{type(error).__name__}: {str(error).strip()}"
         trace = traceback.format_exc()
         ended = {"how": "raised", "error": text, "trace": trace, "of_group": _of_group(error)}
-    beacon.enter("ended")
     messages.write(json.dumps({"ended": ended}) + "\n")
     sys.stdout.flush()
     sys.stderr.flush()

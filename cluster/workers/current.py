@@ -27,7 +27,7 @@ class CurrentWorker:
             self._send(name)
 
 
-_worker = CurrentWorker(Beacon.at(None))
+_worker = CurrentWorker(Beacon.on(None))
 
 
 def worker() -> CurrentWorker:

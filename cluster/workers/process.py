@@ -25,37 +25,40 @@ class Child:
     """A process of `cluster.workers.child`.
 
     Args:
-        folder: Of its own, on this machine.
         modules: What it imports first.
         changed: Notified when it is ready, reaches a milestone or ends.
     """
 
-    def __init__(self, folder: Path, modules: tuple[str, ...], changed: threading.Condition):
-        folder.mkdir()
-        self.page = Page(folder / "page")
+    def __init__(self, modules: tuple[str, ...], changed: threading.Condition):
+        self.page = Page()
         self.ready = self.has_ended = False
         self.milestones: dict[str, float] = {}
-        self._output, self._stacks = folder / "output", folder / "stacks"
+        # Files in memory: nothing is left behind, however this ends.
+        self._output, self._stacks = os.memfd_create("output"), os.memfd_create("stacks")
         self._changed = changed
         self._told: Ended | None = None
         self._ended_at = 0.0
         self._kills_before = _memory_kills()
         reading, writing = os.pipe()
-        with self._output.open("wb") as output:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "cluster.workers.child"),
-                    *("--page", str(self.page.path), "--stacks", str(self._stacks)),
-                    *("--messages", str(writing), "--parent", str(os.getpid())),
-                    *modules,
-                ],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                pass_fds=[writing],
-                # Ctrl-C in a terminal is for the driver, which asks workers to save and leave.
-                start_new_session=True,
-            )
+        handed = {
+            "--page": self.page.descriptor,
+            "--stacks": self._stacks,
+            "--messages": writing,
+        }
+        arguments = {**handed, "--parent": os.getpid()}
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "cluster.workers.child"),
+                *(str(word) for pair in arguments.items() for word in pair),
+                *modules,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            pass_fds=tuple(handed.values()),
+            # Ctrl-C in a terminal is for the driver, which asks workers to save and leave.
+            start_new_session=True,
+        )
         os.close(writing)
         self._listener = threading.Thread(
             target=self._listen, args=(os.fdopen(reading),), daemon=True
@@ -82,8 +85,10 @@ class Child:
             return replace(self._told, ago=ago)
         code = self._process.wait()
         error = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        printed = os.fstat(self._output).st_size
+        trace = _end_of(self._output, max(0, printed - TAIL_BYTES))
         memory = code == -signal.SIGKILL and _memory_kills() > self._kills_before
-        return Ended(how="killed", error=error, trace=self._tail(), memory=memory, ago=ago)
+        return Ended(how="killed", error=error, trace=trace, memory=memory, ago=ago)
 
     def suspended(self) -> bool:
         """Whether a signal has stopped it."""
@@ -97,13 +102,13 @@ class Child:
         """Where its threads are; of one that is suspended there is nothing to learn."""
         if not self.alive or self.suspended():
             return ""
-        before = self._stacks.stat().st_size if self._stacks.exists() else 0
+        before = os.fstat(self._stacks).st_size
         self._process.send_signal(signal.SIGUSR1)
         deadline = time.monotonic() + STACK_SECONDS
         text = ""
         while time.monotonic() < deadline:
             time.sleep(STACK_SECONDS / 10)
-            longer = self._stacks.read_text(errors="replace")[before:]
+            longer = _end_of(self._stacks, before)
             if longer and longer == text:
                 break
             text = longer
@@ -118,6 +123,8 @@ class Child:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
         self.page.close()
+        os.close(self._output)
+        os.close(self._stacks)
 
     def _listen(self, messages: IO[str]) -> None:
         with messages:
@@ -143,9 +150,11 @@ class Child:
             self._told, self._ended_at, self.has_ended = told, time.monotonic(), True
             self._changed.notify_all()
 
-    def _tail(self) -> str:
-        """The end of what it printed."""
-        return self._output.read_bytes()[-TAIL_BYTES:].decode(errors="replace").strip()
+
+def _end_of(descriptor: int, start: int) -> str:
+    """What an open file holds from `start` on; its writer's place stays."""
+    size = os.fstat(descriptor).st_size
+    return os.pread(descriptor, max(0, size - start), start).decode(errors="replace").strip()
 
 
 def _memory_kills() -> int:

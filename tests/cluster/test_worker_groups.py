@@ -94,7 +94,6 @@ def test_every_worker_runs_in_one_group(cluster: Cluster, tmp_path: Path) -> Non
         meet,
         tmp_path,
         name="meet",
-        storage=tmp_path / "ray",
         while_waiting=lambda: looks.append(len(list(tmp_path.glob("worker-*")))),
     )
     first, second = ((tmp_path / f"worker-{rank}").read_text() for rank in (0, 1))
@@ -106,12 +105,11 @@ def test_every_worker_runs_in_one_group(cluster: Cluster, tmp_path: Path) -> Non
     assert len({pid0, pid1, os.getpid()}) == 3
     assert looks[0] == 0, "while_waiting is called while the workers start"
     assert looks[-1] == 2, "and once more when they are done"
-    assert list((tmp_path / "ray").iterdir()) == [], "Ray's own state of a run is not kept"
 
 
 @pytest.mark.slow
 def test_cpu_workers_keep_the_memory_of_freed_tensors(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.run(keep_pages, tmp_path, name="keep", storage=tmp_path / "ray")
+    cluster.run(keep_pages, tmp_path, name="keep")
     most, last = map(int, (tmp_path / "faults-0").read_text().split())
     assert most > 0
     assert last < 10  # 12,000 small pages, or 24 huge ones, if it came from the kernel again
@@ -121,7 +119,7 @@ def test_cpu_workers_keep_the_memory_of_freed_tensors(cluster: Cluster, tmp_path
 def test_an_exception_names_rank_type_and_message(cluster: Cluster, tmp_path: Path) -> None:
     once = Cluster(replace(cluster.placement, max_failures=0))
     with pytest.raises(ClusterError) as info:
-        once.run(fail_on_the_second, tmp_path, name="fail", storage=tmp_path / "ray")
+        once.run(fail_on_the_second, tmp_path, name="fail")
     assert str(info.value).splitlines() == [
         "the worker group failed for good:",
         "  worker 1: KeyError: 'no such photograph'",
@@ -132,7 +130,7 @@ def test_an_exception_names_rank_type_and_message(cluster: Cluster, tmp_path: Pa
 @pytest.mark.soak
 def test_after_a_sigkill_the_group_starts_over(cluster: Cluster, tmp_path: Path) -> None:
     twice = Cluster(replace(cluster.placement, max_failures=2))
-    twice.run(die_twice, tmp_path, name="die", storage=tmp_path / "ray")
+    twice.run(die_twice, tmp_path, name="die")
     assert {path.name for path in tmp_path.glob("killed*")} == {"killed at once", "killed later"}
     assert (tmp_path / "entered-1").read_text() == "xxx"
     assert [(tmp_path / f"finished-{rank}").read_text() for rank in (0, 1)] == ["[0, 1]"] * 2
@@ -143,6 +141,6 @@ def test_a_death_while_the_group_starts_leaves_room_for_the_next(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """Ray leaks the placement group of such a group; without its room the next waits forever."""
-    cluster.run(leave_rank, DeadlyParcel(tmp_path), name="parcel", storage=tmp_path / "ray")
-    names = {path.name for path in tmp_path.iterdir()} - {"ray"}
+    cluster.run(leave_rank, DeadlyParcel(tmp_path), name="parcel")
+    names = {path.name for path in tmp_path.iterdir()}
     assert names == {"killed while unpacking", "finished-0", "finished-1"}

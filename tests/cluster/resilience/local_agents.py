@@ -29,7 +29,7 @@ class LocalAgent:
         )
 
     def site(self) -> Future[Site]:
-        return self._call(lambda agent: agent.site)
+        return self._call(Agent.site)
 
     def free_port(self) -> Future[int]:
         return self._call(Agent.free_port)
@@ -49,14 +49,16 @@ class LocalAgent:
     def clear(self) -> Future[None]:
         return self._call(Agent.clear)
 
+    def close(self) -> Future[None]:
+        return self._call(Agent.close)
+
     def dismiss(self) -> None:
-        self._agent.result().close()
         self._pool.shutdown()
 
     def cut(self) -> None:
         """As if the node had lost its power."""
         self.is_cut = True
-        self._agent.result().clear()
+        self._agent.result().close()
 
     def _call(self, method: Callable[[Agent], T]) -> Future[T]:
         def call() -> T:

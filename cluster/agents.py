@@ -1,0 +1,131 @@
+"""Agents on Ray: an actor for every worker, which asks for the worker's CPUs and GPU."""
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from cluster.placement import Placement
+from cluster.ray_start import reason
+from cluster.resilience.crew import AgentLost
+from cluster.workers.agent import Agent
+from cluster.workers.messages import Order, Site, Status
+
+LEAVING_SECONDS = 1.0
+CALLS = 8
+"""That an agent answers at a time: `status` waits while others are made."""
+
+
+class PlacedAgent(Agent):
+    """An agent that learns from Ray where it is."""
+
+    def __init__(self, modules: tuple[str, ...], *, keep_spare: bool) -> None:
+        import ray
+
+        context = ray.get_runtime_context()
+        site = Site(
+            node=context.get_node_id(),
+            host=ray.util.get_node_ip_address(),
+            pid=os.getpid(),
+            devices=",".join(context.get_accelerator_ids().get("GPU", [])),
+        )
+        super().__init__(site, modules, keep_spare=keep_spare)
+
+
+class RayAgent:
+    """An actor as the conductor sees it; it may still wait for a place."""
+
+    def __init__(
+        self, placement: Placement, modules: tuple[str, ...], avoid: frozenset[str]
+    ) -> None:
+        import ray
+
+        resources = placement.worker_resources
+        elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"} if avoid else None
+        self._actor = (
+            ray.remote(PlacedAgent)
+            .options(
+                num_cpus=resources["CPU"],
+                num_gpus=resources.get("GPU", 0),
+                max_concurrency=CALLS,
+                label_selector=elsewhere,
+            )
+            .remote(modules, keep_spare=placement.warm_spare)
+        )
+
+    def site(self) -> Future[Site]:
+        return _answer(self._actor.site.remote())
+
+    def free_port(self) -> Future[int]:
+        return _answer(self._actor.free_port.remote())
+
+    def start(self, order: Order) -> Future[None]:
+        return _answer(self._actor.start.remote(order))
+
+    def status(self, known: Status | None) -> Future[Status]:
+        return _answer(self._actor.status.remote(known))
+
+    def request_stop(self) -> Future[None]:
+        return _answer(self._actor.request_stop.remote())
+
+    def stacks(self) -> Future[str]:
+        return _answer(self._actor.stacks.remote())
+
+    def clear(self) -> Future[None]:
+        return _answer(self._actor.clear.remote())
+
+    def close(self) -> Future[None]:
+        return _answer(self._actor.close.remote())
+
+    def dismiss(self) -> None:
+        import ray
+
+        ray.kill(self._actor)
+
+
+class RayPlacer:
+    """Places agents on the cluster that this process is connected to."""
+
+    def __init__(self, placement: Placement, modules: tuple[str, ...]) -> None:
+        self._placement, self._modules = placement, modules
+        self._leaving: frozenset[str] = frozenset()
+        self._looked = float("-inf")
+
+    def place(self, count: int, avoid: frozenset[str]) -> Sequence[RayAgent]:
+        return [RayAgent(self._placement, self._modules, avoid) for _ in range(count)]
+
+    def leaving(self) -> frozenset[str]:
+        import ray
+
+        if time.monotonic() - self._looked > LEAVING_SECONDS:
+            # Ray Train's own watcher asks for it in this way; there is no public one.
+            self._leaving = frozenset(ray._private.state.state.get_draining_nodes())
+            self._looked = time.monotonic()
+        return self._leaving
+
+    def room(self) -> str:
+        import ray
+
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        there, free = ray.cluster_resources(), ray.available_resources()
+        has = ", ".join(
+            f"{there.get(name, 0):g} {name} ({free.get(name, 0):g} free)"
+            for name in self._placement.worker_resources
+        )
+        return f"the cluster has {nodes} nodes, {has}"
+
+
+def _answer(ref: Any) -> Future[Any]:
+    """The future of a call. Whatever Ray reports, the agent cannot be relied on any more."""
+    answer: Future[Any] = Future()
+
+    def take(source: Future[Any]) -> None:
+        error = source.exception()
+        if error is None:
+            answer.set_result(source.result())
+        else:
+            answer.set_exception(AgentLost(reason(error)))
+
+    ref.future().add_done_callback(take)
+    return answer
