@@ -37,6 +37,15 @@ def micro_batch_sizes(global_batch_size: int, world_size: int) -> list[int]:
     return [] if rest else [size for size in range(per_worker, 0, -1) if per_worker % size == 0]
 
 
+def group_sizes(global_batch_size: int, micro_batch_size: int, least: int, most: int) -> list[int]:
+    """Numbers of workers from `least` to `most` that can share the batch, ascending."""
+    return [
+        size
+        for size in range(least, most + 1)
+        if global_batch_size % (micro_batch_size * size) == 0
+    ]
+
+
 def _what_would_work(batch_layout: BatchLayout) -> str:
     sizes = micro_batch_sizes(batch_layout.global_batch_size, batch_layout.world_size)
     if sizes:

@@ -92,7 +92,7 @@ class Cluster:
             work: A function of a module. What it goes on from after a fault is its own business.
             job: Pickled on its way.
             name: For messages and incidents.
-            sizes: How many workers there may be, ascending; `placement.num_workers` by default.
+            sizes: How many workers there may be, ascending; all that `placement` allows by default.
             modules: Imported by the workers before there is anything to do.
             limits: When a worker hangs.
             while_waiting: Called a few times a second, in this thread.
@@ -107,7 +107,7 @@ class Cluster:
 
         conductor = Conductor(
             RayPlacer(self.placement, (work.__module__, *modules)),
-            sizes or [self.placement.num_workers],
+            sizes or self.placement.sizes,
             stage=name,
             max_failures=self.placement.max_failures,
             start_timeout=self.placement.start_timeout_seconds,
@@ -160,7 +160,7 @@ class Cluster:
         deadline = time.monotonic() + self.placement.start_timeout_seconds
         while True:
             free = ray.available_resources()
-            short = {k: v for k, v in self.placement.resources.items() if free.get(k, 0) < v}
+            short = {k: v for k, v in self.placement.least_resources.items() if free.get(k, 0) < v}
             if not short:
                 return
             if time.monotonic() > deadline:
@@ -168,7 +168,7 @@ class Cluster:
                     f"{v:g} {k} (free: {free.get(k, 0):g})" for k, v in short.items()
                 )
                 raise ClusterError(
-                    f"the Ray cluster at {where} has no room: {self.placement.num_workers} workers "
+                    f"the Ray cluster at {where} has no room: {self.placement.sizes[0]} workers "
                     f"need {lacking}. Is another job using it? Lower cluster.num_workers, or wait."
                 )
             time.sleep(POLL_SECONDS)

@@ -40,12 +40,14 @@ class ClusterError(RuntimeError):
 class Placement:
     """What a worker group needs.
 
-    `address` names a running cluster ("auto", "host:port"); None starts one on this machine,
-    unless the environment has RAY_ADDRESS. `max_failures` bounds how often a fault of one cause is
-    mended between two checkpoints; `warm_spare` keeps a second process of each worker ready.
+    A group has `num_workers`, or as few as `min_workers` if there is no room for more. `address`
+    names a running cluster ("auto", "host:port"); None starts one on this machine, unless the
+    environment has RAY_ADDRESS. `max_failures` bounds how often a fault of one cause is mended
+    between two checkpoints; `warm_spare` keeps a second process of each worker ready.
     """
 
     num_workers: int
+    min_workers: int | None = None
     cpus_per_worker: int = 1
     use_gpu: bool = False
     max_failures: int = 3
@@ -60,8 +62,19 @@ class Placement:
         return {"CPU": float(self.cpus_per_worker), **gpu}
 
     @property
+    def sizes(self) -> range:
+        """Numbers of workers that a group may have."""
+        return range(self.min_workers or self.num_workers, self.num_workers + 1)
+
+    @property
     def resources(self) -> dict[str, float]:
+        """Of the largest group."""
         return {name: value * self.num_workers for name, value in self.worker_resources.items()}
+
+    @property
+    def least_resources(self) -> dict[str, float]:
+        """Of the smallest group."""
+        return {name: value * self.sizes[0] for name, value in self.worker_resources.items()}
 
     @property
     def environment(self) -> dict[str, str]:

@@ -20,6 +20,7 @@ from cluster.engine.outcome import Outcome, StepCounts
 from cluster.engine.zero_config import Precision, ZeroSettings, deepspeed_config
 from cluster.engine.zero_partitions import partition_of
 from cluster.placement import give_back_freed_memory
+from cluster.workers import current
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,8 @@ class DeepSpeedEngine:
         self._fragments = self._partition.fragments()
         self._counts = StepCounts(settings.max_skipped_steps)
         self._unsettled: Outcome | None = None
+        self._worker = current.worker()
+        self.stop_agreed = False
         self._ema = None
         if settings.ema_decay is not None:
             self._ema = EMA(self._fragments, settings.ema_decay)
@@ -130,7 +133,9 @@ class DeepSpeedEngine:
             if count:
                 self._engine.step()  # Not a boundary yet: DeepSpeed only counts.
             out = self._engine(batch)
+            self._worker.beacon.passed()
             self._engine.backward(out.loss)
+            self._worker.beacon.passed()
             indices += self._identify(batch)
             count += 1
             for name, value in {"loss": out.loss.detach(), **out.metrics}.items():
@@ -142,15 +147,18 @@ class DeepSpeedEngine:
     def _step(self, loss: Tensor, indices: list[int]) -> Tensor:
         """Step if loss and gradients are finite on all workers, else on none; the gradient norm.
 
-        One scalar goes round: what is not finite on one worker makes the sum so on all of them.
+        Two scalars go round: what is not finite on one worker makes the sum so on all of them, and
+        all learn at the same step that one of them was asked to stop.
         """
         own = self._partition.squared_gradient_norm() + 0 * loss.float()
-        total = own.clone()
+        asked = own.new_full((), float(self._worker.beacon.stop_requested))
+        sums = torch.stack([own, asked])
         if group.world_size() > 1:
-            torch.distributed.all_reduce(total)
+            torch.distributed.all_reduce(sums)
+        total, stop = sums
         # The device has this step to compute meanwhile, and the weights are still the last one's.
         self.settle()
-        outcome = Outcome.of(total, own, loss, indices)
+        outcome = Outcome.of(total, stop, own, loss, indices)
         if self._adamw is not None:
             self._adamw.found_inf = outcome.found_inf
         elif outcome.left_out():
@@ -166,8 +174,11 @@ class DeepSpeedEngine:
             NonFinite: When it was one too many in a row; on all workers, which call alike.
         """
         outcome, self._unsettled = self._unsettled, None
-        if outcome is not None and self._counts.take(outcome) and self._ema is not None:
+        if outcome is None:
+            return
+        if self._counts.take(outcome) and self._ema is not None:
             self._ema.update()
+        self.stop_agreed |= outcome.stops()
 
     def restore(self, directory: Path, notes: dict[str, Any]) -> None:
         """Take fragments and counters of a checkpoint over, whatever had cut them up.

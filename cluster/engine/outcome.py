@@ -35,11 +35,17 @@ class Outcome:
     _arrived: torch.cuda.Event | None
 
     @classmethod
-    def of(cls, total: Tensor, own: Tensor, loss: Tensor, indices: list[int]) -> "Outcome":
-        """Judge by `total`, the sum of all workers' `own`: what is not finite makes it so."""
+    def of(
+        cls, total: Tensor, stop: Tensor, own: Tensor, loss: Tensor, indices: list[int]
+    ) -> "Outcome":
+        """Judge by `total`, the sum of all workers' `own`: what is not finite makes it so.
+
+        `stop` is how many workers were asked to stop.
+        """
         found_inf = (~total.isfinite()).float()
         # Without a wait PyTorch takes page-locked memory for the copy.
-        on_host, arrived = found_inf.to("cpu", non_blocking=True), None
+        on_host = torch.stack([found_inf, stop.float()]).to("cpu", non_blocking=True)
+        arrived = None
         if found_inf.is_cuda:
             arrived = torch.cuda.Event()
             arrived.record()
@@ -49,7 +55,11 @@ class Outcome:
         """Whether the step was left out; waits for the device to get there."""
         if self._arrived is not None and not self._arrived.query():
             self._arrived.synchronize()
-        return bool(self._on_host)
+        return bool(self._on_host[0])
+
+    def stops(self) -> bool:
+        """Whether some worker was asked to stop; for whoever has asked `left_out` before."""
+        return bool(self._on_host[1])
 
 
 class StepCounts:

@@ -4,48 +4,44 @@ A worker that waits in a collective for another hangs as much as the other does.
 is suspended, or else is the one that is least far.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.workers.messages import Beat, Status
 
 FACTOR = 5.0
 """A phase may take so many times what it took when it was longest."""
-FINISHED = ("ended", "waiting")
+Seconds = Annotated[float, Field(gt=0)]
+WAITING = "waiting"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Seconds that a phase may take whatever it took before.
+class Limits(BaseModel):
+    """Seconds that something may take, however short it was before.
 
-    The first step compiles kernels, and evaluation and checkpoints are of any size.
+    The first step of a group has the limit of setting up: it compiles kernels.
     """
 
-    floors: Mapping[str, float] = field(
-        default_factory=lambda: {
-            "imports": 300.0,
-            "process group": 120.0,
-            "start-up": 1800.0,
-            "step": 120.0,
-            "data": 300.0,
-            "evaluate": 1800.0,
-            "checkpoint": 1800.0,
-        }
-    )
-    first: float = 900.0
-    """Of a phase that has not ended yet in this group."""
-    other: float = 600.0
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    setup: Seconds = 1800.0
+    """Imports, process group, engine, restoring, and the first step."""
+    step: Seconds = 120.0
+    """Waiting for data, and computing."""
+    evaluation: Seconds = 1800.0
+    checkpoint: Seconds = 1800.0
 
     def of(self, beat: Beat) -> float:
-        floor = self.floors.get(beat.phase, self.other)
-        if not beat.usual and beat.phase in ("step", "data"):
-            return max(floor, self.first)
-        return max(floor, FACTOR * beat.usual)
+        if beat.phase in ("imports", "process group", "start-up") or beat.step <= beat.began:
+            return self.setup
+        floors = {"evaluate": self.evaluation, "checkpoint": self.checkpoint}
+        return max(floors.get(beat.phase, self.step), FACTOR * beat.usual)
 
 
 def overdue(status: Status, limits: Limits) -> bool:
     beat = status.beat
-    return status.ended is None and beat.phase not in FINISHED and beat.seconds > limits.of(beat)
+    return status.ended is None and beat.phase != WAITING and beat.seconds > limits.of(beat)
 
 
 def to_blame(statuses: Sequence[Status]) -> int:

@@ -5,7 +5,14 @@ from collections.abc import Iterator
 from cluster.batch_layout import BatchLayout
 from cluster.engine.zero_config import find_problems
 from convnextv2.sizes import nearest_multiples
-from pipelines.config import FinetuneConfig, IntermediateConfig, ModelConfig, PipelineConfig
+from pipelines.config import (
+    ClusterConfig,
+    FinetuneConfig,
+    IntermediateConfig,
+    ModelConfig,
+    PipelineConfig,
+    TrainConfig,
+)
 from pipelines.config.recipe_checks import changes_of_colours, find_recipe_conflicts
 
 
@@ -14,14 +21,32 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
     cluster = config.cluster
     problems = [*_geometry(config.model), *_zero(config)]
     for name, train in config.recipes().items():
-        try:
-            BatchLayout(train.global_batch_size, train.micro_batch_size, cluster.num_workers)
-        except ValueError as error:
-            problems.append(f"{name}: {error}")
+        problems += (f"{name}: {problem}" for problem in _group_sizes(train, cluster))
         data = train.data if isinstance(train, IntermediateConfig) else config.data
-        found = find_recipe_conflicts(train, data, config.model, cluster.num_workers)
+        found = find_recipe_conflicts(train, data, config.model, cluster.most_workers)
         problems += [f"{name}.{problem}" for problem in found]
     return [*problems, *_stages(config), *_pixels(config)]
+
+
+def _group_sizes(train: TrainConfig, cluster: ClusterConfig) -> Iterator[str]:
+    """Numbers of workers that cannot share a global batch."""
+    least, most = cluster.least_workers, cluster.most_workers
+    if least > most:
+        yield f"cluster.num_workers: min {least} is more than max {most}"
+        return
+    sizes = cluster.sizes_for(train)
+    if sizes and {sizes[0], sizes[-1]} == {least, most}:
+        return
+    try:
+        for workers in (least, most):
+            BatchLayout(train.global_batch_size, train.micro_batch_size, workers)
+    except ValueError as error:
+        among = f"; of {least} to {most} workers, {_listed(sizes)} would" if sizes else ""
+        yield f"{error}{among}"
+
+
+def _listed(sizes: list[int]) -> str:
+    return " or ".join(map(str, sizes))
 
 
 def _zero(config: PipelineConfig) -> list[str]:
@@ -34,7 +59,7 @@ def _zero(config: PipelineConfig) -> list[str]:
             cluster.zero,
             use_gpu=cluster.use_gpu,
             precision=precision,
-            world_size=cluster.num_workers,
+            world_size=cluster.most_workers,
         )
     ]
     return list(dict.fromkeys(problems))

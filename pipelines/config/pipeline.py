@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from cluster.batch_layout import group_sizes
 from cluster.engine.zero_config import ZeroSettings
+from cluster.resilience.watchdog import Limits
 from pipelines.config.data import DataConfig
 from pipelines.config.section import Positive, Section, Size
 from pipelines.config.training import (
@@ -43,21 +45,48 @@ class EvaluateConfig(Section):
     interpolation: Literal["bicubic", "area"] = "bicubic"
 
 
+class Workers(Section):
+    """How many workers there may be."""
+
+    min: Positive
+    max: Positive
+
+
 class ClusterConfig(Section):
     """Workers. Nothing here changes what is computed, so no stage is redone for it."""
 
-    num_workers: Positive = 1
+    num_workers: Positive | Workers = 1
+    """A number, or {min: 2, max: 8}: as many as there is room for, and whose number divides the
+    global batch. Lost ones are done without, new ones are taken in."""
     cpus_per_worker: Positive = 1
     use_gpu: bool = False
     zero: ZeroSettings = ZeroSettings()
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Restarts of a worker group before a stage fails."""
+    """Faults of one cause that a stage survives between two checkpoints."""
+    warm_spare: bool | None = None
+    """A second process of each worker that stands by, imports done: a restart takes it, in seconds,
+    for about 900 MB of memory each. By default with GPUs only."""
+    limits: Limits = Limits()
+    """When a worker hangs (s); at least five times what it took before."""
     address: str | None = None
     """Address of a running Ray cluster. By default RAY_ADDRESS, and without it one is started."""
     dashboard_port: Positive | None = None
     """Port of Ray's dashboard when the cluster is started here; none by default."""
     start_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
     """How long to wait until the cluster has room for the workers."""
+
+    @property
+    def most_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.max
+
+    @property
+    def least_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.min
+
+    def sizes_for(self, train: TrainConfig) -> list[int]:
+        """How many workers can share a recipe's global batch, ascending."""
+        batch, micro = train.global_batch_size, train.micro_batch_size
+        return group_sizes(batch, micro, self.least_workers, self.most_workers)
 
 
 class TrackingConfig(Section):

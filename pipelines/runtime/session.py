@@ -3,13 +3,15 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.checkpoint.store import sweep
 from cluster.launch import Cluster, Placement
+from cluster.resilience import incidents
 from convnextv2.durable import lock, write_json
 from pipelines.config import PipelineConfig
 from pipelines.graph import StageContext, StageResult
@@ -22,6 +24,8 @@ from pipelines.training.loop import CHECKPOINTS
 
 TRACKED = "tracking-run.json"
 """In a stage's folder: the name of its run in MLflow."""
+STANDBY = ("pipelines.training.standby",)
+"""What workers import before there is anything to do."""
 Job = TypeVar("Job")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -156,9 +160,17 @@ class Session:
         }
 
     def run_workers(
-        self, work: Callable[[Job], None], job: Job, context: StageContext, run: str
+        self,
+        work: Callable[[Job], None],
+        job: Job,
+        context: StageContext,
+        run: str,
+        sizes: Sequence[int] | None = None,
     ) -> None:
-        """Run `work` on the worker group while the screen and MLflow follow its events."""
+        """Run `work` on the worker group while the screen and MLflow follow its events.
+
+        `sizes` are how many workers the group may have, ascending; all that there are by default.
+        """
         event_reader = EventReader(context.directory, from_end=True)
         speed = SpeedText()
         total = 1
@@ -190,8 +202,12 @@ class Session:
             work,
             job,
             name=context.stage.name,
-            storage=self.run_dir / "ray",
+            sizes=sizes,
+            modules=STANDBY,
+            limits=self.config.cluster.limits,
             while_waiting=follow,
+            note=partial(incidents.append, self.run_dir),
+            say=self.screen.note,
         )
 
     def map(
@@ -207,7 +223,9 @@ class Session:
         if self._cluster is None:
             cluster = self.config.cluster
             placement = Placement(
-                num_workers=cluster.num_workers,
+                num_workers=cluster.most_workers,
+                min_workers=cluster.least_workers,
+                warm_spare=cluster.use_gpu if cluster.warm_spare is None else cluster.warm_spare,
                 cpus_per_worker=cluster.cpus_per_worker,
                 use_gpu=cluster.use_gpu,
                 max_failures=cluster.max_failures,

@@ -88,7 +88,11 @@ def run_training(context: StageContext, session: Session, job: TrainJob, weights
     with session.attempt(context) as run:
         if last is None or last.step != total:
             session.run_workers(
-                train, replace(job, provenance=session.provenance_of(run)), context, run
+                train,
+                replace(job, provenance=session.provenance_of(run)),
+                context,
+                run,
+                sizes=job.cluster.sizes_for(job.recipe),
             )
             last = _last_good(job)
         if last is None or last.step != total:

@@ -186,7 +186,7 @@ def _labelled_images(context: StageContext, config: PipelineConfig) -> int:
 
 def _facts(context: StageContext, config: PipelineConfig) -> dict[str, object]:
     facts: dict[str, object] = {
-        "workers": config.cluster.num_workers,
+        "workers": config.cluster.most_workers,
         "ZeRO stage": config.cluster.zero.stage,
         "precision": _precision(config),
     }

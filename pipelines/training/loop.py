@@ -23,6 +23,7 @@ from cluster.checkpoint.store import latest_good
 from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.resilience.fault_injection import Fault
 from cluster.resilience.goodput import Stopwatch
+from cluster.workers import current
 from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.order.global_order import GlobalOrder
 from convnextv2.tasks.batch import Batch, on_device
@@ -36,9 +37,14 @@ CHECKPOINTS = "checkpoints"
 
 
 def train(job: TrainJob) -> None:
-    """Train on this worker to the job's last step."""
+    """Train on this worker to the job's last step.
+
+    Raises:
+        Stopped: When the workers were asked to save and leave, after the step that they agreed on.
+    """
+    here = current.worker()
     with worker_log(job.log, group.rank()):
-        clock = Stopwatch()
+        clock = Stopwatch(here.beacon)
         with clock.phase("start-up"):
             run = Run.assemble(job, clock)
             step = run.resume()
@@ -47,6 +53,8 @@ def train(job: TrainJob) -> None:
             with clock.phase("step"):
                 metrics = run.engine.train_step(batches, run.plan.schedule.at(step))
             step += 1
+            here.beacon.stepped(step)
+            here.milestone("first step")
             last = step == run.plan.total_steps
             if step % job.log_every == 0 or last:
                 with clock.phase("log"):
@@ -54,9 +62,13 @@ def train(job: TrainJob) -> None:
             if run.validator is not None and (step % run.plan.evaluate_every == 0 or last):
                 with clock.phase("evaluate"):
                     run.evaluate(step)
-            if step % run.plan.checkpoint_every == 0 or last:
+            leaves = run.engine.stop_agreed and not last
+            if step % run.plan.checkpoint_every == 0 or last or leaves:
                 with clock.phase("checkpoint"):
                     run.save(step)
+            if leaves:
+                run.finish(step)
+                raise current.Stopped
         run.finish(step)
 
 
@@ -86,13 +98,15 @@ class Run:
         )
         order = job.order()
         plan = Plan.of(recipe, order)
+        engine = build_engine(job, batch_layout)
+        current.worker().milestone("engine")
         return cls(
             job,
             clock,
             batch_layout,
             order,
             plan,
-            build_engine(job, batch_layout),
+            engine,
             build_loader(job),
             job.build_validator(job) if job.build_validator and plan.evaluate_every else None,
             Saver(
@@ -116,6 +130,10 @@ class Run:
             self.engine.restore(search.found.path, search.found.notes)
             self.noted = search.found.notes["metrics"]
             step = search.found.step
+        here = current.worker()
+        here.beacon.began = here.beacon.saved = step
+        here.beacon.stepped(step)
+        here.milestone("weights")
         self.event_log.write(
             events.Start(step=step, workers=group.world_size(), total=self.plan.total_steps)
         )
@@ -144,6 +162,7 @@ class Run:
                     batch = next(batches, None)
                 if batch is None:
                     return
+                current.worker().milestone("first batch")
                 yield batch
 
     def log(self, step: int, metrics: dict[str, torch.Tensor]) -> None:
@@ -189,6 +208,7 @@ class Run:
     def _told(self, saved: Saved | None) -> None:
         """Note a checkpoint that is there now: how long it took beside the training."""
         if saved is not None:
+            current.worker().beacon.saved = saved.checkpoint.step
             self.event_log.write(
                 events.Checkpoint(
                     step=saved.checkpoint.step,

@@ -123,6 +123,7 @@ def test_an_exception_names_rank_type_and_message(cluster: Cluster, tmp_path: Pa
     assert str(info.value).splitlines() == [
         "the worker group failed for good:",
         "  worker 1: KeyError: 'no such photograph'",
+        "  (cluster.max_failures is 0)",
     ]
     assert (tmp_path / "entered-1").read_text() == "x"
 

@@ -114,9 +114,9 @@ def workers_fit_the_cluster(documents: list[Document]) -> Iterator[str]:
             limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
             slots += group["replicas"] * int(quantity(limits["cpu"]) // cluster.cpus_per_worker)
             gpus += group["replicas"] * int(limits.get(GPU, 0))
-        if slots < cluster.num_workers:
+        if slots < cluster.most_workers:
             yield f"{where}: CPUs for {slots} workers, cluster.num_workers is {cluster.num_workers}"
-        if gpus != (cluster.num_workers if cluster.use_gpu else 0):
+        if gpus != (cluster.most_workers if cluster.use_gpu else 0):
             yield f"{where}: {gpus} GPUs, cluster.num_workers is {cluster.num_workers}"
         if config.data.num_workers > cluster.cpus_per_worker:
             yield f"{where}: {config.data.num_workers} decoding threads on fewer CPUs per worker"

@@ -45,6 +45,6 @@ def test_a_death_in_the_set_up_costs_a_restart(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
     with Cluster(Placement(num_workers=2, max_failures=0, start_timeout_seconds=120)) as cluster:
-        cluster.run(leave_rank, tmp_path, name="start", storage=tmp_path / "ray")
+        cluster.run(leave_rank, tmp_path, name="start")
     assert marker.exists()
     assert {path.name for path in tmp_path.glob("finished-*")} == {"finished-0", "finished-1"}
