@@ -18,7 +18,7 @@ from cluster.resilience.crew import LOST_SECONDS, Member, Placer, ask_all, look_
 from cluster.resilience.faults import Budget, Fault, Quarantine
 from cluster.resilience.incidents import Incident
 from cluster.resilience.recovery import Recovery
-from cluster.resilience.watchdog import Limits, overdue, to_blame
+from cluster.resilience.watchdog import FACTOR, Limits, overdue, to_blame
 from cluster.workers.messages import Order, Status
 
 TICK_SECONDS = 0.25
@@ -28,6 +28,8 @@ ARRIVAL_SECONDS = 5.0
 """An elastic group starts without those that have not arrived so long after the last one."""
 SAY_SECONDS = 5.0
 CLOSE_SECONDS = 10.0
+LEAVE_SECONDS = 15.0
+"""An interrupted group that gets no further for so long is left where it is."""
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,8 @@ class Conductor:
         self._quarantine = Quarantine()
         self._recovery: Recovery | None = None
         self._why: Why | None = None
+        self._steps: list[tuple[int, int]] = []
+        self._moved = 0.0
 
     def run(self, job: bytes) -> None:
         """Until the job's function has returned on all workers of a group.
@@ -98,12 +102,12 @@ class Conductor:
                 self._group = self._assemble()
                 self._order(job)
                 fault = self._watch()
+                if self._why is Why.LEAVE:
+                    raise KeyboardInterrupt
                 if fault is not None:
                     self._take_down(fault)
                 elif self._why is None:
                     return
-                elif self._why is Why.LEAVE:
-                    raise KeyboardInterrupt
                 self._why = None
         finally:
             self._dismiss(self._members)
@@ -189,6 +193,18 @@ class Conductor:
                 return None
             if any(overdue(status, self.limits) for status in statuses):
                 return self._find_hang(statuses)
+            if self._why is Why.LEAVE and self._is_stuck(statuses):
+                self.say("the workers do not get to a checkpoint; the last one stays")
+                return self._find_hang(statuses)
+
+    def _is_stuck(self, statuses: Sequence[Status]) -> bool:
+        """Whether nobody has got on since the workers were asked to leave, nor is saving."""
+        now = time.monotonic()
+        steps = [(status.beat.step, status.beat.passes) for status in statuses]
+        if steps != self._steps or any(s.beat.phase == "checkpoint" for s in statuses):
+            self._steps, self._moved = steps, now
+        usual = max(status.beat.usual for status in statuses)
+        return now - self._moved > max(LEAVE_SECONDS, FACTOR * usual)
 
     def _statuses(self) -> list[Status]:
         return [member.status_in(self._generation) for member in self._group]
@@ -213,7 +229,7 @@ class Conductor:
 
     def _ask_to_stop(self, why: Why | None) -> None:
         if why is not None:
-            self._why = why
+            self._why, self._moved = why, time.monotonic()
             if why is not Why.LEAVE:
                 self.say(f"{why.value}: saving a checkpoint of this step to go on from")
             for member in self._group:
