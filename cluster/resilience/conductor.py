@@ -142,7 +142,7 @@ class Conductor:
             self._members += [Member(agent) for agent in self.placer.place(missing, avoid)]
 
     def _dismiss(self, members: Sequence[Member]) -> None:
-        ask_all([member.agent.close() for member in members if not member.lost], CLOSE_SECONDS)
+        ask_all([member.agent.close() for member in members if member.answers], CLOSE_SECONDS)
         for member in members:
             member.agent.dismiss()
 
@@ -163,7 +163,7 @@ class Conductor:
         sites = [member.site for member in self._group if member.site is not None]
         [port] = ask_all([self._group[0].agent.free_port()], LOST_SECONDS)
         if port is None:
-            self._group[0].lost = "it does not answer"
+            self._group[0].lost, self._group[0].answers = "it does not answer", False
             return
         orders = Order.for_group(sites, port, self._generation, job, use_gpu=self.use_gpu)
         for member, order in zip(self._group, orders, strict=True):

@@ -50,12 +50,13 @@ class Placer(Protocol):
 
 @dataclass
 class Member:
-    """One worker. `lost` says why its agent is not asked any more."""
+    """One worker. `lost` says why it takes no part any more; `answers` whether its agent does."""
 
     agent: RemoteAgent
     site: Site | None = None
     status: Status | None = None
     lost: str = ""
+    answers: bool = True
     answered: float = field(default_factory=time.monotonic)
     arrived: float = 0.0
     _arriving: Future[Site] | None = None
@@ -134,12 +135,12 @@ class Member:
                 self.status, self.answered = self._asking.result(), time.monotonic()
                 self._asking = None
         except AgentLost as error:
-            self.lost = str(error)
+            self.lost, self.answers = str(error), False
             return None
         if self._asking is None:
             self._asking = self.agent.status(self.status)
         elif time.monotonic() - self.answered > LOST_SECONDS:
-            self.lost = f"no answer for {LOST_SECONDS:.0f} s"
+            self.lost, self.answers = f"no answer for {LOST_SECONDS:.0f} s", False
             return None
         return self._asking
 

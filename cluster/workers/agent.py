@@ -65,8 +65,8 @@ class Agent:
         self._asked = time.monotonic()
         with self._changed:
             self._changed.wait_for(lambda: self._is_new(known), PATIENCE_SECONDS)
+            status = self._status()
         self._asked = time.monotonic()
-        status = self._status()
         beat = status.beat
         if self._keep_spare and self._spare is None and beat.step > beat.began >= 0:
             self._spawn()
@@ -74,25 +74,30 @@ class Agent:
 
     def request_stop(self) -> None:
         """Ask the child to save and leave at its next step."""
-        if self._child is not None:
-            self._child.page.request_stop()
+        with self._changed:
+            if self._child is not None:
+                self._child.page.request_stop()
 
     def stacks(self) -> str:
         """Where every thread of the child is."""
-        return "" if self._child is None else self._child.stacks()
+        with self._changed:
+            return "" if self._child is None else self._child.stacks()
 
     def clear(self) -> None:
         """End the child, if there is one, and wait until it is gone."""
-        if self._child is not None:
-            self._child.close()
-            self._child = None
+        with self._changed:  # Nobody reads what is closed.
+            child, self._child = self._child, None
+        if child is not None:
+            child.close()
 
     def close(self) -> None:
         """End everything that was started here."""
         self._closed.set()
         self.clear()
-        if self._spare is not None:
-            self._spare.close()
+        with self._changed:
+            spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.close()
         self._starter.shutdown()
 
     def _status(self) -> Status:

@@ -1,6 +1,7 @@
 """Agents in this process, each a node of its own, for conductors that need no Ray."""
 
 import pickle
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,16 +18,18 @@ MODULES = ("torch.distributed", "tests.cluster.resilience.steps")
 class LocalAgent:
     """An agent whose calls run in threads. `cut` makes it answer no more, as a lost node would."""
 
-    def __init__(self, number: int, *, keep_spare: bool) -> None:
+    def __init__(self, number: int, placer: "LocalPlacer") -> None:
         self._pool = ThreadPoolExecutor(4)
-        self.number, self.is_cut = number, False
-        self._agent = self._pool.submit(self._make, number, keep_spare)
+        self.is_cut = False
+        self._agent = self._pool.submit(self._arrive, number, placer)
 
-    @staticmethod
-    def _make(number: int, keep_spare: bool) -> Agent:
-        return Agent(
-            Site(node=f"node-{number}", host="127.0.0.1", pid=0), MODULES, keep_spare=keep_spare
-        )
+    def _arrive(self, number: int, placer: "LocalPlacer") -> Agent:
+        while number >= placer.nodes:
+            if self.is_cut:
+                raise AgentLost("it never came")
+            time.sleep(0.05)
+        site = Site(node=f"node-{number}", host="127.0.0.1", pid=0)
+        return Agent(site, MODULES, keep_spare=placer.keep_spare)
 
     def site(self) -> Future[Site]:
         return self._call(Agent.site)
@@ -53,6 +56,9 @@ class LocalAgent:
         return self._call(Agent.close)
 
     def dismiss(self) -> None:
+        if self._agent.done() and self._agent.exception() is None and not self.is_cut:
+            self._agent.result().close()
+        self.is_cut = True
         self._pool.shutdown()
 
     def cut(self) -> None:
@@ -74,7 +80,7 @@ class LocalAgent:
 
 @dataclass
 class LocalPlacer:
-    """Gives agents while there are nodes left."""
+    """Gives agents, which arrive when there are nodes for them."""
 
     nodes: int
     keep_spare: bool = False
@@ -84,10 +90,7 @@ class LocalPlacer:
 
     def place(self, count: int, avoid: frozenset[str]) -> Sequence[RemoteAgent]:
         self.avoided.append(avoid)
-        new = [
-            LocalAgent(len(self.agents) + index, keep_spare=self.keep_spare)
-            for index in range(min(count, self.nodes - len(self.agents)))
-        ]
+        new = [LocalAgent(len(self.agents) + index, self) for index in range(count)]
         self.agents += new
         return new
 

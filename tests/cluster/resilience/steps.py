@@ -14,9 +14,10 @@ from cluster.workers.current import Stopped, worker
 
 @dataclass(frozen=True)
 class Steps:
-    """`total` steps with a checkpoint every `every`; `fault` befalls `rank` before step `at`, once.
+    """`total` steps with a checkpoint every `every`, or until there is a file `finish`.
 
-    Every step adds one line to a log of its rank: whoever reads it sees what was done twice.
+    `fault` befalls `rank` before step `at`, so `often`, and not before the file `wait_for` is
+    there. Every step adds one line to a log of its rank: whoever reads it sees what was done twice.
     """
 
     folder: Path
@@ -27,6 +28,7 @@ class Steps:
     at: int = 12
     often: int = 1
     pause: float = 0.02
+    wait_for: str = ""
 
 
 def run(steps: Steps) -> None:
@@ -38,9 +40,13 @@ def run(steps: Steps) -> None:
     here.milestone("weights")
     while step < steps.total:
         fail(steps, rank, step)
-        here.beacon.enter("step", usual=0.1)
-        wanted = torch.tensor([float(here.beacon.stop_requested), 1.0])
+        here.beacon.enter("step", usual=10.0 if steps.wait_for else 0.1)
+        here.beacon.passed()
+        finish = (steps.folder / "finish").exists()
+        wanted = torch.tensor([float(here.beacon.stop_requested), float(finish)])
         dist.all_reduce(wanted)
+        if wanted[1] > 0:
+            return
         time.sleep(steps.pause)
         step += 1
         here.beacon.stepped(step)
@@ -64,6 +70,9 @@ def fail(steps: Steps, rank: int, step: int) -> None:
     marks = list(steps.folder.glob("fired-*"))
     if len(marks) >= steps.often:
         return
+    while steps.wait_for and not (steps.folder / steps.wait_for).exists():
+        time.sleep(0.05)
+        worker().beacon.enter("step", usual=10.0)
     (steps.folder / f"fired-{len(marks)}").touch()
     if steps.fault == "sigkill":
         os.kill(os.getpid(), signal.SIGKILL)
