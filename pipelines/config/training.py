@@ -7,7 +7,7 @@ from pydantic import Field
 
 from convnextv2.recipe.duration import epochs, steps
 from pipelines.config.data import AugmentConfig, DataConfig
-from pipelines.config.section import Interval, Length, Positive, Section, Share, Warmup
+from pipelines.config.section import Fraction, Interval, Length, Positive, Section, Warmup
 from pipelines.results.known import ACCURACY, LOSS, MAP, TOP1, TOP5, VALIDATION_LOSS
 from pipelines.results.metrics import MetricSpec
 
@@ -20,8 +20,8 @@ class TrainConfig(Section):
     global_batch_size: Positive
     """Images per optimizer step, over all workers."""
     micro_batch_size: Positive
-    """Images per worker and forward pass. A worker accumulates gradients over as many passes as its
-    share of the global batch takes."""
+    """Images per worker and forward pass. Gradients are accumulated over as many passes as
+    make up the global batch."""
     base_lr: Annotated[float, Field(gt=0)]
     """Peak learning rate for a global batch of 256 images, scaled linearly with the batch."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
@@ -30,7 +30,7 @@ class TrainConfig(Section):
     """How long the learning rate rises linearly from 0. 5% is of the whole duration, a bare number
     means epochs."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     grad_clip: Annotated[float, Field(ge=0)] = 0.0
     """Gradients of a larger norm are scaled down to it; 0 clips nothing."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -91,7 +91,7 @@ class TrainConfig(Section):
 class PretrainConfig(TrainConfig):
     """FCMAE pretraining."""
 
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6
     """Share of the patches that is hidden."""
     decoder: Literal["convnext", "unet", "unet-noskip", "transformer"] = "convnext"
@@ -117,8 +117,8 @@ class FinetuneConfig(TrainConfig):
     """Train on this many images of each class; by default on all."""
     scratch_baseline: bool = False
     """Train a second model from scratch with the same recipe, to compare with."""
-    label_smoothing: Share = 0.1
-    drop_path: Share = 0.0
+    label_smoothing: Fraction = 0.1
+    drop_path: Fraction = 0.0
     trainable: Literal["all", "head"] = "all"
     """What is trained: everything, or the head on a frozen encoder (a linear probe)."""
     image_size: Positive | None = None

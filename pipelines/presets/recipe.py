@@ -149,7 +149,7 @@ def micro_batch_size(size: str, image_size: int, batch: int, *, visible: float =
     """Images at a time for GPUs of 80 GB, by estimate: no GPU has run it yet.
 
     The backward pass keeps about 16 C values a site and block. In bf16 they may take 30 GB, so
-    that fp32 fits, too. Never more than the share of one of eight GPUs.
+    that fp32 fits, too. Never more than what one of eight GPUs gets of the batch.
     """
     shape = size_of(size)
     sites = [(image_size // (4 << stage)) ** 2 * visible for stage in range(4)]

@@ -125,10 +125,10 @@ class Run:
         """This worker's micro batches of every global batch from `step` to the end."""
         while step < self.plan.total_steps:
             epoch, start = divmod(step, self.order.batches_per_epoch)
-            share = self.order.worker_batches(
+            samples = self.order.worker_batches(
                 epoch, rank=group.rank(), world_size=group.world_size(), start=start
             )
-            batches = on_device(self.loader.batches(share, epoch), self.engine.device)
+            batches = on_device(self.loader.batches(samples, epoch), self.engine.device)
             with closing(self._timed(batches)) as stream:
                 left = self.plan.total_steps - step
                 for _ in range(min(left, self.order.batches_per_epoch - start)):

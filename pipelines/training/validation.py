@@ -84,13 +84,13 @@ class Validation:
         return self.loader.shards.label_sets is not None
 
     def scored(self, forward: Forward, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Scores (B, classes) and labels (B) of this worker's share, batch by batch.
+        """Scores (B, classes) and labels (B) of this worker's samples, batch by batch.
 
         Every worker calls `forward` equally often, for in ZeRO stage 3 that is something they do
         together: whoever has fewer batches looks at an image once more, and keeps it to itself.
         """
         size = self.loader.batch_size
-        mine = share_of(self.loader.shards.samples)
+        mine = worker_samples(self.loader.shards.samples)
         longest = -(-self.loader.shards.samples // group.world_size())
         own = -(-len(mine) // size)
         spare = [np.zeros(1, np.uint64)] * (-(-longest // size) - own)
@@ -110,8 +110,8 @@ def of_all_workers(kept: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat(scores), torch.cat(labels)
 
 
-def share_of(samples: int) -> Indices:
-    """Numbers of the samples that are this worker's: every worker gets a stretch of them."""
+def worker_samples(samples: int) -> Indices:
+    """Numbers of this worker's samples, a contiguous range; of all workers, every sample once."""
     begin, end = (
         samples * number // group.world_size() for number in (group.rank(), group.rank() + 1)
     )

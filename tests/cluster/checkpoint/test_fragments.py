@@ -29,19 +29,19 @@ def fragment(numel: int = 10, *, trained: bool = True, seed: int = 0) -> StateFr
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 11])
 def test_what_all_keep_is_shared_out_without_gap_or_overlap(size: int) -> None:
     for whole in replicated(make_states()):
-        shares = [whole.saved_by(rank, size) for rank in range(size)]
-        assert shares[0].start == 0
+        parts = [whole.saved_by(rank, size) for rank in range(size)]
+        assert parts[0].start == 0
         for kind, tensor in whole.tensors.items():
-            assert torch.equal(torch.cat([share.tensors[kind] for share in shares]), tensor)
-        for share, following in itertools.pairwise(shares):
-            assert share.start + share.numel == following.start
-        numels = [share.numel for share in shares]
+            assert torch.equal(torch.cat([part.tensors[kind] for part in parts]), tensor)
+        for part, following in itertools.pairwise(parts):
+            assert part.start + part.numel == following.start
+        numels = [part.numel for part in parts]
         assert max(numels) - min(numels) <= 1, "fair"
-        assert not any(share.replicated for share in shares)
-        assert {(share.name, share.shape) for share in shares} == {(whole.name, whole.shape)}
+        assert not any(part.replicated for part in parts)
+        assert {(part.name, part.shape) for part in parts} == {(whole.name, whole.shape)}
 
 
-def test_of_fewer_elements_than_workers_some_share_nothing() -> None:
+def test_of_fewer_elements_than_workers_some_save_nothing() -> None:
     whole = StateFragment("gamma", (3,), 0, {WEIGHT: torch.arange(3.0)}, replicated=True)
     assert [whole.saved_by(rank, 5).tensors[WEIGHT].tolist() for rank in range(5)] == [
         [],
@@ -57,7 +57,7 @@ def test_what_a_worker_alone_keeps_it_saves_whole() -> None:
         assert all(each.saved_by(2, 3) is each for each in fragments)
 
 
-def test_a_share_is_a_view_of_what_is_trained_on() -> None:
+def test_a_part_is_a_view_of_what_is_trained_on() -> None:
     whole = StateFragment("x", (8,), 0, {WEIGHT: torch.zeros(8)}, replicated=True)
     whole.saved_by(1, 2).tensors[WEIGHT].fill_(1)
     assert whole.tensors[WEIGHT].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]

@@ -141,7 +141,7 @@ def test_pretraining_hides_what_belongs_to_the_sample() -> None:
     torch.testing.assert_close(task(batch_of(indices, epoch=7)).loss, expected)
 
 
-def test_a_samples_share_of_the_loss_does_not_depend_on_its_batch() -> None:
+def test_what_a_sample_adds_to_the_loss_does_not_depend_on_its_batch() -> None:
     task = PretrainTask(fcmae().double(), seed=3)
     alone = [task(batch_of([index])).loss for index in (5, 9, 2)]
     together = task(batch_of([2, 5, 9])).loss
