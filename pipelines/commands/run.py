@@ -5,8 +5,8 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from pydantic import JsonValue
 from rich.console import Console
 from rich.text import Text
 
@@ -62,7 +62,7 @@ class Outcome:
     log: Path
     stage_results: list[StageResult] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, JsonValue]:
         return {
             "run_dir": str(self.run_dir),
             "mlflow": self.mlflow,
@@ -78,13 +78,12 @@ class Outcome:
             "evaluations": self.evaluations(),
         }
 
-    def evaluations(self) -> dict[str, dict[str, Any]]:
+    def evaluations(self) -> dict[str, JsonValue]:
         """The metrics of every model that was evaluated, and of how many images they are."""
-        found = {}
+        found: dict[str, JsonValue] = {}
         for name, result in self.results().items():
-            found[name] = _numbers(result)
-            if result.ema is not None:
-                found[name]["ema"] = _numbers(result.ema)
+            ema = {} if result.ema is None else {"ema": _numbers(result.ema)}
+            found[name] = {**_numbers(result), **ema}
         return found
 
     def results(self) -> dict[str, Result]:
@@ -111,7 +110,7 @@ class Outcome:
         return found
 
 
-def _numbers(result: Result) -> dict[str, Any]:
+def _numbers(result: Result) -> dict[str, JsonValue]:
     return {**result.values, "images": result.main.images}
 
 

@@ -1,7 +1,6 @@
 """A whole configuration as YAML: `config.yaml` in a run folder, and what `--config` reads."""
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -16,7 +15,7 @@ def as_yaml(config: PipelineConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, object]:
     """The settings that a file holds; whether they are right is not looked at.
 
     Raises:

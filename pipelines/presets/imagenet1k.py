@@ -17,7 +17,7 @@ estimate); for 64 GPUs set pretrain.micro_batch_size=64 and finetune.micro_batch
 """
 
 from convnextv2.recipe.duration import epochs
-from pipelines.config import FinetuneConfig, PipelineConfig
+from pipelines.config import PipelineConfig
 from pipelines.presets.recipe import (
     PAPER,
     Preset,
@@ -70,9 +70,7 @@ def _preset(size: str, length: int) -> Preset:
             name,
             size,
             pretrain=pretraining(size, epochs(length)),
-            finetune=fine_tuning(
-                FinetuneConfig, size, FINE_TUNING[size], batch=1024, ema_decay=0.9999
-            ),
+            finetune=fine_tuning(size, FINE_TUNING[size], batch=1024, ema_decay=0.9999),
         )
 
     return Preset(

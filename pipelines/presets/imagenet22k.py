@@ -18,7 +18,7 @@ images on any number of GPUs; micro_batch_size is for eight GPUs of 80 GB (an es
 """
 
 from convnextv2.recipe.duration import epochs
-from pipelines.config import FinetuneConfig, IntermediateConfig, PipelineConfig
+from pipelines.config import IntermediateConfig, PipelineConfig
 from pipelines.presets.recipe import (
     Preset,
     Row,
@@ -72,16 +72,11 @@ def _preset(size: str, side: int) -> Preset:
             size,
             largest=side,
             pretrain=pretraining(size, epochs(1600)),
-            intermediate=fine_tuning(
-                IntermediateConfig,
-                size,
-                ON_22K[size],
-                batch=4096,
-                ema_decay=None,
+            intermediate=IntermediateConfig(
                 data=imagenet_data(max_resolution=512, val_fraction=0.0035),
+                **dict(fine_tuning(size, ON_22K[size], batch=4096, ema_decay=None)),
             ),
             finetune=fine_tuning(
-                FinetuneConfig,
                 size,
                 ON_1K[size],
                 batch=512,

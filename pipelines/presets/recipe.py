@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from convnextv2.recipe.duration import Duration, epochs, steps
 from convnextv2.recipe.layer_decay import Grouping
@@ -11,6 +11,8 @@ from pipelines.config import (
     AugmentConfig,
     DataConfig,
     FinetuneConfig,
+    IntermediateConfig,
+    KnnConfig,
     ModelConfig,
     PipelineConfig,
     PretrainConfig,
@@ -19,7 +21,6 @@ from pipelines.config import (
 
 PAPER = ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge")
 VISIBLE = 19 / 49  # Patches that masking leaves of 7 x 7 at the ratio 0.6.
-Kind = TypeVar("Kind", bound=FinetuneConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,17 @@ def on_gpus(*trained: str) -> str:
     return f"--set cluster.num_workers=8 --set cluster.use_gpu=true{in_bf16}"
 
 
-def imagenet(name: str, size: str, *, largest: int = 224, **sections: Any) -> PipelineConfig:
+def imagenet(
+    name: str,
+    size: str,
+    *,
+    largest: int = 224,
+    pretrain: PretrainConfig | None,
+    intermediate: IntermediateConfig | None = None,
+    finetune: FinetuneConfig | None = None,
+    linear_probe: FinetuneConfig | None = None,
+    knn: KnnConfig | None = None,
+) -> PipelineConfig:
     """A pipeline on ImageNet-1K; `largest` is the largest side in pixels that is looked at.
 
     For 224 px images are stored with a longest side of at most 512 px, which saves disks (a choice
@@ -77,14 +88,18 @@ def imagenet(name: str, size: str, *, largest: int = 224, **sections: Any) -> Pi
         log_every=50,
         data=imagenet_data(max_resolution=512 if largest <= 224 else None),
         model=ModelConfig(size=size, image_size=224, patch_size=32),
-        **sections,
+        pretrain=pretrain,
+        intermediate=intermediate,
+        finetune=finetune,
+        linear_probe=linear_probe,
+        knn=knn,
     )
 
 
-def imagenet_data(*, max_resolution: int | None, **more: Any) -> DataConfig:
+def imagenet_data(*, max_resolution: int | None, val_fraction: float | None = None) -> DataConfig:
     """JPEGs; a few files of such collections are always broken."""
     write = WriteConfig(mode="jpg", max_resolution=max_resolution, max_unreadable=100)
-    return DataConfig(num_workers=10, write=write, **more)
+    return DataConfig(num_workers=10, write=write, val_fraction=val_fraction)
 
 
 def pretraining(size: str, duration: Duration) -> PretrainConfig:
@@ -105,7 +120,6 @@ def pretraining(size: str, duration: Duration) -> PretrainConfig:
 
 
 def fine_tuning(
-    kind: type[Kind],
     size: str,
     row: Row,
     *,
@@ -113,10 +127,9 @@ def fine_tuning(
     ema_decay: float | None,
     image_size: int = 224,
     head_init_scale: float = 0.001,
-    **more: Any,
-) -> Kind:
+) -> FinetuneConfig:
     """A column of a table, and what all those tables and the code's arguments share."""
-    return kind(
+    return FinetuneConfig(
         duration=epochs(row.epochs),
         warmup=epochs(row.warmup),
         global_batch_size=batch,
@@ -141,7 +154,6 @@ def fine_tuning(
         ),
         checkpoint_every=steps(1000),
         evaluate_every=Duration(5, "%"),
-        **more,
     )
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 from markupsafe import Markup
@@ -67,7 +66,7 @@ class ReportInput:
 
     title: str
     command: str
-    config: dict[str, Any]
+    config: Mapping[str, object]
     stages: Sequence[StageRow]
     wall_seconds: float
     spools: Mapping[str, Sequence[Event]]
@@ -112,7 +111,7 @@ def render_report(data: ReportInput) -> str:
         pictures=[(title, png(content, title)) for title, content in data.pictures],
         charts=_charts(data),
         samples=_samples(data.reconstruction) if data.reconstruction else None,
-        norm_pix_loss=(data.config.get("pretrain") or {}).get("norm_pix_loss", False),
+        norm_pix_loss=_norm_pix_loss(data.config),
         statuses=STATUSES,
         before=sum(stage.seconds for stage in data.stages if stage.status == "done"),
         between=data.wall_seconds
@@ -208,6 +207,11 @@ def _chart(data: ReportInput, stages: Sequence[str], spec: MetricSpec, title: st
         learning_rate=spec.name == "loss",
         percent=spec.unit == FRACTION,
     )
+
+
+def _norm_pix_loss(config: Mapping[str, object]) -> bool:
+    pretrain = config.get("pretrain")
+    return isinstance(pretrain, Mapping) and bool(pretrain.get("norm_pix_loss"))
 
 
 def _samples(reconstruction: Reconstruction) -> dict[str, list[Markup]]:

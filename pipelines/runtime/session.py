@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cluster.checkpoint.store import sweep
 from cluster.launch import Cluster, Placement
@@ -141,7 +141,7 @@ class Session:
             self.tracker.artifact(run, directory / name)
         return files
 
-    def provenance_of(self, run: str) -> dict[str, Any]:
+    def provenance_of(self, run: str) -> dict[str, object]:
         """What a checkpoint of an attempt says about where it comes from."""
         names = {"pipeline": self.tracked_as, "attempt": run}
         return {

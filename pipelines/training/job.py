@@ -1,9 +1,9 @@
 """What a worker needs to know to train: plain data that travels to any node."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -77,7 +77,7 @@ class TrainJob:
     normalization: Normalization = IMAGENET
     initial_weights: Path | None = None
     metadata: dict[str, str] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
     def order(self) -> GlobalOrder:
         return training_order(self.shards, self.recipe, self.data, self.seed)

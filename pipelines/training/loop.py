@@ -12,7 +12,6 @@ import math
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -198,7 +197,7 @@ class Run:
                 )
             )
 
-    def _notes(self, step: int) -> dict[str, Any]:
+    def _notes(self, step: int) -> dict[str, object]:
         """What a checkpoint says besides the fragments. The schedule and every random number are
         functions of the step, so there is no other state.
         """

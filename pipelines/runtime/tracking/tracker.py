@@ -55,7 +55,7 @@ class Tracker:
         self._thread.start()
 
     def start(
-        self, run: str, *, parent: str | None, params: dict[str, Any], tags: dict[str, str]
+        self, run: str, *, parent: str | None, params: Mapping[str, object], tags: dict[str, str]
     ) -> None:
         """Open a run under a name of ours; one that exists goes on, with this parent."""
         self._put(op="start", run=run, parent=parent, params=flatten(params), tags=tags)
@@ -209,11 +209,11 @@ class Tracker:
                 client.set_terminated(run.info.run_id, "KILLED")
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """Nested settings as MLflow parameters with dotted names."""
     flat: dict[str, str] = {}
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = str(value)[:500]
