@@ -31,13 +31,13 @@ class Request:
     """What the command line asks for.
 
     Args:
-        config: Resolved and checked.
+        config: The configuration, resolved and checked.
         run_dir: The run's folder.
         command: The command line, word by word.
-        until: Names of the stages to bring about, with all they need; by default all stages.
+        until: Names of the stages to run, with all they need; by default all stages.
         rerun: A stage that is done again, with all stages downstream of it.
-        render_only: Nothing is run but the report of what is there.
-        whole_command: The command line that would make what such a report lacks.
+        render_only: Only the report is made, of the results there are.
+        whole_command: The command line that would make the results such a report lacks.
         fetch_fashion_mnist: Download it, if the configuration names no images.
         began: When the command was started (epoch seconds).
     """
@@ -55,7 +55,7 @@ class Request:
 
 @dataclass
 class Outcome:
-    """What became of the stages, and where a person finds it: run folder, MLflow, log."""
+    """What became of the stages, and where to look: run folder, MLflow, log."""
 
     run_dir: Path
     mlflow: str
@@ -115,7 +115,7 @@ def _numbers(result: Result) -> dict[str, JsonValue]:
 
 
 def run_pipeline(request: Request) -> Outcome:
-    """Bring the pipeline to where the request wants it; libraries' noise goes to a log file."""
+    """Run the stages that the request names; what libraries print goes to a log file."""
     log = request.run_dir / "logs" / "driver.log"
     request.run_dir.mkdir(parents=True, exist_ok=True)
     with redirected(log) as terminal:
@@ -125,7 +125,7 @@ def run_pipeline(request: Request) -> Outcome:
             with session:
                 return _run(request, session, screen, log)
         except Exception:
-            traceback.print_exc()  # Into the log; a person gets the message alone.
+            traceback.print_exc()  # Into the log; the terminal gets the message alone.
             raise
 
 
@@ -179,7 +179,7 @@ def _source(request: Request, screen: Screen) -> Path:
 
 
 def closing_words(outcome: Outcome) -> Text:
-    """What came out and where it is: a line each, to be printed unwrapped and copied whole."""
+    """The results and where they are, a line each; to be printed unwrapped, for copying paths."""
     rows = []
     results = outcome.results()
     for name, result in results.items():
@@ -203,9 +203,9 @@ def closing_words(outcome: Outcome) -> Text:
 
 
 def _how(name: str, outcome: Outcome) -> str:
-    """How the model of a result came about."""
+    """How the model of a result was trained."""
     if KINDS[name].baseline_of:
-        return "from scratch (control)"
+        return "from scratch (baseline)"
     if name == "finetune":
         stages = {
             stage_result.context.stage.name: stage_result.context.stage

@@ -47,7 +47,7 @@ def gpus(interpreter: Interpreter) -> Check:
     seen, cuda = output.split()
     found = f"{listed} listed by nvidia-smi, {seen} seen by torch (CUDA {cuda})"
     if int(seen) < int(listed):
-        advice = "look at CUDA_VISIBLE_DEVICES, the driver's age, and that torch is a CUDA build"
+        advice = "check CUDA_VISIBLE_DEVICES, the driver's version, and that torch is a CUDA build"
         return Check("GPUs", "fail", found, advice)
     return Check("GPUs", "ok", found if int(seen) else "none: training runs on the CPU")
 

@@ -19,7 +19,7 @@ EXEMPT = frozenset(
         "pipelines.runtime.session",
         "pipelines.runtime.logs",
         "pipelines.runtime.events.EventLog",
-        "pipelines.runtime.events.SPOOL",
+        "pipelines.runtime.events.EVENTS_FILE",
         "pipelines.runtime.events.Start",
         "pipelines.runtime.events.Point",
         "pipelines.runtime.events.Validation",

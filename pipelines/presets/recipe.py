@@ -28,12 +28,12 @@ class Preset:
     """A recipe with what is known about it.
 
     Attributes:
-        name: As on the command line.
-        what: In a few words.
-        published: The result to expect.
-        about: Where the constants are from, and where paper and code disagree.
-        command: That runs it.
-        cost: Of a run that was done.
+        name: Its name on the command line.
+        what: What it trains, in a few words.
+        published: The published result to compare with.
+        about: Where its constants are from, and where paper and code disagree.
+        command: The command line that runs it.
+        cost: Time and hardware of a run that was measured.
         build: Makes the configuration.
     """
 
@@ -47,7 +47,7 @@ class Preset:
 
 
 class Row(NamedTuple):
-    """A column of one of the paper's fine-tuning tables."""
+    """The constants of one size, a column of one of the paper's fine-tuning tables."""
 
     base_lr: float
     weight_decay: float
@@ -78,10 +78,10 @@ def imagenet(
     linear_probe: FinetuneConfig | None = None,
     knn: KnnConfig | None = None,
 ) -> PipelineConfig:
-    """A pipeline on ImageNet-1K; `largest` is the largest side in pixels that is looked at.
+    """A pipeline on ImageNet-1K; `largest` is the largest image side (pixels) of any stage.
 
-    For 224 px images are stored with a longest side of at most 512 px, which saves disks (a choice
-    of ours); for more they are stored as they are.
+    Up to 224 px, images are stored with a longest side of at most 512 px to save disk space (our
+    choice); above, they are stored as they are.
     """
     return PipelineConfig(
         name=name,
@@ -97,13 +97,13 @@ def imagenet(
 
 
 def imagenet_data(*, max_resolution: int | None, val_fraction: float | None = None) -> DataConfig:
-    """JPEGs; a few files of such collections are always broken."""
+    """Images stored as JPEG; a few unreadable files, as large collections have, are skipped."""
     write = WriteConfig(mode="jpg", max_resolution=max_resolution, max_unreadable=100)
     return DataConfig(num_workers=10, write=write, val_fraction=val_fraction)
 
 
 def pretraining(size: str, duration: Duration) -> PretrainConfig:
-    """Table 8 of the paper and the arguments of its code; all sizes share them."""
+    """The recipe of the paper's Table 8 and the released arguments, equal for all sizes."""
     return PretrainConfig(
         duration=duration,
         global_batch_size=4096,
@@ -128,7 +128,7 @@ def fine_tuning(
     image_size: int = 224,
     head_init_scale: float = 0.001,
 ) -> FinetuneConfig:
-    """A column of a table, and what all those tables and the code's arguments share."""
+    """The recipe of one column of a table, with what all columns have in common."""
     return FinetuneConfig(
         duration=epochs(row.epochs),
         warmup=epochs(row.warmup),

@@ -43,7 +43,7 @@ class BlockNumbers(TypedDict):
 
 
 class CheckpointNumbers(TypedDict):
-    """Those of one weight file, with the mean distance over its blocks."""
+    """The numbers of one weight file, with the mean distance over its blocks."""
 
     weights: str
     mean_distance: float | None
@@ -71,7 +71,7 @@ def analyse_collapse(
     """Measure every weight file on the same images; write and return the numbers.
 
     Writes collapse.json, collapse.png, activations.png and collapse.html to `output`. `block` is
-    the one whose maps are drawn; each model's own deep one if None.
+    the one whose maps are drawn; by default a deep one of each model.
 
     Raises:
         ValueError: When a file, the images, their size or `block` cannot be used.
@@ -134,7 +134,7 @@ def _numbers(path: Path, checkpoint: Checkpoint) -> CheckpointNumbers:
 
 
 def _show(views: Views, meters: Sequence[CollapseMeter]) -> Tensor:
-    """Show every meter all images; returns the first ones (N, H, W, 3) to draw the maps of."""
+    """Feed all images to every meter; returns the first ones (N, H, W, 3) to draw the maps of."""
     photos = None
     console = Console(stderr=True)
     batches = track(
@@ -154,7 +154,7 @@ def _show(views: Views, meters: Sequence[CollapseMeter]) -> Tensor:
 
 
 def labels(files: Sequence[Path]) -> list[str]:
-    """Names of the files; whole paths where those are the same."""
+    """Names of the files, or their paths where names are equal."""
     names = [path.name for path in files]
     return names if len(set(names)) == len(names) else [str(path) for path in files]
 
@@ -166,7 +166,7 @@ def collapse_page(
     facts: Mapping[str, object],
     skipped: Sequence[str],
 ) -> str:
-    """The page joining curve, maps (beside the `photos` (N, H, W, 3) they are of) and numbers."""
+    """The page with the curve, maps (beside the `photos` (N, H, W, 3) they are of) and numbers."""
     by_name = [{block.block: block for block in checkpoint.blocks} for checkpoint in checkpoints]
     names = sorted({name for blocks in by_name for name in blocks}, key=_place)
     title = "Cosine distance of the channels of each block"

@@ -21,5 +21,5 @@ def environment() -> Environment:
 
 
 def render(template: str, **values: object) -> str:
-    """Fill in `template`."""
+    """Fill in the template of this file name with `values`."""
     return environment().get_template(template).render(light=LIGHT, **values)

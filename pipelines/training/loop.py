@@ -136,7 +136,7 @@ class Run:
                     step += 1
 
     def _timed(self, batches: Generator[Batch]) -> Generator[Batch]:
-        """Book waiting for data as such."""
+        """Count the time spent waiting for a batch as phase `data`."""
         with closing(batches):
             while True:
                 with self.clock.phase("data"):
@@ -146,7 +146,7 @@ class Run:
                 yield batch
 
     def log(self, step: int, metrics: dict[str, torch.Tensor]) -> None:
-        """Average over workers and note a point; of a step that was left out, only that."""
+        """Write a point of means over workers; of a step that was skipped, only that it was."""
         values = group.mean_over_workers(metrics)
         if not math.isfinite(values["loss"] + values["grad_norm"]):
             skipped = self.engine.skipped_steps
@@ -162,7 +162,7 @@ class Run:
         self.event_log.write(events.Point(step=step, values=position | values))
 
     def evaluate(self, step: int) -> None:
-        """Score the validation split by the weights and, if there is one, by their average."""
+        """Score the validation split with the weights and, if one is kept, with their average."""
         assert self.validator is not None
         with self.engine.evaluating() as module:
             values = self.validator.run(module, self.engine.device)
@@ -178,7 +178,7 @@ class Run:
         self._told(self.saver.save(step, self.engine.fragments, self._notes(step)))
 
     def finish(self, step: int) -> None:
-        """Wait for the last checkpoint, and close the books."""
+        """Wait for the last checkpoint, close the cache and write the end."""
         with self.clock.phase("checkpoint"):
             self._told(self.saver.wait())
         if self.loader.cache is not None:
@@ -186,7 +186,7 @@ class Run:
         self.event_log.write(events.End(step=step, seconds=self.clock.seconds))
 
     def _told(self, saved: Saved | None) -> None:
-        """Note a checkpoint that is there now: how long it took beside the training."""
+        """Write an event for a checkpoint that is now on disk, and how long it took to write."""
         if saved is not None:
             self.event_log.write(
                 events.Checkpoint(
@@ -198,7 +198,7 @@ class Run:
             )
 
     def _notes(self, step: int) -> dict[str, object]:
-        """What a checkpoint says besides the fragments. The schedule and every random number are
+        """What a checkpoint records besides the fragments. The schedule and every random number are
         functions of the step, so there is no other state.
         """
         return {

@@ -26,7 +26,7 @@ Forward = Callable[[Batch], TaskOutput]
 
 @dataclass
 class Validation:
-    """The validation split, ready to be looked at again and again."""
+    """The validation split, opened once and scored as often as needed."""
 
     loader: BetonLoader
 
@@ -57,9 +57,9 @@ class Validation:
     def run(self, forward: Forward, device: torch.device) -> dict[str, float]:
         """Accuracies and the mean cross entropy over the whole split, the same on every worker.
 
-        Where images may be of several classes, it has their mAP, too: what
-        `FinetuneConfig.validation_metrics` names. `forward` is the task as all workers call it, in
-        evaluation mode: its output has scores.
+        `FinetuneConfig.validation_metrics` names them; where images may be of several classes,
+        mAP is one. `forward` is the task as all workers call it, in evaluation mode: its output
+        has scores.
         """
         # Images, how many are right in top-1 and top-5, loss.
         totals = torch.zeros(4, dtype=torch.float64, device=device)
@@ -86,8 +86,8 @@ class Validation:
     def scored(self, forward: Forward, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Scores (B, classes) and labels (B) of this worker's samples, batch by batch.
 
-        Every worker calls `forward` equally often, for in ZeRO stage 3 that is something they do
-        together: whoever has fewer batches looks at an image once more, and keeps it to itself.
+        Every worker calls `forward` equally often, since a forward pass is a collective operation
+        in ZeRO stage 3: a worker with fewer batches repeats an image and drops its scores.
         """
         size = self.loader.batch_size
         mine = worker_samples(self.loader.shards.samples)

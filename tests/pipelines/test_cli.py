@@ -143,7 +143,8 @@ def test_a_recipe_must_be_named(command: str, asked: list[object], capsys: Captu
     first, *sizes, last = capsys.readouterr().err.splitlines()
     name = "NAME" if command == "run" else "--preset NAME"
     assert first == (
-        f"error: {command}: by which recipe? Give {name} or --config FILE; by size for example"
+        f"error: {command}: no recipe was chosen. Give {name} or --config FILE; "
+        "for example, by size"
     )
     assert last == "convnextv2 presets lists all, and says what each is"
     assert asked == []

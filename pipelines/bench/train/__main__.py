@@ -70,7 +70,7 @@ def scaling(turns: int, rounds: int) -> list[Row]:
     """images/s of two workers with one thread each, over twice that of one.
 
     With and without accumulation: a global batch of 4,096 on two workers is 32 micro batches. Two
-    workers of groups of their own show what sharing the machine costs without a word between them.
+    workers in separate groups show what sharing the machine costs without communication.
     """
     rows: list[Row] = []
     for stage, accumulation in itertools.product((0, 1), (1, 4)):
@@ -98,7 +98,7 @@ def scaling(turns: int, rounds: int) -> list[Row]:
 
 
 def step_seconds(workers: int, settings: Mapping[str, object]) -> float:
-    """Of a group of so many workers."""
+    """Seconds of a step of a group of this many workers."""
     (row,) = run_group("steps", workers, settings)
     return row["seconds"]
 

@@ -29,7 +29,7 @@ def run_group(
 ) -> list[dict[str, float]]:
     """Start a group, and return what its rank 0 measured: a function of `measurements`.
 
-    `keep_pages` has freed memory stay with a process, as on a cluster: faster, and larger.
+    `keep_pages`: freed memory stays with the process, as on a cluster; faster, and takes more.
 
     Raises:
         RuntimeError: When a worker fails.
@@ -76,7 +76,7 @@ def main() -> None:
     result = getattr(measurements, name)(**json.loads(settings))
     print(json.dumps(result))
     sys.stdout.flush()
-    # Python's own way out sometimes ends in an abort: DeepSpeed's globals hold groups to the last.
+    # Python's normal exit sometimes aborts: DeepSpeed's globals keep process groups alive.
     os._exit(0)
 
 

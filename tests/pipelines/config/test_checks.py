@@ -186,13 +186,13 @@ CONFLICTS = {
         "knn: looks at a pretrained encoder, and pretrain is not set; knn.weights=FILE would work",
         "knn=null",
     ),
-    "two controls": (
+    "two baselines": (
         "imagenet22k-nano",
         ["intermediate.scratch_baseline=true"],
         "intermediate.scratch_baseline: only finetune has a baseline from scratch",
         "intermediate.scratch_baseline=false",
     ),
-    "control of scratch": (
+    "baseline of scratch": (
         "supervised-atto",
         ["finetune.scratch_baseline=true"],
         "finetune.scratch_baseline: without pretrain, finetune is that itself",

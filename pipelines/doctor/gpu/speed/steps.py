@@ -50,7 +50,7 @@ class Measured:
 
 
 def speed(setting: Setting) -> Iterator[Row]:
-    """What matters most first: the time may not do for all of it."""
+    """The most important rows come first, since the time may not suffice for all."""
     side = 64 if setting.quick else 224
     sizes = setting.sizes
     rates: dict[str, float] = {}
