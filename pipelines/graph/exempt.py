@@ -32,7 +32,6 @@ EXEMPT = frozenset(
         "cluster.durable",
         # When checkpoints are written, and which are kept and found; not what is in them.
         "cluster.checkpoint.async_saver",
-        "cluster.checkpoint.publishing",
         "cluster.checkpoint.retention",
         "cluster.checkpoint.store",
         # Which worker is on which machine and device.

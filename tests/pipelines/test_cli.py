@@ -146,7 +146,7 @@ def test_a_recipe_must_be_named(command: str, asked: list[object], capsys: Captu
         f"error: {command}: no recipe was chosen. Give {name} or --config FILE; "
         "for example, by size"
     )
-    assert last == "convnextv2 presets lists all, and says what each is"
+    assert last == "convnextv2 presets lists and describes them all"
     assert asked == []
     # What is named has the stage.
     for line in sizes:
