@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from convnextv2 import PathLike
 
@@ -42,7 +42,7 @@ def atomically(destination: PathLike) -> Iterator[Path]:
         _remove(partial)
 
 
-def write_json(path: PathLike, content: Any) -> None:
+def write_json(path: PathLike, content: object) -> None:
     """Write a JSON file, whole or not at all."""
     with atomically(path) as partial:
         partial.write_text(json.dumps(content, indent=1))

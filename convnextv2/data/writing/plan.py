@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -34,8 +34,16 @@ PLAN = "plan.json"
 LISTING_JOBS = 256
 PLANNED = np.dtype([("part", "<u4"), ("member", MEMBER)])
 
-Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-"""Calls a function on every item, in any process; results come in any order."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Map(Protocol):
+    """Calls a function on every item, in any process; results come in any order."""
+
+    def __call__(
+        self, function: Callable[[Item], Result], items: Iterable[Item], /
+    ) -> Iterator[Result]: ...
 
 
 @dataclass(frozen=True)
@@ -192,6 +200,22 @@ def _cut(sequence: Members, count: int) -> list[Members]:
     cuts = np.maximum.accumulate(np.maximum(cuts - numbers, 0)) + numbers
     cuts = np.minimum(cuts, len(sequence) - count + numbers)
     return np.split(sequence, cuts)
+
+
+def progress(destination: Path) -> tuple[int, int]:
+    """Images done and images planned, of a collection that is being written."""
+    work = destination / WORK
+    done = 0
+    for path in work.glob("*.done"):
+        try:
+            done += int(path.read_text() or 0)
+        except (OSError, ValueError):  # It is just being written, or gone with the plan.
+            continue
+    try:
+        planned = sum(json.loads((work / PLAN).read_text())["samples"])
+    except OSError:  # There is no plan yet.
+        planned = 0
+    return done, planned
 
 
 def forget_plan(folder: Path) -> None:

@@ -5,14 +5,12 @@ The manifest is written when all are there, and the plan is removed last.
 """
 
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,10 +30,11 @@ from convnextv2.data.shards.statistics import ChannelSums
 from convnextv2.data.writing.disk import alone, check_room, refusals
 from convnextv2.data.writing.encode import WriteSettings
 from convnextv2.data.writing.plan import (
-    PLAN,
     WORK,
+    Item,
     Map,
     Plan,
+    Result,
     forget_plan,
     make_plan,
     plan_digest,
@@ -46,7 +45,7 @@ from convnextv2.data.writing.shard import Record, ShardJob, finished, too_many, 
 SHARD_NAME = re.compile(r"(train|val)-\d{5}-of-\d{5}\.beton")
 
 
-def here(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def here(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """The map of a single process."""
     return map(function, items)
 
@@ -193,22 +192,6 @@ def _refuse_too_many(records: dict[int, Record], settings: WriteSettings) -> Non
     skipped = [item for record in records.values() for item in record.skipped]
     if len(skipped) > settings.max_unreadable:
         raise too_many(skipped, settings.max_unreadable)
-
-
-def progress(destination: Path) -> tuple[int, int]:
-    """Images done and images planned, of a collection that is being written."""
-    work = destination / WORK
-    done = 0
-    for path in work.glob("*.done"):
-        try:
-            done += int(path.read_text() or 0)
-        except (OSError, ValueError):  # It is just being written, or gone with the plan.
-            continue
-    try:
-        planned = sum(json.loads((work / PLAN).read_text())["samples"])
-    except OSError:  # There is no plan yet.
-        planned = 0
-    return done, planned
 
 
 def _numbered(job: ShardJob) -> tuple[int, Record]:
