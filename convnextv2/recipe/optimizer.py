@@ -53,7 +53,7 @@ def parameter_groups(
 
 
 def is_exempt(name: str, parameter: nn.Parameter, rule: DecayRule) -> bool:
-    """Whether a parameter gets no weight decay. Works on ZeRO-3 shards: `ds_shape` is the whole."""
+    """Whether a parameter gets no weight decay; of a ZeRO-3 shard `ds_shape` is the full shape."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
     if len(shape) == 1 or name.endswith(".bias"):
         return True

@@ -112,7 +112,7 @@ def luminance(red: Value, green: Value, blue: Value) -> np.int32:
 
 @njit(cache=True, nogil=True)
 def blend(base: Value, value: Value, factor: np.float32) -> np.uint8:
-    """From `base` (0) over `value` (1) beyond it, cut off to a byte."""
+    """Blend: `base` at factor 0, `value` at 1, extrapolated beyond; clipped to a byte."""
     mixed = np.float32(base) + factor * np.float32(np.int32(value) - np.int32(base))
     return np.uint8(np.int32(min(LARGEST, max(ZERO, mixed))))
 
@@ -182,7 +182,7 @@ def sharpen(
     factor: float,
     out: NDArray[np.uint8],
 ) -> None:
-    """Blend `own` with the mean, in which it counts five times, of the sums around it."""
+    """Blend `own` with the smoothed row: sums of 3 columns, in which the own value has weight 5."""
     strength = np.float32(factor)
     for k in range(len(out)):
         total = left[k] + middle[k] + right[k] + np.int32(4) * np.int32(own[k])
