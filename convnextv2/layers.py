@@ -40,7 +40,7 @@ class DenseSites:
     def downsample(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         k = weight.shape[-1]
         if torch.compiler.is_exporting():
-            # Of slices and reshapes, torch.export cannot prove that they hold for every size.
+            # torch.export cannot prove that the slices and reshapes below hold for every size.
             return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, k).permute(0, 2, 3, 1)
         # Rows and columns that fill no window are left out, as by a convolution of this stride.
         height, width = (size // k * k for size in x.shape[-3:-1])
@@ -59,7 +59,7 @@ DENSE = DenseSites()
 def patch_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve (..., H, W, C) by (O, C, k, k) at stride k as one matrix product.
 
-    Windows do not overlap, so laying each out as a row costs one copy and spares a convolution.
+    Windows do not overlap, so a copy that lays each out as a row replaces the convolution.
     """
     k = weight.shape[-1]
     windows = x.unflatten(-3, (-1, k)).unflatten(-2, (-1, k)).transpose(-4, -3)
@@ -118,7 +118,7 @@ class GeluGRN(nn.Module):
     The published code divides by the channel mean of the norms (Eq. 2 prints the sum), keeps the
     residual and starts as the identity (gamma = beta = 0). Statistics are per image, as in the
     paper and its JAX code; the released PyTorch pretraining pooled over the whole batch. GELU is
-    done here because the two are one pass over the widest tensor of the network.
+    part of this module because both are computed in one pass over the network's widest tensor.
     """
 
     def __init__(self, dim: int) -> None:
@@ -132,7 +132,7 @@ class GeluGRN(nn.Module):
 
 
 class LinearAfterGRN(nn.Linear):
-    """Linear layer that gets its input back from GRN in the backward pass instead of keeping it."""
+    """Linear layer that does not keep its input: GRN recomputes it in the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""

@@ -1,4 +1,4 @@
-"""Masks and patches, and what FCMAE asks of them, of images and of the loss.
+"""Masks and patches, and the checks of FCMAE's masks, images and loss.
 
 A mask is (B, L) with 1 = masked; L patches in row-major order.
 """
@@ -38,7 +38,7 @@ def random_mask(
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to `device`, from page-locked memory: for others a GPU's copy makes the host wait."""
+    """Copy to `device`; to a GPU from page-locked memory, so that the host does not wait for it."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -68,7 +68,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def patches_at(images: Tensor, numbers: Tensor, patch_size: int) -> Tensor:
-    """The patches (N, p*p*C) that `numbers` (N) picks of all B*L in the batch, as `patchify`'s."""
+    """The patches (N, p*p*C) of numbers `numbers` (N) among all B*L, laid out as by `patchify`."""
     rows, columns = images.shape[2] // patch_size, images.shape[3] // patch_size
     tiles = images.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))
     tiles = tiles.permute(0, 2, 4, 3, 5, 1)
@@ -114,8 +114,8 @@ def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
         raise ValueError(f"expected images (B, {expected}), got {tuple(images.shape)}")
     if not images.is_floating_point():
         raise ValueError(
-            f"expected floating-point images, got {images.dtype}; pixels of 0 to 255 are made "
-            "such by convnextv2.tasks.Normalize"
+            f"expected floating-point images, got {images.dtype}; convnextv2.tasks.Normalize "
+            "makes them of pixels from 0 to 255"
         )
 
 
@@ -153,8 +153,8 @@ def check_something_hidden_and_seen(mask: Tensor, *, alike: bool) -> None:
 def check_finite(loss: Tensor, images: Tensor) -> None:
     """Raise ValueError naming the images with NaN or infinity, if that is what spoilt the loss.
 
-    On the CPU only. An accelerator would have to be waited for in every step; there the loss comes
-    out as NaN, and it is for the training loop to look at losses when it reads them anyway.
+    On the CPU only: on a GPU the check would make the host wait in every step. There the loss is
+    NaN, and the training loop notices when it reads the losses.
     """
     if loss.device.type != "cpu" or torch.isfinite(loss):
         return

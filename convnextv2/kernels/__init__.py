@@ -1,4 +1,4 @@
-"""The operations where time goes, each by the fastest implementation at hand.
+"""The operations that take most of the time, each by the fastest implementation available.
 
 `plain` is PyTorch and runs everywhere; `native` is C++ for CPUs, `gpu` is Triton for GPUs. They
 are equal within rounding, and the tests hold them to that.
@@ -31,7 +31,7 @@ def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
 
 
 def linear_after_grn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Linear layer that needs not keep its input when that is the output of `gelu_grn`."""
+    """Linear layer that does not keep its input if that is the output of `gelu_grn`."""
     eager = not torch.compiler.is_compiling()
     if eager and (native.usable(x, weight, bias) or gpu.usable(x, weight, bias)):
         return recomputed.linear_after_grn(x, weight, bias)
@@ -67,7 +67,7 @@ def patch_depthwise(
 
 
 def neighbours_of(patches: Tensor, grid: tuple[int, int]) -> Tensor | None:
-    """What `patch_depthwise` wants to know of its patches, for all layers; None on CPUs."""
+    """The table of neighbours for `patch_depthwise`, shared by all layers; None on CPUs."""
     return neighbour_table(patches, grid, gpu.LARGEST_KERNEL) if patches.is_cuda else None
 
 

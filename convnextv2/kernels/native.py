@@ -1,7 +1,7 @@
 """The operations on CPUs, compiled (native.cpp): fp32 and fp64, forward and backward.
 
-Where time goes otherwise is not arithmetic but passes over tensors four times wider than the input
-(GELU, GRN and their backward), and a depthwise backward that PyTorch has no good CPU kernel for.
+Without them time goes into passes over tensors four times wider than the input (GELU, GRN and their
+backward) and into the depthwise backward, for which PyTorch has no good CPU kernel.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 def usable(x: Tensor, *parameters: Tensor) -> bool:
     """Whether these kernels take `x`: on the CPU, fp32 or fp64, in eager mode, compiled.
 
-    They read memory as it lies, so the parameters must be of the same kind and contiguous.
+    They read raw memory, so the parameters must have x's dtype and device and be contiguous.
     """
     return (
         x.device.type == "cpu"
@@ -86,7 +86,7 @@ class _LayerNorm(torch.autograd.Function):
 def grn_forward(
     x: Tensor, gamma: Tensor, beta: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For `recomputed`."""
+    """`Arithmetic.grn_forward` of `recomputed`."""
     out, norm = torch.empty_like(x), x.new_empty(groups, x.shape[-1])
     scale = torch.empty_like(norm)
     sizes = _group_sizes(x, groups)
@@ -97,7 +97,7 @@ def grn_forward(
 def grn_sums(
     x: Tensor, grad: Tensor, beta: Tensor, scale: Tensor, out: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """For `recomputed`."""
+    """`Arithmetic.grn_sums` of `recomputed`."""
     along, plain = torch.empty_like(scale), torch.empty_like(scale)
     sizes = _group_sizes(x, len(scale))
     _call("gelu_grn_sums", x, grad, x, scale, beta, out, along, plain, *sizes)
@@ -112,7 +112,7 @@ def grn_backward(
     scale: Tensor,
     sums: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For `recomputed`."""
+    """`Arithmetic.grn_backward` of `recomputed`."""
     along, plain = sums
     grad_x, by_gamma = torch.empty_like(x), torch.empty_like(norm)
     inputs, sizes = (grad, x, gamma, norm, along), _group_sizes(x, len(norm))

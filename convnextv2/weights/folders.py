@@ -1,4 +1,4 @@
-"""Folders of weights: which files they mean."""
+"""Finds the weight files in a folder."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ PIECES = "rank-00000.safetensors"
 
 
 class Files(NamedTuple):
-    """The files that hold a model's tensors, and the kind of folder if it says more than they."""
+    """The files that hold a model's tensors, and the kind of folder where it matters."""
 
     files: tuple[Path, ...]
     container: Container | None = None

@@ -149,7 +149,7 @@ def _act_write(options: argparse.Namespace) -> int:
 
     from cluster.launch import Cluster, Placement
     from convnextv2.data.writing import write_collection
-    from convnextv2.data.writing.write import progress
+    from convnextv2.data.writing.plan import progress
     from pipelines.runtime.console import Screen
     from pipelines.stages.write_data import write_settings
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from convnextv2.tasks.average_precision import average_precision, mean_of
 from convnextv2.tasks.classify import Confusion
-from convnextv2.tasks.precision import average_precision, mean_of
 from convnextv2.tasks.topk import num_correct
 from pipelines.results.known import MAP, TOP1, TOP5
 from pipelines.results.metrics import FRACTION, Metric, proportion

@@ -14,9 +14,9 @@ from cluster import group
 from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.shards.mapped import Indices
 from convnextv2.tasks import TaskOutput
+from convnextv2.tasks.average_precision import average_precision, mean_of
 from convnextv2.tasks.batch import Batch, on_device
 from convnextv2.tasks.classify import cross_entropies
-from convnextv2.tasks.precision import average_precision, mean_of
 from convnextv2.tasks.topk import num_correct
 from pipelines.config import EvaluateConfig
 from pipelines.training.transforms import evaluation_view

@@ -1,7 +1,7 @@
 """The operations on GPUs, in Triton, forward and backward; for any floating dtype and any C.
 
 In eager mode they are autograd functions, which start faster; torch.compile is given operators
-(`torch.ops.convnextv2`), whose programs it keeps in its graph.
+(`operators`, imported when a graph is traced), whose programs it keeps in its graph.
 """
 
 from importlib.util import find_spec
@@ -42,7 +42,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
     """As `plain.gelu_grn`; the GELU of 16-bit tensors is within 6e-6 of the exact one."""
     if torch.compiler.is_compiling():
-        out: Tensor = grn.operator(x, gamma, beta, groups)[0]
+        from convnextv2.kernels.gpu import operators
+
+        out: Tensor = operators.gelu_grn(x, gamma, beta, groups)[0]
         return out
     return recomputed.gelu_grn(grn, x, gamma, beta, groups)
 
@@ -68,7 +70,9 @@ def patch_depthwise(
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None) -> Tensor:
     if torch.compiler.is_compiling():
-        out: Tensor = depthwise_conv.operator(x, weight, bias, neighbours)
+        from convnextv2.kernels.gpu import operators
+
+        out: Tensor = operators.depthwise(x, weight, bias, neighbours)
     else:
         out = depthwise_conv.Depthwise.apply(x, weight, bias, neighbours)
     return out

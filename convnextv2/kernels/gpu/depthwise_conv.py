@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.library import triton_op
 
 from convnextv2.kernels.gpu.launch import blocks, launch, sum_dtype
 
@@ -98,32 +97,6 @@ class Depthwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         return *backward(grad, *ctx.saved_tensors), None
-
-
-@triton_op("convnextv2::depthwise", mutates_args=())
-def operator(x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None) -> Tensor:
-    """`forward` for torch.compile, which keeps it in its graph."""
-    return forward(x, weight, bias, neighbours)
-
-
-@triton_op("convnextv2::depthwise_backward", mutates_args=())
-def backward_operator(
-    grad: Tensor, x: Tensor, weight: Tensor, neighbours: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`backward` for torch.compile."""
-    return backward(grad, x, weight, neighbours)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, neighbours = inputs
-    ctx.save_for_backward(x, weight, neighbours)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *backward_operator(grad, *ctx.saved_tensors), None
-
-
-operator.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _shape(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnextv2.kernels import gpu, plain, recomputed
-from convnextv2.kernels.gpu import depthwise_conv, grn, grn_programs, norm
+from convnextv2.kernels.gpu import depthwise_conv, grn, grn_programs, norm, operators
 from convnextv2.kernels.gpu.launch import launch
 from convnextv2.kernels.gpu.neighbours import neighbour_table
 
@@ -70,7 +70,7 @@ class Operators(Patches):
         table = neighbour_table(torch.tensor(self.patches), GRID, gpu.LARGEST_KERNEL)
 
         def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            return depthwise_conv.operator(x.flatten(0, 1), weight, bias, table).view_as(x)
+            return operators.depthwise(x.flatten(0, 1), weight, bias, table).view_as(x)
 
         return ours, super().operations()[1]
 
@@ -116,7 +116,7 @@ class ResponseOperator(Response):
 
     def operations(self) -> tuple[Operation, Operation]:
         def ours(x: Tensor, gamma: Tensor, beta: Tensor, *linear: Tensor) -> Tensor:
-            return F.linear(grn.operator(x, gamma, beta, self.groups)[0], *linear)
+            return F.linear(operators.gelu_grn(x, gamma, beta, self.groups)[0], *linear)
 
         return ours, self._plain
 
@@ -239,9 +239,9 @@ def check_operators() -> None:
     leaves = [torch.randn(shape, requires_grad=True) for shape in patches.shapes()]
     leaves[0] = leaves[0].detach()[0, :2].requires_grad_()
     table = neighbour_table(*where, gpu.LARGEST_KERNEL)
-    torch.library.opcheck(depthwise_conv.operator, (*leaves, table), test_utils=checks)
+    torch.library.opcheck(operators.depthwise, (*leaves, table), test_utils=checks)
     leaves = [torch.randn(shape, requires_grad=True) for shape in Response().shapes()[:3]]
-    torch.library.opcheck(grn.operator, (*leaves, 3), test_utils=checks)
+    torch.library.opcheck(operators.gelu_grn, (*leaves, 3), test_utils=checks)
 
 
 def difference(got: Tensor, expected: Tensor) -> float:
