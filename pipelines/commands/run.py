@@ -115,7 +115,13 @@ def _numbers(result: Result) -> dict[str, JsonValue]:
 
 
 def run_pipeline(request: Request) -> Outcome:
-    """Run the stages that the request names; what libraries print goes to a log file."""
+    """Run the stages that the request names; what libraries print goes to a log file.
+
+    Raises:
+        ValueError: When a report is asked of a folder that is not there; none is made then.
+    """
+    if request.render_only and not request.run_dir.is_dir():
+        raise ValueError(f"--run-dir {request.run_dir}: there is no such folder to report on")
     log = request.run_dir / "logs" / "driver.log"
     request.run_dir.mkdir(parents=True, exist_ok=True)
     with redirected(log) as terminal:

@@ -13,11 +13,17 @@ from pipelines.doctor.processes import run
 
 PINS = Path(__file__).parents[2] / "constraints.txt"
 PINNED = ("torch", "torchvision", "deepspeed", "ray", "ffcv", "spconv", "mlflow", "numba", "numpy")
+OPTIONAL = {
+    "spconv": "only for the backend spconv: pip install 'convnextv2[spconv]' "
+    "(for NVIDIA GPUs spconv-cu126 instead)"
+}
 
 
 def library(name: str, interpreter: Interpreter) -> Check:
     same_module = re.compile(f"{name}(-cu[0-9]+)?")  # spconv-cu126 is spconv, too
     builds = {d.name for d in metadata.distributions() if same_module.fullmatch(d.name)}
+    if not builds and name in OPTIONAL:
+        return Check(name, "warn", "not installed, and optional", OPTIONAL[name])
     if not builds:
         return Check(name, "fail", "not installed", SET_UP)
     version = metadata.version(builds.pop()).partition("+")[0]

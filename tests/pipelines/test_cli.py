@@ -190,6 +190,13 @@ def test_the_file_of_a_run_folder_is_offered(tmp_path: Path, capsys: Capture) ->
     assert f"--config {tmp_path}/config.yaml;" in capsys.readouterr().err
 
 
+def test_a_report_of_no_folder_makes_none(tmp_path: Path, capsys: Capture) -> None:
+    mistyped = tmp_path / "mistyped"
+    assert cli.main(["report", "--preset", "demo", "--run-dir", str(mistyped)]) == 1
+    assert f"--run-dir {mistyped}: there is no such folder" in capsys.readouterr().err
+    assert not mistyped.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "old", "new"),
     [
