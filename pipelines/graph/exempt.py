@@ -32,6 +32,7 @@ EXEMPT = frozenset(
         "cluster.durable",
         # When checkpoints are written, and which are kept and found; not what is in them.
         "cluster.checkpoint.async_saver",
+        "cluster.checkpoint.host_copy",
         "cluster.checkpoint.publishing",
         "cluster.checkpoint.retention",
         "cluster.checkpoint.store",
