@@ -74,6 +74,7 @@ class DeepSpeedEngine:
         # inference uses, and a killed worker would leave its 69 MB buffer in /dev/shm.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.device, self._module, self._identify = device, module, identify
+        self._grad_clip = settings.grad_clip
         self._adamw: LayerwiseAdamW | None = None
         module.to(device)
         if settings.zero.offload_optimizer == "none":
@@ -151,13 +152,17 @@ class DeepSpeedEngine:
         # The device has this step to compute meanwhile, and the weights are still the last one's.
         self.settle()
         outcome = Outcome.of(total, own, loss, indices)
+        norm = total.sqrt()
         if self._adamw is not None:
             self._adamw.found_inf = outcome.found_inf
+            if self._grad_clip:
+                # As PyTorch's clip_grad_norm_ has it.
+                self._adamw.grad_scale = ((norm + 1e-6) / self._grad_clip).clamp(min=1)
         elif outcome.left_out():
             self._partition.skip_next_step()
         self._engine.step()
         self._unsettled = outcome
-        return total.sqrt()
+        return norm
 
     def settle(self) -> None:
         """Count the last step, and take its weights into the average, unless it was left out.

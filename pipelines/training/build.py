@@ -20,6 +20,7 @@ from pipelines.training.validation import Validation
 def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
     """The task with its optimizer, shared among the workers."""
     recipe = job.recipe
+    torch.set_float32_matmul_precision(recipe.matmul_precision)
     seed_step(job.seed, 0, 0)  # The same initial weights on every worker.
     task = job.build_task(job)
     rule = GroupRule(weight_decay=recipe.weight_decay, exempt=recipe.decay_exempt)
