@@ -16,6 +16,7 @@ from cluster.checkpoint.fragment_files import StateFiles
 from cluster.checkpoint.fragments import EMA, StateFragment
 from cluster.checkpoint.store import CheckpointError
 from cluster.engine.adamw import LayerwiseAdamW
+from cluster.engine.cuda_graph import GraphedForward
 from cluster.engine.outcome import Outcome, StepCounts
 from cluster.engine.zero_config import Precision, ZeroSettings, deepspeed_config
 from cluster.engine.zero_partitions import partition_of
@@ -27,7 +28,8 @@ class EngineSettings:
     """Sharding, precision (bf16 keeps fp32 masters), clipping, averaging.
 
     `ema_decay` None keeps no moving average. After `max_skipped_steps` steps in a row whose loss
-    or gradient is not finite training stops, at the latest in the step after.
+    or gradient is not finite training stops, at the latest in the step after. `cuda_graph` is for
+    modules that are `cluster.engine.cuda_graph.Graphable`, on GPUs, in stages 0 to 2.
     """
 
     zero: ZeroSettings = field(default_factory=ZeroSettings)
@@ -35,6 +37,7 @@ class EngineSettings:
     grad_clip: float = 0.0
     ema_decay: float | None = None
     max_skipped_steps: int = 10
+    cuda_graph: bool = False
 
 
 class DeepSpeedEngine:
@@ -92,6 +95,8 @@ class DeepSpeedEngine:
         self._partition = partition_of(module, self._optimizer)
         if isinstance(optimizer, LayerwiseAdamW):
             optimizer.stretches = self._partition.stretches(scales)
+        if settings.cuda_graph:  # From here on DeepSpeed leaves parameters where they are.
+            module.forward = GraphedForward(module)  # type: ignore[arg-type]
         if device.type == "cpu":
             give_back_freed_memory()
         self._fragments = self._partition.fragments()

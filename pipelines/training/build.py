@@ -36,6 +36,7 @@ def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
             grad_clip=recipe.grad_clip,
             ema_decay=recipe.ema_decay,
             max_skipped_steps=recipe.max_skipped_steps,
+            cuda_graph=job.cluster.cuda_graph,
         ),
         batch_layout=batch_layout,
         device=worker_device(use_gpu=job.cluster.use_gpu),
