@@ -210,7 +210,7 @@ class FCMAE(nn.Module):
         return self._error(prediction.flatten(0, 1)[masked], patches)
 
     def loss_at(self, images: Tensor, mask: Tensor, masked: Tensor, visible: Tensor) -> Tensor:
-        """The loss of `forward` by backend "gather"; it looks at no value, so a CUDA graph holds it.
+        """The loss of `forward` by backend "gather"; looks at no value: for CUDA graphs.
 
         On the images' device: `mask` (B, L) bool, equally many of each row; `masked` (N,), their
         numbers in all B*L; `visible` (B, V), numbers of the other patches of each image.
