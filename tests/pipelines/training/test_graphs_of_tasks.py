@@ -1,6 +1,7 @@
 """What tasks compute for a CUDA graph is what they compute anyway, also replayed on new batches."""
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -27,32 +28,32 @@ def batch_of(seed: int, *, mixed: bool = False) -> Batch:
     return Batch(pixels, labels, 100 * seed + torch.arange(IMAGES), seed, shares)
 
 
-def pretraining(decoder: str = "convnext", **options: bool) -> PretrainTask:
+def pretraining(decoder: str = "convnext", *, norm_pix_loss: bool = True) -> PretrainTask:
     model = FCMAE.from_size(
         "pocket", image_size=SIDE, patch_size=16, stem_stride=2, decoder=decoder, decoder_dim=64,
-        **options,
+        norm_pix_loss=norm_pix_loss,
     )  # fmt: skip
     return PretrainTask(model, seed=3)
 
 
-def classifier(**options: str) -> ClassifyTask:
+def classifier(trainable: Literal["all", "head"] = "all") -> ClassifyTask:
     model = ConvNeXtV2.from_size("pocket", num_classes=CLASSES, stem_stride=2, drop_path=0.3)
-    return ClassifyTask(model, label_smoothing=0.1, **options)  # type: ignore[arg-type]
+    return ClassifyTask(model, label_smoothing=0.1, trainable=trainable)
 
 
-CASES: dict[str, tuple[Callable[[], nn.Module], bool]] = {
+CASES: dict[str, tuple[Callable[[], PretrainTask | ClassifyTask], bool]] = {
     "pretraining": (pretraining, False),
     "pretraining-plain-pixels": (lambda: pretraining(norm_pix_loss=False), False),
     "pretraining-unet": (lambda: pretraining("unet"), False),
     "pretraining-transformer": (lambda: pretraining("transformer"), False),
     "classifier": (classifier, False),
     "classifier-mixed": (classifier, True),
-    "probe": (lambda: classifier(trainable="head"), False),
+    "probe": (lambda: classifier("head"), False),
 }
 
 
 def losses_and_gradients(
-    task: nn.Module, forward: Callable[[Batch], nn.Module], *, mixed: bool
+    task: nn.Module, forward: Callable[[Batch], Any], *, mixed: bool
 ) -> list[Tensor]:
     found = []
     torch.manual_seed(1)
@@ -73,7 +74,7 @@ def test_replays_compute_what_the_task_computes(case: str, monkeypatch: pytest.M
     task = build()
     expected = losses_and_gradients(task, task.forward, mixed=mixed)
     task.zero_grad(set_to_none=True)
-    replayed = losses_and_gradients(task, GraphedForward(task), mixed=mixed)  # type: ignore[arg-type]
+    replayed = losses_and_gradients(task, GraphedForward(task), mixed=mixed)
     assert cuda_graphs.FakeGraph.calls == ["record"] * 2 + ["replay"] * 6
     assert len(replayed) == len(expected)
     for ours, theirs in zip(replayed, expected, strict=True):

@@ -8,8 +8,8 @@ from pipelines.training.loop import Run
 
 def test_memory_for_checkpoints_is_taken_before_the_first_step(tmp_path: Path) -> None:
     parts = {name: MagicMock() for name in Run.__dataclass_fields__ if name != "noted"}
+    parts["job"].directory = tmp_path
     run = Run(**parts)
-    run.job.directory = tmp_path
     assert run.resume() == 0
     parts["saver"].prepare.assert_called_once_with(parts["engine"].fragments)
     parts["engine"].train_step.assert_not_called()
