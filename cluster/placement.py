@@ -21,6 +21,8 @@ KEEP_PAGES = {
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 # Memory freed by batches of one size can be used for those of another.
 FEW_FRAGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+# PyTorch's allocator reads either, under its name of today or under the older one.
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def give_back_freed_memory() -> None:
@@ -76,7 +78,9 @@ class Placement:
     @property
     def environment(self) -> dict[str, str]:
         """Environment variables of the workers."""
-        device = FEW_FRAGMENTS if self.use_gpu else NO_GPU | KEEP_PAGES
+        # Who set the allocator where the run was started wants it so.
+        chosen = {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
+        device = (chosen or FEW_FRAGMENTS) if self.use_gpu else NO_GPU | KEEP_PAGES
         return {
             "OMP_NUM_THREADS": str(self.cpus_per_worker),
             "RAY_CHDIR_TO_TRIAL_DIR": "0",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convnextv2.randomness import Draw, uniform
@@ -75,6 +76,15 @@ def patches_at(images: Tensor, numbers: Tensor, patch_size: int) -> Tensor:
     inside = numbers % (rows * columns)
     where = numbers // (rows * columns), inside // columns, inside % columns
     return tiles[where].flatten(1)
+
+
+def normalize_patches(patches: Tensor) -> Tensor:
+    """Normalise each patch (..., p*p*C) by its mean and unbiased variance + 1e-6."""
+    # LayerNorm divides by the biased variance: n / (n - 1) of it is the unbiased one.
+    n = patches.shape[-1]
+    biased = (n - 1) / n
+    scale = patches.new_full((n,), biased**0.5)
+    return F.layer_norm(patches, (n,), scale, eps=1e-6 * biased)
 
 
 def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:

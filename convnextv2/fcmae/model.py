@@ -20,12 +20,14 @@ from convnextv2.fcmae.masking import (
     check_images,
     check_mask,
     check_something_hidden_and_seen,
+    normalize_patches,
     patches_at,
     patchify,
     random_mask,
     send,
 )
-from convnextv2.fcmae.sparse import Backend, GRNScope, backend_of
+from convnextv2.fcmae.sparse import Backend, GRNScope, SparseSites, backend_of
+from convnextv2.fcmae.sparse.gather import VisiblePatches
 from convnextv2.kernels.plain import gather_sites, site_positions
 from convnextv2.layers import PointwiseConv, init_weights
 
@@ -176,7 +178,8 @@ class FCMAE(nn.Module):
         mask = check_mask(mask, len(images), self.grid)
         check_something_hidden_and_seen(mask, alike=prediction == "masked")
         masked = send(mask.flatten().nonzero().flatten(), images.device)
-        decoded = self._decode(images, mask)
+        sites = self.sites(mask, self.grid, self.patch_size, self.grn_scope, images.device)
+        decoded = self._decode(images, sites, mask)
         reconstructed = self._predict(decoded, masked)
         loss = self._error(reconstructed, patches_at(images, masked, self.patch_size))
         check_finite(loss, images)
@@ -206,9 +209,18 @@ class FCMAE(nn.Module):
         patches = patches_at(images, send(masked, images.device), self.patch_size)
         return self._error(prediction.flatten(0, 1)[masked], patches)
 
-    def _decode(self, images: Tensor, mask: Tensor) -> Tensor:
+    def loss_at(self, images: Tensor, mask: Tensor, masked: Tensor, visible: Tensor) -> Tensor:
+        """The loss of `forward` by backend "gather"; looks at no value: for CUDA graphs.
+
+        On the images' device: `mask` (B, L) bool, equally many of each row; `masked` (N,), their
+        numbers in all B*L; `visible` (B, V), numbers of the other patches of each image.
+        """
+        sites = VisiblePatches(mask, self.grid, self.patch_size, self.grn_scope, patches=visible)
+        reconstructed = self._predict(self._decode(images, sites, mask), masked)
+        return self._error(reconstructed, patches_at(images, masked, self.patch_size))
+
+    def _decode(self, images: Tensor, sites: SparseSites, mask: Tensor) -> Tensor:
         """The decoder's hidden map (B, h, w, D) of the whole image."""
-        sites = self.sites(mask, self.grid, self.patch_size, self.grn_scope, images.device)
         canvas = Canvas(sites, send(mask, images.device).unflatten(1, self.grid))
         skips: list[Tensor] = []
         if self.decoder.wants_skips:
@@ -229,15 +241,8 @@ class FCMAE(nn.Module):
         return pixels.transpose(2, 3).flatten(1)
 
     def _normalized(self, patches: Tensor) -> Tensor:
-        """Normalise each patch (..., p*p*C) by its mean and unbiased variance + 1e-6."""
         patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
-        if not self.norm_pix_loss:
-            return patches
-        # LayerNorm divides by the biased variance: n / (n - 1) of it is the unbiased one.
-        n = patches.shape[-1]
-        biased = (n - 1) / n
-        scale = patches.new_full((n,), biased**0.5)
-        return F.layer_norm(patches, (n,), scale, eps=1e-6 * biased)
+        return normalize_patches(patches) if self.norm_pix_loss else patches
 
     def _error(self, prediction: Tensor, patches: Tensor) -> Tensor:
         """Mean squared error of (N, p*p*C) against the patches' targets; a scalar."""

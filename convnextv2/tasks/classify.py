@@ -54,10 +54,25 @@ class ClassifyTask(nn.Module):
         return scores.float()
 
     def forward(self, batch: Batch) -> TaskOutput:
+        return self._output(batch)
+
+    def _output(self, batch: Batch) -> TaskOutput:
         logits = self.logits(batch)
         correct = in_top_k(logits, batch.labels, 1).float().mean()
         loss = self._loss(logits, batch)
         return TaskOutput(loss, {"accuracy": correct.detach()}, logits.detach())
+
+    def fixed_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What `compute` takes: pixels, labels and, where images are mixed, their shares."""
+        mixed = () if batch.coefficients is None else (batch.coefficients,)
+        return batch.images, batch.labels, *mixed
+
+    def compute(
+        self, pixels: Tensor, labels: Tensor, coefficients: Tensor | None = None
+    ) -> TaskOutput:
+        """As `forward`, from what is on the device: for CUDA graphs."""
+        # Neither numbers nor epoch are looked at.
+        return self._output(Batch(pixels, labels, labels, 0, coefficients))
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
         own = cross_entropies(logits, batch.labels, self.label_smoothing)

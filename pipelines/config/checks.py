@@ -6,6 +6,7 @@ from cluster.batch_layout import BatchLayout
 from cluster.engine.zero_config import find_problems
 from convnextv2.sizes import nearest_multiples
 from pipelines.config import FinetuneConfig, IntermediateConfig, ModelConfig, PipelineConfig
+from pipelines.config.graph_checks import find_graph_conflicts
 from pipelines.config.recipe_checks import changes_of_colours, find_recipe_conflicts
 
 
@@ -21,7 +22,7 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
         data = train.data if isinstance(train, IntermediateConfig) else config.data
         found = find_recipe_conflicts(train, data, config.model, cluster.num_workers)
         problems += [f"{name}.{problem}" for problem in found]
-    return [*problems, *_stages(config), *_pixels(config)]
+    return [*problems, *find_graph_conflicts(config), *_stages(config), *_pixels(config)]
 
 
 def _zero(config: PipelineConfig) -> list[str]:

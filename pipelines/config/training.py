@@ -35,6 +35,9 @@ class TrainConfig(Section):
     """Gradients of a larger norm are scaled down to it; 0 clips nothing."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the forward and the backward pass; bf16 keeps fp32 masters."""
+    matmul_precision: Literal["highest", "high"] = "highest"
+    """Of matrix products in fp32. high lets a GPU round their inputs to TF32 (10 bits of mantissa),
+    several times faster; the result changes."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay per step of an exponential moving average (EMA) of the weights, which is evaluated
     and written beside them. By default there is none."""

@@ -20,6 +20,7 @@ from pipelines.training.validation import Validation
 def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
     """The task with its optimizer, shared among the workers."""
     recipe = job.recipe
+    torch.set_float32_matmul_precision(recipe.matmul_precision)
     seed_step(job.seed, 0, 0)  # The same initial weights on every worker.
     task = job.build_task(job)
     rule = GroupRule(weight_decay=recipe.weight_decay, exempt=recipe.decay_exempt)
@@ -35,6 +36,7 @@ def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
             grad_clip=recipe.grad_clip,
             ema_decay=recipe.ema_decay,
             max_skipped_steps=recipe.max_skipped_steps,
+            cuda_graph=job.cluster.cuda_graph,
         ),
         batch_layout=batch_layout,
         device=worker_device(use_gpu=job.cluster.use_gpu),

@@ -104,7 +104,9 @@ class Run:
         )
 
     def resume(self) -> int:
-        """Load the last good checkpoint, if there is one; returns the step to go on from."""
+        """Load the last good checkpoint, if there is one, and make room for the next; returns the
+        step to go on from.
+        """
         root = self.job.directory / CHECKPOINTS
         search = group.broadcast(latest_good(root) if group.rank() == 0 else None)
         assert search is not None
@@ -115,6 +117,7 @@ class Run:
             self.engine.restore(search.found.path, search.found.notes)
             self.noted = search.found.notes["metrics"]
             step = search.found.step
+        self.saver.prepare(self.engine.fragments)
         self.event_log.write(
             events.Start(step=step, workers=group.world_size(), total=self.plan.total_steps)
         )

@@ -103,6 +103,16 @@ def test_resources_of_the_group_are_those_of_its_workers() -> None:
     assert replace(placement, use_gpu=False).resources == {"CPU": 12.0}
 
 
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_allocator_of_gpus_is_the_users_if_they_set_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "max_split_size_mb:512")
+    environment = replace(PLACEMENT, use_gpu=True).environment
+    found = {key: value for key, value in environment.items() if key.endswith("ALLOC_CONF")}
+    assert found == {name: "max_split_size_mb:512"}
+
+
 @pytest.mark.parametrize("use_gpu", [True, False])
 def test_workers_see_gpus_only_where_they_are_to_use_them(use_gpu: bool) -> None:
     environment = replace(PLACEMENT, use_gpu=use_gpu).environment

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipelines.doctor.gpu.correctness.backends import backends
+from pipelines.doctor.gpu.correctness.graph import graph
 from pipelines.doctor.gpu.correctness.kernels import kernels
 from pipelines.doctor.gpu.correctness.loader import loader
 from pipelines.doctor.gpu.correctness.syncs import syncs
@@ -37,6 +38,7 @@ PARTS = (
     Part("profile", 30, profile),
     Part("backends", 30, backends),
     Part("zero", 60, zero),
+    Part("graph", 60, graph),
     Part("training", 40, training),
     Part("compiled", 150, compiled_speed),
 )

@@ -1,4 +1,4 @@
-"""Pieces, their average and their copy, against what anybody would write down."""
+"""Pieces and their average, against what anybody would write down."""
 
 import itertools
 import math
@@ -12,11 +12,9 @@ from cluster.checkpoint.fragments import (
     EMA_WEIGHT,
     MOMENTS,
     WEIGHT,
-    HostCopy,
     StateFragment,
-    on_host,
 )
-from tests.cluster.checkpoint.fragments import SHAPES, make_states, replicated, scattered
+from tests.cluster.checkpoint.fragments import make_states, replicated, scattered
 
 
 def fragment(numel: int = 10, *, trained: bool = True, seed: int = 0) -> StateFragment:
@@ -140,41 +138,3 @@ def test_what_is_not_trained_has_no_average() -> None:
     for each in (average, frozen):
         each.update()
         each.swap()
-
-
-def test_a_copy_does_not_change_with_what_was_copied() -> None:
-    fragments = replicated(make_states())
-    copies = HostCopy().take(fragments)
-    for original in fragments:
-        for tensor in original.tensors.values():
-            tensor.zero_()
-    expected = make_states()
-    assert [copy.name for copy in copies] == list(SHAPES)
-    for copy in copies:
-        assert copy.tensors.keys() == expected[copy.name].keys()
-        assert (copy.shape, copy.start, copy.replicated) == (SHAPES[copy.name], 0, True)
-        assert all(torch.equal(copy.tensors[k], v) for k, v in expected[copy.name].items())
-
-
-def test_memory_for_copies_is_taken_once() -> None:
-    host, fragments = HostCopy(), replicated(make_states())
-
-    def places() -> list[int]:
-        return [t.data_ptr() for copy in host.take(fragments) for t in copy.tensors.values()]
-
-    first = places()
-    fragments[0].tensors[WEIGHT].fill_(3)
-    assert places() == first
-    assert host.take(fragments)[0].tensors[WEIGHT].unique().tolist() == [3]
-
-
-def test_another_length_is_copied_whole() -> None:
-    host = HostCopy()
-    host.take([StateFragment("x", (5,), 0, {WEIGHT: torch.zeros(5)})])
-    (copy,) = host.take([StateFragment("x", (5,), 2, {WEIGHT: torch.ones(1)})])
-    assert copy.tensors[WEIGHT].tolist() == [1], "and not spread over the old buffer"
-
-
-def test_pieces_in_memory_are_on_the_host() -> None:
-    assert on_host(replicated(make_states()))
-    assert on_host([])

@@ -52,6 +52,41 @@ CONFLICTS = {
         "itself; stage 1 is faster and needs no more memory",
         "finetune.dtype=fp32",
     ),
+    "graphs on CPUs": (
+        "demo",
+        ["cluster.cuda_graph=true"],
+        "cluster.cuda_graph: workers are on CPUs; set cluster.use_gpu, or leave it out",
+        "cluster.use_gpu=true",
+    ),
+    "graphs and stage 3": (
+        "demo",
+        ["cluster.cuda_graph=true", "cluster.use_gpu=true", "cluster.zero.stage=3"],
+        "cluster.cuda_graph: ZeRO's stage 3 gathers parameters during a pass, which a replay would "
+        "not do; cluster.zero.stage 1 or 2 would work",
+        "cluster.zero.stage=2",
+    ),
+    "graphs and shapes that vary": (
+        "demo",
+        ["cluster.cuda_graph=true", "cluster.use_gpu=true", "pretrain.backend=auto"],
+        "pretrain.backend: shapes of auto vary, which cluster.cuda_graph cannot record; gather "
+        "would work",
+        "pretrain.backend=gather",
+    ),
+    "graphs and compiled code": (
+        "demo",
+        ["cluster.cuda_graph=true", "cluster.use_gpu=true", "finetune.compile=true"],
+        "finetune.compile: torch.compile and cluster.cuda_graph do not go together; set one of "
+        "them",
+        "cluster.cuda_graph=false",
+    ),
+    "graphs and activations computed again": (
+        "demo",
+        ["cluster.cuda_graph=true", "cluster.use_gpu=true",
+         "pretrain.activation_checkpointing=[2]"],
+        "pretrain.activation_checkpointing: it saves the state of random numbers in the midst of a "
+        "pass, which cluster.cuda_graph cannot record; leave one of them out",
+        "pretrain.activation_checkpointing=[]",
+    ),
     "zero and workers": (
         "demo",
         ["cluster.zero.stage=3", "cluster.zero.hpz_partition_size=3"],
