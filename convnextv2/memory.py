@@ -9,10 +9,10 @@ Legend: C channels of a stage, sites: places of a feature map, of the visible pa
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from convnextv2.masking import visible_count
-from convnextv2.sizes import Size, size_of
+from convnextv2.sizes import Size, size_of, visible_count
 
 Kernels = Literal["triton", "native", "plain"]
 FP32 = 4
@@ -100,7 +100,7 @@ def parameter_count(step: Step, num_classes: int = 1000) -> int:
     """Of FCMAE, or of the classifier where there is no mask ratio."""
     dims, depths, d = step.shape.dims, step.shape.depths, step.decoder_dim
     count = step.in_channels * step.stem_stride**2 * dims[0] + 3 * dims[0]
-    count += sum(2 * a + 4 * a * b + b for a, b in zip(dims, dims[1:], strict=False))
+    count += sum(2 * a + 4 * a * b + b for a, b in pairwise(dims))
     count += sum(n * _block_parameters(dim) for n, dim in zip(depths, dims, strict=True))
     if step.mask_ratio is None:
         return count + 2 * dims[-1] + (dims[-1] + 1) * num_classes

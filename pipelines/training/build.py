@@ -12,6 +12,7 @@ from convnextv2.data.shards.local_cache import LocalCache
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from pipelines.config import FinetuneConfig
+from pipelines.training.gpu import check_gpu
 from pipelines.training.job import TrainJob
 from pipelines.training.transforms import augmentation, image_size_of, training_view
 from pipelines.training.validation import Validation
@@ -20,6 +21,8 @@ from pipelines.training.validation import Validation
 def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
     """The task with its optimizer, shared among the workers."""
     recipe = job.recipe
+    device = worker_device(use_gpu=job.cluster.use_gpu)
+    check_gpu(job, device)
     seed_step(job.seed, 0, 0)  # The same initial weights on every worker.
     task = job.build_task(job)
     rule = GroupRule(weight_decay=recipe.weight_decay, exempt=recipe.decay_exempt)
@@ -37,7 +40,7 @@ def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
             max_skipped_steps=recipe.max_skipped_steps,
         ),
         batch_layout=batch_layout,
-        device=worker_device(use_gpu=job.cluster.use_gpu),
+        device=device,
         identify=lambda batch: batch.indices.tolist(),
     )
 

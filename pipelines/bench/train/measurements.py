@@ -18,7 +18,7 @@ from cluster.batch_layout import BatchLayout
 from cluster.checkpoint.async_saver import Saver
 from cluster.checkpoint.retention import KeepPolicy
 from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
-from cluster.engine.memory import model_state_bytes
+from cluster.engine.memory import model_states
 from cluster.engine.zero_config import Precision, ZeroSettings
 from convnextv2.fcmae import FCMAE
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
@@ -184,7 +184,7 @@ def memory(
     for _ in range(2):
         begin = time.perf_counter()
         losses.append(engine.train_step([images], RATE)["loss"])
-    formula = model_state_bytes(
+    formula = model_states(
         parameters,
         stage=stage,
         world_size=group.world_size(),
@@ -193,7 +193,7 @@ def memory(
     )
     row = {
         "parameters": parameters,
-        "formula": formula / MB,
+        "formula": formula.total / MB,
         "measured": (_resident() - before) / MB,
         "peak": _peak() / MB,
         "seconds": time.perf_counter() - begin,

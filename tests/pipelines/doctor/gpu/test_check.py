@@ -13,6 +13,7 @@ from pipelines.doctor.gpu import machine, parts
 from pipelines.doctor.gpu.parts import Outcome, Part, Row, Setting, Unusable, run_part
 from pipelines.doctor.gpu.speed.roofline import Chip, images_per_second
 from pipelines.doctor.gpu.table import render
+from tests.cluster.fake_gpu import visible_gpu
 from tests.pipelines.doctor.gpu.made_up_parts import (
     BAD,
     GOOD,
@@ -109,12 +110,10 @@ def test_table_shows_every_row_and_a_verdict_per_part(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["gpu.json"]
 
 
-def test_says_what_is_wrong_with_a_gpu() -> None:
-    machine.refuse_old("NVIDIA A100", (8, 0))
-    with pytest.raises(Unusable, match=r"Tesla V100 has compute capability 7\.0.*8\.0"):
-        machine.refuse_old("Tesla V100", (7, 0))
-    assert machine.taken_by_others(free=78.5, total=79.2) == ""
-    assert "about 48 of its 79 GiB" in machine.taken_by_others(free=30.0, total=79.2)
+def test_says_what_is_wrong_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    visible_gpu(monkeypatch, capability=(7, 0))
+    with pytest.raises(Unusable, match=r"capability 7\.0.*; --device cpu --quick makes a dry run$"):
+        list(machine.machine(Setting()))
 
 
 @pytest.mark.parametrize(
