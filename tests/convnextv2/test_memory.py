@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convnextv2 import fcmae, kernels
+from convnextv2 import kernels
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
+from convnextv2.fcmae import model as fcmae
+from convnextv2.fcmae.masking import sample_masks
 from convnextv2.kernels import gpu, native
 from convnextv2.kernels.gpu import depthwise_conv, grn, norm
 from convnextv2.kernels.gpu.neighbours import neighbour_table
-from convnextv2.masking import sample_masks
 from convnextv2.memory import Kernels, Step, activation_bytes, parameter_count
 from convnextv2.sizes import SIZES
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from pipelines.doctor.gpu import __main__ as check
 from pipelines.doctor.gpu import machine, parts
 from pipelines.doctor.gpu.parts import Outcome, Part, Row, Setting, Unusable, run_part
+from pipelines.doctor.gpu.speed import compiled
 from pipelines.doctor.gpu.speed.roofline import Chip, images_per_second
+from pipelines.doctor.gpu.speed.steps import Measured
 from pipelines.doctor.gpu.table import render
 from tests.cluster.fake_gpu import visible_gpu
 from tests.pipelines.doctor.gpu.made_up_parts import (
@@ -114,6 +117,46 @@ def test_says_what_is_wrong_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     visible_gpu(monkeypatch, capability=(7, 0))
     with pytest.raises(Unusable, match=r"capability 7\.0.*; --device cpu --quick makes a dry run$"):
         list(machine.machine(Setting()))
+
+
+def test_compiled_is_reached_within_the_time() -> None:
+    names = [part.name for part in check.PARTS]
+    before = check.PARTS[: names.index("compiled")]
+    assert sum(part.seconds for part in before) <= check.SECONDS - 60
+    assert check._parse([]).seconds == check.SECONDS
+
+
+@pytest.mark.parametrize(
+    ("rates", "use", "problems"),
+    [
+        ({"ours": 5, "ours compiled": 9, "timm": 4, "timm compiled": 8}, "true", ["", ""]),
+        ({"ours": 9, "ours compiled": 5, "timm": 4, "timm compiled": 8}, "false", ["", ""]),
+        (
+            {"ours": 5, "ours compiled": 6, "timm": 4, "timm compiled": 9},
+            "true",
+            ["", "timm's compiled model is 1.50 times as fast"],
+        ),
+        ({"ours": 5, "ours compiled": 9}, "true", ["", ""]),  # timm is not installed
+    ],
+)
+def test_the_faster_way_to_fine_tune_is_named(
+    rates: dict[str, float], use: str, problems: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[str] = []
+
+    def measure(what: Measured, setting: Setting) -> Iterator[Row]:
+        run.append(what.name)
+        rate = rates.get(what.name.removeprefix("dense atto "))
+        if rate is not None:
+            yield Row(what.name, {"images/s": rate})
+
+    monkeypatch.setattr(compiled, "measured", measure)
+    rows = list(compiled.compiled_speed(Setting(sizes=("atto",))))
+    assert run[:4] == [f"dense atto {name}" for name in
+                       ("ours", "ours compiled", "timm", "timm compiled")]  # fmt: skip
+    settings = [row for row in rows if row.case == "dense atto setting"]
+    assert [row.figures["use"] for row in settings] == [f"finetune.compile={use}"] * 2
+    assert [row.problem for row in settings] == problems
 
 
 @pytest.mark.parametrize(
