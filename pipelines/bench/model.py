@@ -161,7 +161,7 @@ def build(
     if device == "cuda":
         # What timm and Hugging Face advise for convolutions on GPUs; ours lie so anyway.
         images = images.to(memory_format=torch.channels_last)
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
 
     def classifying_step() -> None:
         model.zero_grad()

@@ -15,6 +15,7 @@ from cluster.checkpoint.fragments import WEIGHT
 from cluster.checkpoint.retention import KeepPolicy
 from cluster.checkpoint.store import latest_good
 from cluster.engine.deepspeed_engine import DeepSpeedEngine
+from convnextv2.tasks.classify import ClassifyTask
 from pipelines.presets import load_preset
 from pipelines.training.build import build_engine, seed_step
 from tests.cluster.workers import run_group
@@ -53,8 +54,9 @@ def saved(trained: DeepSpeedEngine, folder: Path, step: int) -> None:
 
 def compare(folder: Path, stage: int, backend: str) -> None:
     """Train eager, compiled, and compiled with a break; note losses and files."""
-    torch.compile = partial(torch.compile, backend=backend)  # type: ignore[assignment]
+    torch.compile = partial(torch.compile, backend=backend)
     whole = engine(folder, stage, compiled=True)
+    assert isinstance(whole._module, ClassifyTask)
     assert hasattr(whole._module.model.stage_features, "_torchdynamo_orig_callable")
     compiled = losses_of(whole, 0, STEPS)
     saved(whole, folder / "whole", STEPS)

@@ -116,7 +116,7 @@ def dense(size: str, who: str, side: int, setting: Setting, *, compiled: bool = 
         with device:
             model = classifier(size, who)
         model = model.to(torch.bfloat16).to(memory_format=torch.channels_last)
-        forward = model
+        forward: Callable[[torch.Tensor], torch.Tensor] = model
         if compiled and isinstance(model, ConvNeXtV2):
             model.compile()  # As the recipe's field does: in place.
         elif compiled:
@@ -164,11 +164,28 @@ def measured(what: Measured, setting: Setting) -> Iterator[Row]:
     batch = what.batch
     while (seconds := seconds_of_step(what, batch, setting)) is None:
         if batch <= LEAST_BATCH:
-            problem = f"not even {batch} images fit; with checkpoint_stages more would"
-            yield Row(what.name, {}, problem)
+            yield Row(what.name, {}, f"not even {batch} images fit{_what_would(what)}")
             return
         batch //= 2
     yield Row(what.name, figures_of(what, batch, seconds, setting))
+
+
+def _what_would(what: Measured) -> str:
+    """Words for the batch that fits with activation checkpointing, by the formula."""
+    if what.memory is None:
+        return ""
+    free, _ = torch.cuda.mem_get_info()
+    again = replace(what.memory, checkpoint_stages=(0, 1, 2, 3))
+    for batch in (what.batch >> halved for halved in range(what.batch.bit_length())):
+        if bytes_of(again, batch) <= free:
+            return f"; by the formula {batch} would with checkpoint_stages=(0, 1, 2, 3)"
+    return "; nor would one with checkpoint_stages=(0, 1, 2, 3): take a smaller model"
+
+
+def bytes_of(forward: Forward, batch: int) -> float:
+    """Of a step of `batch` images: activations, weights and their gradients, without optimizer."""
+    states = 2 * forward.value_bytes * parameter_count(forward)
+    return activation_bytes(forward, batch).total + states
 
 
 def seconds_of_step(what: Measured, batch: int, setting: Setting) -> float | None:
@@ -192,9 +209,7 @@ def figures_of(
     figures: dict[str, float | str] = {"images/s": rate, "ms": 1e3 * seconds}
     figures["batch"] = str(batch) if batch == what.batch else f"{batch} ({what.batch} do not fit)"
     if what.memory is not None:
-        # Weights and their gradients are of 2 bytes here.
-        model = 2 * 2 * parameter_count(what.memory)
-        figures["formula GiB"] = (activation_bytes(what.memory, batch).total + model) / GIB
+        figures["formula GiB"] = bytes_of(what.memory, batch) / GIB
     if not setting.on_gpu:
         return figures
     properties = torch.cuda.get_device_properties(0)

@@ -11,8 +11,18 @@ import pytest
 
 from pipelines.doctor.gpu import __main__ as check
 from pipelines.doctor.gpu import machine, parts
-from pipelines.doctor.gpu.parts import Outcome, Part, Row, Setting, Unusable, run_part
-from pipelines.doctor.gpu.speed import compiled
+from pipelines.doctor.gpu.correctness.kernels import triton_missing
+from pipelines.doctor.gpu.parts import (
+    Outcome,
+    Part,
+    Row,
+    Setting,
+    Skipped,
+    Unusable,
+    run_part,
+)
+from pipelines.doctor.gpu.speed import compiled, steps
+from pipelines.doctor.gpu.speed.compilation import compilation
 from pipelines.doctor.gpu.speed.roofline import Chip, images_per_second
 from pipelines.doctor.gpu.speed.steps import Measured
 from pipelines.doctor.gpu.table import render
@@ -117,6 +127,31 @@ def test_says_what_is_wrong_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     visible_gpu(monkeypatch, capability=(7, 0))
     with pytest.raises(Unusable, match=r"capability 7\.0.*; --device cpu --quick makes a dry run$"):
         list(machine.machine(Setting()))
+
+
+@pytest.mark.parametrize(
+    ("free", "said"),
+    [
+        (3.0, "not even 8 images fit; by the formula 16 would with checkpoint_stages=(0, 1, 2, 3)"),
+        (0.1, "not even 8 images fit; nor would one with checkpoint_stages=(0, 1, 2, 3): take a "
+         "smaller model"),
+    ],
+)  # fmt: skip
+def test_a_size_that_does_not_fit_is_told_what_would(
+    free: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visible_gpu(monkeypatch, free=free)
+    monkeypatch.setattr(steps, "seconds_of_step", lambda what, batch, setting: None)
+    huge = steps.fcmae("huge", "gather", 224, Setting())
+    assert list(steps.measured(huge, Setting())) == [Row("FCMAE huge gather", {}, said)]
+
+
+def test_a_missing_triton_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert triton_missing() == ""
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert triton_missing().startswith("Triton cannot be imported (")
+    with pytest.raises(Skipped, match="pip install triton"):
+        list(compilation(Setting()))
 
 
 def test_compiled_is_reached_within_the_time() -> None:
