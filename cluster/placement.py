@@ -6,6 +6,8 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from cluster.gpu import UnusableGPU, open_gpu
+
 if TYPE_CHECKING:
     import torch
 
@@ -111,18 +113,19 @@ def worker_device(*, use_gpu: bool) -> "torch.device":
     """Where this worker computes: on its GPU, or on the CPU whatever GPUs the machine has.
 
     Raises:
-        ClusterError: When it should have a GPU and PyTorch finds none.
+        ClusterError: When it should have a GPU, and there is none that can be used.
     """
     import torch  # By workers only: the driver places them without it.
 
     if not use_gpu:
         return torch.device("cpu")
-    if not torch.cuda.is_available():
+    try:
+        return open_gpu()
+    except UnusableGPU as error:
         raise ClusterError(
-            "cluster.use_gpu is true, but PyTorch finds no GPU in this worker: look at nvidia-smi "
-            "on its node (an old driver?), or set cluster.use_gpu=false to train on CPUs"
-        )
-    return torch.device("cuda", torch.cuda.current_device())
+            f"cluster.use_gpu is true, but in this worker {error}; cluster.use_gpu=false trains on "
+            "CPUs"
+        ) from error
 
 
 def check_answers(address: str) -> None:

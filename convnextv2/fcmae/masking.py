@@ -11,12 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnextv2.randomness import Draw, uniform
-from convnextv2.sizes import nearest_multiples
-
-
-def visible_count(num_patches: int, mask_ratio: float) -> int:
-    """Patches left visible: floor(L x (1 - ratio)) as in the paper's code, at least one."""
-    return max(1, int(num_patches * (1 - mask_ratio)))
+from convnextv2.sizes import nearest_multiples, visible_count
 
 
 def mask_from_noise(noise: Tensor, mask_ratio: float) -> Tensor:

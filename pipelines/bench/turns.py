@@ -1,7 +1,6 @@
 """Taking turns: a machine whose speed drifts treats all contenders alike."""
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -24,10 +23,3 @@ def take_turns(
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Median over the turns of the ratio of ours to theirs."""
     return statistics.median(own / other for own, other in zip(ours, theirs, strict=True))
-
-
-def seconds(act: Callable[[], object]) -> float:
-    """How long one call takes."""
-    begin = time.perf_counter()
-    act()
-    return time.perf_counter() - begin

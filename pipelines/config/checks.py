@@ -21,6 +21,11 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
             problems.append(f"{name}: {error}")
         data = train.data if isinstance(train, IntermediateConfig) else config.data
         found = find_recipe_conflicts(train, data, config.model, cluster.num_workers)
+        if train.compile and cluster.zero.stage == 3:
+            found.append(
+                "compile: ZeRO stage 3 fetches parameters layer by layer, which one compiled graph "
+                "leaves no room for; cluster.zero.stage 0, 1 or 2 would work, or compile=false"
+            )
         problems += [f"{name}.{problem}" for problem in found]
     return [*problems, *find_graph_conflicts(config), *_stages(config), *_pixels(config)]
 

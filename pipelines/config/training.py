@@ -45,7 +45,8 @@ class TrainConfig(Section):
     """Steps in a row that may be skipped because their loss or gradient is not finite; one more is
     an error."""
     compile: bool = False
-    """Put the encoder through torch.compile: minutes at the start, faster steps."""
+    """Put the encoder through torch.compile: minutes at the start, other rounding. Not in ZeRO
+    stage 3. `make gpu-check` says whether it is faster."""
     weights: Path | None = None
     """Start from these: any file or folder that `convnextv2 weights inspect` reads, of the model's
     size and stem. docs/training.md says what is taken over."""

@@ -34,8 +34,13 @@ EXEMPT = frozenset(
         "cluster.checkpoint.async_saver",
         "cluster.checkpoint.retention",
         "cluster.checkpoint.store",
-        # Which worker is on which machine and device.
+        # Which worker is on which machine and device, and whether a stage fits there.
         "cluster.placement",
+        "cluster.gpu",
+        "cluster.engine.memory",
+        "convnextv2.memory",
+        "pipelines.training.gpu",
+        "pipelines.training.memory",
         # Failures made on purpose, and clocks.
         "cluster.resilience.fault_injection",
         "cluster.resilience.goodput.Stopwatch",

@@ -31,7 +31,6 @@ NOT_IN_KEY = {
     "keep_best",
     "evaluate_every",
     "max_skipped_steps",
-    "compile",
     "backend",
     "scratch_baseline",
     "weights",

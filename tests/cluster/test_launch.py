@@ -13,6 +13,7 @@ import torch
 
 from cluster.launch import Cluster, ClusterError, Placement
 from cluster.placement import worker_device
+from tests.cluster.fake_gpu import visible_gpu
 
 TOKEN = "CONVNEXTV2_TEST_LAUNCH"
 PLACEMENT = Placement(num_workers=2, max_failures=1, start_timeout_seconds=120)
@@ -124,11 +125,10 @@ def test_workers_see_gpus_only_where_they_are_to_use_them(use_gpu: bool) -> None
 def test_the_configuration_chooses_the_device_not_what_is_visible(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    visible_gpu(monkeypatch)
     assert worker_device(use_gpu=False) == torch.device("cpu")
     assert worker_device(use_gpu=True) == torch.device("cuda", 1)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    visible_gpu(monkeypatch, capability=(7, 0))
     assert worker_device(use_gpu=False) == torch.device("cpu")
-    with pytest.raises(ClusterError, match=r"cluster\.use_gpu is true.*nvidia-smi"):
+    with pytest.raises(ClusterError, match=r"cluster\.use_gpu is true.*capability 7\.0.*on CPUs"):
         worker_device(use_gpu=True)

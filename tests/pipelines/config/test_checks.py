@@ -24,6 +24,13 @@ CONFLICTS = {
         "cluster.zero.offload_param: means something in stage 3 only, this is stage 1",
         "cluster.zero.stage=3",
     ),
+    "compiled under stage 3": (
+        "demo",
+        ["cluster.zero.stage=3", "finetune.compile=true"],
+        "finetune.compile: ZeRO stage 3 fetches parameters layer by layer, which one compiled "
+        "graph leaves no room for; cluster.zero.stage 0, 1 or 2 would work, or compile=false",
+        "cluster.zero.stage=2",
+    ),
     "colours of other channels": (
         "demo",
         ["model.in_channels=5", "finetune.augment.rand_augment=9"],
