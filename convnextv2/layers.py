@@ -98,7 +98,9 @@ class DepthwiseConv(nn.Conv2d):
     def __init__(self, dim: int, kernel_size: int = 7) -> None:
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
-    def forward(self, x: Tensor, sites: Sites = DENSE) -> tuple[Tensor, Tensor]:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, sites: Sites = DENSE
+    ) -> tuple[Tensor, Tensor]:
         """Map (..., C) to the same shape in the layout of `sites`, and to itself.
 
         A block's shortcut goes on from the second: its gradient is then added to the

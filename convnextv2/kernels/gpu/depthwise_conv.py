@@ -118,7 +118,8 @@ class Depthwise(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor, grad_shortcut: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None]:
-        return *backward(grad, *ctx.saved_tensors, grad_shortcut), None
+        x, weight, neighbours = ctx.saved_tensors
+        return *backward(grad, x, weight, neighbours, grad_shortcut), None
 
 
 @triton_op("convnextv2::depthwise", mutates_args=())

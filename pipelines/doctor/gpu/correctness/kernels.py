@@ -76,13 +76,12 @@ def depthwise_of_patches(case: Case, dtype: torch.dtype, device: torch.device) -
     """The depthwise convolution among the visible patches."""
     torch.manual_seed(case.side)
     patches = torch.stack([torch.randperm(GRID[0] * GRID[1])[:VISIBLE] for _ in range(case.batch)])
-    where = {"patches": patches.to(device), "grid": GRID}
+    seen = patches.to(device)
     shape = (case.batch, VISIBLE, case.side, case.side, case.channels)
     sizes = (shape, (case.channels, 1, case.kernel, case.kernel), (case.channels,))
-    oracle = partial(plain.patch_depthwise, **where)  # type: ignore[arg-type]
     pair = (
-        with_shortcut(partial(dispatched.patch_depthwise, **where)),  # type: ignore[arg-type]
-        with_shortcut(lambda x, *parameters: (oracle(x, *parameters), x)),
+        with_shortcut(lambda x, w, b: dispatched.patch_depthwise(x, w, b, seen, GRID)),
+        with_shortcut(lambda x, w, b: (plain.patch_depthwise(x, w, b, seen, GRID), x)),
     )
     return compare("depthwise", case, pair, random_leaves(sizes, dtype, device), BARS)
 
