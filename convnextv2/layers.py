@@ -24,8 +24,11 @@ class Sites(Protocol):
     def downsample(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Apply a convolution (O, C, k, k) of stride k; every k x k window is one new site."""
 
-    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Apply a depthwise convolution (C, 1, K, K) among the sites of each image."""
+    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply a depthwise convolution (C, 1, K, K) among the sites of each image.
+
+        Returns the output, and x for the shortcut around the block.
+        """
 
     def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         """Apply GELU, then GRN with statistics over the sites of each image."""
@@ -46,7 +49,7 @@ class DenseSites:
         height, width = (size // k * k for size in x.shape[-3:-1])
         return patch_linear(x[..., :height, :width, :], weight, bias)
 
-    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.depthwise(x, weight, bias)
 
     def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -95,8 +98,14 @@ class DepthwiseConv(nn.Conv2d):
     def __init__(self, dim: int, kernel_size: int = 7) -> None:
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
-    def forward(self, x: Tensor, sites: Sites = DENSE) -> Tensor:
-        """Map (..., C) to the same shape in the layout of `sites`."""
+    def forward(  # type: ignore[override]
+        self, x: Tensor, sites: Sites = DENSE
+    ) -> tuple[Tensor, Tensor]:
+        """Map (..., C) to the same shape in the layout of `sites`, and to itself.
+
+        A block's shortcut goes on from the second: its gradient is then added to the
+        convolution's in one pass (`kernels.depthwise`).
+        """
         assert self.bias is not None
         return sites.depthwise(x, self.weight, self.bias)
 
@@ -161,9 +170,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, sites: Sites = DENSE) -> Tensor:
         """Map (B, ..., C) to the same shape."""
-        h = self.norm(self.dwconv(x, sites))
-        h = self.pwconv2(self.grn(self.pwconv1(h), sites))
-        return x + (drop_path(h, self.drop_path) if self.training else h)
+        h, shortcut = self.dwconv(x, sites)
+        h = self.pwconv2(self.grn(self.pwconv1(self.norm(h)), sites))
+        return shortcut + (drop_path(h, self.drop_path) if self.training else h)
 
 
 def init_weights(module: nn.Module, std: float = 0.02) -> None:

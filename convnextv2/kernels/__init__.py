@@ -38,13 +38,17 @@ def linear_after_grn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Depthwise convolution of (B, H, W, C) by (C, 1, K, K), zero padding, same size."""
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Depthwise convolution of (B, H, W, C) by (C, 1, K, K), zero padding, same size.
+
+    Returns the output, and x for a shortcut around it: the gradient that comes back through this x
+    is added where that of the convolution is written, which spares a pass over both.
+    """
     if native.usable(x, weight, bias) and _is_7x7(weight):
         return native.depthwise(x, weight, bias)
     if gpu.usable(x, weight, bias):
         return gpu.depthwise(x, weight, bias)
-    return plain.depthwise(x, weight, bias)
+    return plain.depthwise(x, weight, bias), x
 
 
 def patch_depthwise(
@@ -54,7 +58,7 @@ def patch_depthwise(
     patches: Tensor,
     grid: tuple[int, int],
     neighbours: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The same among the visible patches (B, V, s, s, C) that `patches` (B, V) numbers.
 
     `neighbours` is what `neighbours_of` returned for them; without it, it is made anew.
@@ -63,7 +67,7 @@ def patch_depthwise(
         return native.patch_depthwise(x, weight, bias, patches, grid)
     if gpu.usable(x, weight, bias) and weight.shape[-1] <= gpu.LARGEST_KERNEL:
         return gpu.patch_depthwise(x, weight, bias, patches, grid, neighbours)
-    return plain.patch_depthwise(x, weight, bias, patches, grid)
+    return plain.patch_depthwise(x, weight, bias, patches, grid), x
 
 
 def neighbours_of(patches: Tensor, grid: tuple[int, int]) -> Tensor | None:

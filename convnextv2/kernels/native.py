@@ -129,22 +129,26 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, base: Tensor, tile: tuple[int, int, int]
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        shortcut = x
         x, weight = x.contiguous(), weight.contiguous()
         tiles = _Tiles(base.data_ptr(), *base.shape, *tile, x.shape[-1])
         out = torch.empty_like(x)
         _call("depthwise_forward", x, x, weight, bias, out, tiles)
         ctx.save_for_backward(x, weight)
         ctx.base, ctx.tile = base, tile  # base may have been made in inference mode
-        return out
+        return out, shortcut
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(
+        ctx: Any, grad: Tensor, grad_shortcut: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight = ctx.saved_tensors
         tiles = _Tiles(ctx.base.data_ptr(), *ctx.base.shape, *ctx.tile, x.shape[-1])
         grads = torch.empty_like(x), torch.empty_like(weight), weight.new_empty(len(weight))
-        _call("depthwise_backward", x, x, weight, grad.contiguous(), *grads, tiles)
+        above = grad.contiguous(), grad_shortcut.contiguous()
+        _call("depthwise_backward", x, x, weight, *above, *grads, tiles)
         return *grads, None, None
 
 
@@ -154,25 +158,29 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return out
 
 
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As `plain.depthwise`, for 7x7."""
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """As `plain.depthwise`, for 7x7, and x for the shortcut."""
     batch, height, width, _ = x.shape
     tile = _largest_divisor(height), _largest_divisor(width)
     base = _dense_base(batch, height, width, tile)
-    out: Tensor = _Depthwise.apply(x, weight, bias, base, (*tile, width))
-    return out
+    out, shortcut = _Depthwise.apply(x, weight, bias, base, (*tile, width))
+    return out, shortcut
 
 
 def patch_depthwise(
     x: Tensor, weight: Tensor, bias: Tensor, patches: Tensor, grid: tuple[int, int]
-) -> Tensor:
-    """As `plain.patch_depthwise`, for 7x7; sites that are not there are neither stored nor read."""
+) -> tuple[Tensor, Tensor]:
+    """As `plain.patch_depthwise`, for 7x7, and x for the shortcut.
+
+    Sites that are not there are neither stored nor read.
+    """
     batch, visible, side = x.shape[:3]
     base = torch.full((batch, grid[0] * grid[1]), -1, dtype=torch.int64)
     slots = torch.arange(batch * visible).view(batch, visible) * side**2
     base.scatter_(1, patches, slots)
-    out: Tensor = _Depthwise.apply(x, weight, bias, base.view(batch, *grid), (side, side, side))
-    return out
+    tile = side, side, side
+    out, shortcut = _Depthwise.apply(x, weight, bias, base.view(batch, *grid), tile)
+    return out, shortcut
 
 
 def _largest_divisor(length: int) -> int:

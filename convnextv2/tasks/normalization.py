@@ -38,5 +38,9 @@ class Normalize(nn.Module):
         self.std: Tensor
 
     def forward(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        x = (images.float() - self.mean.float()) / self.std.float()
-        return x.to(dtype).permute(0, 3, 1, 2)
+        # Two passes over the pixels: the first reads bytes, the second writes `dtype`. CUDA may not
+        # mix uint16 with floats.
+        pixels = images if images.dtype == torch.uint8 else images.float()
+        centred = torch.sub(pixels, self.mean.float())
+        out = torch.empty_like(centred, dtype=dtype)
+        return torch.div(centred, self.std.float(), out=out).permute(0, 3, 1, 2)

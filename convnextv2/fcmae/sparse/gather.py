@@ -44,7 +44,7 @@ class VisiblePatches:
     def downsample(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return patch_linear(x, weight, bias)
 
-    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.patch_depthwise(x, weight, bias, self.patches, self.grid, self.neighbours)
 
     def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:

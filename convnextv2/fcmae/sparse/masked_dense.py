@@ -36,9 +36,9 @@ class MaskedGrid:
     def downsample(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return patch_linear(x, weight, bias)
 
-    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         visible = self._at(x)
-        return plain.depthwise(x * visible, weight, bias) * visible
+        return plain.depthwise(x * visible, weight, bias) * visible, x
 
     def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         groups = 1 if self.grn_scope == "batch" else len(x)

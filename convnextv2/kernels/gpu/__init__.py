@@ -49,8 +49,8 @@ def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
     return recomputed.gelu_grn(grn, x, gamma, beta, groups)
 
 
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As `plain.depthwise`."""
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """As `plain.depthwise`, and x for the shortcut."""
     return _convolve(x, weight, bias, None)
 
 
@@ -61,18 +61,24 @@ def patch_depthwise(
     patches: Tensor,
     grid: tuple[int, int],
     neighbours: Tensor | None = None,
-) -> Tensor:
-    """As `plain.patch_depthwise`, up to 7x7; `neighbours` is the patches' table if at hand."""
+) -> tuple[Tensor, Tensor]:
+    """As `plain.patch_depthwise`, up to 7x7, and x for the shortcut.
+
+    `neighbours` is the patches' table if at hand.
+    """
     if neighbours is None:
         neighbours = neighbour_table(patches, grid, LARGEST_KERNEL)
-    return _convolve(x.flatten(0, 1), weight, bias, neighbours).view_as(x)
+    out, shortcut = _convolve(x.flatten(0, 1), weight, bias, neighbours)
+    return out.view_as(x), shortcut.view_as(x)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None) -> Tensor:
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None
+) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():
         from convnextv2.kernels.gpu import operators
 
-        out: Tensor = operators.depthwise(x, weight, bias, neighbours)
-    else:
-        out = depthwise_conv.Depthwise.apply(x, weight, bias, neighbours)
-    return out
+        # What adds the two gradients of x there is the compiler's to choose.
+        return operators.depthwise(x, weight, bias, neighbours), x
+    out, shortcut = depthwise_conv.Depthwise.apply(x, weight, bias, neighbours)
+    return out, shortcut

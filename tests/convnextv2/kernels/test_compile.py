@@ -128,7 +128,7 @@ def test_kernels_of_a_gpu_are_operators_of_the_graph(monkeypatch: pytest.MonkeyP
         return lambda *inputs: (inputs[0],)
 
     def layers(x: Tensor) -> Tensor:
-        x = kernels.depthwise(x, torch.ones(4, 1, 7, 7), torch.zeros(4))
+        x, _shortcut = kernels.depthwise(x, torch.ones(4, 1, 7, 7), torch.zeros(4))
         return kernels.gelu_grn(x, torch.ones(4), torch.zeros(4), 1)
 
     torch._dynamo.reset()

@@ -22,6 +22,16 @@ GRID = (2, 3)
 Operation = Callable[..., Tensor]
 
 
+def with_shortcut(operation: Callable[..., tuple[Tensor, Tensor]]) -> Operation:
+    """Add an operation's two outputs, one of them doubled, so that their gradients differ."""
+
+    def added(*leaves: Tensor) -> Tensor:
+        out, shortcut = operation(*leaves)
+        return torch.add(out, shortcut, alpha=2)
+
+    return added
+
+
 @dataclass(frozen=True)
 class Case:
     """One operation on random inputs; `programs` cuts the sums over all sites into parts."""
@@ -57,8 +67,8 @@ class Patches(Case):
     def operations(self) -> tuple[Operation, Operation]:
         patches = torch.tensor(self.patches)
         return (
-            lambda x, weight, bias: gpu.patch_depthwise(x, weight, bias, patches, GRID),
-            lambda x, weight, bias: plain.patch_depthwise(x, weight, bias, patches, GRID),
+            with_shortcut(lambda x, w, b: gpu.patch_depthwise(x, w, b, patches, GRID)),
+            with_shortcut(lambda x, w, b: (plain.patch_depthwise(x, w, b, patches, GRID), x)),
         )
 
 
@@ -67,12 +77,13 @@ class Operators(Patches):
     """The same as torch.compile gets it."""
 
     def operations(self) -> tuple[Operation, Operation]:
-        table = neighbour_table(torch.tensor(self.patches), GRID, gpu.LARGEST_KERNEL)
+        patches = torch.tensor(self.patches)
+        table = neighbour_table(patches, GRID, gpu.LARGEST_KERNEL)
 
         def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             return operators.depthwise(x.flatten(0, 1), weight, bias, table).view_as(x)
 
-        return ours, super().operations()[1]
+        return ours, lambda x, w, b: plain.patch_depthwise(x, w, b, patches, GRID)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,10 @@ class Dense(Case):
         return [(2, *self.size, self.channels), (self.channels, 1, 7, 7), (self.channels,)]
 
     def operations(self) -> tuple[Operation, Operation]:
-        return gpu.depthwise, plain.depthwise
+        return (
+            with_shortcut(gpu.depthwise),
+            with_shortcut(lambda x, w, b: (plain.depthwise(x, w, b), x)),
+        )
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,16 @@ def test_images_are_normalised_as_imagenets(dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("stored", [torch.uint8, torch.uint16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_images_are_normalised_in_fp32_and_rounded_once(
+    stored: torch.dtype, dtype: torch.dtype
+) -> None:
+    images, normalize = images_of([1, 2]).to(stored), Normalize()
+    expected = ((images.float() - normalize.mean) / normalize.std).to(dtype)
+    assert torch.equal(normalize(images, dtype), expected.permute(0, 3, 1, 2))
+
+
 def test_the_constants_are_no_weights() -> None:
     task = ClassifyTask(ConvNeXtV2.from_size("pocket", num_classes=4))
     assert all(name.startswith("model.") for name in task.state_dict())
