@@ -6,6 +6,8 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cluster.gpu import UnusableGPU, open_gpu
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,6 +23,8 @@ KEEP_PAGES = {
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 # Memory freed by batches of one size can be used for those of another.
 FEW_FRAGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+# PyTorch's allocator reads either, under its name of today or under the older one.
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def give_back_freed_memory() -> None:
@@ -79,7 +83,9 @@ class Placement:
     @property
     def environment(self) -> dict[str, str]:
         """Environment variables of the workers."""
-        device = FEW_FRAGMENTS if self.use_gpu else NO_GPU | KEEP_PAGES
+        # Who set the allocator where the run was started wants it so.
+        chosen = {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
+        device = (chosen or FEW_FRAGMENTS) if self.use_gpu else NO_GPU | KEEP_PAGES
         return {
             "OMP_NUM_THREADS": str(self.cpus_per_worker),
             "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -110,18 +116,19 @@ def worker_device(*, use_gpu: bool) -> "torch.device":
     """Where this worker computes: on its GPU, or on the CPU whatever GPUs the machine has.
 
     Raises:
-        ClusterError: When it should have a GPU and PyTorch finds none.
+        ClusterError: When it should have a GPU, and there is none that can be used.
     """
     import torch  # By workers only: the driver places them without it.
 
     if not use_gpu:
         return torch.device("cpu")
-    if not torch.cuda.is_available():
+    try:
+        return open_gpu()
+    except UnusableGPU as error:
         raise ClusterError(
-            "cluster.use_gpu is true, but PyTorch finds no GPU in this worker: look at nvidia-smi "
-            "on its node (an old driver?), or set cluster.use_gpu=false to train on CPUs"
-        )
-    return torch.device("cuda", torch.cuda.current_device())
+            f"cluster.use_gpu is true, but in this worker {error}; cluster.use_gpu=false trains on "
+            "CPUs"
+        ) from error
 
 
 def check_answers(address: str) -> None:

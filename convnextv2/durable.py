@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from convnextv2 import PathLike
 
-# What file systems answer that cannot sync a folder; they keep names safe in their own way.
+# Errors of file systems that cannot sync a folder; they keep names safe in their own way.
 _NO_SUCH_OPERATION = {errno.EINVAL, errno.ENOTSUP}
 
 
@@ -24,10 +24,10 @@ class HasDescriptor(Protocol):
 
 @contextmanager
 def atomically(destination: PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `destination` for a file or a folder; it is moved there.
+    """Yield a temporary path beside `destination` for a file or a folder, then move it there.
 
-    What was written is on disk before it gets its name, and the name is before this returns. An
-    exception leaves what was at `destination` before.
+    The content is on disk before it gets its name, and the name is on disk when this returns. After
+    an exception, `destination` is as it was before.
     """
     destination = Path(destination)
     partial = destination.with_name(f".{destination.name}.partial")
@@ -42,14 +42,14 @@ def atomically(destination: PathLike) -> Iterator[Path]:
         _remove(partial)
 
 
-def write_json(path: PathLike, content: Any) -> None:
+def write_json(path: PathLike, content: object) -> None:
     """Write a JSON file, whole or not at all."""
     with atomically(path) as partial:
         partial.write_text(json.dumps(content, indent=1))
 
 
 def sync(path: PathLike) -> None:
-    """Have a file's content, or the names in a folder, on disk."""
+    """Flush a file's content, or the names in a folder, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -61,7 +61,9 @@ def sync(path: PathLike) -> None:
 
 
 def lock(file: int | HasDescriptor) -> bool:
-    """Take a file's exclusive lock, if nobody has any; the kernel lets go of it with the process.
+    """Take a file's exclusive lock unless another process has a lock on it; return whether it did.
+
+    The kernel releases the lock when the process ends.
 
     Raises:
         OSError: Where the file system has no locks.
@@ -74,12 +76,12 @@ def lock(file: int | HasDescriptor) -> bool:
 
 
 def lock_shared(file: int | HasDescriptor) -> None:
-    """Take a file's shared lock, when nobody has the exclusive one any more."""
+    """Take a file's shared lock; waits while another process has the exclusive one."""
     fcntl.flock(file, fcntl.LOCK_SH)
 
 
 def is_at(descriptor: int, path: PathLike) -> bool:
-    """Whether an open file is still the one at `path`: who had its lock may have removed it."""
+    """Whether an open file is still the one at `path`; another process may have removed it."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

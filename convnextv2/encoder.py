@@ -20,10 +20,10 @@ class ConvNeXtV2(nn.Module):
     Args:
         depths: Blocks per stage.
         dims: Channels per stage.
-        num_classes: Classes of the head; 0 leaves norm and head away (the FCMAE encoder).
+        num_classes: Classes of the head; with 0 there is no final norm and no head (FCMAE).
         in_channels: Channels of the images.
         stem_stride: Kernel and stride of the stem: 4 as published, 1 or 2 for small images.
-        drop_path: Stochastic depth rate of the last block, linear from 0.
+        drop_path: Stochastic depth rate of the last block; it grows linearly from 0 at the first.
         head_init_scale: Factor on the initial head weights (0.001 when fine-tuning, Table 9).
         checkpoint_stages: Stages (0 to 3) whose blocks keep only their input in training and are
             computed a second time in the backward pass: less memory, the same gradients.
@@ -115,7 +115,7 @@ class ConvNeXtV2(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the four stages, on the full grid and on visible sites alike (torch.compile).
 
-        In place, and parameters keep their names: checkpoints are the same with and without.
+        This is done in place and parameters keep their names, so checkpoints do not change.
         """
         compiled = torch.compile(self.stage_features, *args, **kwargs)
         self.stage_features = compiled  # type: ignore[method-assign]

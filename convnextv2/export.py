@@ -1,7 +1,7 @@
-"""Export to `torch.export` (.pt2) and ONNX, checked before the file is there.
+"""Export to `torch.export` (.pt2) and ONNX; a file is checked before it gets its name.
 
 The exported function maps `images` (B, C, height, width), fp32 and normalised by ImageNet's mean
-and deviation (`convnextv2.tasks`), to one of
+and standard deviation (`convnextv2.tasks`), to one of
 
     logits     (B, classes)
     features   (B, C4, h, w): the encoder alone, its last stage before the final norm
@@ -24,7 +24,7 @@ from convnextv2.durable import sync
 from convnextv2.encoder import ConvNeXtV2
 
 TOLERANCE = 1e-4
-"""Largest absolute difference of an output from PyTorch's that a check lets pass."""
+"""Largest absolute difference from PyTorch's outputs that the check accepts."""
 
 ONNX_LIMIT = 2 * 1024**3
 """Bytes a single ONNX file can hold; larger weights go into a file beside it."""
@@ -35,13 +35,13 @@ NAMES: dict[Outputs, tuple[str, ...]] = {
     "features": ("features",),
     "stages": ("stage1", "stage2", "stage3", "stage4"),
 }
-"""Of the outputs of an ONNX file."""
+"""Names of the outputs of an ONNX file."""
 
 Run = Callable[[Tensor], Tensor | Sequence[Tensor]]
 
 
 class ExportError(RuntimeError):
-    """What was exported computes something else than the model."""
+    """The exported function computes something else than the model."""
 
 
 class FeatureMaps(nn.Module):
@@ -69,14 +69,14 @@ def export_program(
         model: A classifier, or for other outputs than logits an encoder.
         image_size: Fixes (height, width); None leaves both open, from twice the total stride on.
         batch: Fixes the number of images; None leaves it open.
-        outputs: What the program returns; see the head of this file.
+        outputs: What the program returns; see the module's docstring.
 
     Raises:
         ValueError: For a model in training mode, or logits of a model without head.
     """
     if model.training:
         raise ValueError("a model in training mode has stochastic depth; call eval() first")
-    # An example of 1 image would make PyTorch take a batch of 1 for a constant; so with sizes.
+    # Not 1 image, nor the smallest size: PyTorch would take such a dimension for a constant.
     example = _noise(model, image_size or (3 * model.stride, 4 * model.stride), batch or 2)
     dynamic = {}
     if batch is None:
@@ -220,7 +220,7 @@ def _whole_or_not_at_all(destination: Path) -> Iterator[Path]:
     room.mkdir()
     try:
         yield room / destination.name
-        # The weights first: whoever sees the model finds them.
+        # The weights are moved first, so that they are there when the model appears.
         for path in sorted(room.iterdir(), key=lambda path: path.name == destination.name):
             sync(path)
             os.replace(path, destination.with_name(path.name))

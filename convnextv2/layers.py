@@ -24,8 +24,11 @@ class Sites(Protocol):
     def downsample(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Apply a convolution (O, C, k, k) of stride k; every k x k window is one new site."""
 
-    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Apply a depthwise convolution (C, 1, K, K) among the sites of each image."""
+    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply a depthwise convolution (C, 1, K, K) among the sites of each image.
+
+        Returns the output, and x for the shortcut around the block.
+        """
 
     def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         """Apply GELU, then GRN with statistics over the sites of each image."""
@@ -40,13 +43,13 @@ class DenseSites:
     def downsample(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         k = weight.shape[-1]
         if torch.compiler.is_exporting():
-            # Of slices and reshapes, torch.export cannot prove that they hold for every size.
+            # torch.export cannot prove that the slices and reshapes below hold for every size.
             return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, k).permute(0, 2, 3, 1)
         # Rows and columns that fill no window are left out, as by a convolution of this stride.
         height, width = (size // k * k for size in x.shape[-3:-1])
         return patch_linear(x[..., :height, :width, :], weight, bias)
 
-    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.depthwise(x, weight, bias)
 
     def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ DENSE = DenseSites()
 def patch_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve (..., H, W, C) by (O, C, k, k) at stride k as one matrix product.
 
-    Windows do not overlap, so laying each out as a row costs one copy and spares a convolution.
+    Windows do not overlap, so a copy that lays each out as a row replaces the convolution.
     """
     k = weight.shape[-1]
     windows = x.unflatten(-3, (-1, k)).unflatten(-2, (-1, k)).transpose(-4, -3)
@@ -95,8 +98,14 @@ class DepthwiseConv(nn.Conv2d):
     def __init__(self, dim: int, kernel_size: int = 7) -> None:
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
-    def forward(self, x: Tensor, sites: Sites = DENSE) -> Tensor:
-        """Map (..., C) to the same shape in the layout of `sites`."""
+    def forward(  # type: ignore[override]
+        self, x: Tensor, sites: Sites = DENSE
+    ) -> tuple[Tensor, Tensor]:
+        """Map (..., C) to the same shape in the layout of `sites`, and to itself.
+
+        A block's shortcut goes on from the second: its gradient is then added to the
+        convolution's in one pass (`kernels.depthwise`).
+        """
         assert self.bias is not None
         return sites.depthwise(x, self.weight, self.bias)
 
@@ -118,7 +127,7 @@ class GeluGRN(nn.Module):
     The published code divides by the channel mean of the norms (Eq. 2 prints the sum), keeps the
     residual and starts as the identity (gamma = beta = 0). Statistics are per image, as in the
     paper and its JAX code; the released PyTorch pretraining pooled over the whole batch. GELU is
-    done here because the two are one pass over the widest tensor of the network.
+    part of this module because both are computed in one pass over the network's widest tensor.
     """
 
     def __init__(self, dim: int) -> None:
@@ -132,7 +141,7 @@ class GeluGRN(nn.Module):
 
 
 class LinearAfterGRN(nn.Linear):
-    """Linear layer that gets its input back from GRN in the backward pass instead of keeping it."""
+    """Linear layer that does not keep its input: GRN recomputes it in the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
@@ -161,9 +170,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, sites: Sites = DENSE) -> Tensor:
         """Map (B, ..., C) to the same shape."""
-        h = self.norm(self.dwconv(x, sites))
-        h = self.pwconv2(self.grn(self.pwconv1(h), sites))
-        return x + (drop_path(h, self.drop_path) if self.training else h)
+        h, shortcut = self.dwconv(x, sites)
+        h = self.pwconv2(self.grn(self.pwconv1(self.norm(h)), sites))
+        return shortcut + (drop_path(h, self.drop_path) if self.training else h)
 
 
 def init_weights(module: nn.Module, std: float = 0.02) -> None:

@@ -1,9 +1,10 @@
 """Counter-based random numbers: every draw is a pure function of (seed, epoch, sample, draw).
 
-Nothing is carried from one sample to the next, so worker count, batch order and restarts cannot
-change a draw. The mixer is SplitMix64's finaliser (Steele et al., OOPSLA 2014). The functions
-are plain arithmetic on uint64: Python runs them on NumPy arrays, and `convnextv2.data` has numba
-compile them for scalars. numba itself is not needed here: masks are drawn where it is not.
+No state is carried from one sample to the next, so that the number of workers, the order of batches
+and restarts cannot change a draw. The mixer is SplitMix64's finaliser (Steele et al., OOPSLA 2014).
+The functions are plain arithmetic on uint64: Python runs them on NumPy arrays, and
+`convnextv2.data` has numba compile them for scalars. This module does not import numba, because
+masks are drawn without it.
 """
 
 from enum import IntEnum
@@ -19,7 +20,7 @@ _ONE = np.uint64(1)
 _UNIT = np.float64(1.0 / (1 << 53))
 
 UInt64Array = NDArray[np.uint64]
-# Compiled code passes scalars and gets them; the types of results are those of arrays.
+# Compiled code passes and gets scalars; the annotated results are those for arrays.
 UInt64 = np.uint64 | UInt64Array
 
 
@@ -37,7 +38,7 @@ class Draw(IntEnum):
 
 
 def mix(x: UInt64) -> UInt64Array:
-    """Scramble 64-bit integers; a bijection."""
+    """Scramble 64-bit integers by a bijection."""
     x = (x ^ (x >> _S30)) * _MIX_1
     x = (x ^ (x >> _S27)) * _MIX_2
     return x ^ (x >> _S31)  # type: ignore[return-value]  # Of an array an array.
@@ -62,7 +63,7 @@ def uniform(seed: UInt64, epoch: UInt64, sample: UInt64, draw: UInt64) -> NDArra
 
 
 def normal(seed: UInt64, epoch: UInt64, sample: UInt64, draw: UInt64) -> NDArray[np.float64]:
-    """Standard normal numbers, each of the draws `draw` and `draw + 1` (Box and Muller, 1958)."""
+    """Standard normal numbers; each uses the draws `draw` and `draw + 1` (Box and Muller, 1958)."""
     radius = np.sqrt(-2.0 * np.log(1.0 - uniform(seed, epoch, sample, draw)))
     return radius * np.cos(2.0 * np.pi * uniform(seed, epoch, sample, draw + _ONE))
 
@@ -74,10 +75,11 @@ def symmetric_beta(
     draw: UInt64,
     alpha: float | NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Beta(alpha, alpha) numbers for any alpha > 0, each of the draws `draw` and `draw + 1`.
+    """Beta(alpha, alpha) numbers for any alpha > 0; each uses the draws `draw` and `draw + 1`.
 
-    Exact and without rejection: with T Student's t of 2 alpha degrees of freedom, by Bailey's polar
-    method (1994), 1/2 + T / (2 sqrt(2 alpha + T^2)) is that beta (Devroye, 1996).
+    Exact, without rejection. If T follows Student's t distribution with 2 alpha degrees of freedom,
+    here drawn by Bailey's polar method (1994), then 1/2 + T / (2 sqrt(2 alpha + T^2)) follows
+    Beta(alpha, alpha) (Devroye, 1996).
     """
     radius = (1.0 - uniform(seed, epoch, sample, draw)) ** (1.0 / alpha)
     cosine = np.cos(2.0 * np.pi * uniform(seed, epoch, sample, draw + _ONE))
@@ -86,4 +88,4 @@ def symmetric_beta(
 
 
 COMPILABLE = (mix, random_bits, stream_bits, uniform, normal, symmetric_beta)
-"""What code compiled by numba may call, once numba has been told."""
+"""Functions that `convnextv2.data` registers with numba, so that compiled code may call them."""

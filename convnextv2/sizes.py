@@ -71,6 +71,11 @@ TABLE_1: dict[str, DecoderChoice] = {
 }
 
 
+def visible_count(num_patches: int, mask_ratio: float) -> int:
+    """Patches left visible: floor(L x (1 - ratio)) as in the paper's code, at least one."""
+    return max(1, int(num_patches * (1 - mask_ratio)))
+
+
 def nearest_multiples(value: int, unit: int) -> str:
     """The multiples of `unit` around `value`, as words for an error message."""
     below = value // unit * unit

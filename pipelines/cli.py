@@ -74,7 +74,7 @@ def build_parser() -> Parser:
         commands, "doctor", "check this machine and say what to fix", "convnextv2 doctor --json"
     )
     doctor.add_argument(
-        "--run-dir", type=Path, default=DEFAULT_ROOT, help="where runs will go (default: runs)"
+        "--run-dir", type=Path, default=DEFAULT_ROOT, help="folder for runs (default: runs)"
     )
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
     doctor.add_argument(
@@ -86,14 +86,16 @@ def build_parser() -> Parser:
 
 def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="the images: any layout of docs/data.md")
-    parser.add_argument("--cache", type=Path, help="node-local folder that shards are copied to")
-    parser.add_argument("--run-dir", type=Path, help="where everything goes (default: runs/NAME)")
+    parser.add_argument(
+        "--cache", type=Path, help="folder on a local disk that every node copies the shards to"
+    )
+    parser.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/NAME)")
     parser.add_argument("--rerun", metavar="STAGE", help="redo this stage and all downstream of it")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; ends quietly where the reader of what it prints goes away, as `head` does."""
+    """Run a command; ends quietly when the reader of its output goes away, as `head` does."""
     try:
         try:
             return _run(arguments)
@@ -101,8 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Here, not when Python ends, where nobody could catch what this raises.
             sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes them again when it ends, and would complain. So its manual has it, exit
-        # code included ("Note on SIGPIPE" of the module signal).
+        # Python flushes both streams again when it ends, which would raise once more. Redirecting
+        # them, and the exit code, follow "Note on SIGPIPE" in the manual of the module signal.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             os.dup2(nowhere, stream.fileno())
@@ -111,8 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    """Parse, act, and turn errors of ours into one message and an exit code."""
-    # Kubernetes stops a pod with SIGTERM: the same orderly way out as Ctrl-C.
+    """Parse the arguments, run the command, and turn our errors into a message and an exit code."""
+    # Kubernetes stops a pod with SIGTERM: the same orderly end as with Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
     began = time.time()
     argv = list(sys.argv[1:] if arguments is None else arguments)

@@ -17,7 +17,8 @@ from typing import Any
 
 from cluster import group
 from cluster.checkpoint.fragment_files import file_name, write_fragments
-from cluster.checkpoint.fragments import HostCopy, StateFragment, on_host
+from cluster.checkpoint.fragments import StateFragment
+from cluster.checkpoint.host_copy import HostCopy, on_host
 from cluster.checkpoint.publishing import publish
 from cluster.checkpoint.retention import KeepPolicy, prune
 from cluster.checkpoint.store import Checkpoint
@@ -53,6 +54,16 @@ class Saver:
         self._saved: Saved | None = None
         self._error: BaseException | None = None
 
+    def prepare(self, fragments: list[StateFragment]) -> None:
+        """Take the memory for copies now, so that the first save does not do it amid training.
+
+        Raises:
+            MemoryError: When there is not enough.
+        """
+        parts = _own_parts(fragments)
+        if self._copies(parts):
+            self._copy.allocate(parts)
+
     def save(
         self, step: int, fragments: list[StateFragment], notes: dict[str, Any]
     ) -> Saved | None:
@@ -63,8 +74,8 @@ class Saver:
                 if not asynchronous).
         """
         before = self.wait()
-        parts = [fragment.saved_by(group.rank(), group.world_size()) for fragment in fragments]
-        if self.asynchronous or not on_host(parts):
+        parts = _own_parts(fragments)
+        if self._copies(parts):
             parts = self._copy.take(parts)
         self._thread = threading.Thread(
             target=self._publish,
@@ -90,6 +101,9 @@ class Saver:
             raise error
         return self._saved
 
+    def _copies(self, parts: list[StateFragment]) -> bool:
+        return self.asynchronous or not on_host(parts)
+
     def _publish(self, step: int, fragments: list[StateFragment], notes: dict[str, Any]) -> None:
         begin = time.perf_counter()
 
@@ -109,3 +123,8 @@ class Saver:
             except Exception as error:
                 # The step is saved: training goes on, and the next save prunes again.
                 log.warning("old checkpoints in %s stay: %s", self.root, error)
+
+
+def _own_parts(fragments: list[StateFragment]) -> list[StateFragment]:
+    """What this worker saves of the fragments it keeps."""
+    return [fragment.saved_by(group.rank(), group.world_size()) for fragment in fragments]

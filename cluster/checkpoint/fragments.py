@@ -5,7 +5,7 @@ parameter: a `StateFragment`. Fragments are what is averaged, saved, restored an
 else needs to know about stages, groups or paddings.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -79,36 +79,3 @@ class EMA:
             kept = weight.clone()
             weight.copy_(average)
             average.copy_(kept)
-
-
-def on_host(fragments: Iterable[StateFragment]) -> bool:
-    """Whether all of it is in the host's memory."""
-    return not any(tensor.is_cuda for fragment in fragments for tensor in fragment.tensors.values())
-
-
-class HostCopy:
-    """Fragments copied to the host's memory, which is allocated once and used for every save."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-
-    def take(self, fragments: Sequence[StateFragment]) -> list[StateFragment]:
-        """Copy; what comes back is good until the next call."""
-        copies = [
-            replace(fragment, tensors={
-                kind: self._buffer(f"{kind}:{fragment.name}", part).copy_(part, non_blocking=True)
-                for kind, part in fragment.tensors.items()
-            })
-            for fragment in fragments
-        ]  # fmt: skip
-        if not on_host(fragments):
-            torch.cuda.current_stream().synchronize()
-        return copies
-
-    def _buffer(self, key: str, tensor: Tensor) -> Tensor:
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.shape != tensor.shape:
-            # Page-locked, a copy from the GPU runs at the bus's speed and asynchronously.
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._buffers[key] = buffer
-        return buffer

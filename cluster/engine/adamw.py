@@ -26,6 +26,8 @@ class LayerwiseAdamW(torch.optim.AdamW):
         stretches: By tensor that is updated; elements outside of them stay as they are.
         found_inf: () fp32 where the weights are. Where it is 1 a step changes nothing and is not
             counted; nobody has to wait for it.
+        grad_scale: () fp32 there, what gradients are divided by: to clip them without a wait and
+            without another pass over them.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, betas: tuple[float, float]) -> None:
@@ -38,6 +40,7 @@ class LayerwiseAdamW(torch.optim.AdamW):
             self.scales |= dict.fromkeys(group["params"], group["lr_scale"])
         self.stretches: Mapping[Tensor, Sequence[Stretch]] = {}
         self.found_inf: Tensor | None = None
+        self.grad_scale: Tensor | None = None
         super().__init__(list(merged.values()), lr=0.0, betas=betas)
 
     @torch.no_grad()
@@ -76,6 +79,7 @@ class LayerwiseAdamW(torch.optim.AdamW):
                     eps=group["eps"],
                     amsgrad=False,
                     maximize=False,
+                    grad_scale=self.grad_scale,
                     found_inf=self.found_inf,
                 )
 

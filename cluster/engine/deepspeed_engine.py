@@ -16,6 +16,7 @@ from cluster.checkpoint.fragment_files import StateFiles
 from cluster.checkpoint.fragments import EMA, StateFragment
 from cluster.checkpoint.store import CheckpointError
 from cluster.engine.adamw import LayerwiseAdamW
+from cluster.engine.cuda_graph import GraphedForward
 from cluster.engine.outcome import Outcome, StepCounts
 from cluster.engine.zero_config import Precision, ZeroSettings, deepspeed_config
 from cluster.engine.zero_partitions import partition_of
@@ -28,7 +29,8 @@ class EngineSettings:
     """Sharding, precision (bf16 keeps fp32 masters), clipping, averaging.
 
     `ema_decay` None keeps no moving average. After `max_skipped_steps` steps in a row whose loss
-    or gradient is not finite training stops, at the latest in the step after.
+    or gradient is not finite training stops, at the latest in the step after. `cuda_graph` is for
+    modules that are `cluster.engine.cuda_graph.Graphable`, on GPUs, in stages 0 to 2.
     """
 
     zero: ZeroSettings = field(default_factory=ZeroSettings)
@@ -36,6 +38,7 @@ class EngineSettings:
     grad_clip: float = 0.0
     ema_decay: float | None = None
     max_skipped_steps: int = 10
+    cuda_graph: bool = False
 
 
 class DeepSpeedEngine:
@@ -75,6 +78,7 @@ class DeepSpeedEngine:
         # inference uses, and a killed worker would leave its 69 MB buffer in /dev/shm.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.device, self._module, self._identify = device, module, identify
+        self._grad_clip = settings.grad_clip
         self._adamw: LayerwiseAdamW | None = None
         module.to(device)
         if settings.zero.offload_optimizer == "none":
@@ -92,6 +96,8 @@ class DeepSpeedEngine:
         self._partition = partition_of(module, self._optimizer)
         if isinstance(optimizer, LayerwiseAdamW):
             optimizer.stretches = self._partition.stretches(scales)
+        if settings.cuda_graph:  # From here on DeepSpeed leaves parameters where they are.
+            module.forward = GraphedForward(module)  # type: ignore[arg-type]
         if device.type == "cpu":
             give_back_freed_memory()
         self._fragments = self._partition.fragments()
@@ -159,13 +165,17 @@ class DeepSpeedEngine:
         # The device has this step to compute meanwhile, and the weights are still the last one's.
         self.settle()
         outcome = Outcome.of(total, stop, own, loss, indices)
+        norm = total.sqrt()
         if self._adamw is not None:
             self._adamw.found_inf = outcome.found_inf
+            if self._grad_clip:
+                # As PyTorch's clip_grad_norm_ has it.
+                self._adamw.grad_scale = ((norm + 1e-6) / self._grad_clip).clamp(min=1)
         elif outcome.left_out():
             self._partition.skip_next_step()
         self._engine.step()
         self._unsettled = outcome
-        return total.sqrt()
+        return norm
 
     def settle(self) -> None:
         """Count the last step, and take its weights into the average, unless it was left out.

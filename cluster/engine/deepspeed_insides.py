@@ -42,6 +42,7 @@ INSIDES = {
     "DeepSpeedZeroOptimizer_Stage3": Insides(
         (
             "optimizer",
+            "_get_norm_groups",
             "_loss_scale_update_and_overflow_cleanup",
             "_overflow_check_and_loss_scale_update",
             "_partition_all_parameters",

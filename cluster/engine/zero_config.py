@@ -121,8 +121,9 @@ def deepspeed_config(
         "train_batch_size": batch_layout.global_batch_size,
         "train_micro_batch_size_per_gpu": batch_layout.micro_batch_size,
         "gradient_accumulation_steps": batch_layout.accumulation,
-        "gradient_clipping": grad_clip,
-        "zero_optimization": _zero_optimization(zero, clips=grad_clip > 0),
+        # Clipping by DeepSpeed has it ask for the norm, which our optimizer needs not wait for.
+        "gradient_clipping": grad_clip if zero.offload_optimizer != "none" else 0.0,
+        "zero_optimization": _zero_optimization(zero),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         # Gradients are checked by the engine, in every precision and stage.
@@ -134,7 +135,7 @@ def deepspeed_config(
     }
 
 
-def _zero_optimization(zero: ZeroSettings, *, clips: bool) -> dict[str, Any]:
+def _zero_optimization(zero: ZeroSettings) -> dict[str, Any]:
     section: dict[str, Any] = {
         "stage": zero.stage,
         # Stage 1 keeps whole gradients anyway; copying each into a buffer costs 4% of a step.
@@ -144,8 +145,8 @@ def _zero_optimization(zero: ZeroSettings, *, clips: bool) -> dict[str, Any]:
         "round_robin_gradients": zero.round_robin_gradients,
     }
     if zero.stage in (1, 2):
-        # The engine has the norm already; DeepSpeed needs its own to clip, and to offload.
-        section["compute_grad_norm"] = clips or zero.offload_optimizer != "none"
+        # The engine has the norm already; DeepSpeed needs its own to offload.
+        section["compute_grad_norm"] = zero.offload_optimizer != "none"
     if zero.overlap_comm is not None:
         section["overlap_comm"] = zero.overlap_comm
     for name in ("offload_optimizer", "offload_param"):

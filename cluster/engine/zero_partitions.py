@@ -99,6 +99,9 @@ class Zero3Partition(Partition):
         super().__init__(module, optimizer)
         self._clean_up: Callable[[], bool] = optimizer._loss_scale_update_and_overflow_cleanup
         optimizer._overflow_check_and_loss_scale_update = self._check
+        if not optimizer.offload_optimizer:
+            # DeepSpeed would look at the norm, and wait for the GPU; the engine has it, and clips.
+            optimizer._get_norm_groups = lambda: [torch.zeros(())]
 
     def _check(self, update_scale: bool = True) -> bool:
         self._optimizer.overflow, self._skip = self._skip, False

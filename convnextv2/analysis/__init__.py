@@ -1,1 +1,1 @@
-"""Looking into a model: what it reconstructs."""
+"""Looking into a model: reconstructions, feature collapse, k-nearest-neighbour accuracy."""

@@ -15,7 +15,7 @@ from convnextv2.layers import Block
 from convnextv2.tasks import IMAGENET, Normalization, Normalize
 
 DEAD = 1e-15
-"""Norm of a map that is as good as zero: its squares are where fp32 runs out."""
+"""Largest norm that counts as zero: the squares of such values underflow in fp32."""
 
 See = Callable[[str, Tensor], None]
 
@@ -29,7 +29,7 @@ class BlockCollapse:
         position: Its place among all blocks, from 0 (first) to 1 (last).
         channels: 4C.
         distance: `channel_distance`; None if every channel was zero on every image.
-        dead: Share of the channels that are zero all over an image.
+        dead: Fraction of the channels that are zero at every site of an image.
     """
 
     block: str
@@ -40,7 +40,7 @@ class BlockCollapse:
 
 
 def channel_distance(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean pair-wise cosine distance of the channels of (B, H, W, C) and the dead share, (B,).
+    """Mean pair-wise cosine distance of the channels of (B, H, W, C), and the dead fraction, (B,).
 
     The paper's measure (arXiv 2301.00808, section 4): with X_i the map of channel i as a vector of
     H*W numbers, 1/C^2 times the sum over all i and j of (1 - cos(X_i, X_j)) / 2. All pairs count,
@@ -49,10 +49,10 @@ def channel_distance(features: Tensor) -> tuple[Tensor, Tensor]:
 
     The C x C matrix is not needed: the cosines add up to |sum_i X_i/|X_i||^2, in time C*H*W.
 
-    A channel that is zero all over (norm up to `DEAD`) has no direction. The paper does not say
-    what becomes of it; here it is left out of the pairs (C counts the others) and reported as
-    dead: "unrelated to everything" would make a layer without signal look diverse. An image on
-    which every channel is dead has distance NaN.
+    A channel that is zero everywhere (norm up to `DEAD`) has no direction. The paper does not say
+    how to count it. Here it is left out of the pairs (C counts the others) and reported as dead:
+    counted as unrelated to all others, it would make a layer without signal look diverse. The
+    distance of an image on which every channel is dead is NaN.
     """
     maps = features.flatten(1, -2).to(torch.promote_types(features.dtype, torch.float32))
     norms = torch.linalg.vector_norm(maps, dim=1)
@@ -61,7 +61,7 @@ def channel_distance(features: Tensor) -> tuple[Tensor, Tensor]:
     total = torch.einsum("bnc,bc->bn", maps, per_norm).double()
     pairs = alive.sum(dim=1).double().square()
     distance = (1 - total.square().sum(dim=1) / pairs) / 2
-    # Rounding must not make a collapsed layer more than collapsed; NaN stays.
+    # Rounding must not make a distance negative; NaN stays NaN.
     return distance.clamp(min=0), 1 - alive.double().mean(dim=1)
 
 
@@ -128,7 +128,7 @@ def activation_maps(
 
 
 def block_names(model: ConvNeXtV2) -> list[str]:
-    """Of all blocks from first to last, such as "stages.2.5"."""
+    """Names of all blocks from first to last, such as "stages.2.5"."""
     return [name for name, module in model.named_modules() if isinstance(module, Block)]
 
 

@@ -36,8 +36,8 @@ class ImageFiles:
 def open_images(root: PathLike, max_images: int) -> ImageFiles:
     """At most `max_images` under `root`, flat or in class folders (whose labels are not used).
 
-    They are taken at equal distances in the order of their names, so that as many classes are
-    among them as can be.
+    They are taken at equal distances in the order of their names, so that as many classes as
+    possible are among them.
 
     Raises:
         DataError: When there are none.
@@ -68,10 +68,10 @@ def require_rgb(in_channels: int) -> None:
 
 @dataclass
 class Views:
-    """Batches (B, height, width, 3; uint8) of a source; what cannot be decoded is skipped.
+    """Batches (B, height, width, 3; uint8) of a source; unreadable images are skipped.
 
-    While the batches are drawn, `shown` gathers the names of their images, and `skipped` the
-    reasons why others are not among them.
+    While the batches are read, `shown` collects the names of their images, and `skipped` the
+    reasons why others were left out.
     """
 
     source: ImageFiles
@@ -102,7 +102,7 @@ class Views:
 
 def center_view(image: RGBImage, size: tuple[int, int]) -> RGBImage:
     """The largest central box of the shape of `size` (height, width), resized to it (bicubic)."""
-    from PIL import Image  # Here, so that `convnextv2.data` says first what it lacks.
+    from PIL import Image  # Here, so that a missing extra is reported by `convnextv2.data`.
 
     (height, width), (out_height, out_width) = image.shape[:2], size
     # Products before quotients: 61 / 224 * 224 is less than 61.

@@ -1,12 +1,12 @@
 """Weighted k-nearest-neighbour classification of frozen features, on a bank cut into shards.
 
 The protocol of InstDisc (arXiv 1805.01978, section 3.4), which DINO (2104.14294) made the usual
-one: cosine similarity, the k nearest training images vote for their class with exp(similarity / T),
-k = 20 and T = 0.07.
+one: the k nearest training images by cosine similarity vote for their class with the weight
+exp(similarity / T), where k = 20 and T = 0.07.
 
 A neighbour is one integer: its similarity in steps of 2**-30 in the upper half, its number in the
-lower. The largest k integers of some lists are the k nearest of all of them, the first image going
-before others that are as near; so a bank may lie on any number of workers, cut up in any way.
+lower. The k largest integers of several lists are the k nearest neighbours; of equally near images
+the first goes first. So a bank may be spread over any number of workers in any way.
 
 Legend: Q queries, N images of the bank (or of a shard of it), C channels, K classes.
 """
@@ -41,7 +41,7 @@ def pooled(encoder: ConvNeXtV2, images: Tensor) -> Tensor:
 
 
 def nearest(queries: Tensor, bank: Tensor, numbers: Tensor, k: int) -> Tensor:
-    """The k nearest of a bank (N, C), whose images are called `numbers` (N), for (Q, C) queries.
+    """The k nearest images of a bank (N, C) with the numbers `numbers` (N), for queries (Q, C).
 
     Returns:
         Neighbours (Q, k) int64, nearest first; NOBODY where the bank has fewer.
@@ -69,7 +69,7 @@ def numbers_of(neighbours: Tensor) -> Tensor:
 
 
 def votes(similarity: Tensor, labels: Tensor, temperature: float, num_classes: int) -> Tensor:
-    """Share of the votes (Q, K) each class gets from neighbours (Q, k) and their labels (Q, k)."""
+    """Fraction of the votes (Q, K) of each class, from neighbours and their labels, both (Q, k)."""
     # softmax is exp(similarity / T) over its sum, which changes no order and cannot overflow.
     weights = (similarity / temperature).softmax(dim=1)
     return weights.new_zeros(len(labels), num_classes).scatter_add_(1, labels, weights)

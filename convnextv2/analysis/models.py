@@ -1,4 +1,4 @@
-"""Models from weight files alone, or from what was read of one: the geometry is in the shapes."""
+"""Models built from weight files alone: their geometry follows from the tensors' shapes."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,7 +13,7 @@ from convnextv2.tasks import IMAGENET, Normalization
 from convnextv2.weights import Geometry, Inspection, WeightsError, why_no_decoder
 
 PATCHES_PER_SIDE = 7
-"""Of an image when no size is given: 224 / 32, as in the paper."""
+"""Patches along each side of an image when no size is given: 224 / 32, as in the paper."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -92,7 +92,7 @@ def read_fcmae(
 
 
 def normalization_of(found: Inspection) -> Normalization:
-    """By which pictures of 8 bits are normalised: the file's mean and deviation, or ImageNet's."""
+    """The normalisation that a model expects: the file's, or ImageNet's where it has none."""
     evaluation = found.metadata.evaluation
     return IMAGENET if evaluation is None else Normalization(evaluation.mean, evaluation.std)
 

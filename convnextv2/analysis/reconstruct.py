@@ -42,7 +42,7 @@ def reconstruct(
     visualisation, each is multiplied by the deviation of the true patch and its mean is added:
     brightness and contrast of a filled patch are the original's, only the structure is predicted.
 
-    Visible patches are the original's own: no loss ever covered the prediction there.
+    Visible patches are copied from the original: the model was never trained to predict them.
     """
     parameter = model.pred.weight
     images, hidden = images.to(parameter.device), mask.to(parameter.device).bool()
@@ -99,6 +99,6 @@ def reconstruct_all(
         original=np.concatenate([part.original for part in done]),
         masked=np.concatenate([part.masked for part in done]),
         predicted=np.concatenate([part.predicted for part in done]),
-        # As many patches are hidden of one image as of another.
+        # The same number of patches is hidden in every image, so that images weigh the same.
         loss=sum(part.loss * len(part.original) for part in done) / count,
     )

@@ -1,4 +1,4 @@
-"""What an image collection is to the rest: parts that are read from front to back.
+"""What the rest of the code knows of an image collection: parts, read from front to back.
 
 A part is a tar, a class folder, a parquet file. Its members are listed once, 24 bytes each, without
 reading pixels; whatever is decided about a collection (splits, subsets, shards) is decided on these
@@ -21,7 +21,7 @@ Pixels = NDArray[np.uint8 | np.uint16]
 
 
 class PixelFormat(NamedTuple):
-    """What all images of a written collection have: channels, and bits of a value (8 or 16)."""
+    """Number of channels, and bits of a value (8 or 16), of all images of a written collection."""
 
     channels: int = 3
     bits: int = 8
@@ -39,11 +39,11 @@ class PixelFormat(NamedTuple):
 
 
 RGB = PixelFormat()
-"""What JPEGs hold; all else is stored as pixels."""
+"""The format of JPEGs; images of all other formats are stored as pixels."""
 
 UNLABELLED = -1
 MEMBER = np.dtype([("key", "<u8"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
-"""An image: hash of its name, where it lies in its part, its bytes there, its class."""
+"""An image: hash of its name, offset in its part, size there in bytes, class."""
 Members = NDArray[np.void]
 
 
@@ -67,11 +67,11 @@ class Source(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names by label; none when the images are unlabelled, or their labels only numbers."""
+        """Class names by label; empty when images are unlabelled, or labels are only numbers."""
 
     @property
     def has_splits(self) -> bool:
-        """Whether the collection has splits of its own: if not, all of it is listed for each."""
+        """Whether the collection has its own splits; if not, all of it is listed for each split."""
 
     @property
     def parts(self) -> Sequence[str]:
@@ -87,8 +87,8 @@ class Source(Protocol):
         Files that are no images are counted by their kind in `passed_over`.
 
         Raises:
-            DataError: When the part is damaged, is a class without images, or has labels that are
-                none of the classes.
+            DataError: When the part is damaged, is a class without images, or has labels outside
+                the classes.
         """
 
     def read(self, part: int, members: Members) -> Iterator[Stored]:
@@ -99,5 +99,5 @@ class Source(Protocol):
 
 
 def name_key(name: str) -> int:
-    """Hash of a member's name: what hold-outs and samples of a collection are decided by."""
+    """Hash of a member's name, which decides splits and subsets of a collection."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")

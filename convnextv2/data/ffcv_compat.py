@@ -1,11 +1,11 @@
-"""FFCV as this project uses it: the one file that imports it and knows its insides (1.0.2).
+"""FFCV as this project uses it: the one file that imports it and uses its internals (1.0.2).
 
-Three things must come before FFCV's import or before code is compiled, and are done here: the
-import is relieved of seconds, and numba is told where to keep the code and that it may call
-`convnextv2.randomness`. So other modules take FFCV's names, `njit` and `prange` from this one.
+Three things must be done before FFCV is imported or code is compiled: the import is made seconds
+faster, numba is told where to cache compiled code, and that compiled code may call
+`convnextv2.randomness`. So other modules import FFCV's names, `njit` and `prange` from here.
 
-FFCV's own `Loader` reads one file, wants to own the order and blocks for ever when its thread
-fails. `Pipeline` and `EpochThread` use the parts below it: the graph of operations and the thread.
+FFCV's own `Loader` reads a single file, determines the order itself and blocks for ever when its
+thread fails. `Pipeline` and `EpochThread` use what it is built on: operations and reading thread.
 """
 
 import contextlib
@@ -33,9 +33,9 @@ TESTED_VERSION = "1.0.2"
 
 
 def _keep_compiled_code() -> None:
-    """Have numba keep code in a folder whose name is a hash of all sources.
+    """Have numba cache compiled code in a folder named by a hash of all sources.
 
-    It looks for changes in the file of a function only, not in those of the functions it calls.
+    numba itself notices changes in a function's own file only, not in files of what it calls.
     """
     digest = hashlib.sha256(numba.__version__.encode())
     folder = Path(__file__).parent
@@ -48,8 +48,8 @@ def _keep_compiled_code() -> None:
 def _light_import() -> Iterator[None]:
     """Undo what FFCV's import does to a process.
 
-    It fills a numba dictionary of two words that only Python reads; compiling that costs seconds,
-    and a plain dictionary does. It also sets PyTorch's threads to one.
+    It fills a numba dictionary that only Python reads; compiling that takes seconds, and a plain
+    dictionary works as well. It also sets PyTorch's threads to one.
     """
     typed, threads = numba.typed.Dict, torch.get_num_threads()
     numba.typed.Dict = dict
@@ -114,7 +114,7 @@ __all__ = [
 
 
 class _Storage:
-    """Stands where FFCV has its memory manager: the files are mapped, nothing is to be opened."""
+    """Replaces FFCV's memory manager: the files are mapped already, so nothing is opened."""
 
     def __init__(self, state: Callable[[], tuple[Any, ...]]) -> None:
         self._state = state
@@ -133,17 +133,17 @@ class _Storage:
         return self._state()
 
     def start_batch(self, number: int) -> None:
-        """Nothing to schedule: the stream has the kernel read ahead."""
+        """Nothing to schedule: the loader tells the kernel what to read ahead."""
 
 
 class _NoMetadata:
-    """Stands where FFCV has its reader, whose tables fill memory."""
+    """Replaces FFCV's reader, which would load all tables into memory."""
 
     metadata = {"f0": None}  # noqa: RUF012
 
 
 class Pipeline:
-    """A decoder and operations on its images, and all else that FFCV's thread asks its loader for.
+    """A decoder, operations on its images, and what else FFCV's thread expects of a loader.
 
     Args:
         decoder: FFCV operation that makes images.
@@ -151,7 +151,7 @@ class Pipeline:
         batch_size: Samples per batch, at most.
         batches_ahead: Batches prepared in advance.
         num_workers: Threads of compiled code, at most one for each core.
-        state: What the decoder is handed as storage; asked for before every batch.
+        state: Called before every batch; its result is the decoder's storage state.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Pipeline:
         # numba starts as many threads as there are cores, and refuses to use more.
         self.num_workers = min(num_workers, numba.config.NUMBA_NUM_THREADS)
         self.memory_manager = _Storage(state)
-        # Asked for as well; of ours nothing depends on them.
+        # FFCV's thread expects these attributes; our operations do not use them.
         self.reader, self.traversal_order = _NoMetadata(), None
         with _compiled_already():
             spec = PipelineSpec("image", decoder, list(operations))
@@ -191,8 +191,8 @@ def _compiled_already() -> Generator[None]:
 class EpochThread(EpochIterator):
     """FFCV's reading thread on a stream of batches.
 
-    FFCV has the batches of an epoch in a list and leaves its consumer waiting for ever when the
-    thread dies. Here they come as they are needed, and `error` has what went wrong.
+    FFCV keeps the batches of an epoch in a list, and its consumer waits for ever when the thread
+    fails. Here batches are read from a stream as they are needed, and `error` is what went wrong.
     """
 
     def __init__(self, pipeline: Pipeline, stream: Iterator[NDArray[np.uint64]]) -> None:
@@ -206,7 +206,7 @@ class EpochThread(EpochIterator):
     def run(self) -> None:
         try:
             if self.gpu is not None:
-                # A new thread begins on GPU 0, where FFCV's events would open a context.
+                # A new thread uses GPU 0, on which FFCV's events would create a CUDA context.
                 torch.cuda.set_device(self.gpu)
             self.iter_ixes = self._batches()
             super().run()
@@ -219,7 +219,7 @@ class EpochThread(EpochIterator):
         torch.set_num_threads(self.torch_threads)
         for batch in self.stream:
             if self.terminate_event.is_set():
-                # FFCV's thread looks only where it finds the queue full, `stop` empties it.
+                # FFCV's thread checks this only when the queue is full, and `stop` empties it.
                 return
             self.storage_state = self.memory_context.state
             self.indices.append(batch)

@@ -1,7 +1,7 @@
-"""Which images of a collection are meant: a split, some classes, k labels a class, a limit.
+"""Which images of a collection are used: a split, some classes, k images a class, a limit.
 
-All of it is decided on the listings, by hashes of the images' names: adding images moves none
-from one split to another, and a smaller choice is part of a larger one.
+This is decided on the listings, by hashes of the images' names. So adding images moves none from
+one split to another, and a smaller selection is a subset of a larger one.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ _LABELS, _MAX_IMAGES = Draw.HOLD_OUT + 1, Draw.HOLD_OUT + 2
 
 @dataclass(frozen=True)
 class Selection:
-    """What to take of a collection; it is applied in the order of the fields.
+    """What to take of a collection; the fields are applied in their order.
 
-    `val_fraction` is the share of the training images that makes the split "val" (0: all are
-    trained on); without it, the splits are the collection's own. `classes` are taken out of more,
-    and numbered anew in the order of their sorted names, as ImageNet-1K numbers its synsets.
-    `labels_per_class` takes that many images of each class, `max_images` at most so many of all.
+    `val_fraction` is the fraction of the training images that makes the split "val" (0: all are
+    trained on); with None, the splits are the collection's own. Only images of `classes` are kept,
+    and these are numbered anew by their sorted names, as ImageNet-1K numbers its synsets.
+    `labels_per_class` takes that many images of each class, `max_images` at most so many in all.
     """
 
     split: Split = "train"
@@ -58,12 +58,12 @@ def open_selected(
     labels: PathLike | None = None,
     columns: Columns | None = None,
 ) -> tuple[Source, Selection]:
-    """Open the source that a selection is made of, and settle where its split comes from.
+    """Open a selection's source, and decide where its split comes from.
 
-    `labels` and `columns` are as those of `open_source`.
+    `labels` and `columns` are those of `open_source`.
 
-    A collection without splits of its own has a tenth held out; a hold-out that is asked for is
-    taken from the training images.
+    Of a collection without splits a tenth is held out. With a `val_fraction`, "val" is taken from
+    the training images of the collection.
 
     Raises:
         DataError: When the collection cannot be used.
@@ -86,19 +86,17 @@ def select(
     seed: int = 0,
     label_sets: LabelSets | None = None,
 ) -> tuple[list[Members], tuple[str, ...]]:
-    """What `selection` leaves of a collection's parts, and the names of its classes.
+    """The images that `selection` takes, as listings by part, and the names of their classes.
 
-    Labels are numbers of `label_sets`, where images may have several.
-
-    Labels without names get their numbers as such. Memory: beside the listings and the result
-    (24 bytes an image each), 40 bytes for each image that `max_images` or `labels_per_class`
-    choose from.
+    Labels are numbers of `label_sets`, where images may have several. Classes without names are
+    named by their numbers. Memory: beside the listings and the result (24 bytes an image each),
+    40 bytes for each image that `max_images` or `labels_per_class` choose from.
 
     Raises:
         DataError: When nothing is left, or the labels that are asked for are not there.
     """
     total = sum(map(len, listings))
-    # Numbers are counted before anything is held out, so that both splits have the same classes.
+    # The largest label is found before anything is held out, so that both splits have all classes.
     classes = classes or _number_names(listings)
     check_labels(listings, classes, label_sets)
     chosen = list(listings)
@@ -187,7 +185,7 @@ def _take_labels(
 def _take_smallest(
     listings: Sequence[Members], groups: NDArray[np.int32], count: int, seed: int, draw: int
 ) -> list[Members]:
-    """Of each group of images the `count` with the smallest draws; the first go before equals."""
+    """The `count` images of each group with the smallest draws; of equal ones the first."""
     draws = np.concatenate([_draws(part["key"], seed, draw) for part in listings])
     order = np.lexsort((draws, groups))
     starts = np.searchsorted(groups[order], np.arange(groups.max(initial=0) + 1))

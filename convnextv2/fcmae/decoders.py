@@ -26,14 +26,14 @@ HEAD_DIM = 32  # As in MAE's decoder: 16 heads of a width of 512.
 
 @dataclass(frozen=True)
 class Canvas:
-    """The grid of a masked batch, on which visible features are laid in their places."""
+    """The whole grid of a masked batch, onto which the features of visible sites are scattered."""
 
     sites: SparseSites
     hidden: Tensor
     """(B, rows, columns) bool, true where a patch is masked."""
 
     def fill(self, x: Tensor, token: Tensor) -> Tensor:
-        """Lay out features at the sites: (B, h, w, D), `token` (D values) where nothing is seen."""
+        """Scatter features to their sites: (B, h, w, D), with `token` (D) at the masked ones."""
         dense = self.sites.to_dense(x)
         side = dense.shape[1] // self.hidden.shape[1]
         hidden = self.hidden.repeat_interleave(side, 1).repeat_interleave(side, 2)
@@ -60,7 +60,7 @@ class Decoder(nn.Module, ABC):
         Args:
             x: The last stage, projected and with mask tokens: (B, h, w, D).
             skips: Stages 1 to 3 in the layout of `canvas.sites`, or nothing.
-            canvas: Where they lie.
+            canvas: The grid that both belong to.
 
         Returns:
             The hidden map (B, h*upsampling, w*upsampling, width).
@@ -68,7 +68,7 @@ class Decoder(nn.Module, ABC):
 
 
 class ConvNeXtDecoder(Decoder):
-    """The paper's: ConvNeXt V2 blocks at the last stage's resolution."""
+    """The paper's decoder: ConvNeXt V2 blocks at the last stage's resolution."""
 
     def __init__(self, dim: int, depth: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Masks and patches, and what FCMAE asks of them, of images and of the loss.
+"""Masks and patches, and the checks of FCMAE's masks, images and loss.
 
 A mask is (B, L) with 1 = masked; L patches in row-major order.
 """
@@ -7,15 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convnextv2.randomness import Draw, uniform
-from convnextv2.sizes import nearest_multiples
-
-
-def visible_count(num_patches: int, mask_ratio: float) -> int:
-    """Patches left visible: floor(L x (1 - ratio)) as in the paper's code, at least one."""
-    return max(1, int(num_patches * (1 - mask_ratio)))
+from convnextv2.sizes import nearest_multiples, visible_count
 
 
 def mask_from_noise(noise: Tensor, mask_ratio: float) -> Tensor:
@@ -38,7 +34,7 @@ def random_mask(
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to `device`, from page-locked memory: for others a GPU's copy makes the host wait."""
+    """Copy to `device`; to a GPU from page-locked memory, so that the host does not wait for it."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -68,13 +64,22 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def patches_at(images: Tensor, numbers: Tensor, patch_size: int) -> Tensor:
-    """The patches (N, p*p*C) that `numbers` (N) picks of all B*L in the batch, as `patchify`'s."""
+    """The patches (N, p*p*C) of numbers `numbers` (N) among all B*L, laid out as by `patchify`."""
     rows, columns = images.shape[2] // patch_size, images.shape[3] // patch_size
     tiles = images.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))
     tiles = tiles.permute(0, 2, 4, 3, 5, 1)
     inside = numbers % (rows * columns)
     where = numbers // (rows * columns), inside // columns, inside % columns
     return tiles[where].flatten(1)
+
+
+def normalize_patches(patches: Tensor) -> Tensor:
+    """Normalise each patch (..., p*p*C) by its mean and unbiased variance + 1e-6."""
+    # LayerNorm divides by the biased variance: n / (n - 1) of it is the unbiased one.
+    n = patches.shape[-1]
+    biased = (n - 1) / n
+    scale = patches.new_full((n,), biased**0.5)
+    return F.layer_norm(patches, (n,), scale, eps=1e-6 * biased)
 
 
 def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
@@ -114,8 +119,8 @@ def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
         raise ValueError(f"expected images (B, {expected}), got {tuple(images.shape)}")
     if not images.is_floating_point():
         raise ValueError(
-            f"expected floating-point images, got {images.dtype}; pixels of 0 to 255 are made "
-            "such by convnextv2.tasks.Normalize"
+            f"expected floating-point images, got {images.dtype}; convnextv2.tasks.Normalize "
+            "makes them of pixels from 0 to 255"
         )
 
 
@@ -153,8 +158,8 @@ def check_something_hidden_and_seen(mask: Tensor, *, alike: bool) -> None:
 def check_finite(loss: Tensor, images: Tensor) -> None:
     """Raise ValueError naming the images with NaN or infinity, if that is what spoilt the loss.
 
-    On the CPU only. An accelerator would have to be waited for in every step; there the loss comes
-    out as NaN, and it is for the training loop to look at losses when it reads them anyway.
+    On the CPU only: on a GPU the check would make the host wait in every step. There the loss is
+    NaN, and the training loop notices when it reads the losses.
     """
     if loss.device.type != "cpu" or torch.isfinite(loss):
         return

@@ -1,6 +1,6 @@
 """FCMAE: fully convolutional masked autoencoder (paper, section 3.1).
 
-Visible patches go through the encoder on a sparse backend, masked places get a learned token, a
+The encoder sees the visible patches only, on a sparse backend. Masked sites get a learned token, a
 light ConvNeXt V2 decoder predicts the pixels, and the loss is the mean squared error on masked
 patches, normalised patch by patch.
 """
@@ -20,12 +20,14 @@ from convnextv2.fcmae.masking import (
     check_images,
     check_mask,
     check_something_hidden_and_seen,
+    normalize_patches,
     patches_at,
     patchify,
     random_mask,
     send,
 )
-from convnextv2.fcmae.sparse import Backend, GRNScope, backend_of
+from convnextv2.fcmae.sparse import Backend, GRNScope, SparseSites, backend_of
+from convnextv2.fcmae.sparse.gather import VisiblePatches
 from convnextv2.kernels.plain import gather_sites, site_positions
 from convnextv2.layers import PointwiseConv, init_weights
 
@@ -52,7 +54,7 @@ class FCMAE(nn.Module):
         encoder: A `ConvNeXtV2` with `num_classes=0`.
         image_size: Side in pixels, or (height, width); multiples of `patch_size`.
         patch_size: Side of a masked patch in pixels; a multiple of the encoder's total stride.
-        mask_ratio: Share of patches hidden when no mask is given.
+        mask_ratio: Fraction of the patches that is hidden when no mask is given.
         decoder: "convnext", "unet", "unet-noskip" or "transformer" (`convnextv2.fcmae.decoders`);
             `convnextv2.sizes.TABLE_1` has the paper's choices of the three.
         decoder_dim: Channels of the decoder (a UNet's at its coarsest scale).
@@ -150,12 +152,12 @@ class FCMAE(nn.Module):
     ) -> FCMAEOutput:
         """Reconstruct (B, C, H, W) from its visible patches.
 
-        The mask (B, L), 1 = masked, is given (`masking.sample_masks` makes such as depend on the
-        samples' numbers only), or drawn from `generator`, or from PyTorch's global generator.
+        The mask (B, L), 1 = masked, is either given (`masking.sample_masks` makes masks that depend
+        on the samples' numbers only) or drawn from `generator`, by default PyTorch's global one.
 
-        The loss and its backward pass touch masked patches only, whatever `prediction` asks for:
-        "all" patches (B, L, p*p*C), or the "masked" ones of each image in order (B, M, p*p*C),
-        which spares the others.
+        `prediction` is what is returned: "all" patches (B, L, p*p*C), or only the "masked" ones of
+        each image in order (B, M, p*p*C), which is cheaper. The loss and its backward pass use the
+        masked patches in either case.
 
         Raises:
             ValueError: For images or masks that do not fit, and on the CPU for images that hold
@@ -172,11 +174,12 @@ class FCMAE(nn.Module):
                 generator=generator,
                 device=images.device if generator is None else generator.device,
             )
-        # Looked at where it is: for a mask on the CPU an accelerator need not be waited for.
+        # Checked on its own device: a mask on the CPU is checked without waiting for the GPU.
         mask = check_mask(mask, len(images), self.grid)
         check_something_hidden_and_seen(mask, alike=prediction == "masked")
         masked = send(mask.flatten().nonzero().flatten(), images.device)
-        decoded = self._decode(images, mask)
+        sites = self.sites(mask, self.grid, self.patch_size, self.grn_scope, images.device)
+        decoded = self._decode(images, sites, mask)
         reconstructed = self._predict(decoded, masked)
         loss = self._error(reconstructed, patches_at(images, masked, self.patch_size))
         check_finite(loss, images)
@@ -206,9 +209,18 @@ class FCMAE(nn.Module):
         patches = patches_at(images, send(masked, images.device), self.patch_size)
         return self._error(prediction.flatten(0, 1)[masked], patches)
 
-    def _decode(self, images: Tensor, mask: Tensor) -> Tensor:
+    def loss_at(self, images: Tensor, mask: Tensor, masked: Tensor, visible: Tensor) -> Tensor:
+        """The loss of `forward` by backend "gather"; looks at no value: for CUDA graphs.
+
+        On the images' device: `mask` (B, L) bool, equally many of each row; `masked` (N,), their
+        numbers in all B*L; `visible` (B, V), numbers of the other patches of each image.
+        """
+        sites = VisiblePatches(mask, self.grid, self.patch_size, self.grn_scope, patches=visible)
+        reconstructed = self._predict(self._decode(images, sites, mask), masked)
+        return self._error(reconstructed, patches_at(images, masked, self.patch_size))
+
+    def _decode(self, images: Tensor, sites: SparseSites, mask: Tensor) -> Tensor:
         """The decoder's hidden map (B, h, w, D) of the whole image."""
-        sites = self.sites(mask, self.grid, self.patch_size, self.grn_scope, images.device)
         canvas = Canvas(sites, send(mask, images.device).unflatten(1, self.grid))
         skips: list[Tensor] = []
         if self.decoder.wants_skips:
@@ -219,9 +231,9 @@ class FCMAE(nn.Module):
         return decoded
 
     def _predict(self, decoded: Tensor, patches: Tensor) -> Tensor:
-        """Pixels (N, p*p*C) of the patches that `patches` (N) picks of all B*L in the batch."""
+        """Pixels (N, p*p*C) predicted for the patches with numbers `patches` (N) among all B*L."""
         side = decoded.shape[1] // self.grid[0]
-        # The maps of the batch one above the other are one tall grid of patches.
+        # Stacked one above the other, the maps of the batch are one tall grid of patches.
         tall = (len(decoded) * self.grid[0], self.grid[1])
         x = self.pred(gather_sites(decoded, site_positions(patches[None], tall, side)[0]))
         # (row, column) of the site in its patch, then of the pixel in its site.
@@ -229,15 +241,8 @@ class FCMAE(nn.Module):
         return pixels.transpose(2, 3).flatten(1)
 
     def _normalized(self, patches: Tensor) -> Tensor:
-        """Normalise each patch (..., p*p*C) by its mean and unbiased variance + 1e-6."""
         patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
-        if not self.norm_pix_loss:
-            return patches
-        # LayerNorm divides by the biased variance: n / (n - 1) of it is the unbiased one.
-        n = patches.shape[-1]
-        biased = (n - 1) / n
-        scale = patches.new_full((n,), biased**0.5)
-        return F.layer_norm(patches, (n,), scale, eps=1e-6 * biased)
+        return normalize_patches(patches) if self.norm_pix_loss else patches
 
     def _error(self, prediction: Tensor, patches: Tensor) -> Tensor:
         """Mean squared error of (N, p*p*C) against the patches' targets; a scalar."""

@@ -1,4 +1,4 @@
-"""The operations where time goes, each by the fastest implementation at hand.
+"""The operations that take most of the time, each by the fastest implementation available.
 
 `plain` is PyTorch and runs everywhere; `native` is C++ for CPUs, `gpu` is Triton for GPUs. They
 are equal within rounding, and the tests hold them to that.
@@ -31,20 +31,24 @@ def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
 
 
 def linear_after_grn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Linear layer that needs not keep its input when that is the output of `gelu_grn`."""
+    """Linear layer that does not keep its input if that is the output of `gelu_grn`."""
     eager = not torch.compiler.is_compiling()
     if eager and (native.usable(x, weight, bias) or gpu.usable(x, weight, bias)):
         return recomputed.linear_after_grn(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Depthwise convolution of (B, H, W, C) by (C, 1, K, K), zero padding, same size."""
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Depthwise convolution of (B, H, W, C) by (C, 1, K, K), zero padding, same size.
+
+    Returns the output, and x for a shortcut around it: the gradient that comes back through this x
+    is added where that of the convolution is written, which spares a pass over both.
+    """
     if native.usable(x, weight, bias) and _is_7x7(weight):
         return native.depthwise(x, weight, bias)
     if gpu.usable(x, weight, bias):
         return gpu.depthwise(x, weight, bias)
-    return plain.depthwise(x, weight, bias)
+    return plain.depthwise(x, weight, bias), x
 
 
 def patch_depthwise(
@@ -54,7 +58,7 @@ def patch_depthwise(
     patches: Tensor,
     grid: tuple[int, int],
     neighbours: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The same among the visible patches (B, V, s, s, C) that `patches` (B, V) numbers.
 
     `neighbours` is what `neighbours_of` returned for them; without it, it is made anew.
@@ -63,11 +67,11 @@ def patch_depthwise(
         return native.patch_depthwise(x, weight, bias, patches, grid)
     if gpu.usable(x, weight, bias) and weight.shape[-1] <= gpu.LARGEST_KERNEL:
         return gpu.patch_depthwise(x, weight, bias, patches, grid, neighbours)
-    return plain.patch_depthwise(x, weight, bias, patches, grid)
+    return plain.patch_depthwise(x, weight, bias, patches, grid), x
 
 
 def neighbours_of(patches: Tensor, grid: tuple[int, int]) -> Tensor | None:
-    """What `patch_depthwise` wants to know of its patches, for all layers; None on CPUs."""
+    """The table of neighbours for `patch_depthwise`, shared by all layers; None on CPUs."""
     return neighbour_table(patches, grid, gpu.LARGEST_KERNEL) if patches.is_cuda else None
 
 

@@ -23,13 +23,13 @@ def turned_off() -> bool:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None (said once, with the reason) where PyTorch must do.
+    """The compiled kernels, or None where they cannot be compiled; logs the reason once.
 
-    CONVNEXTV2_KERNELS=plain in the environment turns them off, and those for GPUs.
+    CONVNEXTV2_KERNELS=plain in the environment turns off these kernels and those for GPUs.
     """
     if turned_off():
         return None
-    # PyTorch's OpenMP is in the process before ours is looked for, so that they are one.
+    # Imported first, so that the kernels are linked to the OpenMP library of PyTorch.
     import torch  # noqa: F401
 
     try:

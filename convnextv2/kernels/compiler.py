@@ -1,8 +1,8 @@
 """Compiles C++ for this machine, once.
 
-A library is kept under a name that holds everything it depends on: the sources, the compiler and
-the processor's instruction set. Nodes of a cluster that share a home folder do not share a build
-unless they are alike, and a build is published by renaming: workers may race for it.
+A library's file name has a hash of everything it depends on: the sources, the compiler and the
+processor's instruction set. So different nodes of a cluster may share a home folder. A library is
+compiled in a temporary folder and renamed, so that several workers may compile it at once.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def built(name: str, sources: Sequence[PathLike], flags: Sequence[str] = ()) -> 
 
     Raises:
         OSError: When there is no compiler.
-        subprocess.CalledProcessError: When it fails; `stderr` has its words.
+        subprocess.CalledProcessError: When it fails; `stderr` has the compiler's messages.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:

@@ -78,10 +78,11 @@ inline void window_sums(const Vec<T>* in, int64_t wide, const Vec<T>* weight, Ve
     }
 }
 
-// `in` points to the window of the tile's first site, in a buffer `wide` vectors across.
+// `in` points to the window of the tile's first site, in a buffer `wide` vectors across. With
+// `added`, a tensor like `out`, what lies there is added to what is written.
 template <typename T, int K>
 void convolve_tile(const Vec<T>* in, int64_t wide, const Tiles& t, const Vec<T>* weight, Vec<T> bias,
-                   T* out, int64_t base, int64_t channel) {
+                   const T* added, T* out, int64_t base, int64_t channel) {
     const int n = (int)std::min<int64_t>(LANES<T>, t.channels - channel);
     Vec<T> sums[8];
     for (int64_t i = 0; i < t.height; i++, in += wide)
@@ -92,8 +93,12 @@ void convolve_tile(const Vec<T>* in, int64_t wide, const Tiles& t, const Vec<T>*
             else if (left >= 4) window_sums<T, K, 4>(in + j, wide, weight, bias, sums), x = 4;
             else if (left >= 2) window_sums<T, K, 2>(in + j, wide, weight, bias, sums), x = 2;
             else window_sums<T, K, 1>(in + j, wide, weight, bias, sums), x = 1;
-            T* to = out + (base + i * t.stride + j) * t.channels + channel;
-            for (int64_t k = 0; k < x; k++) store(to + k * t.channels, sums[k], n);
+            const int64_t first = (base + i * t.stride + j) * t.channels + channel;
+            for (int64_t k = 0; k < x; k++) {
+                const int64_t at = first + k * t.channels;
+                if (added) sums[k] += load(added + at, n);
+                store(out + at, sums[k], n);
+            }
         }
 }
 
@@ -169,19 +174,20 @@ void depthwise_forward(const T* x, const T* weight, const T* bias, T* out, const
                 each_window(t, b, [&](int64_t row, int64_t column) {
                     fetch(x, t, b, row, column, t.span(), channel, REACH, buffer.data());
                     each_visible(t, b, row, column, REACH, [&](int64_t base, int64_t at) {
-                        convolve_tile<T, K>(buffer.data() + at, wide, t, packed, start, out, base,
-                                            channel);
+                        convolve_tile<T, K>(buffer.data() + at, wide, t, packed, start,
+                                            (const T*)nullptr, out, base, channel);
                     });
                 });
             }
     }
 }
 
+// `shortcut` is a gradient like grad_x that is added to it.
 // The sums over images are taken in `parts` pieces, each in order, whatever the number of threads:
 // the same numbers come out on any machine. partial: (parts, blocks, K * K + 1) vectors.
 template <typename T, int K>
-void depthwise_backward(const T* x, const T* weight, const T* grad, T* grad_x, T* grad_weight,
-                        T* grad_bias, const Tiles& t, int threads) {
+void depthwise_backward(const T* x, const T* weight, const T* grad, const T* shortcut, T* grad_x,
+                        T* grad_weight, T* grad_bias, const Tiles& t, int threads) {
     constexpr int REACH = K / 2;
     const int64_t count = blocks<T>(t.channels), parts = std::min<int64_t>(t.batch, 16);
     const int64_t wide = t.wide(REACH);
@@ -201,8 +207,8 @@ void depthwise_backward(const T* x, const T* weight, const T* grad, T* grad_x, T
                         fetch(x, t, b, row, column, t.span(), channel, REACH, input.data());
                         fetch(grad, t, b, row, column, t.span(), channel, REACH, output.data());
                         each_visible(t, b, row, column, REACH, [&](int64_t base, int64_t at) {
-                            convolve_tile<T, K>(output.data() + at, wide, t, packed, Vec<T>{}, grad_x,
-                                                base, channel);
+                            convolve_tile<T, K>(output.data() + at, wide, t, packed, Vec<T>{}, shortcut,
+                                                grad_x, base, channel);
                             correlate_tile<T, K>(input.data() + at, output.data() + at, wide, t,
                                                  total);
                         });

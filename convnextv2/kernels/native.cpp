@@ -39,9 +39,10 @@
         depthwise_forward<T, 7>(x, weight, bias, out, *tiles, threads);                             \
     }                                                                                               \
     extern "C" void depthwise_backward_##suffix(const T* x, const T* weight, const T* grad,         \
-                                                T* grad_x, T* grad_weight, T* grad_bias,            \
-                                                const Tiles* tiles, int threads) {                  \
-        depthwise_backward<T, 7>(x, weight, grad, grad_x, grad_weight, grad_bias, *tiles, threads); \
+                                                const T* shortcut, T* grad_x, T* grad_weight,       \
+                                                T* grad_bias, const Tiles* tiles, int threads) {    \
+        depthwise_backward<T, 7>(x, weight, grad, shortcut, grad_x, grad_weight, grad_bias, *tiles, \
+                                 threads);                                                          \
     }
 
 FOR_TYPE(float, f32)

@@ -1,7 +1,7 @@
 """The operations on CPUs, compiled (native.cpp): fp32 and fp64, forward and backward.
 
-Where time goes otherwise is not arithmetic but passes over tensors four times wider than the input
-(GELU, GRN and their backward), and a depthwise backward that PyTorch has no good CPU kernel for.
+Without them time goes into passes over tensors four times wider than the input (GELU, GRN and their
+backward) and into the depthwise backward, for which PyTorch has no good CPU kernel.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 def usable(x: Tensor, *parameters: Tensor) -> bool:
     """Whether these kernels take `x`: on the CPU, fp32 or fp64, in eager mode, compiled.
 
-    They read memory as it lies, so the parameters must be of the same kind and contiguous.
+    They read raw memory, so the parameters must have x's dtype and device and be contiguous.
     """
     return (
         x.device.type == "cpu"
@@ -86,7 +86,7 @@ class _LayerNorm(torch.autograd.Function):
 def grn_forward(
     x: Tensor, gamma: Tensor, beta: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For `recomputed`."""
+    """`Arithmetic.grn_forward` of `recomputed`."""
     out, norm = torch.empty_like(x), x.new_empty(groups, x.shape[-1])
     scale = torch.empty_like(norm)
     sizes = _group_sizes(x, groups)
@@ -97,7 +97,7 @@ def grn_forward(
 def grn_sums(
     x: Tensor, grad: Tensor, beta: Tensor, scale: Tensor, out: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """For `recomputed`."""
+    """`Arithmetic.grn_sums` of `recomputed`."""
     along, plain = torch.empty_like(scale), torch.empty_like(scale)
     sizes = _group_sizes(x, len(scale))
     _call("gelu_grn_sums", x, grad, x, scale, beta, out, along, plain, *sizes)
@@ -112,7 +112,7 @@ def grn_backward(
     scale: Tensor,
     sums: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For `recomputed`."""
+    """`Arithmetic.grn_backward` of `recomputed`."""
     along, plain = sums
     grad_x, by_gamma = torch.empty_like(x), torch.empty_like(norm)
     inputs, sizes = (grad, x, gamma, norm, along), _group_sizes(x, len(norm))
@@ -129,22 +129,26 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, base: Tensor, tile: tuple[int, int, int]
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        shortcut = x
         x, weight = x.contiguous(), weight.contiguous()
         tiles = _Tiles(base.data_ptr(), *base.shape, *tile, x.shape[-1])
         out = torch.empty_like(x)
         _call("depthwise_forward", x, x, weight, bias, out, tiles)
         ctx.save_for_backward(x, weight)
         ctx.base, ctx.tile = base, tile  # base may have been made in inference mode
-        return out
+        return out, shortcut
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(
+        ctx: Any, grad: Tensor, grad_shortcut: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight = ctx.saved_tensors
         tiles = _Tiles(ctx.base.data_ptr(), *ctx.base.shape, *ctx.tile, x.shape[-1])
         grads = torch.empty_like(x), torch.empty_like(weight), weight.new_empty(len(weight))
-        _call("depthwise_backward", x, x, weight, grad.contiguous(), *grads, tiles)
+        above = grad.contiguous(), grad_shortcut.contiguous()
+        _call("depthwise_backward", x, x, weight, *above, *grads, tiles)
         return *grads, None, None
 
 
@@ -154,25 +158,29 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return out
 
 
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As `plain.depthwise`, for 7x7."""
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """As `plain.depthwise`, for 7x7, and x for the shortcut."""
     batch, height, width, _ = x.shape
     tile = _largest_divisor(height), _largest_divisor(width)
     base = _dense_base(batch, height, width, tile)
-    out: Tensor = _Depthwise.apply(x, weight, bias, base, (*tile, width))
-    return out
+    out, shortcut = _Depthwise.apply(x, weight, bias, base, (*tile, width))
+    return out, shortcut
 
 
 def patch_depthwise(
     x: Tensor, weight: Tensor, bias: Tensor, patches: Tensor, grid: tuple[int, int]
-) -> Tensor:
-    """As `plain.patch_depthwise`, for 7x7; sites that are not there are neither stored nor read."""
+) -> tuple[Tensor, Tensor]:
+    """As `plain.patch_depthwise`, for 7x7, and x for the shortcut.
+
+    Sites that are not there are neither stored nor read.
+    """
     batch, visible, side = x.shape[:3]
     base = torch.full((batch, grid[0] * grid[1]), -1, dtype=torch.int64)
     slots = torch.arange(batch * visible).view(batch, visible) * side**2
     base.scatter_(1, patches, slots)
-    out: Tensor = _Depthwise.apply(x, weight, bias, base.view(batch, *grid), (side, side, side))
-    return out
+    tile = side, side, side
+    out, shortcut = _Depthwise.apply(x, weight, bias, base.view(batch, *grid), tile)
+    return out, shortcut
 
 
 def _largest_divisor(length: int) -> int:

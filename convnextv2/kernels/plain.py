@@ -20,9 +20,9 @@ def gelu_grn(
 ) -> Tensor:
     """GELU (erf), then GRN with statistics over the sites of each of `groups` equal parts of x.
 
-    x is (B, ..., C), and a group some of its first dimension's entries: one image, or all of them.
-    `visible` (B, ..., 1) restricts the statistics to its ones. They are taken in fp32 at least:
-    the norm is the root of a sum of thousands of squares.
+    x is (B, ..., C); with B groups each image has its own statistics, with 1 group the whole batch
+    shares them. `visible` (B, ..., 1) is 1 at the sites that count. Statistics are computed in fp32
+    or wider, because the norm is the root of a sum of thousands of squares.
     """
     g = F.gelu(x)
     counted = g.to(torch.promote_types(x.dtype, torch.float32))
@@ -88,8 +88,8 @@ def gather_sites(canvas: Tensor, positions: Tensor) -> Tensor:
 class _ScatterRows(torch.autograd.Function):
     """Rows to positions of a larger zero tensor; unique ones, so `_GatherRows` is its adjoint.
 
-    PyTorch's own backward of index_select accumulates row by row; knowing that no two rows meet
-    makes both directions plain copies.
+    The backward of PyTorch's index_select accumulates row by row. Here no two rows have the same
+    position, so that both directions are plain copies.
     """
 
     @staticmethod

@@ -1,8 +1,9 @@
-"""GELU + GRN and the linear layer behind it, which compute their widest tensor again.
+"""GELU + GRN and the linear layer after it, which recompute the tensor between them.
 
-GRN's output is the widest tensor of a block, and only the linear layer's weight gradient needs it.
-It is computed again in the pass over the same memory that GRN's own backward begins with, which is
-spared there. The arithmetic is an `Arithmetic`'s: compiled for CPUs, or Triton on GPUs.
+GRN's output is the widest tensor of a block, and only the weight gradient of the linear layer needs
+it. So it is not kept: the linear layer's backward recomputes it, in the same pass over memory in
+which it takes the sums that GRN's backward starts from. `Arithmetic` is what computes: the compiled
+kernels on CPUs, Triton on GPUs.
 """
 
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 
 class Arithmetic(Protocol):
-    """GELU + GRN on contiguous x (..., C) in equal groups; the form of the sums is its own."""
+    """GELU + GRN on contiguous x (..., C) in equal groups; each defines the form of its sums."""
 
     def grn_forward(
         self, x: Tensor, gamma: Tensor, beta: Tensor, groups: int
@@ -24,7 +25,7 @@ class Arithmetic(Protocol):
     def grn_sums(
         self, x: Tensor, grad: Tensor, beta: Tensor, scale: Tensor, out: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Sums by group of grad x GELU(x) and of grad; fills `out` with the forward's output."""
+        """Sums by group of grad x GELU(x) and of grad; fills `out`, if given, with the output."""
 
     def grn_backward(
         self,
@@ -45,7 +46,7 @@ def gelu_grn(arithmetic: Arithmetic, x: Tensor, gamma: Tensor, beta: Tensor, gro
 
 
 def linear_after_grn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Linear layer on the output of `gelu_grn`, which it computes again rather than keep it."""
+    """Linear layer on the output of `gelu_grn`, which is recomputed in the backward, not kept."""
     if type(x.grad_fn).__name__ != f"{_GeluGRN.__name__}Backward":
         return F.linear(x, weight, bias)
     out: Tensor = _LinearAfterGRN.apply(x, weight, bias, x.grad_fn)
@@ -68,7 +69,7 @@ class _GeluGRN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, gamma, beta, norm, scale = _kept(ctx)
-        # Taken off the node: what hangs on it lives as long as the loss does.
+        # Removed from the node, which lives, with all its attributes, as long as the loss does.
         known, ctx.sums = getattr(ctx, "sums", None), None
         if known is not None and known[0] is grad:
             sums = known[1]
@@ -104,7 +105,7 @@ class _LinearAfterGRN(torch.autograd.Function):
 
 
 def _kept(node: Any) -> Any:
-    """What a node keeps, unpacked once: activation checkpointing refuses to do it again."""
+    """Tensors saved on a node, unpacked once: activation checkpointing allows no second time."""
     if getattr(node, "kept", None) is None:
         node.kept = node.saved_tensors
     return node.kept

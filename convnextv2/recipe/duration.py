@@ -1,4 +1,4 @@
-"""Lengths of training in the unit people think in; `Duration.steps` is where they become steps."""
+"""Lengths of training in the unit people think in; `Duration.steps` converts them to steps."""
 
 import re
 from dataclasses import dataclass
@@ -46,12 +46,13 @@ class Duration:
     def steps(
         self, *, batches_per_epoch: int, global_batch_size: int, total_steps: int | None
     ) -> int:
-        """The nearest number of optimizer steps; at least 1 unless the amount is 0.
+        """Round to a number of optimizer steps; at least 1 unless the amount is 0.
 
         Args:
             batches_per_epoch: Steps of an epoch.
             global_batch_size: Images of a step.
-            total_steps: Of the whole training, which percent are of; None when that is asked for.
+            total_steps: Steps of the whole training, which percentages refer to; None while the
+                length of the whole training itself is computed.
 
         Raises:
             ValueError: For percent without `total_steps`.

@@ -6,9 +6,9 @@ single: every block is a layer, 1 .. sum(depths). The stem shares layer 1 with t
     downsampling layer the number of its stage's first block.
 group: for depths 3, 3, 27, 3 only. Stem 0; the first two stages one layer each, 1 and 2; the third
     stage three blocks a layer, 3 .. 11; the last stage 12. Downsampling layers belong to the stage
-    behind them.
+    that they lead to.
 
-Final norm, head and whatever else is behind the last block come last.
+Final norm, head and everything else after the last block are the last layer.
 """
 
 from typing import Literal
@@ -21,7 +21,7 @@ def layer_scale(name: str, depths: tuple[int, ...], decay: float, grouping: Grou
     """What the learning rate of the parameter `name` is multiplied by.
 
     Raises:
-        ValueError: For the rule "group" and other depths than it is defined for.
+        ValueError: For the rule "group" with depths for which it is not defined.
     """
     head = head_layer(depths, grouping)
     return decay ** (head - layer_of(name, depths, grouping))

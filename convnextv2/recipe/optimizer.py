@@ -26,11 +26,13 @@ class GroupRule:
     grouping: Grouping = "single"
 
 
-def parameter_groups(model: nn.Module, rule: GroupRule, depths: tuple[int, ...]) -> list[Any]:
-    """Groups for a torch optimizer, equal settings merged; `lr_scale` is for the schedule.
+def parameter_groups(
+    model: nn.Module, rule: GroupRule, depths: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into groups for an optimizer, one for each pair of settings.
 
-    Every trainable parameter lands in exactly one group; order follows the model's. ZeRO works
-    group by group, so few groups are fast ones.
+    Every trainable parameter is in exactly one group, in the order of the model. ZeRO updates the
+    groups one after another, so that few groups are faster.
 
     Raises:
         ValueError: When nothing is trainable, or the layers cannot be grouped as asked.
@@ -51,7 +53,7 @@ def parameter_groups(model: nn.Module, rule: GroupRule, depths: tuple[int, ...])
 
 
 def is_exempt(name: str, parameter: nn.Parameter, rule: DecayRule) -> bool:
-    """Whether a parameter gets no weight decay. Works on ZeRO-3 shards: `ds_shape` is the whole."""
+    """Whether a parameter gets no weight decay; of a ZeRO-3 shard `ds_shape` is the full shape."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
     if len(shape) == 1 or name.endswith(".bias"):
         return True

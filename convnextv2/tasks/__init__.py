@@ -1,4 +1,4 @@
-"""Tasks: a module that turns a batch into a loss and metrics, so that the loop knows neither."""
+"""Tasks: modules that turn a batch into a loss and metrics, so that the loop needs no details."""
 
 from typing import NamedTuple
 

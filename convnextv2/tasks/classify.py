@@ -14,13 +14,13 @@ from convnextv2.tasks.topk import in_top_k, num_correct
 
 
 class ClassifyTask(nn.Module):
-    """Cross entropy with label smoothing; of mixed images, that of both labels by their shares.
+    """Cross entropy with label smoothing; for mixed images, weighted between both labels.
 
-    Where images may be of several classes (labels (B, classes) of 0 and 1) it is binary cross
-    entropy, the mean over classes. Smoothed by s, its targets are s / 2 and 1 - s / 2.
+    Where images may have several classes (labels (B, classes) of 0 and 1) the loss is binary cross
+    entropy, averaged over classes; label smoothing s makes its targets s / 2 and 1 - s / 2.
 
-    `trainable` is "all", or the "head" alone: then encoder and final norm stay as they are, behave
-    as in evaluation, and no gradient is computed for them (a linear probe).
+    `trainable` is "all", or "head" for a linear probe: then encoder and final norm are frozen, in
+    eval mode, and no gradient is computed for them.
     """
 
     def __init__(
@@ -54,10 +54,25 @@ class ClassifyTask(nn.Module):
         return scores.float()
 
     def forward(self, batch: Batch) -> TaskOutput:
+        return self._output(batch)
+
+    def _output(self, batch: Batch) -> TaskOutput:
         logits = self.logits(batch)
         correct = in_top_k(logits, batch.labels, 1).float().mean()
         loss = self._loss(logits, batch)
         return TaskOutput(loss, {"accuracy": correct.detach()}, logits.detach())
+
+    def fixed_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What `compute` takes: pixels, labels and, where images are mixed, their shares."""
+        mixed = () if batch.coefficients is None else (batch.coefficients,)
+        return batch.images, batch.labels, *mixed
+
+    def compute(
+        self, pixels: Tensor, labels: Tensor, coefficients: Tensor | None = None
+    ) -> TaskOutput:
+        """As `forward`, from what is on the device: for CUDA graphs."""
+        # Neither numbers nor epoch are looked at.
+        return self._output(Batch(pixels, labels, labels, 0, coefficients))
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
         own = cross_entropies(logits, batch.labels, self.label_smoothing)
@@ -68,7 +83,7 @@ class ClassifyTask(nn.Module):
 
 
 def cross_entropies(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Of each image (B,), from scores (B, C) and labels (B,), or (B, C) of 0 and 1."""
+    """The loss of each image (B,) from scores (B, C) and labels (B,), or (B, C) of 0 and 1."""
     if labels.ndim == 1:
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
     targets = labels * (1 - label_smoothing) + label_smoothing / 2
@@ -77,8 +92,9 @@ def cross_entropies(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
 
 @dataclass
 class Confusion:
-    """Images by (true, predicted) class, and how many have their class among the best five
-    answers; adding the counts of workers merges them.
+    """Counts of images by (true, predicted) class, and of those whose class is in the top 5.
+
+    The counts of several workers are merged by adding them.
     """
 
     counts: Tensor
@@ -105,5 +121,5 @@ class Confusion:
 
     @property
     def per_class(self) -> list[float]:
-        """Recall of each class; NaN where the set holds none of it."""
+        """Recall of each class; NaN for a class that no image has."""
         return (self.counts.diagonal().double() / self.counts.sum(dim=1)).tolist()

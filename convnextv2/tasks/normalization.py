@@ -1,4 +1,4 @@
-"""By which mean and deviation images are normalised, on the device that trains on them."""
+"""Normalisation of images by mean and standard deviation, on the device that trains on them."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Normalization(NamedTuple):
-    """Mean and deviation of each channel, for values from 0 to 1: the range of `bits`, 8 or 16."""
+    """Mean and standard deviation by channel, for values of `bits` (8 or 16) scaled to 0..1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -23,7 +23,7 @@ class Normalization(NamedTuple):
 
 
 IMAGENET = Normalization(IMAGENET_MEAN, IMAGENET_STD)
-"""For RGB of 8 bits, whatever the collection: it is what published weights expect."""
+"""Used for all RGB images of 8 bits, because published weights expect it."""
 
 
 class Normalize(nn.Module):
@@ -38,5 +38,9 @@ class Normalize(nn.Module):
         self.std: Tensor
 
     def forward(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        x = (images.float() - self.mean.float()) / self.std.float()
-        return x.to(dtype).permute(0, 3, 1, 2)
+        # Two passes over the pixels: the first reads bytes, the second writes `dtype`. CUDA may not
+        # mix uint16 with floats.
+        pixels = images if images.dtype == torch.uint8 else images.float()
+        centred = torch.sub(pixels, self.mean.float())
+        out = torch.empty_like(centred, dtype=dtype)
+        return torch.div(centred, self.std.float(), out=out).permute(0, 3, 1, 2)

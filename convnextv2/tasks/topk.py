@@ -10,7 +10,7 @@ def in_top_k(scores: Tensor, labels: Tensor, k: int, *, above: float | None = No
     """Whether (B,) the label, or one of the labels, is among the `k` best of scores (B, C).
 
     Args:
-        scores: (B, C), the larger the surer; with fewer than `k` classes all of them are the best.
+        scores: (B, C), larger is better; with fewer than `k` classes all are among the best.
         labels: (B,) numbers of classes, or (B, C) of 0 and 1 where there may be several.
         k: At least 1.
         above: Classes that do not score more than this are never among the best.

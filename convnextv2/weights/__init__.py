@@ -1,8 +1,8 @@
-"""Weight files: every checkpoint dialect, both ways.
+"""Weight files of every dialect: reading, converting and writing.
 
-read, inspect: any dialect and container, under our names; nothing in a file is ever run.
-convert, write: for the official code, timm and Hugging Face.
-load: into a model, strictly.
+read, inspect: read any dialect and container under our names, without running code in a file.
+convert, write: make weights of the official code, timm and Hugging Face.
+load: load a state into a model, strictly.
 """
 
 from convnextv2.weights.dialects import convert

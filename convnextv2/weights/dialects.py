@@ -2,8 +2,8 @@
 
 A dialect is a column of names, one for each row of `OURS`. In a name, {p} stands for weight or
 bias, {s} for a stage, {d} for a stage that begins with downsampling, {b} for a block, {j} for a
-layer; {e} is FCMAE's `encoder.`, or nothing. What stands in brackets is always written, and may be
-absent in what is read.
+layer; {e} is FCMAE's `encoder.`, or nothing. What stands in brackets is always written, but may be
+missing in a file that is read.
 """
 
 import re
@@ -83,18 +83,17 @@ DIALECTS = {"official": OURS, "timm": TIMM, "hf": HF, "mmpretrain": MMPRETRAIN}
 
 
 def convert(state: Mapping[str, Tensor], *, to: Target) -> State:
-    """Put a state of ours under the names and shapes of another library; dtypes are kept.
+    """Convert a state from our names to names and shapes of another library; dtypes are kept.
 
-    official: the names are ours. Without head, GRN's parameters are (1, 4C) as in the published
-    `*_fcmae.pt`, for the official fine-tuning adds two dimensions to what it starts from. FCMAE's
-    decoder stays.
-    timm: what its own model of this size has, so that it loads strictly. The encoder only.
+    official: the same names as ours. Without head, GRN's parameters are (1, 4C) as in the published
+    `*_fcmae.pt`, because the official fine-tuning adds two dimensions. FCMAE's decoder stays.
+    timm: shapes of timm's own model of this size, so that it loads strictly. The encoder only.
     hf: names of `ConvNextV2ForImageClassification`. The encoder only.
 
     Raises:
-        WeightsError: When the state is no ConvNeXt V2's, or for timm, which has none like it, when
-            the stem's stride is 2.
-        ValueError: For another `to`.
+        WeightsError: When the state is not of a ConvNeXt V2, or for timm, which has no such model,
+            when the stem's stride is 2.
+        ValueError: For an unknown `to`.
     """
     if to not in get_args(Target):
         raise ValueError(

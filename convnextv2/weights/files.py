@@ -1,8 +1,8 @@
-"""Opening weight files of any container without running anything that is in them.
+"""Opens weight files of any container without running code that may be in them.
 
 A PyTorch file is a pickle, and a pickle may be a program. It is read by PyTorch's restricted
-unpickler, which knows tensors and plain containers only; `argparse.Namespace`, which the official
-training code puts into its checkpoints, is let through, since making one runs nothing.
+unpickler, which allows tensors and plain containers only. `argparse.Namespace`, which the official
+training code puts into its checkpoints, is allowed as well: creating one runs no foreign code.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from convnextv2.weights.huggingface import class_names_in
 from convnextv2.weights.metadata import UNKNOWN, Metadata
 from convnextv2.weights.state import State, WeightsError
 
-# Where training codes keep the weights among other things; of several, the first is read.
+# Entries under which training codes save weights; of several, the first one here is read.
 PARTS = ("model", "state_dict", "module", "model_state_dict", "model_ema", "state_dict_ema")
 
 
@@ -74,7 +74,7 @@ def open_weights(path: Path, part: str | None = None) -> Contents:
 
 
 def _is_safetensors(file: Path) -> bool:
-    """By content, for pickles come under any name; a truncated file is judged by its name."""
+    """Judged by content, as pickles have any suffix; a truncated file is judged by its suffix."""
     with file.open("rb") as opened:
         start = opened.read(9)
     # Eight bytes of length, then JSON.
@@ -157,7 +157,7 @@ def _default(entries: Mapping[str, Any]) -> str | None:
     for name in ("", *PARTS):
         if name in entries:
             return name
-    # Others than those hold random states and the like, too; a model begins with a convolution.
+    # Other entries may be random states and the like; a model has a convolution (4 dimensions).
     models = [name for name, each in entries.items() if any(v.ndim == 4 for v in each.values())]
     return models[0] if len(models) == 1 else None
 

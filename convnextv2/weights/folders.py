@@ -1,4 +1,4 @@
-"""Folders of weights: which files they mean."""
+"""Finds the weight files in a folder."""
 
 import json
 from pathlib import Path
@@ -16,16 +16,16 @@ FOLDER_FILES = (
     "pytorch_model.bin.index.json",
 )
 INDEX = ".index.json"
-# DeepSpeed's, in the folder of a step: whole under ZeRO 0 to 2, a share of each worker's under 3.
+# DeepSpeed's, in the folder of a step: whole under ZeRO 0 to 2, one partition a worker under 3.
 WHOLE = "mp_rank_00_model_states.pt"
-SHARES = "zero_pp_rank_*_model_states.pt"
+PARTITIONS = "zero_pp_rank_*_model_states.pt"
 # In the folder above, the name of the newest step.
 LATEST = "latest"
 PIECES = "rank-00000.safetensors"
 
 
 class Files(NamedTuple):
-    """The files that hold a model's tensors, and the kind of folder if it says more than they."""
+    """The files that hold a model's tensors, and the kind of folder where it matters."""
 
     files: tuple[Path, ...]
     container: Container | None = None
@@ -48,8 +48,8 @@ def files_of(path: Path) -> Files:
     for folder in (path, path / "deepspeed", *_newest_step(path)):
         if (folder / WHOLE).is_file():
             return Files((folder / WHOLE,), "DeepSpeed checkpoint")
-        if next(folder.glob(SHARES), None) is not None:
-            raise WeightsError(_in_shares(folder))
+        if next(folder.glob(PARTITIONS), None) is not None:
+            raise WeightsError(_partitioned(folder))
     if is_checkpoint(path):
         raise WeightsError(
             f"{path} is a checkpoint of a run, in one piece for each worker; write its weights to "
@@ -93,9 +93,9 @@ def _newest_step(folder: Path) -> list[Path]:
     return [folder / name] if name and Path(name).name == name else []
 
 
-def _in_shares(folder: Path) -> str:
+def _partitioned(folder: Path) -> str:
     return (
-        f"{folder} is a ZeRO-3 checkpoint of DeepSpeed, with a share of the weights for each "
+        f"{folder} is a ZeRO-3 checkpoint of DeepSpeed, with a partition of the weights for each "
         "worker. DeepSpeed's own script, which it puts into the folder above, makes whole weights "
         f"of them: cd {folder.parent} && python zero_to_fp32.py . weights --tag {folder.name}; "
         f"then give {folder.parent / 'weights'}"

@@ -1,4 +1,4 @@
-"""What the shapes of a state tell about its model."""
+"""The geometry of a model, read from the shapes of its state."""
 
 import re
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from convnextv2.weights.state import WeightsError, encoder_of
 STEM = "downsample_layers.0.0.weight"
 CUSTOM = "custom"
 
-# Names that only one kind of decoder has, by what follows them the depth; see
-# `convnextv2.fcmae.decoders`. Skips tell the two UNets apart.
+# Patterns of names that only one kind of decoder has; the numbers that they match count its depth.
+# See `convnextv2.fcmae.decoders`. Only one of the two UNets has skips.
 _DECODERS = (
     ("convnext", r"decoder\.(\d+)\.dwconv\."),
     ("unet", r"decoder\.scales\.0\.(\d+)\.dwconv\."),
@@ -23,7 +23,7 @@ _DECODERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Read off the shapes; 0 classes is no head, an empty `decoder` is none."""
+    """Geometry of a model; 0 classes means no head, an empty `decoder` means no decoder."""
 
     depths: tuple[int, int, int, int]
     dims: tuple[int, int, int, int]
@@ -45,7 +45,7 @@ def geometry_of(state: Mapping[str, Tensor]) -> Geometry:
     """Read the geometry off a classifier, an encoder or an FCMAE, under our names.
 
     Raises:
-        WeightsError: When they are no ConvNeXt V2's.
+        WeightsError: When the state is not of a ConvNeXt V2.
     """
     encoder = encoder_of(state)
     depths = [_count(encoder, rf"stages\.{stage}\.(\d+)\.") for stage in range(4)]
@@ -67,7 +67,7 @@ def geometry_of(state: Mapping[str, Tensor]) -> Geometry:
 
 
 def why_no_decoder(geometry: Geometry) -> str:
-    """Words for a state that cannot reconstruct; empty if it can."""
+    """Why a model cannot reconstruct images, for a message; empty if it can."""
     if geometry.decoder:
         return ""
     if geometry.num_classes:

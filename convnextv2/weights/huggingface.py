@@ -1,4 +1,4 @@
-"""A Hugging Face folder: what its JSON files say beside `model.safetensors`.
+"""The JSON files of a Hugging Face folder, beside `model.safetensors`.
 
 `config.json` builds the model and names its classes, `preprocessor_config.json` builds the image
 processor, so that `AutoImageProcessor`, `ConvNextV2Backbone` and `pipeline("image-classification")`
@@ -17,7 +17,7 @@ CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 # Pillow's numbers of its filters. Transformers has no area filter; antialiased bilinear is close.
 FILTERS = {"bicubic": 3, "area": 2}
-# Names that transformers gives to classes it has no names of.
+# Names that transformers gives to classes without names.
 NUMBERED = re.compile(r"LABEL_\d+")
 
 
@@ -54,8 +54,8 @@ def model_config(
 def preprocessor_config(evaluation: Evaluation) -> dict[str, object]:
     """What `preprocessor_config.json` says.
 
-    Not ConvNeXt's own processor, which squashes from 384 px on and nowhere else. BiT's resizes
-    the shorter side and cuts out the centre, or squashes, as it is told.
+    ConvNeXt's own processor is not used: it resizes without keeping the ratio if and only if the
+    size is 384 px or more. BiT's processor does either, as configured.
     """
     side = evaluation.image_size
     square = {"height": side, "width": side}

@@ -1,4 +1,4 @@
-"""What a weight file is: dialect, container, model, and what it can be used for."""
+"""Inspects a weight file: its dialect, container and model, and what it can be used for."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -18,10 +18,10 @@ class Inspection:
     """A file's weights under our names, and what they are.
 
     Attributes:
-        files: Those they are in, also when a folder was given.
+        files: The files that were read, also when a folder was given.
         dialect: See `convnextv2.weights.dialects`.
         prefix: What stood before every name in the file.
-        left_out: Names of the file that are not under it, and no part of the model.
+        left_out: Names without that prefix, which are no part of the model.
         container: What kind of file it is.
         part: The entry of a PyTorch file that was read; "" if it holds the weights alone.
         parts: All its entries with weights.
@@ -52,7 +52,7 @@ class Inspection:
 
     @property
     def dtypes(self) -> list[str]:
-        """Most parameters first."""
+        """Names of the dtypes, that of most parameters first."""
         counts: Counter[str] = Counter()
         for value in self.state.values():
             counts[str(value.dtype).removeprefix("torch.")] += value.numel()
@@ -81,7 +81,7 @@ class Inspection:
 
 
 def inspect(path: PathLike, *, part: str | None = None) -> Inspection:
-    """Read a file of any dialect and say what it is.
+    """Read a file of any dialect and describe it.
 
     Args:
         path: safetensors or PyTorch file, Hugging Face folder (shards, too), or a DeepSpeed
@@ -96,7 +96,7 @@ def inspect(path: PathLike, *, part: str | None = None) -> Inspection:
 
 
 def inspect_contents(contents: Contents) -> Inspection:
-    """Say what tensors are that have been read already.
+    """Describe tensors that have been read already.
 
     Raises:
         WeightsError: When they are no ConvNeXt V2's.

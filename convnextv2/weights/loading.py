@@ -1,4 +1,4 @@
-"""Loading a state into a model: all of it or nothing, and what does not fit is explained."""
+"""Loads a state into a model: all of it or nothing, with an explanation of what does not fit."""
 
 from collections.abc import Mapping
 from itertools import islice
@@ -19,15 +19,15 @@ COMPARED = {
     "decoder_depth": "decoder depth",
 }
 MOST = 8
-"""Names listed of each kind when a model of another size explains them all."""
+"""Most names listed of each kind when the models have different sizes, which explains them."""
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor], *, may_miss: tuple[str, ...] = ()) -> None:
     """Load `state` strictly; only names starting with one of `may_miss` may be absent.
 
     Raises:
-        WeightsError: Saying in what the two models differ and naming every missing, unexpected
-            and misshapen key, if any; the model is then as it was.
+        WeightsError: When something does not fit; says how the two models differ and names every
+            missing, unexpected and misshapen key. The model is not changed.
     """
     wanted = model.state_dict()
     missing = [n for n in wanted if n not in state and not n.startswith(may_miss or ("\0",))]

@@ -1,4 +1,4 @@
-"""What a weight file says besides its tensors: class names, and how images are evaluated.
+"""Metadata of a weight file besides its tensors: class names, and how images are evaluated.
 
 It is JSON under one key of a safetensors file's metadata, so every other reader ignores it.
 """
@@ -13,20 +13,20 @@ from convnextv2.tasks import IMAGENET_MEAN, IMAGENET_STD
 
 KEY = "convnextv2"
 FORMAT = {"format": "pt"}
-"""What transformers asks the metadata of a file for."""
+"""An entry that transformers requires in a file's metadata."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What becomes of an image before the network sees it, in evaluation.
+    """How an image is preprocessed for evaluation.
 
     Attributes:
         image_size: Side in pixels.
-        crop: Central share of the image that is looked at; None: all of it, whatever its ratio.
+        crop: Central fraction of the image that is used; None: all of it, whatever its ratio.
         interpolation: "bicubic" or "area".
-        mean: Of each channel, for pixels from 0 to 1.
-        std: Likewise.
-        bits: Of a value, 8 or 16; the largest is 1.
+        mean: Mean of each channel, for pixels scaled to 0..1.
+        std: Standard deviation of each channel, likewise.
+        bits: Bits of a stored value, 8 or 16.
     """
 
     image_size: int
@@ -68,7 +68,7 @@ class Metadata:
 
     @classmethod
     def of_entries(cls, entries: Mapping[str, str] | None) -> "Metadata":
-        """Read them back; other people's say nothing, and so do damaged ones."""
+        """Read them back; foreign or damaged entries give `UNKNOWN`."""
         try:
             known = json.loads((entries or {})[KEY])
             evaluation = known.get("evaluation")

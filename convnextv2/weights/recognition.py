@@ -1,4 +1,4 @@
-"""Recognising whose names a file's weights have, and what was put before them."""
+"""Recognises the dialect of a file's names, and the prefix before them."""
 
 import re
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ from convnextv2.weights.dialects import (
 from convnextv2.weights.sparse_files import densified, is_sparse
 from convnextv2.weights.state import ENCODER, State, WeightsError
 
-# The official names once more: in training, with `encoder.` before them; and MinkowskiEngine's.
+# Two more forms of the official names: FCMAE's, with `encoder.` before them, and MinkowskiEngine's.
 FCMAE, SPARSE = "fcmae", "official-sparse"
 
 
-# What torch.compile, FSDP and activation checkpointing put into names, at any depth.
+# What torch.compile, FSDP and activation checkpointing insert into names, at any depth.
 INSERTED = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
@@ -66,10 +66,10 @@ def to_ours(state: Mapping[str, Tensor]) -> Translated:
 
 
 def _dialect_and_prefix(state: Mapping[str, Tensor]) -> tuple[str, str]:
-    """The dialect and what stands before its names, by the stem's weight and whatever fits to it.
+    """The dialect and the prefix before its names, found by the name of the stem's weight.
 
-    One stem can be read in several ways, for `backbone.` and `encoder.` belong to some dialects
-    and are somebody's prefix in others: the one that finds most names a place is meant.
+    The name may be read in several ways, because `backbone.` and `encoder.` belong to some dialects
+    and are prefixes of others. The reading that fits most of the names is taken.
     """
     found = []
     for stem in state:
@@ -94,12 +94,12 @@ def _dialect_and_prefix(state: Mapping[str, Tensor]) -> tuple[str, str]:
 
 
 def _beginnings(name: str) -> list[str]:
-    """All that may stand before a name: "", "module.", "module.encoder." and so on."""
+    """All possible prefixes of a name: "", "module.", "module.encoder." and so on."""
     return [name[:end] for end in [0, *(dot.end() for dot in re.finditer(r"\.", name))]]
 
 
 def _fitting(state: Mapping[str, Tensor], dialect: str, prefix: str) -> int:
-    """How many names find a place."""
+    """How many names the dialect has, with that prefix."""
     own = (name.removeprefix(prefix) for name in state if name.startswith(prefix))
     return sum(rename(name, DIALECTS[dialect], OURS) is not None for name in own)
 

@@ -1,4 +1,4 @@
-"""What a training takes over from weights it starts from: the rules, and how they are told."""
+"""Which of the given weights a training starts from, and a description of that for the log."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from convnextv2.weights.state import ENCODER, FCMAE_ONLY, HEAD_ONLY, State, enco
 
 
 class Start(NamedTuple):
-    """What is loaded before training, and a description of what it is and what starts anew."""
+    """What is loaded before training, and a description of it and of what is initialised anew."""
 
     state: State
     description: str
@@ -18,10 +18,10 @@ class Start(NamedTuple):
 def start_of_classifier(
     found: Inspection, classes: Sequence[str], *, new_head: bool = False
 ) -> Start:
-    """The encoder, the final norm where it is there, and the head if its classes are `classes`.
+    """Take the encoder, the final norm if present, and the head if its classes are `classes`.
 
-    They are the same if they have the same names; in another order, the head's rows are put into
-    that of `classes`. `new_head` leaves the head out in any case.
+    Classes are compared by name; the rows of the head are put into the order of `classes`. With
+    `new_head` the head is never taken.
     """
     state = encoder_of(found.state)
     kept = {name: value for name, value in state.items() if not name.startswith(HEAD_ONLY)}
@@ -38,7 +38,7 @@ def start_of_classifier(
 
 
 def start_of_autoencoder(found: Inspection, decoder: tuple[str, int, int]) -> Start:
-    """The encoder, and the decoder with mask token if it is of this kind, width and depth."""
+    """Take the encoder, and the decoder with mask token if it has this kind, width and depth."""
     geometry = found.geometry
     encoder = {
         f"{ENCODER}{name}": value

@@ -1,4 +1,4 @@
-"""What a set of weights is here: tensors by name, under our own names.
+"""A state: tensors by name, under our own names.
 
 Our names are those of the published dense checkpoints; FCMAE puts `encoder.` before them and adds
 the parts of its decoder.

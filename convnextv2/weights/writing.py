@@ -1,4 +1,4 @@
-"""Writing weights for the official code, timm and Hugging Face; whole or not at all."""
+"""Writes weights for the official code, timm and Hugging Face; a file is complete or absent."""
 
 import json
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def write(
     to: Target,
     metadata: Metadata = UNKNOWN,
 ) -> State:
-    """Write a state of ours as another library's; returns what was written.
+    """Write a state in the form of another library; return what was written.
 
     Args:
         state: Under our names.
@@ -72,7 +72,7 @@ def _write_folder(weights: State, geometry: Geometry, folder: Path, metadata: Me
 
 
 def _alone(value: Tensor) -> Tensor:
-    """Contiguous, and without what else its storage holds, which would be written along."""
+    """Contiguous and with its own storage, because torch.save writes a tensor's whole storage."""
     value = value.contiguous()
     whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
     return value if whole else value.clone()

@@ -5,8 +5,7 @@ needs twice as many.
 """
 
 from convnextv2.fcmae import FCMAE
-from convnextv2.fcmae.masking import visible_count
-from convnextv2.sizes import size_of
+from convnextv2.sizes import size_of, visible_count
 
 KERNEL = 49
 

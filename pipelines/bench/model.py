@@ -2,7 +2,8 @@
 
 Every figure comes from a process of its own, so that peak memory is that model's; the models of a
 comparison take turns, so that a machine whose speed drifts treats all alike; the speed of the plain
-matrix product, which is the ceiling, is measured between the steps of the very same process.
+matrix product, which is the ceiling, is measured between the steps of the very same process. CPUs
+compute in fp32, GPUs (`--device cuda`) in bf16.
 """
 
 import argparse
@@ -10,7 +11,6 @@ import json
 import os
 import resource
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.placement import KEEP_PAGES
+from pipelines.bench.device import add_device_option, name_of, seconds_on
 from pipelines.bench.processes import figures_of
 from pipelines.bench.results import add_output_options, origin, publish
 from pipelines.bench.turns import median_ratio, take_turns
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 IMAGE_SIZE, CLASSES = 224, 1000
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+# Steps to warm up, steps that are timed, side of the matrix product. A GPU compiles and picks its
+# kernels in the first ones.
+REPEATS = {"cpu": (2, 5, 2048), "cuda": (10, 30, 8192)}
 BACKENDS = ("gather", "spconv", "masked-dense")
 DENSE = ("ours", "timm", "hf")
 
@@ -41,18 +46,25 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--turns", type=int, default=3, help="processes per figure")
+    add_device_option(parser)
     add_output_options(parser, "bench-model.json")
     options = parser.parse_args()
+    device = name_of(options.device)
     shape = {"batch": options.batch, "threads": options.threads}
-    started = origin()
+    started = {**origin(), "device": device, "dtype": DTYPES[options.device]}
     fcmae, dense = (
-        {size: compare(size, kinds, options.turns, **shape) for size in options.sizes}
+        {
+            size: compare(size, kinds, options.turns, device=options.device, **shape)
+            for size in options.sizes
+        }
         for kinds in (BACKENDS, DENSE)
     )
     results = {**started, "image_size": IMAGE_SIZE, **shape, "fcmae": fcmae, "dense": dense}
 
     def show() -> None:
-        setting = f"{IMAGE_SIZE} px, fp32, batch {options.batch}, {options.threads} threads"
+        setting = f"{IMAGE_SIZE} px, {DTYPES[options.device]}, batch {options.batch}, " + (
+            f"{options.threads} threads" if device == "cpu" else device
+        )
         for title, rows in (("FCMAE, mask 0.6", fcmae), ("classifier, dense", dense)):
             Console().print(table(f"{title}: forward + backward, {setting}", rows))
 
@@ -60,11 +72,12 @@ def main() -> None:
 
 
 def compare(
-    size: str, kinds: tuple[str, ...], turns: int, *, batch: int, threads: int
+    size: str, kinds: tuple[str, ...], turns: int, *, batch: int, threads: int, device: str
 ) -> Comparison:
     """Medians over the turns of each kind, with the speed against the first kind pair by pair."""
     contenders = {
-        kind: partial(_in_own_process, kind, size, batch=batch, threads=threads) for kind in kinds
+        kind: partial(_in_own_process, kind, size, batch=batch, threads=threads, device=device)
+        for kind in kinds
     }
     runs = take_turns(contenders, turns)
     rates = {kind: [run["images_per_second"] for run in own] for kind, own in runs.items()}
@@ -77,72 +90,84 @@ def compare(
     }
 
 
-def _in_own_process(kind: str, size: str, *, batch: int, threads: int) -> dict[str, float]:
-    call = f"measure({kind!r}, {size!r}, {batch}, {threads})"
+def _in_own_process(
+    kind: str, size: str, *, batch: int, threads: int, device: str
+) -> dict[str, float]:
+    call = f"measure({kind!r}, {size!r}, {batch}, {threads}, {device!r})"
     code = f"from pipelines.bench.model import measure; {call}"
     environment = {**KEEP_PAGES, "HF_HUB_OFFLINE": "1"}
     return figures_of(f"{kind} {size}", "-c", code, environment=environment)
 
 
-def measure(kind: str, size: str, batch: int, threads: int, steps: int = 5) -> None:
-    """Print the figures of one model, from `steps` training steps after two to warm up.
+def measure(kind: str, size: str, batch: int, threads: int, device: str) -> None:
+    """Print the figures of one model, from training steps after some to warm up.
 
-    Of forward + backward: images/s; the share of the matrix product's rate (sgemm) that is used,
-    and that rate in GFLOP/s; peak MB above the start.
+    Of forward + backward: images/s; the share of the matrix product's rate that is used, and that
+    rate in GFLOP/s ("sgemm", in the model's precision); peak MB above the start.
     """
     import torch
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    step, macs = build(kind, size, batch)
-    square = torch.randn(2048, 2048)
+    where = torch.device(device)
+    step, macs = build(kind, size, batch, device)
+    warm_up, steps, side = REPEATS[device]
+    square = torch.randn(side, side).to(where, getattr(torch, DTYPES[device]))
     for _ in range(3):
         # The ceiling's own buffers are no part of the model's memory.
         square @ square
-    before = _peak_mb()
+    before = _peak_mb(device)
     seconds, rates = [], []
-    for turn in range(steps + 2):
-        begin = time.perf_counter()
-        step()
-        middle = time.perf_counter()
-        square @ square
-        if turn >= 2:
-            seconds.append(middle - begin)
-            rates.append(2 * 2048**3 / (time.perf_counter() - middle) / 1e9)
+    for turn in range(warm_up + steps):
+        took, product = (seconds_on(where, act) for act in (step, lambda: square @ square))
+        if turn >= warm_up:
+            seconds.append(took)
+            rates.append(2 * side**3 / product / 1e9)
     speed, sgemm = batch / statistics.median(seconds), statistics.median(rates)
     figures = {
         "images_per_second": speed,
         "share": 3 * 2 * macs * speed / 1e9 / sgemm,
         "sgemm": sgemm,
-        "peak_mb": _peak_mb() - before,
+        "peak_mb": _peak_mb(device) - before,
     }
     print(json.dumps(figures))
 
 
-def build(kind: str, size: str, batch: int) -> tuple[Callable[[], None], float]:
+def build(
+    kind: str, size: str, batch: int, device: str = "cpu"
+) -> tuple[Callable[[], None], float]:
     """One training step (forward, backward) of `kind`, and its multiply-adds per image."""
     import torch
 
     from pipelines.bench.flops import encoder_macs, fcmae_macs
 
-    images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE)
-    labels = torch.arange(batch) % CLASSES
+    where, dtype = torch.device(device), getattr(torch, DTYPES[device])
+    images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE).to(where, dtype)
+    labels = (torch.arange(batch) % CLASSES).to(where)
     if kind in BACKENDS:
         from convnextv2.fcmae import FCMAE
 
         fcmae = FCMAE.from_size(size, image_size=IMAGE_SIZE, backend=kind)  # type: ignore[arg-type]
+        fcmae.to(where, dtype)
+        # Masks are drawn on the CPU, as in training: a GPU need not be waited for.
+        generator = torch.Generator().manual_seed(0)
 
         def pretraining_step() -> None:
             fcmae.zero_grad()
-            fcmae(images, prediction="masked").loss.backward()
+            fcmae(images, generator=generator, prediction="masked").loss.backward()
 
         return pretraining_step, fcmae_macs(size, fcmae)
-    model = build_dense(kind, size)
+    model = build_dense(kind, size).to(where, dtype)
+    if device == "cuda":
+        # What timm and Hugging Face advise for convolutions on GPUs; ours lie so anyway.
+        images = images.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)
 
     def classifying_step() -> None:
         model.zero_grad()
         scores = model(images)
-        torch.nn.functional.cross_entropy(getattr(scores, "logits", scores), labels).backward()
+        logits = getattr(scores, "logits", scores).float()
+        torch.nn.functional.cross_entropy(logits, labels).backward()
 
     return classifying_step, encoder_macs(size, IMAGE_SIZE)
 
@@ -169,7 +194,11 @@ def build_dense(kind: str, size: str) -> "nn.Module":
     )
 
 
-def _peak_mb() -> float:
+def _peak_mb(device: str) -> float:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

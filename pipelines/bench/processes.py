@@ -10,10 +10,12 @@ from collections.abc import Mapping
 def figures_of(
     name: str, *arguments: str, environment: Mapping[str, str] | None = None
 ) -> dict[str, float]:
-    """What a Python process with these arguments prints last, as JSON; `environment` is added.
+    """The last line that a Python process with these arguments prints, parsed as JSON.
+
+    `environment` is added to the process's variables.
 
     Raises:
-        RuntimeError: When it fails: what `name` was, and its last words.
+        RuntimeError: When it fails, with `name` and the last line of its output.
     """
     done = subprocess.run(
         [sys.executable, *arguments],

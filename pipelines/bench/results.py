@@ -1,4 +1,4 @@
-"""What becomes of a benchmark's figures: a JSON file that says where they are from, and tables."""
+"""Publishing a benchmark's figures: a JSON file that records where they are from, and tables."""
 
 import argparse
 import json

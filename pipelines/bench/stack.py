@@ -1,12 +1,12 @@
 """The whole stack against a bare PyTorch loop: same model, batch and threads.
 
 The stack is the demo's pretraining as users run it: Ray Train, DeepSpeed ZeRO-1, FFCV, MLflow and
-checkpoints, one worker. The bare loop has its images in memory, normalised, and does nothing but
-forward, backward and AdamW. Both run until their speed is steady; start-up is not counted.
+checkpoints, one worker. The bare loop has its images in the device's memory, normalised, and does
+nothing but forward, backward and AdamW. Both run until their speed is steady; start-up is not
+counted.
 """
 
 import itertools
-import time
 from pathlib import Path
 from typing import TypedDict
 
@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+from cluster.placement import worker_device
 from convnextv2.fcmae.masking import sample_masks
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
+from pipelines.bench.device import seconds_on
 from pipelines.config import PipelineConfig
 from pipelines.graph import Pipeline
 from pipelines.presets import load_preset
@@ -49,9 +51,9 @@ class Comparison(TypedDict):
     pairs: int
 
 
-def compare(folder: Path, pairs: int) -> Comparison:
+def compare(folder: Path, pairs: int, device: str = "cpu") -> Comparison:
     """images/s of both and their ratio, pair by pair."""
-    config = load_preset("demo", SETTINGS)
+    config = load_preset("demo", [*SETTINGS, f"cluster.use_gpu={str(device == 'cuda').lower()}"])
     assert config.pretrain is not None
     turns = []
     for turn in range(pairs):
@@ -86,28 +88,31 @@ def stack_rate(config: PipelineConfig, run_dir: Path) -> float:
     return (last.values["images"] - first.values["images"]) / (last.time - first.time)
 
 
-def bare_rate(config: PipelineConfig, steps: int = 40) -> float:
+def bare_rate(config: PipelineConfig, steps: int = 40, warm_up: int = 5) -> float:
     """images/s of the plain loop on images that are there already."""
+    device = worker_device(use_gpu=config.cluster.use_gpu)
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     assert config.pretrain is not None
-    model = build_fcmae(config.model, config.pretrain)
+    model = build_fcmae(config.model, config.pretrain).to(device)
     rule = GroupRule(weight_decay=config.pretrain.weight_decay)
     groups = parameter_groups(model, rule, model.encoder.depths)
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=config.pretrain.betas)
     side = config.model.image_size
-    batches = torch.randn(8, BATCH, side, side, 3).permute(0, 1, 4, 2, 3)
+    batches = torch.randn(8, BATCH, side, side, 3).permute(0, 1, 4, 2, 3).to(device)
     masks = sample_masks(
         seed=0, epoch=0, indices=range(BATCH), num_patches=16, mask_ratio=model.mask_ratio
     )
-    begin = 0.0
-    for step, images in enumerate(itertools.islice(itertools.cycle(batches), steps + 5)):
-        if step == 5:
-            begin = time.perf_counter()
-        model(images, mask=masks).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    seconds = time.perf_counter() - begin
+    endless = itertools.cycle(batches)
+
+    def train(count: int) -> None:
+        for images in itertools.islice(endless, count):
+            model(images, mask=masks).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    train(warm_up)
+    seconds = seconds_on(device, lambda: train(steps))
     torch.set_num_threads(threads)
     return steps * BATCH / seconds
 

@@ -1,7 +1,6 @@
 """Taking turns: a machine whose speed drifts treats all contenders alike."""
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -11,7 +10,7 @@ Measured = TypeVar("Measured")
 def take_turns(
     contenders: Mapping[str, Callable[[], Measured]], turns: int, warm_up: int = 0
 ) -> dict[str, list[Measured]]:
-    """What each measures in every one of `turns` rounds; `warm_up` rounds before do not count."""
+    """The measurements of each contender, one a round; `warm_up` rounds before are dropped."""
     table: dict[str, list[Measured]] = {name: [] for name in contenders}
     for turn in range(warm_up + turns):
         for name, measure in contenders.items():
@@ -22,12 +21,5 @@ def take_turns(
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Of ours to theirs, turn by turn."""
+    """Median over the turns of the ratio of ours to theirs."""
     return statistics.median(own / other for own, other in zip(ours, theirs, strict=True))
-
-
-def seconds(act: Callable[[], object]) -> float:
-    """How long one call takes."""
-    begin = time.perf_counter()
-    act()
-    return time.perf_counter() - begin

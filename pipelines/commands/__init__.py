@@ -1,4 +1,4 @@
-"""Groups of commands, one file each: arguments, and what a command prints."""
+"""Groups of commands, one file each: their arguments, and what they print."""
 
 import argparse
 import sys
@@ -12,11 +12,11 @@ RENAMED = {
     "--limit": "--max-images",
     "--hold-out": "--val-fraction",
 }
-"""Words that commands had before, and what they are called now."""
+"""Old names of commands and options, and the names they have now."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Its errors name the new word where an old one was given."""
+    """Its errors give the new name where an old one was used."""
 
     def error(self, message: str) -> NoReturn:
         given = message.replace("'", "").split()
@@ -35,7 +35,7 @@ def command(
 ) -> Parser:
     """Add a command to `commands`; its help ends in `example`.
 
-    With `act` the command is run by it and takes --json; without, the caller sees to both.
+    With `act`, the command takes --json and is run by it; without, the caller adds both.
     """
     made = commands.add_parser(
         name,
@@ -57,5 +57,5 @@ def command_group(commands: Commands, name: str, help_text: str, example: str) -
 
 
 def say(message: str) -> None:
-    """Tell a person what is being done, before libraries are imported, which takes seconds."""
+    """Print what is being done before libraries are imported, which takes seconds."""
     print(message, file=sys.stderr, flush=True)

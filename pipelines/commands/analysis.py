@@ -1,4 +1,4 @@
-"""Commands that look into a model or carry it elsewhere: reconstruct, collapse, export."""
+"""Commands that analyse or export a model: reconstruct, collapse, export."""
 
 import argparse
 import json
@@ -46,7 +46,7 @@ def _add_reconstruct(commands: Commands) -> None:
     parser = command(
         commands,
         "reconstruct",
-        "show what a pretrained model puts in hidden patches: gallery.html and gallery.png",
+        "show how a pretrained model reconstructs masked patches: gallery.html and gallery.png",
         "convnextv2 reconstruct fcmae.safetensors photos/ --output gallery/ --max-images 8",
         _act_reconstruct,
     )
@@ -75,7 +75,7 @@ def _add_collapse(commands: Commands) -> None:
     parser = command(
         commands,
         "collapse",
-        "measure how alike the channels of each block are, of two checkpoints side by side",
+        "measure how similar the channels of each block are, of one checkpoint or two",
         "convnextv2 collapse ours.safetensors theirs.pt --images val/ --output collapse/",
         _act_collapse,
     )

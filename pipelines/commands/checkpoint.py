@@ -1,4 +1,4 @@
-"""Commands on the checkpoints of a run: `checkpoint list`, `verify`, `export`."""
+"""Commands on the checkpoints of a run: `checkpoint list`, `verify`, `consolidate`."""
 
 import argparse
 import json
@@ -19,9 +19,9 @@ DIR_HELP = "a run folder, a stage folder, a folder of checkpoints, or one checkp
 
 @dataclass(frozen=True)
 class Found:
-    """What `list` says of a checkpoint; None where the checkpoint does not say.
+    """What `list` shows of a checkpoint; None where the checkpoint does not record it.
 
-    `problem` is empty when all its files are there in their sizes.
+    `problem` is empty when all its files exist with the right sizes.
     """
 
     path: str
@@ -54,13 +54,13 @@ def add_checkpoint_commands(commands: Commands) -> None:
     verbs = command_group(
         commands,
         "checkpoint",
-        "list the checkpoints of a run, check them, and take the weights out",
+        "list and verify the checkpoints of a run, and extract the weights",
         "convnextv2 checkpoint list runs/demo",
     )
     listing = command(
         verbs,
         "list",
-        "which checkpoints there are, and what they are of",
+        "list checkpoints with their step, size, workers and metrics",
         "convnextv2 checkpoint list runs/demo",
         _act_list,
     )
@@ -68,7 +68,7 @@ def add_checkpoint_commands(commands: Commands) -> None:
     verify = command(
         verbs,
         "verify",
-        "compare checkpoints and what stages have put out with their hashes, to the last byte; "
+        "compare checkpoints and the outputs of stages with their hashes, every byte; "
         "exit code 1 if one differs",
         "convnextv2 checkpoint verify runs/demo",
         _act_verify,

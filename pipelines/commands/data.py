@@ -32,7 +32,7 @@ def add_data_commands(commands: Commands) -> None:
     verify = command(
         verbs,
         "verify",
-        "compare shards with their manifest, to the last byte",
+        "compare shards with their manifest, every byte",
         "convnextv2 data verify shards/train --decode",
         _act_verify,
     )
@@ -98,26 +98,33 @@ def _add_write(verbs: Commands) -> None:
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--split", choices=("train", "val"), default="train", help="which one (default: train)"
+        "--split", choices=("train", "val"), default="train", help="the split (default: train)"
     )
     parser.add_argument("--labels", type=Path, help="label file of ImageNet-1K's validation tar")
     parser.add_argument("--image-column", help="column of parquet files or lists with the images")
-    parser.add_argument("--label-column", help="that with the labels")
+    parser.add_argument("--label-column", help="column of parquet files or lists with the labels")
     parser.add_argument(
         "--multi-label", action="store_true", help="images of a list may be of several classes"
     )
-    parser.add_argument("--val-fraction", type=float, help="share that makes the split val")
-    parser.add_argument("--labels-per-class", type=int, help="keep so many images per class")
-    parser.add_argument("--classes", type=Path, help="file with the classes to keep, one a line")
-    parser.add_argument("--max-images", type=int, help="keep so many images in all")
     parser.add_argument(
-        "--channels", type=int, default=3, help="of an image (default: 3, which makes RGB of all)"
+        "--val-fraction", type=float, help="share of the training images that becomes the split val"
+    )
+    parser.add_argument(
+        "--labels-per-class", type=int, help="keep at most this many images per class"
+    )
+    parser.add_argument("--classes", type=Path, help="file with the classes to keep, one a line")
+    parser.add_argument("--max-images", type=int, help="keep at most this many images in all")
+    parser.add_argument(
+        "--channels",
+        type=int,
+        default=3,
+        help="channels of an image (default: 3, which converts all to RGB)",
     )
     parser.add_argument(
         "--bits",
         type=int,
         choices=(8, 16),
-        help="of a value (default: 8 for 3 channels, else as in the files)",
+        help="bits of a value (default: 8 for 3 channels, else as in the files)",
     )
 
 
@@ -142,7 +149,7 @@ def _act_write(options: argparse.Namespace) -> int:
 
     from cluster.launch import Cluster, Placement
     from convnextv2.data.writing import write_collection
-    from convnextv2.data.writing.write import progress
+    from convnextv2.data.writing.plan import progress
     from pipelines.runtime.console import Screen
     from pipelines.stages.write_data import write_settings
 

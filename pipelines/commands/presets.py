@@ -1,4 +1,4 @@
-"""Command `presets`: the recipes there are, and every value of one."""
+"""Command `presets`: lists the recipes, or shows every setting of one."""
 
 import argparse
 import json
@@ -64,7 +64,7 @@ def _table(presets: list["Preset"]) -> str:
 
 
 def _page(preset: "Preset", config: "PipelineConfig") -> str:
-    """All settings as YAML, which --config reads; what is known about them is its comments."""
+    """All settings as YAML, which --config reads, with what is known about them as comments."""
     from pipelines.config.file import as_yaml
 
     about = [

@@ -49,7 +49,7 @@ def chosen_config(
     """The checked configuration that the options ask for.
 
     Raises:
-        ValueError: When they name no recipe, telling which there are; or what is wrong with it.
+        ValueError: When they name no recipe, with some that would work; or when it has problems.
     """
     from pipelines.config.resolve import resolve_file
     from pipelines.presets import load_preset
@@ -63,7 +63,7 @@ def chosen_config(
 
 
 def _which(command: str, run_dir: Path | None) -> str:
-    """What may be given: of each size the first presets that have the command's stages."""
+    """The error for a missing recipe, with the first presets of each size that would work."""
     from pipelines.config.file import CONFIG
     from pipelines.presets import PRESETS
 
@@ -76,9 +76,10 @@ def _which(command: str, run_dir: Path | None) -> str:
     file = run_dir / CONFIG if run_dir is not None and (run_dir / CONFIG).exists() else "FILE"
     return "\n".join(
         [
-            f"{command}: by which recipe? Give {name} or --config {file}; by size for example",
+            f"{command}: no recipe was chosen. Give {name} or --config {file}; "
+            "for example, by size",
             *(f"  {size:6} {', '.join(by_size[size][:2])}" for size in SIZES if size in by_size),
-            "convnextv2 presets lists all, and says what each is",
+            "convnextv2 presets lists and describes them all",
         ]
     )
 

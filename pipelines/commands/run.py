@@ -5,8 +5,8 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from pydantic import JsonValue
 from rich.console import Console
 from rich.text import Text
 
@@ -31,13 +31,13 @@ class Request:
     """What the command line asks for.
 
     Args:
-        config: Resolved and checked.
+        config: The configuration, resolved and checked.
         run_dir: The run's folder.
         command: The command line, word by word.
-        until: Names of the stages to bring about, with all they need; by default all stages.
+        until: Names of the stages to run, with all they need; by default all stages.
         rerun: A stage that is done again, with all stages downstream of it.
-        render_only: Nothing is run but the report of what is there.
-        whole_command: The command line that would make what such a report lacks.
+        render_only: Only the report is made, of the results there are.
+        whole_command: The command line that would make the results such a report lacks.
         fetch_fashion_mnist: Download it, if the configuration names no images.
         began: When the command was started (epoch seconds).
     """
@@ -55,14 +55,14 @@ class Request:
 
 @dataclass
 class Outcome:
-    """What became of the stages, and where a person finds it: run folder, MLflow, log."""
+    """What became of the stages, and where to look: run folder, MLflow, log."""
 
     run_dir: Path
     mlflow: str
     log: Path
     stage_results: list[StageResult] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, JsonValue]:
         return {
             "run_dir": str(self.run_dir),
             "mlflow": self.mlflow,
@@ -78,13 +78,12 @@ class Outcome:
             "evaluations": self.evaluations(),
         }
 
-    def evaluations(self) -> dict[str, dict[str, Any]]:
+    def evaluations(self) -> dict[str, JsonValue]:
         """The metrics of every model that was evaluated, and of how many images they are."""
-        found = {}
+        found: dict[str, JsonValue] = {}
         for name, result in self.results().items():
-            found[name] = _numbers(result)
-            if result.ema is not None:
-                found[name]["ema"] = _numbers(result.ema)
+            ema = {} if result.ema is None else {"ema": _numbers(result.ema)}
+            found[name] = {**_numbers(result), **ema}
         return found
 
     def results(self) -> dict[str, Result]:
@@ -111,12 +110,18 @@ class Outcome:
         return found
 
 
-def _numbers(result: Result) -> dict[str, Any]:
+def _numbers(result: Result) -> dict[str, JsonValue]:
     return {**result.values, "images": result.main.images}
 
 
 def run_pipeline(request: Request) -> Outcome:
-    """Bring the pipeline to where the request wants it; libraries' noise goes to a log file."""
+    """Run the stages that the request names; what libraries print goes to a log file.
+
+    Raises:
+        ValueError: When a report is asked of a folder that is not there; none is made then.
+    """
+    if request.render_only and not request.run_dir.is_dir():
+        raise ValueError(f"--run-dir {request.run_dir}: there is no such folder to report on")
     log = request.run_dir / "logs" / "driver.log"
     request.run_dir.mkdir(parents=True, exist_ok=True)
     with redirected(log) as terminal:
@@ -126,7 +131,7 @@ def run_pipeline(request: Request) -> Outcome:
             with session:
                 return _run(request, session, screen, log)
         except Exception:
-            traceback.print_exc()  # Into the log; a person gets the message alone.
+            traceback.print_exc()  # Into the log; the terminal gets the message alone.
             raise
 
 
@@ -180,7 +185,7 @@ def _source(request: Request, screen: Screen) -> Path:
 
 
 def closing_words(outcome: Outcome) -> Text:
-    """What came out and where it is: a line each, to be printed unwrapped and copied whole."""
+    """The results and where they are, a line each; to be printed unwrapped, for copying paths."""
     rows = []
     results = outcome.results()
     for name, result in results.items():
@@ -204,9 +209,9 @@ def closing_words(outcome: Outcome) -> Text:
 
 
 def _how(name: str, outcome: Outcome) -> str:
-    """How the model of a result came about."""
+    """How the model of a result was trained."""
     if KINDS[name].baseline_of:
-        return "from scratch (control)"
+        return "from scratch (baseline)"
     if name == "finetune":
         stages = {
             stage_result.context.stage.name: stage_result.context.stage

@@ -17,7 +17,7 @@ def add_weights_commands(commands: Commands) -> None:
     verbs = command_group(
         commands,
         "weights",
-        "look into weight files, and convert them for other libraries",
+        "inspect weight files, and convert them for other libraries",
         "convnextv2 weights inspect convnextv2_atto_1k_224_ema.pt",
     )
     _add_inspect(verbs)
@@ -28,7 +28,7 @@ def _add_inspect(verbs: Commands) -> None:
     parser = command(
         verbs,
         "inspect",
-        "say what model a file holds, from whom, and what it can be used for",
+        "show which model a file holds, where it is from and what it can be used for",
         "convnextv2 weights inspect checkpoint-799.pth --json",
         _act_inspect,
     )
@@ -63,7 +63,7 @@ def _add_convert(verbs: Commands) -> None:
         "--crop",
         type=crop,
         metavar="SHARE|squash",
-        help="central share of an image that is evaluated, or all of it whatever its ratio",
+        help="central share of an image that is evaluated, or the whole image resized to a square",
     )
 
 
@@ -74,7 +74,9 @@ def crop(text: str) -> float:
     except ValueError:
         fraction = -1.0
     if not (0 < fraction <= 1 or text == "squash"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no crop; give a share such as 0.875, squash")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no crop; give a share such as 0.875, or squash"
+        )
     return fraction
 
 
@@ -87,7 +89,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "of DeepSpeed",
     )
     parser.add_argument(
-        "--part", help="of several models in a file: an entry (model_ema), or a prefix (student)"
+        "--part",
+        help="which model of a file with several: an entry (model_ema) or a prefix (student)",
     )
 
 
@@ -140,7 +143,7 @@ def _act_convert(options: argparse.Namespace) -> int:
 
 
 def _metadata(found: "Inspection", options: argparse.Namespace) -> "Metadata":
-    """What the file says, with what the command line says in its place."""
+    """The file's metadata, replaced where the command line gives other values."""
     from convnextv2.weights import Evaluation
 
     metadata = found.metadata
@@ -211,7 +214,7 @@ def _evaluated(metadata: "Metadata") -> dict[str, str]:
 
 
 def _notes(geometry: "Geometry", metadata: "Metadata", to: str) -> list[str]:
-    """What the user would otherwise learn from an error of the library."""
+    """What the user should know before loading the file in the other library."""
     notes = []
     if geometry.decoder and to != "official":
         notes.append(f"the encoder only: {to} has no place for FCMAE's decoder and mask token")

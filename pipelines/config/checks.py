@@ -13,6 +13,7 @@ from pipelines.config import (
     PipelineConfig,
     TrainConfig,
 )
+from pipelines.config.graph_checks import find_graph_conflicts
 from pipelines.config.recipe_checks import changes_of_colours, find_recipe_conflicts
 
 
@@ -24,8 +25,13 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
         problems += (f"{name}: {problem}" for problem in _group_sizes(train, cluster))
         data = train.data if isinstance(train, IntermediateConfig) else config.data
         found = find_recipe_conflicts(train, data, config.model, cluster.most_workers)
+        if train.compile and cluster.zero.stage == 3:
+            found.append(
+                "compile: ZeRO stage 3 fetches parameters layer by layer, which one compiled graph "
+                "leaves no room for; cluster.zero.stage 0, 1 or 2 would work, or compile=false"
+            )
         problems += [f"{name}.{problem}" for problem in found]
-    return [*problems, *_stages(config), *_pixels(config)]
+    return [*problems, *find_graph_conflicts(config), *_stages(config), *_pixels(config)]
 
 
 def _group_sizes(train: TrainConfig, cluster: ClusterConfig) -> Iterator[str]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipelines.config.section import Positive, Section, Share
+from pipelines.config.section import Fraction, Positive, Section
 
 
 class WriteConfig(Section):
@@ -22,7 +22,7 @@ class WriteConfig(Section):
     """Quality of images that are encoded again. JPEGs that are small enough stay as they are."""
     smart_threshold: Positive | None = None
     """Mode smart: images of more raw bytes than this become JPEGs."""
-    compress_probability: Share = 0.5
+    compress_probability: Fraction = 0.5
     """Mode proportion: the share of images that become JPEGs."""
     shard_gb: Annotated[float, Field(gt=0)] = 30.0
     """About how large a .beton file gets, in 10**9 bytes."""
@@ -68,11 +68,11 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """Random view of a training image."""
 
-    crop_scale: tuple[Share, Share] = (0.2, 1.0)
+    crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)
     """Share of the area a crop covers."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width / height of a crop."""
-    flip: Share = 0.5
+    flip: Fraction = 0.5
     """Probability of a horizontal flip."""
     interpolation: Literal["bicubic", "area"] = "bicubic"
     """Pillow's antialiased bicubic, or OpenCV's INTER_AREA, which is FFCV's own."""
@@ -86,7 +86,7 @@ class AugmentConfig(Section):
     """Magnitude of RandAugment's two operations (timm's increasing set); 0 is none."""
     rand_augment_std: Annotated[float, Field(ge=0)] = 0.5
     """Standard deviation of that magnitude."""
-    random_erasing: Share = 0.0
+    random_erasing: Fraction = 0.0
     """Probability that a rectangle is replaced by noise."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """Alpha of mixup; 0 is none. With cutmix, each image gets one of the two."""

@@ -1,7 +1,6 @@
 """A whole configuration as YAML: `config.yaml` in a run folder, and what `--config` reads."""
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -16,14 +15,16 @@ def as_yaml(config: PipelineConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, object]:
     """The settings that a file holds; whether they are right is not looked at.
 
     Raises:
-        ValueError: When there is no such file, or it is no YAML of `key: value`.
+        ValueError: When there is no such file, it is no YAML of `key: value`, or has a key twice.
     """
     try:
-        settings = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        settings = yaml.safe_load(text)
+        repeated = _repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
     except OSError as error:
         raise ValueError(f"--config {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -33,4 +34,23 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"--config {path}: expected lines of `key: value`, as `convnextv2 presets demo` prints"
         )
+    if repeated:
+        raise ValueError(f"--config {path}: {'; '.join(repeated)}; keep one of each")
     return settings
+
+
+def _repeated_keys(node: yaml.Node | None, inside: str = "") -> list[str]:
+    """Where a key is given again, of which PyYAML would silently take the last."""
+    found = []
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = f"{inside}{key.value}", key.start_mark.line + 1
+            if name in lines:
+                found.append(f"line {line}: {name} is already on line {lines[name]}")
+            lines.setdefault(name, line)
+            found += _repeated_keys(value, f"{name}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            found += _repeated_keys(value, f"{inside}{index}.")
+    return found

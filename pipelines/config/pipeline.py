@@ -61,6 +61,9 @@ class ClusterConfig(Section):
     cpus_per_worker: Positive = 1
     use_gpu: bool = False
     zero: ZeroSettings = ZeroSettings()
+    cuda_graph: bool = False
+    """Record forward and backward pass once and replay them: less work for the host, which is what
+    limits small models. docs/gpu.md says what it goes with. Not run on a GPU yet."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Faults of one cause that a stage survives between two checkpoints."""
     warm_spare: bool | None = None

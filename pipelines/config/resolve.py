@@ -6,7 +6,7 @@ Everything that is wrong is told at once.
 import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -85,8 +85,8 @@ def resolve_file(
 
 
 def _resolve(
-    settings: dict[str, Any],
-    base: dict[str, Any],
+    settings: dict[str, object],
+    base: dict[str, object],
     overrides: Sequence[str],
     wanted: Wanted | None,
     about: str,
@@ -128,7 +128,7 @@ def _weight_problems(config: PipelineConfig) -> list[str]:
     return find_problems(config)
 
 
-def _with_value(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+def _with_value(tree: dict[str, object], path: list[str], value: object) -> dict[str, object]:
     """A copy of `tree` with one leaf changed; unknown branches are made, validation names them."""
     head, *rest = path
     if not rest:
@@ -137,7 +137,7 @@ def _with_value(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, 
     return {**tree, head: _with_value(below if isinstance(below, dict) else {}, rest, value)}
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str) -> object:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -152,7 +152,7 @@ def _parse(text: str) -> Any:
 
 
 def _validate(
-    merged: dict[str, Any], base: dict[str, Any], schema: type[PipelineConfig]
+    merged: dict[str, object], base: dict[str, object], schema: type[PipelineConfig]
 ) -> tuple[PipelineConfig | None, list[str]]:
     """Validate; in the place of a wrong value stands that of `base`, or else the field's default.
 
@@ -204,7 +204,9 @@ def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
     return next(sections, None)
 
 
-def _restore(tree: dict[str, Any], base: dict[str, Any], path: list[str]) -> dict[str, Any]:
+def _restore(
+    tree: dict[str, object], base: dict[str, object], path: list[str]
+) -> dict[str, object]:
     """A copy of `tree` with the value at `path` as in `base`, or without it."""
     head, *rest = path
     below, original = tree.get(head), base.get(head, {})

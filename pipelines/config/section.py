@@ -28,7 +28,7 @@ Warmup = Annotated[Duration, _read("epochs"), PlainSerializer(str)]
 Length = Annotated[Duration, _read("epochs"), AfterValidator(_some), PlainSerializer(str)]
 Interval = Annotated[Duration, _read("steps"), AfterValidator(_some), PlainSerializer(str)]
 Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from convnextv2.recipe.duration import epochs, steps
 from pipelines.config.data import AugmentConfig, DataConfig
-from pipelines.config.section import Interval, Length, Positive, Section, Share, Warmup
+from pipelines.config.section import Fraction, Interval, Length, Positive, Section, Warmup
 from pipelines.results.known import ACCURACY, LOSS, MAP, TOP1, TOP5, VALIDATION_LOSS
 from pipelines.results.metrics import MetricSpec
 
@@ -20,8 +20,8 @@ class TrainConfig(Section):
     global_batch_size: Positive
     """Images per optimizer step, over all workers."""
     micro_batch_size: Positive
-    """Images per worker and forward pass. A worker accumulates gradients over as many passes as its
-    share of the global batch takes."""
+    """Images per worker and forward pass. Gradients are accumulated over as many passes as
+    make up the global batch."""
     base_lr: Annotated[float, Field(gt=0)]
     """Peak learning rate for a global batch of 256 images, scaled linearly with the batch."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
@@ -30,11 +30,14 @@ class TrainConfig(Section):
     """How long the learning rate rises linearly from 0. 5% is of the whole duration, a bare number
     means epochs."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     grad_clip: Annotated[float, Field(ge=0)] = 0.0
     """Gradients of a larger norm are scaled down to it; 0 clips nothing."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the forward and the backward pass; bf16 keeps fp32 masters."""
+    matmul_precision: Literal["highest", "high"] = "highest"
+    """Of matrix products in fp32. high lets a GPU round their inputs to TF32 (10 bits of mantissa),
+    several times faster; the result changes."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay per step of an exponential moving average (EMA) of the weights, which is evaluated
     and written beside them. By default there is none."""
@@ -42,7 +45,8 @@ class TrainConfig(Section):
     """Steps in a row that may be skipped because their loss or gradient is not finite; one more is
     an error."""
     compile: bool = False
-    """Put the encoder through torch.compile: minutes at the start, faster steps."""
+    """Put the encoder through torch.compile: minutes at the start, other rounding. Not in ZeRO
+    stage 3. `make gpu-check` says whether it is faster."""
     weights: Path | None = None
     """Start from these: any file or folder that `convnextv2 weights inspect` reads, of the model's
     size and stem. docs/training.md says what is taken over."""
@@ -91,7 +95,7 @@ class TrainConfig(Section):
 class PretrainConfig(TrainConfig):
     """FCMAE pretraining."""
 
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6
     """Share of the patches that is hidden."""
     decoder: Literal["convnext", "unet", "unet-noskip", "transformer"] = "convnext"
@@ -117,8 +121,8 @@ class FinetuneConfig(TrainConfig):
     """Train on this many images of each class; by default on all."""
     scratch_baseline: bool = False
     """Train a second model from scratch with the same recipe, to compare with."""
-    label_smoothing: Share = 0.1
-    drop_path: Share = 0.0
+    label_smoothing: Fraction = 0.1
+    drop_path: Fraction = 0.0
     trainable: Literal["all", "head"] = "all"
     """What is trained: everything, or the head on a frozen encoder (a linear probe)."""
     image_size: Positive | None = None

@@ -1,4 +1,4 @@
-"""What a check says of a machine."""
+"""The outcome of one check of a machine."""
 
 from dataclasses import dataclass
 from typing import Literal

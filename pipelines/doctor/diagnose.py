@@ -1,8 +1,8 @@
-"""Every check of a machine, one by one.
+"""All checks of a machine.
 
-Every check is one function that returns one `Check`; each file of them ends in a list of those that
-are made. Whatever is slow, or may crash or hang (importing a library, starting Ray), happens in
-another process, so that a broken machine gives a line of the report instead of a dead doctor.
+A check is a function that returns one `Check`; each file of checks ends with the list of them.
+Whatever is slow, or may crash or hang (importing a library, starting Ray), happens in
+another process, so that a broken machine gives a line of the report and does not stop the doctor.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pipelines.doctor.interpreter import Interpreter
 
 
 def diagnose(run_dir: Path) -> Iterator[Check]:
-    """Makes every check, one by one; none of them raises because the machine is in a bad state."""
+    """Make every check in turn; a machine in a bad state is reported, never raised."""
     for check in machine.CHECKS:
         yield check()
     for look_at in folder.CHECKS:

@@ -27,7 +27,7 @@ def disk(run_dir: Path) -> Check:
 
 
 def durable_writes(run_dir: Path) -> Check:
-    """Checkpoints rely on it: written, flushed, renamed, and the folder flushed."""
+    """Checkpoints rely on it: write, flush and rename a file, then flush its folder."""
     try:
         with (
             tempfile.TemporaryDirectory(dir=_nearest(run_dir), prefix=".doctor-") as folder,
@@ -66,7 +66,7 @@ def database(run_dir: Path) -> Check:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder itself, or what it would be made in: the doctor leaves nothing behind."""
+    """The folder, or its nearest parent that exists: the doctor creates no run folder."""
     candidates = (folder.resolve(), *folder.resolve().parents)
     return next(p for p in candidates if os.path.exists(p))  # Path.exists raises without permission
 

@@ -13,11 +13,17 @@ from pipelines.doctor.processes import run
 
 PINS = Path(__file__).parents[2] / "constraints.txt"
 PINNED = ("torch", "torchvision", "deepspeed", "ray", "ffcv", "spconv", "mlflow", "numba", "numpy")
+OPTIONAL = {
+    "spconv": "only for the backend spconv: pip install 'convnextv2[spconv]' "
+    "(for NVIDIA GPUs spconv-cu126 instead)"
+}
 
 
 def library(name: str, interpreter: Interpreter) -> Check:
     same_module = re.compile(f"{name}(-cu[0-9]+)?")  # spconv-cu126 is spconv, too
     builds = {d.name for d in metadata.distributions() if same_module.fullmatch(d.name)}
+    if not builds and name in OPTIONAL:
+        return Check(name, "warn", "not installed, and optional", OPTIONAL[name])
     if not builds:
         return Check(name, "fail", "not installed", SET_UP)
     version = metadata.version(builds.pop()).partition("+")[0]
@@ -47,7 +53,7 @@ def gpus(interpreter: Interpreter) -> Check:
     seen, cuda = output.split()
     found = f"{listed} listed by nvidia-smi, {seen} seen by torch (CUDA {cuda})"
     if int(seen) < int(listed):
-        advice = "look at CUDA_VISIBLE_DEVICES, the driver's age, and that torch is a CUDA build"
+        advice = "check CUDA_VISIBLE_DEVICES, the driver's version, and that torch is a CUDA build"
         return Check("GPUs", "fail", found, advice)
     return Check("GPUs", "ok", found if int(seen) else "none: training runs on the CPU")
 

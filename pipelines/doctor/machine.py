@@ -32,7 +32,7 @@ def memory() -> Check:
     if available < 4 * GB:  # measured in the demo: 1.5 GB per worker, 1 GB for Ray's controller
         return Check("memory", "fail", found, "free or add memory: two workers and Ray need 4 GB")
     if available < 8 * GB:
-        return Check("memory", "warn", found, "enough for the demo alone; close what else is open")
+        return Check("memory", "warn", found, "enough for the demo only; close other programs")
     return Check("memory", "ok", found)
 
 

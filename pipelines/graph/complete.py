@@ -27,7 +27,11 @@ class DamageError(RuntimeError):
 
 
 def mark_complete(
-    directory: Path, outputs: Outputs, parts: Content, seconds: float, reruns: list[str]
+    directory: Path,
+    outputs: Outputs,
+    parts: Mapping[str, object],
+    seconds: float,
+    reruns: list[str],
 ) -> None:
     """Say that the stage in `directory` is done; `reruns` are those that this was part of."""
     content = {

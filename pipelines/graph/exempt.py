@@ -19,7 +19,7 @@ EXEMPT = frozenset(
         "pipelines.runtime.session",
         "pipelines.runtime.logs",
         "pipelines.runtime.events.EventLog",
-        "pipelines.runtime.events.SPOOL",
+        "pipelines.runtime.events.EVENTS_FILE",
         "pipelines.runtime.events.Start",
         "pipelines.runtime.events.Point",
         "pipelines.runtime.events.Validation",
@@ -32,11 +32,15 @@ EXEMPT = frozenset(
         "cluster.durable",
         # When checkpoints are written, and which are kept and found; not what is in them.
         "cluster.checkpoint.async_saver",
-        "cluster.checkpoint.publishing",
         "cluster.checkpoint.retention",
         "cluster.checkpoint.store",
-        # Which worker is on which machine and device.
+        # Which worker is on which machine and device, and whether a stage fits there.
         "cluster.placement",
+        "cluster.gpu",
+        "cluster.engine.memory",
+        "convnextv2.memory",
+        "pipelines.training.gpu",
+        "pipelines.training.memory",
         # Failures made on purpose, and clocks.
         "cluster.resilience.fault_injection",
         "cluster.resilience.goodput.Stopwatch",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from pipelines.graph.closure import Sources
 from pipelines.graph.exempt import EXEMPT
@@ -14,8 +13,8 @@ from pipelines.graph.exempt import EXEMPT
 PACKAGES = frozenset({"cluster", "convnextv2", "pipelines"})
 
 
-def digest_of(content: Any) -> str:
-    """sha256 of canonical JSON."""
+def digest_of(content: object) -> str:
+    """sha256 of the canonical JSON of what JSON can hold."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

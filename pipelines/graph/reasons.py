@@ -1,14 +1,14 @@
 """In words: why a stage runs, by comparison with its latest finished run."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pipelines.graph.complete import finished_runs
 
 SHOWN = 4
 
 
-def why_new(stage_folder: Path, parts: dict[str, Any]) -> str:
+def why_new(stage_folder: Path, parts: Mapping[str, object]) -> str:
     """Compare a key's parts with those of the latest finished run of the same stage."""
     others = finished_runs(stage_folder)
     if not others:
@@ -20,8 +20,8 @@ def why_new(stage_folder: Path, parts: dict[str, Any]) -> str:
     return "changed: " + ", ".join(changes[:SHOWN]) + more
 
 
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
+def _differences(before: object, now: object, path: str = "") -> list[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = sorted(before.keys() | now.keys())
         return [
             change

@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from convnextv2.durable import write_json
 from pipelines.graph.keys import digest_of
@@ -29,7 +28,7 @@ class Rerun:
     settings: Mapping[str, str]
     note: Path
 
-    def covers(self, stage: str, settings: Mapping[str, Any]) -> bool:
+    def covers(self, stage: str, settings: Mapping[str, object]) -> bool:
         """Whether a stage with these settings is in it; a stage of another configuration is not."""
         return self.settings.get(stage) == digest_of(settings)
 
@@ -47,7 +46,7 @@ def noted(directory: Path) -> dict[str, Rerun]:
     return {rerun.name: rerun for rerun in found}
 
 
-def begin(directory: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+def begin(directory: Path, settings: Mapping[str, Mapping[str, object]]) -> None:
     """Note that the stage in `directory`, and those downstream of it, are to be done again.
 
     `settings` are those of all these stages, by name. A rerun of them that has begun goes on.

@@ -1,9 +1,8 @@
 """A stage, the context it works in, and its result."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipelines.graph.complete import Outputs
 
@@ -26,7 +25,7 @@ class Stage:
 
     name: str
     run: Callable[["StageContext"], Outputs]
-    settings: dict[str, Any]
+    settings: Mapping[str, object]
     depends_on: tuple[str, ...] = ()
     code: tuple[Callable[..., object], ...] = ()
     check: Callable[["StageContext"], None] = lambda context: None
@@ -48,7 +47,7 @@ class StageContext:
     stage: Stage
     directory: Path
     key: str
-    parts: dict[str, Any]
+    parts: Mapping[str, object]
     inputs: dict[str, Path]
 
 

@@ -57,7 +57,7 @@ def demo() -> PipelineConfig:
 PRESETS = [
     Preset(
         name="demo",
-        what="FCMAE, fine-tuning and a control from scratch on Fashion-MNIST, Pocket",
+        what="FCMAE, fine-tuning and a baseline from scratch on Fashion-MNIST, Pocket",
         published="none; measured here: 79.25 against 75.76 from scratch",
         about=__doc__ or "",
         command="convnextv2 demo",

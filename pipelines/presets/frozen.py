@@ -11,8 +11,6 @@ knn-<size>: nothing is trained. 20 neighbours vote by exp(cosine / 0.07), as DIN
 The ConvNeXt V2 paper publishes neither. micro_batch_size is for eight GPUs of 80 GB (an estimate).
 """
 
-from typing import Any
-
 from convnextv2.recipe.duration import Duration, epochs, steps
 from pipelines.config import AugmentConfig, FinetuneConfig, KnnConfig, PipelineConfig
 from pipelines.presets.recipe import PAPER, Preset, imagenet, on_gpus, pretraining
@@ -33,11 +31,19 @@ LINEAR = FinetuneConfig(
 )
 
 
-def _preset(name: str, what: str, size: str, **section: Any) -> Preset:
+def _preset(
+    name: str,
+    what: str,
+    size: str,
+    *,
+    linear_probe: FinetuneConfig | None = None,
+    knn: KnnConfig | None = None,
+) -> Preset:
     def build() -> PipelineConfig:
-        return imagenet(name, size, pretrain=pretraining(size, epochs(1600)), **section)
+        pretrain = pretraining(size, epochs(1600))
+        return imagenet(name, size, pretrain=pretrain, linear_probe=linear_probe, knn=knn)
 
-    trained = ["pretrain", *(["linear_probe"] if "linear_probe" in section else [])]
+    trained = ["pretrain", *(["linear_probe"] if linear_probe else [])]
     return Preset(
         name=name,
         what=f"FCMAE, 1600 epochs, then {what}, {size.capitalize()}",

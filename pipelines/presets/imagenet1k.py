@@ -8,8 +8,8 @@ finetune.base_lr of Base and Large: Table 11 prints 6.25e-3; the released comman
 finetune.layer_decay_groups of Huge: the paper speaks of groups for Base and Large only, so Huge
     has "single" here; the code leaves it to the command line.
 pretrain.decay_exempt: the released pretraining decays GRN's gamma and beta and the mask token
-    ("all-but-1d"), as they are no vectors there. The later fix, which spares GRN
-    ("all-but-1d-and-grn"), was made for fine-tuning only, and so it is here.
+    ("all-but-1d"), because they are not vectors there. The later fix, which spares GRN
+    ("all-but-1d-and-grn"), was made for fine-tuning only, and is used for fine-tuning only here.
 pretrain.augment.flip: in the code, not in the paper.
 
 Batches are 4096 and 1024 images on any number of GPUs. micro_batch_size is for eight of 80 GB (an
@@ -17,7 +17,7 @@ estimate); for 64 GPUs set pretrain.micro_batch_size=64 and finetune.micro_batch
 """
 
 from convnextv2.recipe.duration import epochs
-from pipelines.config import FinetuneConfig, PipelineConfig
+from pipelines.config import PipelineConfig
 from pipelines.presets.recipe import (
     PAPER,
     Preset,
@@ -70,9 +70,7 @@ def _preset(size: str, length: int) -> Preset:
             name,
             size,
             pretrain=pretraining(size, epochs(length)),
-            finetune=fine_tuning(
-                FinetuneConfig, size, FINE_TUNING[size], batch=1024, ema_decay=0.9999
-            ),
+            finetune=fine_tuning(size, FINE_TUNING[size], batch=1024, ema_decay=0.9999),
         )
 
     return Preset(

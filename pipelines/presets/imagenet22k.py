@@ -1,4 +1,6 @@
-"""ImageNet-22K on the way: FCMAE on 1K, fine-tuning on 22K (Table 12), then on 1K (Table 13).
+"""With ImageNet-22K as intermediate step: FCMAE on 1K, fine-tuning on 22K, then on 1K.
+
+Fine-tuning on 22K is the paper's Table 12, on 1K its Table 13.
 
 --data is ImageNet-1K, intermediate.data.source is ImageNet-22K. The last step sees 224, 384 or
 512 px; pretraining and the 22K step always 224. What the paper leaves open:
@@ -11,14 +13,14 @@ imagenet22k-huge-384 and -512: the text says of the best Huge that 384 px were u
     pre-training and fine-tuning", and all released FCMAE weights are of 224. 224 is taken here;
     model.image_size changes pretraining.
 intermediate.data.val_fraction: the 22K have no validation split. 0.35% of them, about 50,000
-    images, are kept out to see how training goes; the paper, as far as it says, keeps none.
+    images, are held out to follow training; the paper mentions no such split.
 
 No weights between the steps were released, nor a command for 22K. Batches are 4096, 4096 and 512
 images on any number of GPUs; micro_batch_size is for eight GPUs of 80 GB (an estimate).
 """
 
 from convnextv2.recipe.duration import epochs
-from pipelines.config import FinetuneConfig, IntermediateConfig, PipelineConfig
+from pipelines.config import IntermediateConfig, PipelineConfig
 from pipelines.presets.recipe import (
     Preset,
     Row,
@@ -72,16 +74,11 @@ def _preset(size: str, side: int) -> Preset:
             size,
             largest=side,
             pretrain=pretraining(size, epochs(1600)),
-            intermediate=fine_tuning(
-                IntermediateConfig,
-                size,
-                ON_22K[size],
-                batch=4096,
-                ema_decay=None,
+            intermediate=IntermediateConfig(
                 data=imagenet_data(max_resolution=512, val_fraction=0.0035),
+                **dict(fine_tuning(size, ON_22K[size], batch=4096, ema_decay=None)),
             ),
             finetune=fine_tuning(
-                FinetuneConfig,
                 size,
                 ON_1K[size],
                 batch=512,

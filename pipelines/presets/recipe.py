@@ -1,16 +1,19 @@
 """What the presets for ImageNet are made of: a row of a table of the paper becomes a section."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from cluster.engine.memory import model_states
+from convnextv2.memory import Step, activation_bytes, parameter_count
 from convnextv2.recipe.duration import Duration, epochs, steps
 from convnextv2.recipe.layer_decay import Grouping
-from convnextv2.sizes import size_of
 from pipelines.config import (
     AugmentConfig,
     DataConfig,
     FinetuneConfig,
+    IntermediateConfig,
+    KnnConfig,
     ModelConfig,
     PipelineConfig,
     PretrainConfig,
@@ -18,8 +21,8 @@ from pipelines.config import (
 )
 
 PAPER = ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge")
-VISIBLE = 19 / 49  # Patches that masking leaves of 7 x 7 at the ratio 0.6.
-Kind = TypeVar("Kind", bound=FinetuneConfig)
+MASK_RATIO = 0.6
+ROOM = 64e9  # Of 80 GB; the rest is for buckets, the average, and what the formula is off by.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +30,12 @@ class Preset:
     """A recipe with what is known about it.
 
     Attributes:
-        name: As on the command line.
-        what: In a few words.
-        published: The result to expect.
-        about: Where the constants are from, and where paper and code disagree.
-        command: That runs it.
-        cost: Of a run that was done.
+        name: Its name on the command line.
+        what: What it trains, in a few words.
+        published: The published result to compare with.
+        about: Where its constants are from, and where paper and code disagree.
+        command: The command line that runs it.
+        cost: Time and hardware of a run that was measured.
         build: Makes the configuration.
     """
 
@@ -46,7 +49,7 @@ class Preset:
 
 
 class Row(NamedTuple):
-    """A column of one of the paper's fine-tuning tables."""
+    """The constants of one size, a column of one of the paper's fine-tuning tables."""
 
     base_lr: float
     weight_decay: float
@@ -66,33 +69,47 @@ def on_gpus(*trained: str) -> str:
     return f"--set cluster.num_workers=8 --set cluster.use_gpu=true{in_bf16}"
 
 
-def imagenet(name: str, size: str, *, largest: int = 224, **sections: Any) -> PipelineConfig:
-    """A pipeline on ImageNet-1K; `largest` is the largest side in pixels that is looked at.
+def imagenet(
+    name: str,
+    size: str,
+    *,
+    largest: int = 224,
+    pretrain: PretrainConfig | None,
+    intermediate: IntermediateConfig | None = None,
+    finetune: FinetuneConfig | None = None,
+    linear_probe: FinetuneConfig | None = None,
+    knn: KnnConfig | None = None,
+) -> PipelineConfig:
+    """A pipeline on ImageNet-1K; `largest` is the largest image side (pixels) of any stage.
 
-    For 224 px images are stored with a longest side of at most 512 px, which saves disks (a choice
-    of ours); for more they are stored as they are.
+    Up to 224 px, images are stored with a longest side of at most 512 px to save disk space (our
+    choice); above, they are stored as they are.
     """
     return PipelineConfig(
         name=name,
         log_every=50,
         data=imagenet_data(max_resolution=512 if largest <= 224 else None),
         model=ModelConfig(size=size, image_size=224, patch_size=32),
-        **sections,
+        pretrain=pretrain,
+        intermediate=intermediate,
+        finetune=finetune,
+        linear_probe=linear_probe,
+        knn=knn,
     )
 
 
-def imagenet_data(*, max_resolution: int | None, **more: Any) -> DataConfig:
-    """JPEGs; a few files of such collections are always broken."""
+def imagenet_data(*, max_resolution: int | None, val_fraction: float | None = None) -> DataConfig:
+    """Images stored as JPEG; a few unreadable files, as large collections have, are skipped."""
     write = WriteConfig(mode="jpg", max_resolution=max_resolution, max_unreadable=100)
-    return DataConfig(num_workers=10, write=write, **more)
+    return DataConfig(num_workers=10, write=write, val_fraction=val_fraction)
 
 
 def pretraining(size: str, duration: Duration) -> PretrainConfig:
-    """Table 8 of the paper and the arguments of its code; all sizes share them."""
+    """The recipe of the paper's Table 8 and the released arguments, equal for all sizes."""
     return PretrainConfig(
         duration=duration,
         global_batch_size=4096,
-        micro_batch_size=micro_batch_size(size, 224, 4096, visible=VISIBLE),
+        micro_batch_size=micro_batch_size(Step(size=size, mask_ratio=MASK_RATIO), 4096),
         base_lr=1.5e-4,
         min_lr=0.0,
         warmup=epochs(40),
@@ -105,7 +122,6 @@ def pretraining(size: str, duration: Duration) -> PretrainConfig:
 
 
 def fine_tuning(
-    kind: type[Kind],
     size: str,
     row: Row,
     *,
@@ -113,14 +129,13 @@ def fine_tuning(
     ema_decay: float | None,
     image_size: int = 224,
     head_init_scale: float = 0.001,
-    **more: Any,
-) -> Kind:
-    """A column of a table, and what all those tables and the code's arguments share."""
-    return kind(
+) -> FinetuneConfig:
+    """The recipe of one column of a table, with what all columns have in common."""
+    return FinetuneConfig(
         duration=epochs(row.epochs),
         warmup=epochs(row.warmup),
         global_batch_size=batch,
-        micro_batch_size=micro_batch_size(size, image_size, batch),
+        micro_batch_size=micro_batch_size(Step(size=size, image_size=image_size), batch),
         base_lr=row.base_lr,
         min_lr=1e-6,
         weight_decay=row.weight_decay,
@@ -141,19 +156,20 @@ def fine_tuning(
         ),
         checkpoint_every=steps(1000),
         evaluate_every=Duration(5, "%"),
-        **more,
     )
 
 
-def micro_batch_size(size: str, image_size: int, batch: int, *, visible: float = 1.0) -> int:
-    """Images at a time for GPUs of 80 GB, by estimate: no GPU has run it yet.
+def micro_batch_size(step: Step, batch: int) -> int:
+    """Images at a time on GPUs of 80 GB: what leaves room in fp32 as well, in powers of two.
 
-    The backward pass keeps about 16 C values a site and block. In bf16 they may take 30 GB, so
-    that fp32 fits, too. Never more than the share of one of eight GPUs.
+    By the formula for activations and model states, without an average. Never more than what one of
+    eight GPUs gets of the batch.
     """
-    shape = size_of(size)
-    sites = [(image_size // (4 << stage)) ** 2 * visible for stage in range(4)]
-    layers = zip(sites, shape.dims, shape.depths, strict=True)
-    per_image = 2 * 16 * sum(places * dim * depth for places, dim, depth in layers)
-    fitting = (number for number in (512, 256, 128, 64, 32, 16, 8) if number * per_image <= 30e9)
+    in_fp32 = replace(step, value_bytes=4)
+    states = model_states(parameter_count(step), stage=1, world_size=8).total
+    fitting = (
+        number
+        for number in (512, 256, 128, 64, 32, 16, 8)
+        if activation_bytes(in_fp32, number).total + states <= ROOM
+    )
     return min(next(fitting), batch // 8)

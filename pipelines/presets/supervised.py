@@ -14,7 +14,7 @@ All: head_init_scale 1.0; the 0.001 of fine-tuning costs 4 to 7 points from scra
     GRN is spared from weight decay, as in V2's fine-tuning.
 """
 
-from pipelines.config import FinetuneConfig, PipelineConfig
+from pipelines.config import PipelineConfig
 from pipelines.presets.recipe import PAPER, Preset, Row, fine_tuning, imagenet, on_gpus
 
 # fmt: off
@@ -45,7 +45,6 @@ def _preset(size: str) -> Preset:
 
     def build() -> PipelineConfig:
         recipe = fine_tuning(
-            FinetuneConfig,
             size,
             FROM_SCRATCH[size],
             batch=4096,

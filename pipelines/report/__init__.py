@@ -1,1 +1,1 @@
-"""The pages people look at: what came out, how it came about, what it took."""
+"""HTML pages: the report of a run, the reconstruction gallery, the collapse analysis."""

@@ -72,14 +72,14 @@ def chart(
     """Draw `value` of points over their step: faint as measured, bold as a moving average.
 
     Args:
-        title: What a screen reader says.
+        title: Description for screen readers.
         value: Key of the points.
         series: Points by the colour name of their line.
         restarts: Steps at which a worker group took over.
         learning_rate: Show the points' "lr" in a strip below.
         percent: Values are shares from 0 to 1.
     """
-    # The last one drawn lies on top.
+    # The last one drawn is on top.
     back_to_front = list(series.items())[::-1]
     with rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")

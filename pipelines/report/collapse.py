@@ -1,9 +1,8 @@
 """The collapse analysis of one checkpoint, or of two side by side: numbers, plots and a page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +32,33 @@ PHOTOS = 3
 """Images whose activation maps are drawn."""
 
 
+class BlockNumbers(TypedDict):
+    """The fields of `BlockCollapse`."""
+
+    block: str
+    position: float
+    channels: int
+    distance: float | None
+    dead: float
+
+
+class CheckpointNumbers(TypedDict):
+    """The numbers of one weight file, with the mean distance over its blocks."""
+
+    weights: str
+    mean_distance: float | None
+    blocks: list[BlockNumbers]
+
+
+class CollapseNumbers(TypedDict):
+    """What collapse.json holds; `image_size` is height and width in pixels."""
+
+    images: int
+    skipped: list[str]
+    image_size: list[int]
+    checkpoints: list[CheckpointNumbers]
+
+
 def analyse_collapse(
     files: Sequence[Path],
     images: Path,
@@ -41,11 +67,11 @@ def analyse_collapse(
     image_size: tuple[int, int],
     max_images: int,
     block: str | None,
-) -> dict[str, Any]:
+) -> CollapseNumbers:
     """Measure every weight file on the same images; write and return the numbers.
 
     Writes collapse.json, collapse.png, activations.png and collapse.html to `output`. `block` is
-    the one whose maps are drawn; each model's own deep one if None.
+    the one whose maps are drawn; by default a deep one of each model.
 
     Raises:
         ValueError: When a file, the images, their size or `block` cannot be used.
@@ -68,7 +94,7 @@ def analyse_collapse(
         )
         for label, meter, name in zip(labels(files), meters, drawn, strict=True)
     ]
-    result = {
+    result: CollapseNumbers = {
         "images": len(views.shown),
         "skipped": views.skipped,
         "image_size": list(image_size),
@@ -90,16 +116,25 @@ def analyse_collapse(
     return result
 
 
-def _numbers(path: Path, checkpoint: Checkpoint) -> dict[str, object]:
+def _numbers(path: Path, checkpoint: Checkpoint) -> CheckpointNumbers:
     return {
         "weights": str(path),
         "mean_distance": checkpoint.mean_distance,
-        "blocks": [asdict(measured) for measured in checkpoint.blocks],
+        "blocks": [
+            {
+                "block": measured.block,
+                "position": measured.position,
+                "channels": measured.channels,
+                "distance": measured.distance,
+                "dead": measured.dead,
+            }
+            for measured in checkpoint.blocks
+        ],
     }
 
 
 def _show(views: Views, meters: Sequence[CollapseMeter]) -> Tensor:
-    """Show every meter all images; returns the first ones (N, H, W, 3) to draw the maps of."""
+    """Feed all images to every meter; returns the first ones (N, H, W, 3) to draw the maps of."""
     photos = None
     console = Console(stderr=True)
     batches = track(
@@ -119,7 +154,7 @@ def _show(views: Views, meters: Sequence[CollapseMeter]) -> Tensor:
 
 
 def labels(files: Sequence[Path]) -> list[str]:
-    """Names of the files; whole paths where those are the same."""
+    """Names of the files, or their paths where names are equal."""
     names = [path.name for path in files]
     return names if len(set(names)) == len(names) else [str(path) for path in files]
 
@@ -131,7 +166,7 @@ def collapse_page(
     facts: Mapping[str, object],
     skipped: Sequence[str],
 ) -> str:
-    """The page joining curve, maps (beside the `photos` (N, H, W, 3) they are of) and numbers."""
+    """The page with the curve, maps (beside the `photos` (N, H, W, 3) they are of) and numbers."""
     by_name = [{block.block: block for block in checkpoint.blocks} for checkpoint in checkpoints]
     names = sorted({name for blocks in by_name for name in blocks}, key=_place)
     title = "Cosine distance of the channels of each block"

@@ -16,7 +16,8 @@ from pipelines.report.charts import LIGHT, STYLE
 COLOURS = (LIGHT["pretrained"], LIGHT["warn"])
 DPI = 160
 SHEET_SIZE, PAGE_SIZE = (7.4, 3.4), (5.0, 2.9)
-"""Of the curve in inches: as a picture, and on the page, where a phone must show its labels."""
+"""Sizes of the curve in inches: as a picture, and on the page, where its labels must be legible
+on a phone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Checkpoint:
     """What was measured of one weight file.
 
     Args:
-        label: What it is called in pictures.
+        label: Its name in pictures.
         blocks: From the first to the last.
         drawn: The block whose maps are shown.
         maps: (images, channels, h, w), see `convnextv2.analysis.collapse.activation_maps`.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -22,6 +22,17 @@ SMALLEST_TILE = 128
 GAP, MARGIN, HEADING = 6, 24, 28
 
 
+class Gallery(TypedDict):
+    """What `reconstruct --json` prints: sizes in pixels, the mean loss, and the files written."""
+
+    images: int
+    skipped: list[str]
+    loss: float
+    image_size: list[int]
+    patch_size: int
+    files: list[str]
+
+
 def make_gallery(
     weights: Path,
     images: Path,
@@ -33,7 +44,7 @@ def make_gallery(
     image_size: tuple[int, int] | None,
     patch_size: int | None,
     norm_pix_loss: bool,
-) -> dict[str, Any]:
+) -> Gallery:
     """Write gallery.html and gallery.png to `output`; return the loss and what was done.
 
     Arguments are those of `read_fcmae` and `open_images`; the mask of an image depends on `seed`

@@ -1,7 +1,6 @@
 """HTML pages that load nothing: the templates of this folder, with the report's look."""
 
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -21,6 +20,6 @@ def environment() -> Environment:
     )
 
 
-def render(template: str, **values: Any) -> str:
-    """Fill in `template`."""
+def render(template: str, **values: object) -> str:
+    """Fill in the template of this file name with `values`."""
     return environment().get_template(template).render(light=LIGHT, **values)

@@ -1,6 +1,6 @@
-"""The page people look at: what came out, how it came about, what it took. One HTML file.
+"""The report of a run as one HTML file: its results, how training went, and what it took.
 
-`render_report` gets data and gives a page; it reads and writes nothing. Everything is inside the
+`render_report` makes a page of data; it reads and writes no file. Everything is inside the
 page (a content policy forbids loading anything), and every text is escaped by the template.
 """
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 from markupsafe import Markup
@@ -36,7 +35,7 @@ from pipelines.runtime.events import Event, Rejected, measurements, restarts
 
 MOST_SAMPLES = 8
 SHARE = MetricSpec(name="share", title="share")
-"""How shares of classes and phases are written."""
+"""Format of the shares of classes and phases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,29 +47,29 @@ class ReportInput:
         command: The command line that made it.
         config: The resolved configuration as JSON values.
         stages: Stages in the order they ran.
-        wall_seconds: Of the command that made the page, until now.
-        spools: Lines of the stages that train, by name.
+        wall_seconds: How long the command that makes the page has run.
+        event_logs: Events of the stages that train, by name.
         measured: What these stages measure while they train; those that are charted are drawn.
-        results: Of the models "pretrained", "scratch" (the control, or all there is without
+        results: Of the models "pretrained", "scratch" (the baseline, or the only one without
             pretraining), "probe" (linear) and "neighbours", and of others by their titles.
-        pictures: That belong to results, as title and PNG.
+        pictures: Pictures of results, each a title and a PNG.
         labelled_images: Images the classifiers were trained on.
-        reconstruction: Samples to show; the first eight are. None without FCMAE.
+        reconstruction: Samples, of which the first eight are shown. None without FCMAE.
         versions: Library name to version.
-        commit: Of the code that ran.
+        commit: Git commit of the code that ran.
         facts: What else to show at the top, such as workers, ZeRO stage, backend.
         mlflow_hint: How to open MLflow.
         pretraining: What "pretrained" means.
-        missing: Stages that are not done, each with why.
+        missing: Stages that are not done, each with the reason.
         whole_command: The command line that would make what is missing.
     """
 
     title: str
     command: str
-    config: dict[str, Any]
+    config: Mapping[str, object]
     stages: Sequence[StageRow]
     wall_seconds: float
-    spools: Mapping[str, Sequence[Event]]
+    event_logs: Mapping[str, Sequence[Event]]
     measured: Mapping[str, Sequence[MetricSpec]]
     results: Mapping[str, Result]
     labelled_images: int
@@ -96,7 +95,7 @@ def render_report(data: ReportInput) -> str:
         "title_of": title_of,
     }
     compared = comparisons(data.results)
-    last = [lines[-1].time for lines in data.spools.values() if lines]
+    last = [lines[-1].time for lines in data.event_logs.values() if lines]
     template = page.get_template("report.html.j2")
     return template.render(
         data=data,
@@ -112,26 +111,26 @@ def render_report(data: ReportInput) -> str:
         pictures=[(title, png(content, title)) for title, content in data.pictures],
         charts=_charts(data),
         samples=_samples(data.reconstruction) if data.reconstruction else None,
-        norm_pix_loss=(data.config.get("pretrain") or {}).get("norm_pix_loss", False),
+        norm_pix_loss=_norm_pix_loss(data.config),
         statuses=STATUSES,
         before=sum(stage.seconds for stage in data.stages if stage.status == "done"),
         between=data.wall_seconds
         - sum(stage.seconds for stage in data.stages if stage.status != "done"),
         training=[
-            training_time(stage, data.spools[stage.name])
+            training_time(stage, data.event_logs[stage.name])
             for stage in data.stages
-            if stage.name in data.spools
+            if stage.name in data.event_logs
         ],
         phases=PHASES,
-        events=events(data.spools),
+        events=events(data.event_logs),
         config=yaml.safe_dump(data.config, sort_keys=False, allow_unicode=True),
     )
 
 
-def events(spools: Mapping[str, Sequence[Event]]) -> list[str]:
-    """Sentences about what went wrong and was mended."""
+def events(event_logs: Mapping[str, Sequence[Event]]) -> list[str]:
+    """Sentences about failures and how the run recovered."""
     sentences = []
-    for stage, lines in spools.items():
+    for stage, lines in event_logs.items():
         title = title_of(stage)
         again = restarts(lines)
         if again:
@@ -156,7 +155,7 @@ def _numbers_marked(sentence: str) -> Markup:
 
 
 def _margin_text(compared: Comparison) -> str:
-    """What the gain is known to, with its unit; "" where that is not known."""
+    """The 95% margin of the gain, with its unit; "" where it is not known."""
     if compared.margin is None:
         return ""
     metric = compared.main.main
@@ -192,10 +191,10 @@ def _drawn_together() -> list[list[str]]:
 def _chart(data: ReportInput, stages: Sequence[str], spec: MetricSpec, title: str) -> Markup | None:
     """One metric of stages that are drawn together; None where none of them has measured it."""
     scratch = {"finetune-scratch"} if PRETRAINED in data.results else {"finetune"}
-    spools = {stage: data.spools[stage] for stage in stages if stage in data.spools}
+    event_logs = {stage: data.event_logs[stage] for stage in stages if stage in data.event_logs}
     drawn = {
         SCRATCH if stage in scratch else PRETRAINED: points
-        for stage, lines in spools.items()
+        for stage, lines in event_logs.items()
         if (points := [event for event in measurements(lines) if spec.name in event.values])
     }
     if not drawn:
@@ -204,10 +203,15 @@ def _chart(data: ReportInput, stages: Sequence[str], spec: MetricSpec, title: st
         title,
         spec.name,
         drawn,
-        restarts=[start.step for lines in spools.values() for start in restarts(lines)],
+        restarts=[start.step for lines in event_logs.values() for start in restarts(lines)],
         learning_rate=spec.name == "loss",
         percent=spec.unit == FRACTION,
     )
+
+
+def _norm_pix_loss(config: Mapping[str, object]) -> bool:
+    pretrain = config.get("pretrain")
+    return isinstance(pretrain, Mapping) and bool(pretrain.get("norm_pix_loss"))
 
 
 def _samples(reconstruction: Reconstruction) -> dict[str, list[Markup]]:

@@ -24,12 +24,12 @@ MOST_CLASSES = 30
 
 @dataclass(frozen=True)
 class TableSection:
-    """One table of one or several models; what its look does not need is empty.
+    """One table of one or several models; fields that its look does not use are empty.
 
     Args:
         table: Of `model`, the first that has it.
-        model: What its colour stands for.
-        compared: Whether the control has it, too.
+        model: Whose colour it has.
+        compared: Whether the baseline has it, too.
         bars: Rows of a table of bars.
         matrices: Of every model, by name.
         pairs: Instead of matrices, where there are too many classes.

@@ -33,7 +33,7 @@ def verdict(results: Mapping[str, Result], labelled_images: int, *, pretraining:
     if gain is None or scratch is None:
         return (
             f"Fine-tuned on {labels} after {pretraining}, the model reaches "
-            f"{reached_text(pretrained)}; there is no control from scratch to compare with."
+            f"{reached_text(pretrained)}; there is no baseline from scratch to compare with."
         )
     before, after = metric.text(scratch.main.value), metric.text(metric.value)
     change = (

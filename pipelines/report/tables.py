@@ -1,5 +1,5 @@
 """Results side by side: the table of metrics, the gain over training from scratch, and tables of
-classes. Nothing here knows which task the results are of.
+classes. Nothing here depends on the task.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ class Comparison:
     Args:
         results: By model, in the order they are shown.
         model: The first of them, which the page is about.
-        scratch: The result of the control, if `model` is the pretrained one.
+        scratch: The result of the baseline, if `model` is the pretrained one.
     """
 
     results: Mapping[str, Result]
@@ -38,17 +38,17 @@ class Comparison:
 
     @property
     def gain(self) -> float | None:
-        """Of the main metric, over the control."""
+        """Of the main metric, over the baseline."""
         return None if self.scratch is None else self.main.main.value - self.scratch.main.value
 
     @property
     def margin(self) -> float | None:
-        """What the gain is known to, ± in the metric's unit (95%)."""
+        """Half the 95% interval of the gain, in the metric's unit."""
         return None if self.scratch is None else margin(self.main.main, self.scratch.main)
 
     @property
     def is_loss(self) -> bool:
-        """Whether the control is better."""
+        """Whether the baseline is better."""
         scratch = self.scratch
         return scratch is not None and self.main.main.is_better(
             scratch.main.value, self.main.main.value
@@ -57,7 +57,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """A line of the table of results; `model` is what its colour stands for."""
+    """A line of the table of results; `model` decides its colour."""
 
     name: str
     model: str
@@ -67,7 +67,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """Every model's metrics; `gain` has the differences to the control, None without one."""
+    """Every model's metrics; `gain` has the differences to the baseline, None without one."""
 
     metrics: list[str]
     rows: list[ResultRow]
@@ -77,7 +77,7 @@ class ResultTable:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A value of one class; `scratch` and `gain` are None without a control."""
+    """A value of one class; `scratch` and `gain` are None without a baseline."""
 
     name: str
     value: float | None
@@ -96,7 +96,7 @@ class MatrixCell:
 
 @dataclass(frozen=True)
 class Pair:
-    """Of class `true`, `count` were taken for `predicted`; `scratch`: by the control."""
+    """Of class `true`, `count` were taken for `predicted`; `scratch`: by the baseline."""
 
     true: str
     predicted: str
@@ -156,17 +156,17 @@ def signed(metric: MetricSpec, change: float | None) -> str:
 
 
 def class_rows(table: Table, scratch: Table | None, *, most: int) -> list[ClassRow]:
-    """At most `most` classes of a table of bars, the largest gain first (the best without control).
+    """At most `most` classes of a table of bars, largest gain (else the best) first.
 
-    Where there are more, those that differ most are chosen; without control the worst.
+    Where there are more, those that differ most are chosen; without baseline the worst.
     """
-    controls = _by_class(scratch) if scratch else {}
+    baselines = _by_class(scratch) if scratch else {}
     rows = []
     for name, value in _by_class(table).items():
-        control = controls.get(name)
+        baseline = baselines.get(name)
         # Rounded, so that equal gains stay in the order of the classes.
-        gain = None if value is None or control is None else round(value - control, 9)
-        rows.append(ClassRow(name, value, control, gain))
+        gain = None if value is None or baseline is None else round(value - baseline, 9)
+        rows.append(ClassRow(name, value, baseline, gain))
     if scratch:
         rows.sort(key=lambda row: -abs(row.gain or 0))
         return sorted(rows[:most], key=lambda row: -(row.gain or 0))
@@ -194,14 +194,14 @@ def matrix_rows(table: Table) -> list[tuple[str, list[MatrixCell]]]:
 
 def confused_pairs(table: Table, scratch: Table | None, *, most: int) -> list[Pair]:
     """The `most` pairs of classes that are confused most often, most frequent first."""
-    rows, controls = list(_counts(table)), list(_counts(scratch)) if scratch else None
+    rows, baselines = list(_counts(table)), list(_counts(scratch)) if scratch else None
     pairs = [
         Pair(
             name,
             rows[predicted][0],
             count,
             count / max(1, sum(counts)),
-            controls[true][1][predicted] if controls else None,
+            baselines[true][1][predicted] if baselines else None,
         )
         for true, (name, counts) in enumerate(rows)
         for predicted, count in enumerate(counts)

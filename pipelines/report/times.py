@@ -31,7 +31,7 @@ PHASES = {
 """Phases of a stage that trains, in the order they are drawn."""
 STATUSES = {"run": "run now", "resumed": "resumed", "done": "done before"}
 NOTICEABLE = 0.05
-"""Seconds; what took less would be told as 0.0 s."""
+"""Seconds; a shorter time would be shown as 0.0 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class TrainingTime:
 
     Args:
         stage: Its name.
-        seconds: By phase, in the order of PHASES, without what is too short to be told.
+        seconds: By phase, in the order of PHASES, without those too short to be shown.
         total: Of all phases.
         earlier: Seconds that worker groups of commands that did not finish it had trained before.
         images: How many it got through, in so many `steps`; `rate` is per second of all its time.
@@ -91,7 +91,7 @@ def training_time(stage: StageRow, events: Sequence[Event]) -> TrainingTime:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two units a person would say."""
+    """A duration in words, in its two largest units."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

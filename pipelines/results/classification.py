@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from convnextv2.tasks.average_precision import average_precision, mean_of
 from convnextv2.tasks.classify import Confusion
-from convnextv2.tasks.precision import average_precision, mean_of
 from convnextv2.tasks.topk import num_correct
 from pipelines.results.known import MAP, TOP1, TOP5
 from pipelines.results.metrics import FRACTION, Metric, proportion
@@ -14,6 +14,8 @@ from pipelines.results.result import Column, Result, Table
 
 PER_CLASS, CONFUSION = "per_class", "confusion"
 """Names of the tables."""
+MOST_CLASSES_OF_MATRIX = 1000
+"""Beyond them result.json would be huge: ImageNet-22K's matrix has 477 million counts."""
 
 
 def accuracies(num_top1: float, num_top5: float, images: int) -> tuple[Metric, Metric]:
@@ -25,8 +27,24 @@ def single_label(confusion: Confusion, classes: Sequence[str]) -> Result:
     """Where an image is of one class; a class without images has no recall."""
     counts = confusion.counts
     num_top1 = int(counts.diagonal().sum())
+    recalls = _of_each_class(
+        "recall", "Share of each class that is recognised", classes, confusion.per_class
+    )
+    metrics = accuracies(num_top1, confusion.top5_correct, int(counts.sum()))
+    if len(classes) > MOST_CLASSES_OF_MATRIX:
+        return Result(
+            metrics=metrics,
+            tables=(recalls,),
+            note=f"There is no confusion matrix of {len(classes):,} classes: it is kept up to "
+            f"{MOST_CLASSES_OF_MATRIX:,}.",
+        )
+    return Result(metrics=metrics, tables=(recalls, _matrix(counts, classes)))
+
+
+def _matrix(counts: Tensor, classes: Sequence[str]) -> Table:
+    """From images by (true, predicted) class, (C, C)."""
     rows = zip(classes, counts.tolist(), strict=True)
-    matrix = Table(
+    return Table(
         name=CONFUSION,
         title="Mistaken for one another",
         note="Rows are the true class, columns the answer; numbers are test images.",
@@ -36,13 +54,6 @@ def single_label(confusion: Confusion, classes: Sequence[str]) -> Result:
             *(Column(title=name, unit="images") for name in classes),
         ),
         rows=tuple((name, *row) for name, row in rows),
-    )
-    recalls = _of_each_class(
-        "recall", "Share of each class that is recognised", classes, confusion.per_class
-    )
-    return Result(
-        metrics=accuracies(num_top1, confusion.top5_correct, int(counts.sum())),
-        tables=(recalls, matrix),
     )
 
 

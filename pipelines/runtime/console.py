@@ -1,4 +1,4 @@
-"""What a person sees while a pipeline runs: a line per stage, and a bar for the one at work."""
+"""What a user sees while a pipeline runs: a line per stage, and a bar for the running one."""
 
 from typing import ClassVar
 
@@ -25,7 +25,7 @@ class Screen:
         self.starts(context.stage.name, reason, "goes on" if status == "resumed" else "starts")
 
     def starts(self, name: str, text: str, verb: str = "starts") -> None:
-        """Say that something begins, and put up its bar."""
+        """Print that something begins, and show its bar."""
         self._stage, self._told = name, 0.0
         self.console.print(f"[bold]{name}[/bold] {verb}: {escape(text)}", highlight=False)
         if self.console.is_terminal:
@@ -63,7 +63,7 @@ class Screen:
         self.console.print(f"  [green]done[/green] in {result.seconds:.0f} s", highlight=False)
 
     def stop(self) -> None:
-        """Take the bar down."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

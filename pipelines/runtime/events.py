@@ -2,7 +2,7 @@
 
 The progress bar, MLflow and the report are made from it. Lines are appended and never
 changed: after a restart a "start" line says from which step training went on, and readers drop
-what came after that step before.
+what was written beyond that step before it.
 
     {"kind": "start", "step": 400, "time": ..., "workers": 2, "total": 1248}
     {"kind": "point", "step": 410, "time": ..., "loss": 0.47, ...}
@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-SPOOL = "metrics.jsonl"
+EVENTS_FILE = "metrics.jsonl"
 
 STARTING, LOST, HAND_OVER = "starting", "lost", "hand-over"
 """Phases of a stage in which no worker keeps time."""
@@ -42,7 +42,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Event):
-    """A group of workers begins, or goes on from `step`; there are `total` steps."""
+    """A worker group begins, or goes on from `step`, of `total` steps."""
 
     kind: ClassVar[str] = "start"
     workers: int
@@ -51,28 +51,28 @@ class Start(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(Event):
-    """Metrics by name; in the file they stand beside the other fields."""
+    """Metrics by name; in a line of the file they are fields like the others."""
 
     values: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point(Measured):
-    """What training, or another stage's work, has come to."""
+    """The progress of a stage: how far it is and what it measures."""
 
     kind: ClassVar[str] = "point"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation(Measured):
-    """What was measured on the validation split in between."""
+    """What was measured on the validation split during training."""
 
     kind: ClassVar[str] = "validation"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped(Event):
-    """A step was left out; it was the `skipped_steps`th."""
+    """A step was skipped, the `skipped_steps`th in this training."""
 
     kind: ClassVar[str] = "skipped"
     skipped_steps: int
@@ -80,14 +80,14 @@ class Skipped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Timed(Event):
-    """`seconds` of rank 0 by phase since its group started."""
+    """With rank 0's `seconds` by phase since its worker group started."""
 
     seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Timed):
-    """A checkpoint of `bytes` is there, written in `written_seconds` beside the training."""
+    """A checkpoint of `bytes` is on disk, written in `written_seconds` while training went on."""
 
     kind: ClassVar[str] = "checkpoint"
     bytes: int
@@ -116,10 +116,10 @@ KINDS: Mapping[str, type[Event]] = {
 
 
 class EventLog:
-    """Appends events; a worker that is not rank 0 writes nothing."""
+    """Appends events to the file in `directory`; writes nothing unless `active` (rank 0)."""
 
     def __init__(self, directory: Path, *, active: bool) -> None:
-        path = directory / SPOOL
+        path = directory / EVENTS_FILE
         if active and path.exists():
             # A full disk or a lost node may have left the last line without its end.
             whole, newline, _ = path.read_bytes().rpartition(b"\n")
@@ -136,7 +136,7 @@ class EventReader:
     """Reads what was appended since the last look."""
 
     def __init__(self, directory: Path, *, from_end: bool = False) -> None:
-        self._path = directory / SPOOL
+        self._path = directory / EVENTS_FILE
         self._offset = 0
         if from_end:
             self.new_events()
@@ -180,12 +180,12 @@ def read_events(directory: Path) -> list[Event]:
 
 
 def curve(events: Sequence[Event]) -> list[Point]:
-    """The points of the run as it counts: without what a restart took back."""
+    """The points that count: without those that a restart took back."""
     return [event for event in measurements(events) if isinstance(event, Point)]
 
 
 def measurements(events: Sequence[Event]) -> list[Measured]:
-    """Points and validations of the run as it counts."""
+    """Points and validations that count: without those that a restart took back."""
     found: list[Measured] = []
     for event in events:
         if isinstance(event, Start):
@@ -196,7 +196,7 @@ def measurements(events: Sequence[Event]) -> list[Measured]:
 
 
 def restarts(events: Sequence[Event]) -> list[Start]:
-    """The starts behind the first: each is a group that took over."""
+    """The starts after the first: each is a worker group that took over."""
     return [event for event in events if isinstance(event, Start)][1:]
 
 

@@ -1,4 +1,4 @@
-"""What control groups (of containers, of Kubernetes) leave of the machine to this process."""
+"""Limits that control groups (of containers, of Kubernetes) put on this process."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def core_quotas() -> Iterator[float]:
-    """Cores that each control group leaves to this process."""
+    """Cores that each control group allows this process."""
     for value in _cgroup_values("", "cpu.max"):
         quota, period = value.split()
         if quota != "max":
@@ -20,7 +20,7 @@ def core_quotas() -> Iterator[float]:
 
 
 def memory_limits() -> Iterator[int]:
-    """Bytes that each control group leaves to this process."""
+    """Bytes of memory that each control group allows this process."""
     yield from (int(v) for v in _cgroup_values("", "memory.max") if v != "max")
     yield from map(int, _cgroup_values("memory", "memory.limit_in_bytes"))
 

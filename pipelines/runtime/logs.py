@@ -1,4 +1,4 @@
-"""Where noise goes: everything a library prints lands in a file, the terminal stays for people."""
+"""Redirection of what libraries print to a file, so that the terminal shows our messages only."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from typing import TextIO
 @contextmanager
 def redirected(path: Path) -> Iterator[TextIO]:
     """Send this process's standard output and error to `path`; yields the original
-    standard error, for people.
+    standard error, for our messages.
 
     Works on file descriptors, so what C++ libraries and child processes print goes along.
     """

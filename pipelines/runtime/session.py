@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cluster.checkpoint.store import sweep
 from cluster.launch import Cluster, Placement
@@ -41,8 +41,8 @@ class Session:
     Args:
         config: The whole pipeline's.
         run_dir: The run's folder, which is locked.
-        screen: Where people look.
-        began: When its command did (epoch seconds); now if it is not given.
+        screen: Shows the user what happens.
+        began: When the command was started (epoch seconds); by default, now.
 
     Attributes:
         tracked_as: Name of this invocation's run in MLflow, the parent of its stages' runs.
@@ -91,7 +91,7 @@ class Session:
             )
 
     def _sweep(self) -> None:
-        """The workers are gone by now: what they were writing will never be finished."""
+        """Remove unfinished checkpoints: the workers that were writing them have ended."""
         for checkpoints in self.run_dir.glob(f"stages/*/*/{CHECKPOINTS}"):
             sweep(checkpoints)
 
@@ -118,7 +118,7 @@ class Session:
 
     @contextmanager
     def attempt(self, context: StageContext) -> Iterator[str]:
-        """The stage's run in MLflow, which goes on when the stage does; its name is yielded."""
+        """Open the stage's run in MLflow, the same one when a stage is resumed; yields its name."""
         path = context.directory / TRACKED
         if not path.exists():
             write_json(path, {"run": _dated(context.stage.name)})
@@ -145,8 +145,8 @@ class Session:
             self.tracker.artifact(run, directory / name)
         return files
 
-    def provenance_of(self, run: str) -> dict[str, Any]:
-        """What a checkpoint of an attempt says about where it comes from."""
+    def provenance_of(self, run: str) -> dict[str, object]:
+        """What a checkpoint records about where it comes from."""
         names = {"pipeline": self.tracked_as, "attempt": run}
         return {
             **provenance(),

@@ -11,7 +11,7 @@ from cluster.checkpoint.store import Checkpoint, CheckpointError, latest_good
 from convnextv2.data.shards.manifest import read_manifest
 from pipelines.config import FinetuneConfig, PretrainConfig
 from pipelines.graph import Outputs, StageContext, hash_files
-from pipelines.runtime.events import SPOOL
+from pipelines.runtime.events import EVENTS_FILE
 from pipelines.runtime.session import Session
 from pipelines.stages.setup import StageSetup
 from pipelines.training.job import TrainJob, Validator
@@ -31,7 +31,6 @@ NOT_IN_KEY = {
     "keep_best",
     "evaluate_every",
     "max_skipped_steps",
-    "compile",
     "backend",
     "scratch_baseline",
     "weights",
@@ -102,7 +101,7 @@ def run_training(context: StageContext, session: Session, job: TrainJob, weights
             written[ema_name(weights)] = EMA_WEIGHT
         for name, kind in written.items():
             consolidate(last.path, context.directory / name, kind, metadata=job.metadata)
-        session.tracker.artifact(run, context.directory / SPOOL)
+        session.tracker.artifact(run, context.directory / EVENTS_FILE)
     return hash_files(context.directory, *written)
 
 

@@ -25,7 +25,7 @@ from pipelines.stages.common import ema_name
 from pipelines.stages.finetune import ENCODER, build_classifier, recipe_of
 from pipelines.stages.setup import StageSetup
 from pipelines.training.transforms import image_size_of
-from pipelines.training.validation import Validation, of_all_workers, share_of
+from pipelines.training.validation import Validation, of_all_workers, worker_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def build(setup: StageSetup) -> Stage:
 
 
 def evaluate(job: EvaluateJob) -> None:
-    """Score this worker's share of the images; rank 0 writes the merged result.
+    """Score this worker's images; rank 0 writes the result of all workers.
 
     The result is that of the weights; their average's, if there is one, is under "ema" in it.
     """
@@ -109,14 +109,14 @@ def evaluate(job: EvaluateJob) -> None:
             classes,
         )
         device = worker_device(use_gpu=job.use_gpu)
-        share = len(share_of(validation.loader.shards.samples))
+        images = len(worker_samples(validation.loader.shards.samples))
         event_log = EventLog(job.directory, active=group.rank() == 0)
-        event_log.write(Start(step=0, total=share * len(job.files), workers=group.world_size()))
+        event_log.write(Start(step=0, total=images * len(job.files), workers=group.world_size()))
         results = []
         for number, file in enumerate(job.files):
             begin = time.perf_counter()
             task = _load_task(job, file, len(classes)).to(device)
-            scored = _scored(task, validation, device, event_log, number * share)
+            scored = _scored(task, validation, device, event_log, number * images)
             result = _result(scored, validation, classes, device)
             seconds = time.perf_counter() - begin
             results.append(result.model_copy(update={"seconds": seconds}))
@@ -140,7 +140,7 @@ def _result(
 def _scored(
     task: ClassifyTask, validation: Validation, device: torch.device, event_log: EventLog, seen: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores and labels of this worker's share, on the CPU; `seen` images were scored before."""
+    """Scores and labels of this worker's images, on the CPU; `seen` images were scored before."""
     for scores, labels in validation.scored(task, device):
         yield scores.cpu(), labels.cpu()
         seen += len(labels)

@@ -1,8 +1,8 @@
 """Stage `knn`: nearest neighbours of the pretrained encoder's features, without any training.
 
-Every worker keeps the features of its share of the training images. Each worker in turn broadcasts
-the features of its validation images, some at a time; all workers answer with the nearest of their
-own training images, and the worker that asked merges the answers.
+Every worker keeps the features of its own part of the training images. Each worker in turn
+broadcasts the features of its validation images, some at a time; all workers answer with the
+nearest of their own training images, and the worker that asked merges the answers.
 """
 
 import time
@@ -33,7 +33,7 @@ from pipelines.runtime.logs import worker_log
 from pipelines.stages import pretrain
 from pipelines.stages.setup import StageSetup
 from pipelines.training.transforms import evaluation_view
-from pipelines.training.validation import share_of
+from pipelines.training.validation import worker_samples
 from pipelines.training.weights.given import Given
 
 QUERIES = 1024
@@ -105,14 +105,14 @@ def build(setup: StageSetup) -> Stage:
 
 
 def classify(job: KnnJob) -> None:
-    """Score this worker's share of the images; rank 0 writes the merged result."""
+    """Score this worker's images; rank 0 writes the result of all workers."""
     with worker_log(job.log, group.rank()):
         begin = time.perf_counter()
         device = worker_device(use_gpu=job.use_gpu)
         encoder = read_encoder(job.weights).to(device)
         event_log = EventLog(job.directory, active=group.rank() == 0)
         splits = {split: read_manifest(job.data / split) for split in ("train", "val")}
-        total = sum(len(share_of(manifest.samples)) for manifest in splits.values())
+        total = sum(len(worker_samples(manifest.samples)) for manifest in splits.values())
         event_log.write(Start(step=0, total=total, workers=group.world_size()))
         bank, numbers = features(job, "train", encoder, event_log, 0)
         queries, own = features(job, "val", encoder, event_log, len(bank))
@@ -124,7 +124,7 @@ def classify(job: KnnJob) -> None:
         for rows, neighbours in answered(queries, bank, numbers, job.settings.k):
             names = numbers_of(neighbours).cpu().numpy().astype("uint64")
             labels = torch.from_numpy(voters.labels(names.ravel())).view(neighbours.shape)
-            shares = votes(
+            scores = votes(
                 similarities(neighbours).cpu(),
                 labels,
                 job.settings.temperature,
@@ -132,7 +132,7 @@ def classify(job: KnnJob) -> None:
             )
             wanted = truth[own[rows].cpu()]
             # A class without a vote is no answer.
-            counts += torch.tensor([len(wanted), *num_correct(shares, wanted, (1, 5), above=0)])
+            counts += torch.tensor([len(wanted), *num_correct(scores, wanted, (1, 5), above=0)])
         images, top1, top5 = torch.stack(group.all_gather(counts)).sum(dim=0).tolist()
         if group.rank() == 0:
             result = Result(
@@ -151,26 +151,26 @@ def classify(job: KnnJob) -> None:
 def features(
     job: KnnJob, split: str, encoder: ConvNeXtV2, event_log: EventLog, seen: int
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, C) of this worker's share of a split and the images' numbers (N)."""
+    """Features (N, C) of this worker's images of a split, and the images' numbers (N)."""
     loader = BetonLoader(
         job.data / split,
         batch_size=job.settings.batch_size,
         view=evaluation_view(job.image_size, job.evaluate),
         num_workers=job.num_workers,
     )
-    share = share_of(loader.shards.samples)
+    samples = worker_samples(loader.shards.samples)
     device = worker_device(use_gpu=job.use_gpu)
     normalize = Normalize(read_manifest(job.data / "train").normalization).to(device)
-    found = torch.empty(len(share), encoder.dims[-1], device=device)
+    found = torch.empty(len(samples), encoder.dims[-1], device=device)
     filled = 0
-    for batch in on_device(loader.batches(share), device):
+    for batch in on_device(loader.batches(samples), device):
         images = normalize(batch.images, torch.float32)
         found[filled : filled + len(images)] = pooled(encoder, images)
         filled += len(images)
         event_log.write(
             Point(step=seen + filled, values={"images": (seen + filled) * group.world_size()})
         )
-    return found, torch.from_numpy(share.astype("int64")).to(device)
+    return found, torch.from_numpy(samples.astype("int64")).to(device)
 
 
 def answered(queries: Tensor, bank: Tensor, numbers: Tensor, k: int) -> list[tuple[slice, Tensor]]:

@@ -25,7 +25,7 @@ from pipelines.report.page import ReportInput, render_report
 from pipelines.report.tables import NEIGHBOURS, PRETRAINED, PROBE, SCRATCH
 from pipelines.report.times import StageRow
 from pipelines.results import MetricSpec, find_result
-from pipelines.runtime.events import SPOOL, read_events
+from pipelines.runtime.events import EVENTS_FILE, read_events
 from pipelines.runtime.provenance import git_commit, versions
 from pipelines.runtime.session import Session
 from pipelines.runtime.tracking import open_hint
@@ -53,9 +53,9 @@ def build(setup: StageSetup) -> Stage:
         settings |= {
             "missing": dict(gaps.why),
             "half done": {
-                name: hash_files(directory, SPOOL)
+                name: hash_files(directory, EVENTS_FILE)
                 for name, directory in gaps.half_done.items()
-                if (directory / SPOOL).exists()
+                if (directory / EVENTS_FILE).exists()
             },
         }
 
@@ -97,7 +97,7 @@ def gather(
         stage_result.context.stage.name: stage_result.status
         for stage_result in session.stage_results
     }
-    spools = {
+    event_logs = {
         name: read_events(directory) for name, directory in begun.items() if KINDS[name].trains
     }
     return ReportInput(
@@ -108,8 +108,8 @@ def gather(
             _stage_row(name, directory, statuses.get(name, "done"))
             for name, directory in inputs.items()
         ],
-        spools=spools,
-        measured={name: _measured(config, name) for name in spools},
+        event_logs=event_logs,
+        measured={name: _measured(config, name) for name in event_logs},
         results={model_of(config, name): result for name, result in found.items()},
         pictures=[
             (picture.title, (inputs[name] / picture.file).read_bytes())

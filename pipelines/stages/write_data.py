@@ -10,7 +10,7 @@ from convnextv2.data.selection import Selection, open_selected
 from convnextv2.data.shards.manifest import MANIFEST, read_manifest
 from convnextv2.data.sources import Columns
 from convnextv2.data.writing import WriteSettings, plan_collection, write_collection
-from convnextv2.data.writing.write import progress
+from convnextv2.data.writing.plan import progress
 from pipelines.config import DataConfig, WriteConfig
 from pipelines.config.resolve import refuse
 from pipelines.graph import Outputs, Stage, StageContext, digest_of, hash_files

@@ -12,6 +12,7 @@ from convnextv2.data.shards.local_cache import LocalCache
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from pipelines.config import FinetuneConfig
+from pipelines.training.gpu import check_gpu
 from pipelines.training.job import TrainJob
 from pipelines.training.transforms import augmentation, image_size_of, training_view
 from pipelines.training.validation import Validation
@@ -20,6 +21,9 @@ from pipelines.training.validation import Validation
 def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
     """The task with its optimizer, shared among the workers."""
     recipe = job.recipe
+    torch.set_float32_matmul_precision(recipe.matmul_precision)
+    device = worker_device(use_gpu=job.cluster.use_gpu)
+    check_gpu(job, device)
     seed_step(job.seed, 0, 0)  # The same initial weights on every worker.
     task = job.build_task(job)
     rule = GroupRule(weight_decay=recipe.weight_decay, exempt=recipe.decay_exempt)
@@ -35,9 +39,10 @@ def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
             grad_clip=recipe.grad_clip,
             ema_decay=recipe.ema_decay,
             max_skipped_steps=recipe.max_skipped_steps,
+            cuda_graph=job.cluster.cuda_graph,
         ),
         batch_layout=batch_layout,
-        device=worker_device(use_gpu=job.cluster.use_gpu),
+        device=device,
         identify=lambda batch: batch.indices.tolist(),
     )
 

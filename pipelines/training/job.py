@@ -1,9 +1,9 @@
 """What a worker needs to know to train: plain data that travels to any node."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -44,16 +44,16 @@ class TrainJob:
         model: The network's geometry.
         data: How the training images are read.
         recipe: What is trained, and how.
-        evaluate: How validation images are looked at.
-        cluster: The workers: ZeRO, device.
-        seed: Of everything random.
+        evaluate: How validation images are resized and cropped.
+        cluster: Settings of the workers: ZeRO, device.
+        seed: From which all random numbers are derived.
         log_every: Steps between points on the curves.
         build_task: Makes the module to train.
-        directory: The stage's own, on storage that all workers share.
-        log: Where what libraries print goes.
+        directory: The stage's folder, on storage that all workers share.
+        log: Worker N writes what libraries print to `<log>.rank<N>.log`.
         shards: The training images.
-        num_classes: Of their labels.
-        build_validator: Makes what evaluates the task in between, for recipes that do.
+        num_classes: Number of classes of their labels.
+        build_validator: Makes the validator, for recipes that evaluate during training.
         normalization: Of the training images, by which those for validation are normalised, too.
         initial_weights: What training starts from, else random weights.
         metadata: What the weights say about themselves, as entries of a safetensors file.
@@ -77,7 +77,7 @@ class TrainJob:
     normalization: Normalization = IMAGENET
     initial_weights: Path | None = None
     metadata: dict[str, str] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
     def order(self) -> GlobalOrder:
         return training_order(self.shards, self.recipe, self.data, self.seed)
@@ -87,7 +87,7 @@ class TrainJob:
         return Plan.of(self.recipe, self.order()).total_steps
 
     def keep_policy(self, plan: "Plan") -> KeepPolicy:
-        """Which checkpoints stay; which of two is better, the metric itself knows."""
+        """Which checkpoints are kept; the metric says which of two values is better."""
         recipe, best = self.recipe, self.recipe.keep_best
         metric = None if best is None else recipe.measured(self.data)[best]
         return KeepPolicy(
@@ -100,7 +100,7 @@ class TrainJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A recipe's durations in optimizer steps; 0 is never."""
+    """A recipe's durations in optimizer steps; 0 means never."""
 
     total_steps: int
     warmup_steps: int
@@ -111,7 +111,11 @@ class Plan:
 
     @classmethod
     def of(cls, recipe: TrainConfig, order: GlobalOrder) -> "Plan":
-        """Convert, once; raises ValueError for a warm-up longer than the training."""
+        """Convert a recipe's durations.
+
+        Raises:
+            ValueError: When the warm-up is longer than the training.
+        """
 
         def steps(duration: Duration | None, total: int | None) -> int:
             if duration is None:

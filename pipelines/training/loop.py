@@ -12,7 +12,6 @@ import math
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -119,7 +118,9 @@ class Run:
         )
 
     def resume(self) -> int:
-        """Load the last good checkpoint, if there is one; returns the step to go on from."""
+        """Load the last good checkpoint, if there is one, and make room for the next; returns the
+        step to go on from.
+        """
         root = self.job.directory / CHECKPOINTS
         search = group.broadcast(latest_good(root) if group.rank() == 0 else None)
         assert search is not None
@@ -130,6 +131,7 @@ class Run:
             self.engine.restore(search.found.path, search.found.notes)
             self.noted = search.found.notes["metrics"]
             step = search.found.step
+        self.saver.prepare(self.engine.fragments)
         here = current.worker()
         here.beacon.began = here.beacon.saved = step
         here.beacon.stepped(step)
@@ -143,10 +145,10 @@ class Run:
         """This worker's micro batches of every global batch from `step` to the end."""
         while step < self.plan.total_steps:
             epoch, start = divmod(step, self.order.batches_per_epoch)
-            share = self.order.worker_batches(
+            samples = self.order.worker_batches(
                 epoch, rank=group.rank(), world_size=group.world_size(), start=start
             )
-            batches = on_device(self.loader.batches(share, epoch), self.engine.device)
+            batches = on_device(self.loader.batches(samples, epoch), self.engine.device)
             with closing(self._timed(batches)) as stream:
                 left = self.plan.total_steps - step
                 for _ in range(min(left, self.order.batches_per_epoch - start)):
@@ -155,7 +157,7 @@ class Run:
                     step += 1
 
     def _timed(self, batches: Generator[Batch]) -> Generator[Batch]:
-        """Book waiting for data as such."""
+        """Count the time spent waiting for a batch as phase `data`."""
         with closing(batches):
             while True:
                 with self.clock.phase("data"):
@@ -166,7 +168,7 @@ class Run:
                 yield batch
 
     def log(self, step: int, metrics: dict[str, torch.Tensor]) -> None:
-        """Average over workers and note a point; of a step that was left out, only that."""
+        """Write a point of means over workers; of a step that was skipped, only that it was."""
         values = group.mean_over_workers(metrics)
         if not math.isfinite(values["loss"] + values["grad_norm"]):
             skipped = self.engine.skipped_steps
@@ -182,7 +184,7 @@ class Run:
         self.event_log.write(events.Point(step=step, values=position | values))
 
     def evaluate(self, step: int) -> None:
-        """Score the validation split by the weights and, if there is one, by their average."""
+        """Score the validation split with the weights and, if one is kept, with their average."""
         assert self.validator is not None
         with self.engine.evaluating() as module:
             values = self.validator.run(module, self.engine.device)
@@ -198,7 +200,7 @@ class Run:
         self._told(self.saver.save(step, self.engine.fragments, self._notes(step)))
 
     def finish(self, step: int) -> None:
-        """Wait for the last checkpoint, and close the books."""
+        """Wait for the last checkpoint, close the cache and write the end."""
         with self.clock.phase("checkpoint"):
             self._told(self.saver.wait())
         if self.loader.cache is not None:
@@ -206,7 +208,7 @@ class Run:
         self.event_log.write(events.End(step=step, seconds=self.clock.seconds))
 
     def _told(self, saved: Saved | None) -> None:
-        """Note a checkpoint that is there now: how long it took beside the training."""
+        """Write an event for a checkpoint that is now on disk, and how long it took to write."""
         if saved is not None:
             current.worker().beacon.saved = saved.checkpoint.step
             self.event_log.write(
@@ -218,8 +220,8 @@ class Run:
                 )
             )
 
-    def _notes(self, step: int) -> dict[str, Any]:
-        """What a checkpoint says besides the fragments. The schedule and every random number are
+    def _notes(self, step: int) -> dict[str, object]:
+        """What a checkpoint records besides the fragments. The schedule and every random number are
         functions of the step, so there is no other state.
         """
         return {

@@ -14,7 +14,7 @@ from pipelines.config import DataConfig, FinetuneConfig, TrainConfig
 def training_samples(folder: Path, recipe: TrainConfig, seed: int) -> Indices | int:
     """The samples, cut down to `train_images` and `labels_per_class` by the seed.
 
-    All of them are given as their number: 14 million need no list.
+    Where nothing is cut, the number of samples is returned: a list of 14 million would be waste.
 
     Raises:
         ValueError: When there are fewer than asked for, or less than one global batch.
@@ -35,7 +35,7 @@ def training_samples(folder: Path, recipe: TrainConfig, seed: int) -> Indices | 
 
 
 def find_shortages(recipe: TrainConfig, images: Census) -> list[str]:
-    """What a recipe asks for and the training images have not: each begins with a field's name."""
+    """What a recipe asks for beyond the images there are; each begins with a field's name."""
     problems = []
     if (recipe.train_images or 0) > images.images:
         problems.append(
@@ -60,7 +60,7 @@ def find_shortages(recipe: TrainConfig, images: Census) -> list[str]:
 
 
 def most_samples(recipe: TrainConfig, images: Census) -> int:
-    """How many images a recipe trains on; fewer, where `train_images` leave a class too few."""
+    """How many images a recipe trains on at most; `train_images` may leave fewer of a class."""
     most = min(recipe.train_images or images.images, images.images)
     if isinstance(recipe, FinetuneConfig) and recipe.labels_per_class is not None:
         labelled = sum(min(recipe.labels_per_class, count) for count in images.class_counts)
@@ -69,7 +69,7 @@ def most_samples(recipe: TrainConfig, images: Census) -> int:
 
 
 def count(samples: Indices | int) -> int:
-    """How many samples there are."""
+    """The number of samples, given as a list or as a number."""
     return samples if isinstance(samples, int) else len(samples)
 
 

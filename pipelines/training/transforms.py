@@ -1,4 +1,4 @@
-"""From settings to what the network sees of an image."""
+"""Views and augmentation of images, from the settings."""
 
 from convnextv2.data.augment import Augment, ColorJitter, Mixing, RandAugment, RandomErasing
 from convnextv2.data.loading.views import CenterView, RandomView, SquashView, View
@@ -32,7 +32,7 @@ def training_view(image_size: int, augment: AugmentConfig) -> RandomView:
 
 
 def augmentation(augment: AugmentConfig) -> Augment:
-    """What happens to that view; everything that is zero is left out."""
+    """The augmentations of a training view; those whose setting is zero are left out."""
     strength = augment.color_jitter
     return Augment(
         color_jitter=ColorJitter(strength, strength, strength) if strength else None,
@@ -45,9 +45,8 @@ def augmentation(augment: AugmentConfig) -> Augment:
 
 
 def evaluation_view(image_size: int, evaluate: EvaluateConfig) -> View:
-    """The view of a validation image: centre crop below 384 px, squashed from there.
-
-    As the official code evaluates.
+    """The view of a validation image, as the official code has it: a centre crop below 384 px, the
+    whole image squashed to a square from 384 px on.
     """
     size = (image_size, image_size)
     squash = evaluate.crop_mode == "squash" or (

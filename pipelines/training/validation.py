@@ -14,9 +14,9 @@ from cluster import group
 from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.shards.mapped import Indices
 from convnextv2.tasks import TaskOutput
+from convnextv2.tasks.average_precision import average_precision, mean_of
 from convnextv2.tasks.batch import Batch, on_device
 from convnextv2.tasks.classify import cross_entropies
-from convnextv2.tasks.precision import average_precision, mean_of
 from convnextv2.tasks.topk import num_correct
 from pipelines.config import EvaluateConfig
 from pipelines.training.transforms import evaluation_view
@@ -26,7 +26,7 @@ Forward = Callable[[Batch], TaskOutput]
 
 @dataclass
 class Validation:
-    """The validation split, ready to be looked at again and again."""
+    """The validation split, opened once and scored as often as needed."""
 
     loader: BetonLoader
 
@@ -57,9 +57,9 @@ class Validation:
     def run(self, forward: Forward, device: torch.device) -> dict[str, float]:
         """Accuracies and the mean cross entropy over the whole split, the same on every worker.
 
-        Where images may be of several classes, it has their mAP, too: what
-        `FinetuneConfig.validation_metrics` names. `forward` is the task as all workers call it, in
-        evaluation mode: its output has scores.
+        `FinetuneConfig.validation_metrics` names them; where images may be of several classes,
+        mAP is one. `forward` is the task as all workers call it, in evaluation mode: its output
+        has scores.
         """
         # Images, how many are right in top-1 and top-5, loss.
         totals = torch.zeros(4, dtype=torch.float64, device=device)
@@ -84,13 +84,13 @@ class Validation:
         return self.loader.shards.label_sets is not None
 
     def scored(self, forward: Forward, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Scores (B, classes) and labels (B) of this worker's share, batch by batch.
+        """Scores (B, classes) and labels (B) of this worker's samples, batch by batch.
 
-        Every worker calls `forward` equally often, for in ZeRO stage 3 that is something they do
-        together: whoever has fewer batches looks at an image once more, and keeps it to itself.
+        Every worker calls `forward` equally often, since a forward pass is a collective operation
+        in ZeRO stage 3: a worker with fewer batches repeats an image and drops its scores.
         """
         size = self.loader.batch_size
-        mine = share_of(self.loader.shards.samples)
+        mine = worker_samples(self.loader.shards.samples)
         longest = -(-self.loader.shards.samples // group.world_size())
         own = -(-len(mine) // size)
         spare = [np.zeros(1, np.uint64)] * (-(-longest // size) - own)
@@ -110,8 +110,8 @@ def of_all_workers(kept: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat(scores), torch.cat(labels)
 
 
-def share_of(samples: int) -> Indices:
-    """Numbers of the samples that are this worker's: every worker gets a stretch of them."""
+def worker_samples(samples: int) -> Indices:
+    """Numbers of this worker's samples, a contiguous range; of all workers, every sample once."""
     begin, end = (
         samples * number // group.world_size() for number in (group.rank(), group.rank() + 1)
     )

@@ -148,7 +148,11 @@ HEAVY = ("torch", "numba", "ffcv", "timm", "ray", "deepspeed", "mlflow")
     [
         # A wrong setting is said in the first second; the doctor must run where they are broken.
         ("pipelines.presets, pipelines.cli, pipelines.doctor.diagnose", HEAVY),
-        ("convnextv2.encoder, convnextv2.fcmae, convnextv2.weights", HEAVY[1:]),
+        # Dynamo takes a second and more, which only whoever compiles a model should wait.
+        (
+            "convnextv2.encoder, convnextv2.fcmae, convnextv2.weights",
+            (*HEAVY[1:], "triton", "torch._dynamo"),
+        ),
         (
             "convnextv2.data.loading.loader, convnextv2.data.writing, convnextv2.tasks.pretrain",
             HEAVY[3:],

@@ -13,6 +13,7 @@ import torch
 
 from cluster.launch import Cluster, ClusterError, Placement
 from cluster.placement import worker_device
+from tests.cluster.fake_gpu import visible_gpu
 
 TOKEN = "CONVNEXTV2_TEST_LAUNCH"
 PLACEMENT = Placement(num_workers=2, max_failures=1, start_timeout_seconds=120)
@@ -103,6 +104,16 @@ def test_resources_of_the_group_are_those_of_its_workers() -> None:
     assert replace(placement, use_gpu=False).resources == {"CPU": 12.0}
 
 
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_allocator_of_gpus_is_the_users_if_they_set_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "max_split_size_mb:512")
+    environment = replace(PLACEMENT, use_gpu=True).environment
+    found = {key: value for key, value in environment.items() if key.endswith("ALLOC_CONF")}
+    assert found == {name: "max_split_size_mb:512"}
+
+
 @pytest.mark.parametrize("use_gpu", [True, False])
 def test_workers_see_gpus_only_where_they_are_to_use_them(use_gpu: bool) -> None:
     environment = replace(PLACEMENT, use_gpu=use_gpu).environment
@@ -114,11 +125,10 @@ def test_workers_see_gpus_only_where_they_are_to_use_them(use_gpu: bool) -> None
 def test_the_configuration_chooses_the_device_not_what_is_visible(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    visible_gpu(monkeypatch)
     assert worker_device(use_gpu=False) == torch.device("cpu")
     assert worker_device(use_gpu=True) == torch.device("cuda", 1)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    visible_gpu(monkeypatch, capability=(7, 0))
     assert worker_device(use_gpu=False) == torch.device("cpu")
-    with pytest.raises(ClusterError, match=r"cluster\.use_gpu is true.*nvidia-smi"):
+    with pytest.raises(ClusterError, match=r"cluster\.use_gpu is true.*capability 7\.0.*on CPUs"):
         worker_device(use_gpu=True)

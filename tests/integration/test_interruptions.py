@@ -11,7 +11,7 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from pipelines.runtime.events import SPOOL, Event, curve, read_events
+from pipelines.runtime.events import EVENTS_FILE, Event, curve, read_events
 from tests.integration.conftest import PRETRAIN_STEPS, Job, Start, event_log, launcher, output
 from tests.pipelines.graph.kitchen import snapshot
 
@@ -27,7 +27,7 @@ def starts(run_dir: Path) -> list[int]:
 
 
 def all_events(run_dir: Path) -> list[Event]:
-    return read_events(output(run_dir, "pretrain", SPOOL).parent)
+    return read_events(output(run_dir, "pretrain", EVENTS_FILE).parent)
 
 
 def left_overs(run_dir: Path) -> list[Path]:

@@ -143,9 +143,10 @@ def test_a_recipe_must_be_named(command: str, asked: list[object], capsys: Captu
     first, *sizes, last = capsys.readouterr().err.splitlines()
     name = "NAME" if command == "run" else "--preset NAME"
     assert first == (
-        f"error: {command}: by which recipe? Give {name} or --config FILE; by size for example"
+        f"error: {command}: no recipe was chosen. Give {name} or --config FILE; "
+        "for example, by size"
     )
-    assert last == "convnextv2 presets lists all, and says what each is"
+    assert last == "convnextv2 presets lists and describes them all"
     assert asked == []
     # What is named has the stage.
     for line in sizes:
@@ -187,6 +188,13 @@ def test_the_file_of_a_run_folder_is_offered(tmp_path: Path, capsys: Capture) ->
     (tmp_path / "config.yaml").touch()
     assert cli.main(words) == 1
     assert f"--config {tmp_path}/config.yaml;" in capsys.readouterr().err
+
+
+def test_a_report_of_no_folder_makes_none(tmp_path: Path, capsys: Capture) -> None:
+    mistyped = tmp_path / "mistyped"
+    assert cli.main(["report", "--preset", "demo", "--run-dir", str(mistyped)]) == 1
+    assert f"--run-dir {mistyped}: there is no such folder" in capsys.readouterr().err
+    assert not mistyped.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""What happens to a view before it is a training image: colour, RandAugment, erasing, mixing.
+"""Augmentation of training images: colour jitter, RandAugment, erasing, mixing.
 
-Every operation is an FFCV operation on the batch; what it draws depends on (seed, epoch, sample)
-alone. Its code is kept on disk by numba, so that only the first process of a machine compiles it.
+Every operation is an FFCV operation on a batch, and its random draws depend on (seed, epoch,
+sample) alone. numba caches its code on disk, so that only the first process of a machine compiles.
 """
 
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ class Augment:
     def operations(
         self, clock: Clock, pixel_format: PixelFormat = RGB, normalization: Normalization = IMAGENET
     ) -> list[InPlace]:
-        """FFCV operations that look at `clock`, [seed, epoch], for images of a collection.
+        """FFCV operations for images of a collection; they read [seed, epoch] from `clock`.
 
-        With mixing, the last one hands on (images, coefficients) in place of images.
+        With mixing, the last one returns (images, coefficients) instead of images.
 
         Raises:
             ValueError: When an operation on RGB's colours is asked for, and the images are not RGB.

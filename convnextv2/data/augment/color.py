@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextv2.data.augment import pixels
+from convnextv2.data.augment.hue import adjust_hue
 from convnextv2.data.augment.operation import Clock, InPlace
 from convnextv2.data.ffcv_compat import njit, prange
 from convnextv2.randomness import Draw, uniform
@@ -68,4 +69,4 @@ def jitter(
             elif which == 2:
                 pixels.saturation(images[slot], factor)
             else:
-                pixels.hue(images[slot], factor)
+                adjust_hue(images[slot], factor)

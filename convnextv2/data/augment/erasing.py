@@ -1,8 +1,8 @@
 """Random erasing (Zhong et al., 2020) with timm's modes: a rectangle becomes noise or a colour.
 
-timm draws the noise after normalisation; here it is mean + std x normal of each channel in pixel
-values. The one difference: it is rounded and cut to what a value can be, which 3% of RGB's bytes
-feel. The noise is looked up: 16 random bits choose one of its quantiles.
+timm draws the noise after normalisation; here it is mean + std x normal of each channel, in pixel
+values. The only difference is that it is rounded and clipped to the range of a pixel, which
+changes 3% of RGB's bytes. Noise is looked up in a table: 16 random bits choose a quantile.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ RECTANGLE = FIRST + 4
 NOISE = RECTANGLE + 4 * ATTEMPTS
 CHOICES = 1 << 16
 PER_WORD = 4
-"""Of 64 random bits, 16 choose a channel's value."""
+"""Channel values per 64 random bits; each is chosen by 16 of them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RandomErasing:
 
 
 def quantiles(normalization: Normalization = IMAGENET, *, constant: bool = False) -> Pixels:
-    """Of each channel's noise, at the middles of `CHOICES` equal parts: (channels, CHOICES)."""
+    """Quantiles of each channel's noise, at `CHOICES` equal steps: (channels, CHOICES)."""
     white = normalization.white
     mean, std = np.array(normalization.mean)[:, None], np.array(normalization.std)[:, None]
     normal = ndtri((np.arange(CHOICES) + 0.5) / CHOICES)
@@ -106,7 +106,7 @@ def rectangle(
     image_width: int,
     numbers: NDArray[np.float64],
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width; of no size when nothing fitted."""
+    """Top, left, height and width; zeros when no rectangle fitted in `ATTEMPTS` attempts."""
     area_low, area_high, log_low, log_high = numbers[1:]
     for attempt in range(ATTEMPTS):
         draw = RECTANGLE + 4 * attempt

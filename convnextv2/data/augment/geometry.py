@@ -1,9 +1,9 @@
 """Shear, translation and rotation of one image (H, W, 3) uint8, in place, for compiled code.
 
 The pixels of Pillow's `Image.transform` with its bicubic filter (Keys' kernel with a = -1, border
-pixels repeated, what lies outside is `FILL`), but for float32 sums in place of float64: one value
-in some thousands differs, by one. numba makes vector code of plain loops over arrays only, hence
-the passes over whole rows.
+pixels repeated, `FILL` outside the image), except that sums are in float32, not float64: one value
+in some thousands differs, by one. Code works in passes over whole rows because numba vectorises
+only plain loops over arrays.
 """
 
 import numpy as np
@@ -17,12 +17,12 @@ Weights = tuple[np.float32, np.float32, np.float32, np.float32]
 FILL = (124, 116, 104)
 """ImageNet's mean colour."""
 TINY = np.float32(2e-4)
-"""Weights of a flat area add up to one but for their last bits; the cut to a byte is downward."""
+"""Added before truncation to a byte: rounded weights may add up to slightly less than one."""
 
 
 @njit(cache=True, nogil=True)
 def slide_rows(image: RGBImage, slope: float, offset: float) -> None:
-    """Pixel (x, y) comes from (x + slope (y + 1/2) + offset, y); of a transposed image, columns."""
+    """Pixel (x, y) comes from (x + slope (y + 1/2) + offset, y); transpose to slide columns."""
     height, width = image.shape[:2]
     line, moved = np.empty(3 * (width + 4), np.float32), np.empty(3 * width, np.float32)
     for y in range(height):

@@ -1,9 +1,10 @@
 """mixup (Zhang et al., 2018) and cutmix (Yun et al., 2019) of the two images of a pair.
 
-The order keeps positions 2q and 2q + 1 together (`convnextv2.data.order`): the partner of an image,
-its neighbour in the batch, is a function of (seed, epoch, sample), and so are kind and coefficient.
-timm's default shares one coefficient among a batch, which depends on the number of workers; this is
-its mode "elem". Pixels are mixed as bytes, rounded, as in timm's FastCollateMixup.
+The order keeps positions 2q and 2q + 1 together (`convnextv2.data.order`). So the partner of an
+image, its neighbour in the batch, is a function of (seed, epoch, sample), and so are kind and
+coefficient. timm's default uses one coefficient for a whole batch, which would make it depend on
+the number of workers; this is timm's mode "elem". Pixels are mixed as bytes, rounded, as in timm's
+FastCollateMixup.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Mixing:
         mixup: Alpha of mixup.
         cutmix: Alpha of cutmix.
         probability: That an image is mixed at all.
-        switch_probability: Of cutmix where both are wanted.
+        switch_probability: Probability of cutmix where both are wanted.
 
     Raises:
         ValueError: When one is out of range, or nothing is wanted.
@@ -75,7 +76,7 @@ def mix_pairs(
 def mix_in(
     own: Pixels, partner: Pixels, clock: Clock, index: np.int64, numbers: NDArray[np.float64]
 ) -> float:
-    """Change `own` (H, W, channels) in place; its fraction of the result."""
+    """Mix `partner` into `own` (H, W, channels) in place; return the fraction of `own`."""
     fraction, box = choose(clock, np.uint64(index), own.shape[0], own.shape[1], numbers)
     top, left, bottom, right = box
     if top < bottom and left < right:
@@ -92,7 +93,7 @@ def mix_in(
 def choose(
     clock: Clock, sample: np.uint64, height: int, width: int, numbers: NDArray[np.float64]
 ) -> tuple[float, tuple[int, int, int, int]]:
-    """Share of the own image, and the box (top, left, bottom, right) of cutmix; empty: mixup."""
+    """Fraction of the own image, and cutmix's box (top, left, bottom, right); empty for mixup."""
     seed, epoch = clock
     mixup, cutmix, probability, switch = numbers
     if uniform(seed, epoch, sample, np.uint64(FIRST)) >= probability:

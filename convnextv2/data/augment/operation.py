@@ -1,4 +1,4 @@
-"""An augmentation as FFCV operation: a compiled kernel on the batch, in place."""
+"""An augmentation as an FFCV operation: a compiled kernel that changes the batch in place."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ class InPlace(Operation):
     """Calls `kernel(images, indices, clock, *numbers)`; images are (B, H, W, C)
     uint8 or uint16.
 
-    The clock is [seed, epoch], changed by who owns it between epochs.
+    The clock is [seed, epoch]; the loader, which owns it, changes it between epochs.
     """
 
     def __init__(self, kernel: Kernel, clock: Clock, *numbers: float | NDArray[np.generic]) -> None:

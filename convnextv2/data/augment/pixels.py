@@ -1,8 +1,7 @@
 """Pillow's operations on the colours of one image (H, W, 3) uint8, in place, for compiled code.
 
-The same bytes as Pillow's on the same arguments: `ImageOps`, `ImageEnhance` (float32 blends, cut
-off not rounded) and torchvision's change of hue through Pillow's HSV. Arithmetic is kept to 32
-bits, which numba turns into vector code.
+They give the same bytes as Pillow's `ImageOps` and `ImageEnhance` (float32 blends, cut off, not
+rounded) on the same arguments. Arithmetic is kept to 32 bits, which numba turns into vector code.
 """
 
 import numpy as np
@@ -113,7 +112,7 @@ def luminance(red: Value, green: Value, blue: Value) -> np.int32:
 
 @njit(cache=True, nogil=True)
 def blend(base: Value, value: Value, factor: np.float32) -> np.uint8:
-    """From `base` (0) over `value` (1) beyond it, cut off to a byte."""
+    """Blend: `base` at factor 0, `value` at 1, extrapolated beyond; clipped to a byte."""
     mixed = np.float32(base) + factor * np.float32(np.int32(value) - np.int32(base))
     return np.uint8(np.int32(min(LARGEST, max(ZERO, mixed))))
 
@@ -183,71 +182,9 @@ def sharpen(
     factor: float,
     out: NDArray[np.uint8],
 ) -> None:
-    """Blend `own` with the mean, in which it counts five times, of the sums around it."""
+    """Blend `own` with the smoothed row: sums of 3 columns, in which the own value has weight 5."""
     strength = np.float32(factor)
     for k in range(len(out)):
         total = left[k] + middle[k] + right[k] + np.int32(4) * np.int32(own[k])
         smooth = np.int32(np.float32(total) / np.float32(13) + HALF)
         out[k] = blend(smooth, own[k], strength)
-
-
-@njit(cache=True, nogil=True)
-def hue(image: RGBImage, factor: float) -> None:
-    """Turn the colour circle by `factor` of it (torchvision's `adjust_hue`)."""
-    turn = int(factor * 255)
-    for y in range(image.shape[0]):
-        for x in range(image.shape[1]):
-            angle, grey_share, value = to_hsv(image[y, x, 0], image[y, x, 1], image[y, x, 2])
-            red, green, blue = from_hsv((angle + turn) & 255, grey_share, value)
-            image[y, x, 0], image[y, x, 1], image[y, x, 2] = red, green, blue
-
-
-@njit(cache=True, nogil=True)
-def to_hsv(red: Value, green: Value, blue: Value) -> tuple[int, int, int]:
-    """Hue, saturation and value, a byte each, in the precisions in which Pillow computes them."""
-    r, g, b = int(red), int(green), int(blue)
-    high, low = max(r, g, b), min(r, g, b)
-    if high == low:
-        return 0, 0, high
-    span = np.float32(high - low)
-    to_r = np.float32(high - r) / span
-    to_g = np.float32(high - g) / span
-    to_b = np.float32(high - b) / span
-    if r == high:
-        sixths = to_b - to_g
-    elif g == high:
-        sixths = np.float32(2.0 + to_r - to_b)
-    else:
-        sixths = np.float32(4.0 + to_g - to_r)
-    turn = np.float64(sixths) / 6.0 + 1.0
-    turn = np.float64(np.float32(turn - 1.0 if turn >= 1.0 else turn))
-    saturation = span / np.float32(high)
-    return int(turn * 255.0), int(np.float64(saturation) * 255.0), high
-
-
-@njit(cache=True, nogil=True)
-def from_hsv(angle: int, saturation: int, value: int) -> tuple[int, int, int]:
-    """Red, green and blue."""
-    if saturation == 0:
-        return value, value, value
-    sixths = angle * 6.0 / 255.0
-    sector = int(sixths)
-    part, vivid = (
-        np.float64(np.float32(sixths - sector)),
-        np.float64(np.float32(saturation / 255.0)),
-    )
-    low = int(np.floor(value * (1.0 - vivid) + 0.5))
-    falling = int(np.floor(value * (1.0 - vivid * part) + 0.5))
-    rising = int(np.floor(value * (1.0 - vivid * (1.0 - part)) + 0.5))
-    sector %= 6
-    if sector == 0:
-        return value, rising, low
-    if sector == 1:
-        return falling, value, low
-    if sector == 2:
-        return low, value, rising
-    if sector == 3:
-        return low, falling, value
-    if sector == 4:
-        return rising, low, value
-    return value, low, falling

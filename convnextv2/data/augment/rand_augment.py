@@ -1,7 +1,7 @@
 """RandAugment (Cubuk et al., 2020) as in timm's `rand-m9-mstd0.5-inc1`.
 
-Fifteen operations whose strength grows with the magnitude, two of them per image, each applied with
-probability 0.5 at a magnitude drawn around the given one.
+Two of fifteen operations are chosen per image, each applied with probability 0.5 at a magnitude
+drawn around the given one; their strength grows with the magnitude.
 """
 
 from dataclasses import dataclass

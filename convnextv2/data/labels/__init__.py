@@ -1,1 +1,1 @@
-"""Labels: their classes by name, images with several labels, how many there are of each."""
+"""Labels: classes by name, images with several labels, and how many images each class has."""

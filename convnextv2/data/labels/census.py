@@ -1,4 +1,4 @@
-"""How many images a split has, and of which classes: known before it is written, and after."""
+"""How many images a split has, in all and of each class, before and after it is written."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from convnextv2.data.labels.label_sets import LabelSets
 
 @dataclass(frozen=True)
 class Census:
-    """The images of a split; `class_counts` has those of each of `classes`.
+    """Numbers of images of a split; `class_counts` has that of each of `classes`.
 
-    With `multi_label` an image may be of several, or of none.
+    With `multi_label` an image may have several classes, or none.
     """
 
     images: int
@@ -30,7 +30,7 @@ def take_census(
     """Count listed images by their labels, which are numbers of `classes` or of sets of them.
 
     Raises:
-        DataError: When a label is the number of none.
+        DataError: When a label is not the number of a class or set.
     """
     check_labels([members], classes, label_sets)
     labels = members["label"]

@@ -1,4 +1,4 @@
-"""Classes matched by name: a label is only a number, and every collection counts its own way."""
+"""Classes matched by name, because every collection numbers its classes in its own way."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ _NAMED = 10
 def match_classes(
     classes: Sequence[str], known: Sequence[str], *, of: str, among: str
 ) -> NDArray[np.int32]:
-    """Number among `known` of each of `classes`, and of an unlabelled image at the end.
+    """The number of each of `classes` among `known`, followed by -1 for unlabelled images.
 
-    So `match_classes(...)[labels]` renumbers labels (N,) of `classes`, with -1 where there is none.
+    So `match_classes(...)[labels]` renumbers labels (N,) of `classes`; -1 stays -1.
     `of` and `among` say whose classes these are, for the message: "the val images of DIR".
 
     Raises:
@@ -37,7 +37,7 @@ def match_classes(
 
 
 def named(classes: Sequence[str]) -> str:
-    """The names of classes for a message; of many the first."""
+    """The names of classes for a message; of many only the first."""
     if not classes:
         return "none"
     more = len(classes) - _NAMED

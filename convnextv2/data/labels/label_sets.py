@@ -1,7 +1,7 @@
 """Images that may have several labels: each distinct set of classes is stored once and numbered.
 
-An image's label, in listings and in the records of shards, is the number of its set, so that a
-record stays one integer wide. What the sets are lies beside the manifest.
+An image's label, in listings and in the records of shards, is the number of its set, so that it
+stays one integer. The sets are in a file beside the manifest.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ class LabelSets:
 
     Attributes:
         count: How many sets there are.
-        pairs: (N, 2) int32, ascending rows of a set's number and one of its classes; a set that is
-            empty has none.
+        pairs: (N, 2) int32, ascending rows (set's number, one of its classes); an empty set has
+            no row.
     """
 
     count: int
@@ -61,7 +61,7 @@ class LabelSets:
         return np.bincount(self.pairs[:, 1], weights, num_classes).astype(np.int64)
 
     def renumbered(self, numbers: NDArray[np.int32]) -> "LabelSets":
-        """The same sets of classes that are called `numbers` elsewhere."""
+        """The same sets, with class c renumbered to `numbers[c]`."""
         return LabelSets(
             self.count, np.stack([self.pairs[:, 0], numbers[self.pairs[:, 1]]], axis=1)
         )

@@ -1,4 +1,4 @@
-"""Serving batches from shards through FFCV's pipeline, with failures that are heard."""
+"""Serves batches from shards through FFCV's pipeline; its failures are raised as errors."""
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -19,18 +19,18 @@ from convnextv2.tasks.batch import Batch
 
 
 class BetonLoader:
-    """Batches of chosen samples of a folder of shards.
+    """Loads batches of given samples from a folder of shards.
 
     Args:
         folder: Written by `convnextv2 data write`.
         batch_size: Samples per batch.
-        view: What the network sees of an image.
-        augment: What happens to that view.
-        seed: Seed of all draws.
+        view: Which part of an image the network sees.
+        augment: Augmentation of that view.
+        seed: Seed of all random draws.
         num_workers: Decoding threads, at most one for each core.
         batches_ahead: Batches prepared in advance.
         cache: A started node-local cache; shards are read from it as they arrive.
-        classes: Whose numbers the labels are, if not the folder's own; matched by name.
+        classes: Classes that labels are numbered by, instead of the folder's; matched by name.
 
     Raises:
         DataError: When the folder is not complete, or has a class that is not among `classes`.
@@ -71,11 +71,11 @@ class BetonLoader:
         )
 
     def batches(self, samples: Indices | Iterable[Indices], epoch: int = 0) -> Generator[Batch]:
-        """Serve samples in order, an array of them, or arrays one after another.
+        """Serve samples in order, from one array or from several.
 
-        The last batch of an array may be short. Arrays are asked for as they are needed. Leaving
-        early frees the thread and its buffers. Images lie in buffers that are used again: they are
-        good until the next batch is asked for.
+        The last batch of an array may be short. Arrays are taken from an iterable as they are
+        needed. Closing the generator frees the thread and its buffers. The buffers of images are
+        reused: images are valid until the next batch is asked for.
 
         Raises:
             RuntimeError: When reading or decoding fails, naming file and image; or when another
@@ -105,11 +105,11 @@ class BetonLoader:
             self._thread = None
 
     def _table_and_clock(self) -> tuple[Any, ...]:
-        """What compiled code looks images and draws up in (`DecodeView`)."""
+        """The storage state of `DecodeView`: the shards' table, and the clock [seed, epoch]."""
         return self.shards.table.view("<u8").reshape(-1, 6), self.clock
 
     def _read_ahead(self, batches: Iterable[Indices]) -> Iterator[Indices]:
-        """The batches, with the kernel told to read what comes `batches_ahead` later."""
+        """Yield the batches; the kernel starts to read each one `batches_ahead` batches early."""
         waiting: deque[Indices] = deque()
         arrived = -1
         for batch in batches:
@@ -128,7 +128,7 @@ class BetonLoader:
         yield from waiting
 
     def _move_to_cache(self, arrived: int) -> int:
-        """Read shards that have come to this node since `arrived` of them had from there."""
+        """Switch to the copies of shards that have arrived on this node; return their number."""
         if self.cache is None or self.cache.arrived == arrived:
             return arrived
         arrived = self.cache.arrived

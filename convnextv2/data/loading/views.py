@@ -1,9 +1,9 @@
 """Views of a stored image: what is cut out of it, resized and flipped, before augmentation.
 
-FFCV's own random operations draw from an unseedable per-thread generator. Here every draw is a
-function of (seed, epoch, sample index). The decoder is one FFCV operation: numba chooses the box,
-C++ (`convnextv2.data.decoding`) decodes what the box needs. Its code is kept on disk, so that only
-the first process of a machine compiles it.
+FFCV's own random operations use a generator per thread that cannot be seeded. Here every draw is a
+function of (seed, epoch, sample index). The decoder is one FFCV operation: numba chooses the crop
+box, C++ (`convnextv2.data.decoding`) decodes what the box needs. Compiled code is cached on disk,
+so that only the first process of a machine compiles it.
 """
 
 from collections.abc import Callable
@@ -34,9 +34,9 @@ class RandomView:
 
     Attributes:
         size: Height and width of the result.
-        scale: Bounds of the crop's share of the area.
+        scale: Bounds of the crop's fraction of the image's area.
         ratio: Bounds of its width / height.
-        flip: Probability.
+        flip: Probability of a horizontal flip.
         interpolation: Pillow's antialiased "bicubic", or OpenCV's INTER_AREA, which is FFCV's own.
         decode: How much of a JPEG is decoded. "reduced": what the crop needs, by the inverse DCT
             at 1/2, 1/4 or 1/8 scale where the crop is so much larger than `size` (docs/data.md
@@ -60,7 +60,7 @@ class RandomView:
 
 @dataclass(frozen=True, kw_only=True)
 class CenterView:
-    """Evaluation below 384 px: resize until `size / crop` is covered, cut out the centre."""
+    """Evaluation below 384 px: resize so that `size / crop` is covered, then cut out the centre."""
 
     size: tuple[int, int]
     crop: float = 0.875
@@ -71,7 +71,7 @@ class CenterView:
     def parameters(self) -> tuple[int, NDArray[np.float64]]:
         """Kind and numbers, as the compiled code takes them."""
         height, width = self.size
-        # Products that are whole but for their last bit: 28 / 0.875.
+        # The small addend keeps quotients like 28 / 0.875 from being rounded down.
         return CENTER, np.floor(np.array([height, width]) / self.crop + 1e-9)
 
 
@@ -187,12 +187,12 @@ def choose_box(
     width: int,
     size: tuple[int, int],
 ) -> NDArray[np.float64]:
-    """The box of a view: top, left, bottom, right, mirrored, and whether pixels beyond count."""
+    """The box of a view: top, left, bottom, right, mirrored, whether resizing may read beyond."""
     if kind == RANDOM:
         top, left, h, w, mirrored = random_crop(numbers, clock[0], clock[1], sample, height, width)
         return np.array([top, left, top + h, left + w, mirrored, 0.0])
     if kind == CENTER:
-        # As if all were resized to (tall, wide) and then cut: one pass, the same pixels.
+        # One pass gives the pixels of resizing the whole image to (tall, wide) and cutting then.
         grow = max(numbers[0] / height, numbers[1] / width)
         tall, wide = int(height * grow + 1e-9), int(width * grow + 1e-9)
         top = np.rint((tall - size[0]) / 2.0) * height / tall

@@ -1,9 +1,9 @@
 """Which samples make up which batch: a function of (seed, epoch), the same for every world size.
 
-Global batch k of an epoch holds the samples at positions k*G to (k+1)*G of the epoch's order. A
-worker takes its stride of it, in pairs where that comes out even: positions 2q and 2q + 1 stay
-together, so that images can be mixed with a partner that depends on (seed, epoch, sample) alone.
-The position in the data is one integer, the samples consumed. Nothing of an epoch's length is made.
+Global batch k of an epoch holds the samples at positions k*G to (k+1)*G of the epoch's order. Each
+worker takes every world-size-th pair of it, or sample if pairs do not divide evenly. Positions 2q
+and 2q + 1 stay together, so that an image's mixing partner depends on (seed, epoch, sample) alone.
+The position in the data is one integer, the samples consumed. Memory does not grow with an epoch.
 """
 
 from collections.abc import Iterator
@@ -22,26 +22,25 @@ Indices = NDArray[np.uint64]
 class GlobalOrder:
     """Shuffles samples anew each epoch.
 
-    Full random, or with `blocks` block-random: blocks (FFCV's pages) are shuffled, and samples only
-    among the `window_blocks` blocks of a window. Reads then go through whole pages, a window at a
-    time (128 pages: 1 GiB of page cache), and a page is read in one window of an epoch only.
+    Full random, or with `blocks` block-random: blocks (FFCV's pages) are shuffled, and samples are
+    shuffled only within windows of `window_blocks` blocks. So whole pages are read, one window at a
+    time (128 pages: 1 GiB of page cache), and each page belongs to one window of an epoch.
 
-    The price: a sample stays in the window of its block. A batch that is no larger than a window
-    comes from one of them, or two, so from `window_blocks` blocks where full random has one for
-    nearly every sample. What a batch mixes is what those blocks hold. Of 14.2 million samples, 260
-    a page, sorted by class, a batch of 4,096 has 180 of 21,841 classes instead of 3,740, though
-    neighbours in it are as little correlated. Shards are therefore written with their classes
-    mixed (docs/data.md). Of a subset, a block is what it holds of it.
+    The price is that a batch that is no larger than a window comes from one or two windows, hence
+    from few blocks, and mixes only what these hold. Of 14.2 million samples, 260 a page, sorted by
+    class, a batch of 4,096 has 180 of 21,841 classes; with full random order it has 3,740. Shards
+    are therefore written with their classes mixed (docs/data.md). Of a subset, a block has only
+    the samples that are in the subset.
 
     Attributes:
-        samples: How many there are, or which: (N,), a subset; ascending if there are `blocks`.
+        samples: How many there are, or the numbers (N,) of a subset, ascending with `blocks`.
         global_batch_size: G.
-        seed: Of all epochs.
+        seed: The same for all epochs.
         drop_last: Leave out the last, partial global batch; else it is served as it is. Samples
             are never repeated to fill it.
         blocks: (blocks + 1,): first sample of every block, and the number of all samples (not of
             the subset) at the end.
-        window_blocks: Blocks of a window, at most: windows are of equal size but for one block.
+        window_blocks: Most blocks of a window; windows differ in size by one block at most.
 
     Raises:
         ValueError: When an epoch has no batch, or `blocks` do not cover the samples.
@@ -135,14 +134,14 @@ class GlobalOrder:
 
 
 def part_of(batch: Indices, rank: int, world_size: int) -> Indices:
-    """A worker's part of a global batch: pairs where every worker gets as many, else samples."""
+    """A worker's part of a global batch: whole pairs if these divide evenly, else samples."""
     if len(batch) % (2 * world_size) == 0:
         return batch.reshape(-1, 2)[rank::world_size].reshape(-1)
     return batch[rank::world_size]
 
 
 def _check_blocks(blocks: Indices, samples: Indices | int) -> None:
-    """Blocks that miss a sample would lose it without a word."""
+    """Raise ValueError for blocks that do not cover all samples: some would silently get lost."""
     last = int(blocks[-1])
     if isinstance(samples, int):
         covered, end = last == samples, f"{samples}"
@@ -167,7 +166,7 @@ class _Windows:
         order = filled[permute(np.arange(len(filled), dtype=np.uint64), len(filled), *self.key)]
         self.first = edges[order]
         self.starts = np.concatenate([np.zeros(1, np.uint64), np.cumsum(sizes[order])])
-        # Equal windows: a remnant of a few blocks would make poor batches.
+        # Windows of equal size: a last one of few blocks would make batches of few classes.
         windows = -(-len(order) // window_blocks)
         self.window_starts = self.starts[np.arange(windows + 1) * len(order) // windows]
 

@@ -1,10 +1,10 @@
-"""A permutation of any length that is computed where it is looked at and stored nowhere.
+"""A permutation of any length, computed for the positions that are asked for and never stored.
 
-A shuffled list of 14 million samples takes 112 MB in every process and epoch. A Feistel network
-(Luby and Rackoff, 1988) is a bijection on pairs (high, low), here on the least of them that are as
-many as the numbers, with `low` a number of so many bits. The few results outside of the length are
-sent through it again until they fall inside (cycle walking; Black and Rogaway, CT-RSA 2002). The
-round function is SplitMix64's finaliser, the key a hash.
+A shuffled list of 14 million samples would take 112 MB in every process. Here a Feistel network
+(Luby and Rackoff, 1988) permutes pairs (high, low), where `low` has a fixed number of bits and
+there are as few values of `high` as cover the length. Results beyond the length go through it
+again until they are inside (cycle walking; Black and Rogaway, CT-RSA 2002). The round function is
+SplitMix64's finaliser, the key a hash.
 """
 
 import numpy as np
@@ -20,10 +20,10 @@ TINY_BITS, TINY_ROUNDS = 3, 12
 def permute(positions: Positions, length: int, *key: int) -> Positions:
     """Where `positions` in [0, `length`) go in the permutation drawn by the integers of `key`.
 
-    About 75 ns each. Six rounds are beyond what statistics can tell from a shuffled list: where
-    items land, and where two or three of them land together. Of eight numbers or fewer all orders
-    come equally often only from ten rounds on. What is left is of no account for training: of
-    some lengths (12) all permutations are even ones, as Feistel networks make them.
+    About 75 ns each. With six rounds, statistics of where one, two or three items land do not
+    differ from those of a shuffled list. For eight numbers or fewer it takes ten rounds until all
+    orders are equally frequent. One property remains that does not matter for training: for some
+    lengths (12, for one) all permutations are even.
     """
     bits = max(1, (length - 1).bit_length())
     low_bits = bits // 2

@@ -1,11 +1,11 @@
 """From the bytes of an image file to pixels, or to the reason why there are none.
 
-What a file is called does not count: formats are told by content. The camera's rotation is undone.
-Whatever is cut short, or decodes with a warning, is unreadable: garbage is never passed on.
+A file's format is recognised by its content, not its name. The camera's rotation is undone. A file
+that is cut short, or decodes with a warning, is unreadable: garbage is never passed on.
 
 `decode` makes RGB of 8 bits of everything that is a picture: transparent images are laid on white,
-as on a web page, and values of more bits are scaled (`samples`). `decode_bands` gives the channels
-as they are.
+as on a web page, and values of more bits are scaled (`samples`). `decode_bands` returns the
+channels as they are stored.
 """
 
 import warnings
@@ -100,7 +100,7 @@ def _bands(content: bytes, kind: str) -> Pixels:
 
 
 def _deep(content: bytes, kind: str) -> Samples | None:
-    """Values of a file that has more than Pillow would show of it."""
+    """The values of a file that Pillow cannot read without loss; None for other files."""
     if kind == "NPY":
         return npy.samples(content)
     if kind == "PNG" and png.is_deep(content):

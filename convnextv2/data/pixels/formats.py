@@ -1,4 +1,4 @@
-"""Which format a file has, by its first bytes: what it is called does not count."""
+"""Recognises a file's format by its first bytes, whatever its name."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "NPY")
 """Those that are read, under Pillow's names, and NumPy's arrays."""

@@ -1,4 +1,4 @@
-"""JPEG: which kinds are read, which may be stored as they are, and what is wrong with others."""
+"""JPEG: which files may be stored as they are, how others are decoded, and which are rare."""
 
 import struct
 import warnings
@@ -39,7 +39,7 @@ def passes_through(content: bytes, max_resolution: int | None) -> tuple[int, int
         if turbojpeg.colour_space(content) not in (turbojpeg.YCBCR, turbojpeg.GREY):
             return None
         turbojpeg.decompress(content, height, width, 3)
-    except Exception:  # `decode` finds it again and says what it is.
+    except Exception:  # `decode` will meet the same error and report it.
         return None
     return height, width
 
@@ -55,7 +55,7 @@ def pixels(content: bytes, image: Image.Image) -> RGBImage:
 
 
 def kind_of(content: bytes) -> str | None:
-    """What makes the file one that hardly anything reads; None for ordinary ones."""
+    """The rare features because of which few programs read the file; None for ordinary ones."""
     frame = _frame(content)
     if frame is None:
         return None

@@ -45,7 +45,7 @@ def _reason(content: bytes, kind: str) -> str:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; damaged EXIF data tells none, and the pixels are as good."""
+    """EXIF orientation, 1 to 8; 1 where EXIF data is damaged, because the pixels may be fine."""
     try:
         told = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:

@@ -1,7 +1,7 @@
-"""PNG: checksums, which decoders look at only half, and values of 16 bits.
+"""PNG: checksums, which decoders check only in part, and values of 16 bits.
 
-As browsers do, what is damaged beside the pixels (a text, a date, a colour profile) is left out.
-Damage in what makes the pixels, transparency included, is an error that names the chunk.
+As in browsers, damaged chunks beside the pixels (a text, a date, a colour profile) are left out.
+Damage in chunks that make the pixels, transparency included, is an error that names the chunk.
 """
 
 import struct

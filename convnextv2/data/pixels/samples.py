@@ -1,10 +1,10 @@
 """Values as a file holds them, and how values of more than 8 bits become colours.
 
-How many bits of a 16-bit value are used, few files say: cameras and scanners deliver 10, 12 or 14,
-and taken for 16 such an image is nearly black. The rule: the depth that the file declares (PNG's
-sBIT, TIFF's BitsPerSample or MaxSampleValue) where no value is larger; else the smallest of
-`DEPTHS` that holds its largest value. It looks at one file alone, so that a picture is the same
-whatever lies beside it; an underexposed one of an undeclared depth comes out brighter for it.
+Few files say how many bits of a 16-bit value are used: cameras and scanners deliver 10, 12 or 14,
+and such an image would be nearly black if 16 were assumed. The rule is to take the depth that the
+file declares (PNG's sBIT, TIFF's BitsPerSample or MaxSampleValue) if no value exceeds it, else the
+smallest of `DEPTHS` that holds the largest value. Only the file itself is considered, so that an
+image does not depend on others; an underexposed one of undeclared depth becomes brighter.
 """
 
 from dataclasses import dataclass

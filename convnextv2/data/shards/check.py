@@ -1,4 +1,4 @@
-"""Shards against their manifest: is every byte as it was written, and what is in them?"""
+"""Checks shards against their manifest, and describes what is in them."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -23,10 +23,10 @@ def check(
     decode: bool = False,
     progress: Callable[[float, str], None] = lambda fraction, doing: None,
 ) -> list[str]:
-    """What is wrong with the shards in `folder`; nothing, if they are as written.
+    """List what is wrong with the shards in `folder`; empty if they are as they were written.
 
-    Reads every byte. `decode` decodes every image as well, and names those that are damaged.
-    `progress` is told the fraction of the work that is done, and what comes next.
+    Reads every byte. With `decode`, every image is decoded as well, and damaged ones are named.
+    `progress` is called with the fraction of the work that is done, and what comes next.
 
     Raises:
         DataError: When there is no manifest.
@@ -80,9 +80,9 @@ def describe(folder: PathLike) -> dict[str, Any]:
 
 
 def measure(folder: PathLike) -> Normalization:
-    """Mean and deviation of the channels of the shards in `folder`, for values from 0 to 1.
+    """Mean and standard deviation of the channels of the shards in `folder`, for values 0 to 1.
 
-    They are in the manifest, unless the images are RGB of 8 bits: these are decoded here.
+    They are in the manifest, except for RGB of 8 bits, whose images are decoded here.
 
     Raises:
         DataError: When the shards are not complete, or an image is damaged.
@@ -161,7 +161,7 @@ def _damaged(shards: Shards, number: int) -> list[str]:
 
 
 def _images(shards: Shards, number: int) -> Iterator[tuple[str, Any, bytes]]:
-    """Of every image of a shard: where it lies, FFCV's record of it, and its bytes."""
+    """For every image of a shard: where it is, FFCV's record of it, and its bytes."""
     row, fields = shards.table[number], shards.records(number)["f0"]
     page_size = int(row["page_size"])
     for inside, field in enumerate(fields):

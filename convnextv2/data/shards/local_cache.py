@@ -1,9 +1,9 @@
 """A node's own copy of shards that lie on slow or distant storage.
 
-Entries are named by the shard's sha256, so a changed shard is never served from an old copy, and
-data sets that share shards share copies. One process of a node copies (it holds a lock file, which
-the kernel frees when it dies; another one takes over); all of them read the original until the copy
-has arrived. What is read carries a shared lock, and is never evicted.
+Entries are named by the shard's sha256, so that a changed shard is never served from an old copy,
+and data sets that share shards share copies. One process of a node copies. It holds a lock, which
+the kernel releases when it dies, so that another one takes over. All processes read the originals
+until the copies have arrived. Entries in use have a shared lock and are never evicted.
 """
 
 import contextlib
@@ -35,12 +35,13 @@ class LocalCache:
     Args:
         folder: Shards and their manifest.
         directory: On the node's own disk; shared by its processes and by runs.
-        max_bytes: Room for all entries; least recently used ones make way. None: all of the disk.
+        max_bytes: Most bytes of all entries together; least recently used ones are evicted. None:
+            as much as the disk has.
 
     Attributes:
         arrived: Number of shards whose copy is there; looked at between batches.
-        error: The first reason why not all of them came or will come; training goes on from the
-            originals. It was logged as a warning, as were later ones.
+        error: The first error because of which some shards are not copied; they are read from the
+            originals. All errors are logged as warnings.
 
     Raises:
         DataError: When the directory cannot be used, or the folder is not complete.
@@ -66,7 +67,7 @@ class LocalCache:
         return self
 
     def close(self) -> None:
-        """Stop copying and give the entries free; a copy in part is gone on with another time."""
+        """Stop copying and unlock the entries; a partial copy is continued another time."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -92,7 +93,7 @@ class LocalCache:
             with contextlib.suppress(FileNotFoundError):
                 descriptor = os.open(entry, os.O_RDONLY)
                 lock_shared(descriptor)
-                # Evicted between the two calls (and copied again), or cut by something else?
+                # It may have been evicted between the two calls, or truncated by something else.
                 if not is_at(descriptor, entry) or os.fstat(descriptor).st_size != shard.bytes:
                     os.close(descriptor)
                     continue
@@ -102,7 +103,7 @@ class LocalCache:
 
     def _run(self) -> None:
         try:
-            # Linux has priorities of threads: decoding comes first.
+            # Lowest priority (Linux has one for each thread), so that decoding comes first.
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
             while not self._stop.is_set():
                 self._look()
@@ -141,7 +142,7 @@ class LocalCache:
             self._look()
 
     def _fetch(self, shard: Shard) -> bool:
-        """Copy a shard; False when its bytes are wrong, which other processes are told."""
+        """Copy a shard; False when its bytes are wrong, which is noted for other processes."""
         self._make_room(shard)
         for _ in range(ATTEMPTS):
             if self._copy(shard) or self._stop.is_set():
@@ -150,7 +151,7 @@ class LocalCache:
         return False
 
     def _refused(self, shard: Shard) -> bool:
-        """Whether this very original was found wrong before: it may take minutes to read."""
+        """Whether this very original was found wrong before, to save reading it again."""
         note = self._note(shard)
         return note.exists() and note.read_text() == self._original(shard)
 
@@ -160,11 +161,11 @@ class LocalCache:
     def _original(self, shard: Shard) -> str:
         path = self.folder / shard.name
         state = path.stat()
-        # Copying tools set the time of modification back, but not this one.
+        # The inode's change time: copying tools may restore the time of modification.
         return f"{path.resolve()} {state.st_size} {state.st_ctime_ns}"
 
     def _copy(self, shard: Shard) -> bool:
-        """Copy a shard, going on where an earlier copy was cut; False if it is not whole then."""
+        """Copy a shard, continuing an earlier partial copy; False if its hash is wrong."""
         partial = self._partial(shard)
         digest = hashlib.sha256()
         try:
@@ -182,7 +183,7 @@ class LocalCache:
                 os.fsync(target.fileno())
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                # Leave the disk to those who need it more, checkpoints perhaps.
+                # Free the disk for what is more important, such as checkpoints.
                 partial.unlink(missing_ok=True)
                 raise self._no_room(shard, str(error)) from error
             raise
@@ -208,7 +209,7 @@ class LocalCache:
         """
         partial = self._partial(shard)
         there = partial.stat().st_size if partial.exists() else 0
-        # What other runs copied in part goes first.
+        # Partial copies of other runs are removed first.
         entries = [path for path in self.directory.glob(".*.partial") if path != partial]
         finished = self.directory.glob("*.beton")
         entries += sorted(finished, key=lambda path: path.stat().st_mtime)
@@ -234,14 +235,14 @@ class LocalCache:
 
 
 def _touch(descriptor: int) -> None:
-    """Count as used now."""
-    # What another user copied can be read, and keeps its age.
+    """Set the time of last use to now."""
+    # An entry that another user copied can be read, but its time cannot be set.
     with contextlib.suppress(PermissionError):
         os.utime(descriptor)
 
 
 @contextlib.contextmanager
 def _kept_from_use(entry: Path) -> Iterator[bool]:
-    """Let no process take an entry into use; False when one has."""
+    """Keep other processes from using an entry; False when one is using it."""
     with entry.open("rb") as file:
         yield lock(file)

@@ -1,6 +1,6 @@
 """The manifest of a folder of .beton shards: what they hold, and that they are whole.
 
-It is written last. A folder without one was not finished.
+It is written last, so that a folder without one is known to be unfinished.
 """
 
 import hashlib
@@ -49,12 +49,12 @@ class LabelSetsFile:
 class Manifest:
     """What a folder of shards holds.
 
-    `settings` and `selection` are those it was written with; `source` and `source_fingerprint` say
-    from what, and `digest` is a hash of all these. Sample numbers run through the shards in order:
-    the first of a shard follows the last of the one before. `class_counts` has the samples of each
-    of `classes`. Where images may be of several, `label_sets` is the file that says of which.
-    Every image has `channels` values of `bits` a pixel. `mean` and `std` of these, from 0 to 1, are
-    measured as they are written, unless they are RGB of 8 bits.
+    `settings` and `selection` are those it was written with, `source` and `source_fingerprint` say
+    from what it was written, and `digest` is a hash of all these. Sample numbers run through the
+    shards in order: the first of a shard follows the last of the one before. `class_counts` has the
+    number of samples of each of `classes`. Where images may have several classes, `label_sets` is
+    the file with the sets. Every pixel has `channels` values of `bits`. `mean` and `std` of the
+    channels, for values from 0 to 1, are measured while writing; they are empty for RGB of 8 bits.
     """
 
     split: str
@@ -84,7 +84,7 @@ class Manifest:
 
     @property
     def normalization(self) -> Normalization:
-        """What the images are normalised by: what was measured, or ImageNet's numbers for RGB."""
+        """Mean and deviation to normalise by: those measured, or ImageNet's for RGB of 8 bits."""
         return Normalization(self.mean, self.std, self.bits) if self.mean else IMAGENET
 
     @property

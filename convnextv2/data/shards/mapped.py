@@ -1,8 +1,8 @@
-"""The .beton files of a folder, mapped into memory: nothing of them is read before it is needed.
+"""The .beton files of a folder, mapped into memory: nothing is read before it is needed.
 
 FFCV's reader copies its tables into every process (48 bytes a sample) and its memory manager makes
-Python dictionaries of them (525 bytes a sample). Here all that a process owns is a row per shard; a
-sample's 24-byte record stays in the mapped file, in page cache that all processes of a node share.
+Python dictionaries of them (525 bytes a sample). Here a process owns only one row per shard; the
+24-byte records stay in the mapped files, in page cache that all processes of a node share.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from convnextv2.data.shards.manifest import Manifest
 RECORD = get_metadata_type([RGBImageField(), IntField()])
 """What FFCV stores of a sample: f0 = (mode, width, height, data_ptr), f1 = label. 24 bytes."""
 FIELD_TYPES = [2, 1]  # FFCV's numbers for these two fields
-# Of other channels the field is one of our own, so that no reader of FFCV's shows them as RGB.
+# Other images than RGB of 8 bits have a field type of our own, so that FFCV's reader refuses them.
 BAND_FIELD_TYPES = [255, 1]
 TABLE = np.dtype(
     [(name, "<u8") for name in ("first", "samples", "address", "bytes", "records", "page_size")]
@@ -56,8 +56,8 @@ class Shards:
     ) -> None:
         """Map the files.
 
-        `numbers` are what their labels become, as of `match_classes`; or labels are numbers of
-        `label_sets`, of `num_classes` classes.
+        With `numbers` (see `match_classes`), labels become `numbers[label]`. With `label_sets`,
+        labels are numbers of these sets, which have `num_classes` classes.
 
         Raises:
             DataError: When one is not there, cut short, or not of this kind.
@@ -82,7 +82,7 @@ class Shards:
         old = self.table[number]
         if row[0] != old["samples"] or row[2] != old["bytes"]:
             raise DataError(f"{path} is not the same as {self.paths[number]}")
-        # The old map stays until the last reader of the old table is gone.
+        # The old map is kept, because other threads may still read from the old table.
         table = self.table.copy()
         table[number]["address"] = row[1]
         self._old.append(self._maps[number])
@@ -103,7 +103,7 @@ class Shards:
         return self._maps[number][begin:end].tobytes()
 
     def labels(self, samples: Indices | None = None) -> NDArray[np.int64]:
-        """Labels of `samples` (of all of them, without)."""
+        """Labels of `samples`, by default of all of them."""
         if samples is None:
             parts = [self.records(number)["f1"] for number in range(len(self.table))]
             return self._renumbered(np.concatenate(parts))
@@ -119,7 +119,7 @@ class Shards:
         return (labels if self.numbers is None else self.numbers[labels]).astype(np.int64)
 
     def targets(self, samples: Indices) -> NDArray[np.int64] | NDArray[np.float32]:
-        """What a classifier is to answer: labels (B,) or, of sets, (B, classes) of 0 and 1."""
+        """Targets of a classifier: labels (B,) or, with label sets, (B, classes) of 0 and 1."""
         labels = self.labels(samples)
         if self.label_sets is None:
             return labels

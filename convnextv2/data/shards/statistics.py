@@ -1,7 +1,7 @@
 """Mean and standard deviation of the channels of a collection.
 
-Sums are whole numbers, so that the result does not depend on the order in which images are added,
-nor on who adds them.
+Sums are integers, so that the result does not depend on the order in which images are added, nor on
+how they are distributed to workers.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class ChannelSums:
 
     @classmethod
     def none(cls, channels: int) -> Self:
-        """Of no image yet."""
+        """The sums of no image."""
         return cls(0, (0,) * channels, (0,) * channels)
 
     def __add__(self, other: Self) -> Self:
@@ -46,7 +46,7 @@ class ChannelSums:
         )
 
     def normalization(self, bits: int) -> Normalization:
-        """Mean and deviation of values of `bits`; of a channel that never changes that is 1."""
+        """Mean and deviation for values of `bits`; a constant channel has the deviation 1."""
         white, count = (1 << bits) - 1, self.pixels
         # The numerator is exact: large values of little variation lose no digits.
         variances = [

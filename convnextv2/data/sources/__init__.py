@@ -1,6 +1,6 @@
-"""Image collections as users have them; `open_source` tells the layout from what lies there.
+"""Image collections in the layouts that users have; `open_source` recognises the layout.
 
-Every layout is read in place, a part at a time, from front to back; nothing is unpacked.
+Every layout is read in place, one part after another, from front to back; nothing is unpacked.
 """
 
 import os
@@ -54,12 +54,12 @@ def open_source(
     """Open the `split` of the collection at `root`: a folder, a tar, a parquet file, or a list.
 
     Where the collection has no splits (no folders or files named for them), all of it is listed,
-    and the source's `has_splits` is false. Folders `train/` and `val/` go before other things
-    beside them. `labels` is the label file of ImageNet-1K's validation tar, if not beside it;
-    `columns` are those of parquet files and lists, where they are not the ones that fit.
+    and the source's `has_splits` is false. Folders `train/` and `val/` take precedence over other
+    things beside them. `labels` is the label file of ImageNet-1K's validation tar, if it is not
+    beside it; `columns` are those of parquet files and lists, if not the ones found by themselves.
 
     Raises:
-        DataError: When nothing usable is there, or more than one thing could be meant.
+        DataError: When nothing usable is there, or the layout is ambiguous.
     """
     root, labels = Path(root), None if labels is None else Path(labels)
     source = _open(root, split, labels, columns or Columns())
@@ -147,7 +147,7 @@ def _open_folder(
 
 
 def _are_about(tables: Sequence[str], tars: Sequence[str]) -> bool:
-    """Whether the tables tell of the tars, as img2dataset's `00000.parquet` of `00000.tar`."""
+    """Whether the tables describe the tars, as img2dataset's `00000.parquet` does `00000.tar`."""
     stems = {name.removesuffix(".tar") for name in tars}
     about = [name.removesuffix(".parquet") for name in tables]
     return stems.issuperset(about) and all(map(_NUMBERED.fullmatch, about))

@@ -1,4 +1,4 @@
-"""What a user should know of the names that become classes."""
+"""Notes for the user about names that become classes by mistake or in an odd order."""
 
 from collections.abc import Sequence
 from pathlib import Path

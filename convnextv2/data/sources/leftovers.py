@@ -1,4 +1,4 @@
-"""What systems leave among the files of a collection: never images, and never classes."""
+"""Files that operating systems leave in a collection; they are neither images nor classes."""
 
 _NAMES = {
     # macOS, in zips and tars that it packed; Linux, at the root of a disk.

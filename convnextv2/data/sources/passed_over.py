@@ -1,4 +1,4 @@
-"""What is passed over in a collection: counted by kind, so that nothing is lost unsaid."""
+"""Files that are passed over in a collection, counted by kind, so that the user is told."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -35,7 +35,7 @@ def describe_kinds(passed_over: Counter[str]) -> str:
 
 
 def class_without_images(where: str, passed_over: Counter[str]) -> DataError:
-    """The error for a class that would widen the model's head, though nothing can be learned of it.
+    """The error for a class without images, for which the head would have a useless output.
 
     `passed_over` are the kinds of the files that are there.
     """

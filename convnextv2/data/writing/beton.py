@@ -1,7 +1,7 @@
 """FFCV's file format, written from front to back by one process.
 
-FFCV's own writer wants to know the number of images and their order beforehand, loops for ever when
-a worker dies, and writes an empty table where its last step fails. The format itself is simple:
+FFCV's own writer must know the number of images and their order beforehand, loops for ever when a
+worker dies, and writes an empty table when its last step fails. The format itself is simple:
 
     header | two field descriptors | records (24 bytes a sample) | pages of data | allocation table
 
@@ -40,7 +40,7 @@ class BetonWriter:
         self._page = bytearray()
         before = HeaderType.itemsize + 2 * FieldDescType.itemsize + self.records.nbytes
         self._position = -(-before // page_size) * page_size
-        # Unbuffered, so that a full disk is heard where it happens.
+        # Unbuffered, so that a full disk raises an error in the call that writes.
         self._file = path.open("wb", buffering=0)
 
     def __enter__(self) -> Self:
@@ -55,7 +55,7 @@ class BetonWriter:
         self._file.close()
 
     def append(self, encoded: Encoded, label: int) -> None:
-        """Add a sample; it fits a page."""
+        """Add a sample, which must not be larger than a page."""
         if len(self._page) + len(encoded.data) > self.page_size:
             self._flush()
         record = self.records[self.samples]
@@ -95,6 +95,6 @@ class BetonWriter:
     def _write(self, position: int, data: bytes) -> None:
         self._file.seek(position)
         left = memoryview(data)
-        # A disk that fills up takes a part first, and refuses the next.
+        # A disk that is nearly full accepts part of the data; the next write raises the error.
         while left:
             left = left[self._file.write(left) :]

@@ -1,4 +1,4 @@
-"""The disk that shards go to: whether it has room, what it refuses, and one writer at a time."""
+"""The disk that shards are written to: its free space, its errors, and one writer at a time."""
 
 import errno
 import shutil
@@ -11,20 +11,20 @@ from convnextv2.durable import is_at, lock
 
 LOCK = ".writing.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# The forecast is made of a few images and may be off by a tenth or two: what it says will not fit
-# by less is worth trying, and costs nothing that is not gone on with later.
+# The forecast is made from a few images and may be off by 10 or 20%. Where it is this close, shards
+# are written nevertheless: finished ones are kept, and the same command continues from there.
 SURELY = 0.8
 
 
 def check_room(folder: Path, needed: float) -> None:
-    """Refuse at once what surely cannot fit; `needed` is a forecast in bytes."""
+    """Raise DataError for what surely does not fit; `needed` is a forecast in bytes."""
     if SURELY * needed > shutil.disk_usage(folder).free:
         raise DataError(f"disk full: {_room(folder, needed)}")
 
 
 @contextmanager
 def refusals(path: Path, needed: float) -> Iterator[None]:
-    """Make a DataError of what the disk refuses while `path` is written, `needed` bytes."""
+    """Turn errors of the disk while `path` is written, about `needed` bytes, into DataError."""
     try:
         yield
     except OSError as error:
@@ -45,12 +45,12 @@ def _room(folder: Path, needed: float) -> str:
 
 @contextmanager
 def alone(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
-    """Be the only process that writes to `folder`; the kernel lets go however this one ends.
+    """Be the only process that writes to `folder`; the kernel releases the lock when it ends.
 
-    The lock is on a file, which NFS can lock, and not on the folder, which it cannot.
+    The lock is on a file, not on the folder itself, because NFS can lock files only.
 
     Raises:
-        DataError: When another one does.
+        DataError: When another process writes there.
     """
     path = folder / LOCK
     while True:
@@ -61,7 +61,10 @@ def alone(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
                 if not lock(file):
                     raise DataError(f"another process is writing to {folder}")
             except OSError as error:
-                note(f"{folder} has no file locks ({error.strerror}): write there only once a time")
+                note(
+                    f"{folder} has no file locks ({error.strerror}): make sure that only one "
+                    "process writes there"
+                )
             if not is_at(file.fileno(), path):  # Its owner removed it before we had it.
                 continue
             try:

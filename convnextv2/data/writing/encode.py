@@ -1,7 +1,7 @@
-"""An image as it is stored: a JPEG or pixels, no larger than asked for.
+"""Images as they are stored: JPEGs or pixels, no larger than asked for.
 
-The modes are those of FFCV's RGBImageField. What is a small enough JPEG already is kept byte for
-byte; the random choice of mode "proportion" is a hash of the image's name.
+The modes are those of FFCV's RGBImageField. A JPEG that is small enough is kept byte for byte. Mode
+"proportion" chooses by a hash of the image's name.
 """
 
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ JPEG, RAW = 0, 1
 Image = TypeVar("Image", bound=Pixels)
 COMPRESS = Draw.HOLD_OUT + 3
 LONGEST_SIDE = 65_535
-"""Of FFCV's records, in pixels."""
+"""Largest side that FFCV's records can hold, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +37,16 @@ class WriteSettings:
     Attributes:
         mode: FFCV's: JPEGs, pixels, pixels of small images ("smart"), or a share of both. Images
             that are not RGB of 8 bits are stored as pixels.
-        channels: 3 makes RGB of all images; of any other number, all must have it.
-        bits: Of a value, 8 or 16; None: 8 for RGB, else what the images have.
+        channels: 3 converts all images to RGB; for any other number, all images must have it.
+        bits: Bits of a value, 8 or 16; None: 8 for RGB, else what the images have.
         max_resolution: Longest side in pixels; larger images are shrunk.
-        jpeg_quality: Of images that are encoded.
+        jpeg_quality: Quality of images that are encoded as JPEG.
         smart_threshold: Mode "smart": images of more raw bytes than this become JPEGs.
-        compress_probability: Mode "proportion": the share of images that become JPEGs.
-        shard_bytes: About how large a shard gets.
-        num_shards: Their number, in place of their size.
-        shuffle_buffer_bytes: Encoded images among which the next one to be written is drawn.
-        page_size: Of FFCV's pages; no image is larger.
+        compress_probability: Mode "proportion": the fraction of images that become JPEGs.
+        shard_bytes: Approximate size of a shard.
+        num_shards: Number of shards; replaces `shard_bytes`.
+        shuffle_buffer_bytes: Size of the buffer of encoded images from which the next is drawn.
+        page_size: Size of FFCV's pages in bytes; no image may be larger.
         max_unreadable: Images that may be left out; more are an error.
     """
 
@@ -104,7 +104,7 @@ class WriteSettings:
 
     @property
     def pixel_format(self) -> PixelFormat:
-        """What is stored; where `bits` are left to the images, of 8 until these are seen."""
+        """The stored format; of 8 bits while `bits` is None, until images have been read."""
         return PixelFormat(self.channels, self.bits or 8)
 
     @property
@@ -113,13 +113,14 @@ class WriteSettings:
         known = asdict(self)
         del known["max_unreadable"]
         if (self.channels, self.bits) in ((3, None), (3, 8)):
-            # As it was before there were others: what was written then is complete now.
+            # Left out for RGB of 8 bits, so that shards written before these settings existed count
+            # as complete.
             del known["channels"], known["bits"]
         return known
 
 
 class Encoded(NamedTuple):
-    """Bytes as they are stored, with what FFCV wants to know of them."""
+    """Bytes as they are stored, with the fields of FFCV's record."""
 
     mode: int
     height: int
@@ -133,11 +134,11 @@ class Encoded(NamedTuple):
 
 
 def encode(stored: Stored, key: int, settings: WriteSettings) -> Encoded:
-    """Make of a source's image what is stored.
+    """Encode a source's image as it is stored.
 
     Raises:
-        UnreadableImage: When it cannot be decoded or encoded, is too large for a page, or has other
-            channels than the collection.
+        UnreadableImage: When it cannot be decoded or encoded, is too large for a page, or does not
+            have the collection's channels.
     """
     if settings.pixel_format != RGB:
         return _fitting(_as_bands(stored, settings), stored.name, settings)

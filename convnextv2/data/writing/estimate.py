@@ -1,4 +1,4 @@
-"""What a collection will take, from a few of its images."""
+"""Estimates a collection's size when written, from a few of its images."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ SAMPLED = 64
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes in bytes and time on one core, of all images; `unreadable` of the `sampled` ones."""
+    """Bytes and seconds (on one core) for all images; `unreadable` counts only `sampled` ones."""
 
     samples: int
     source_bytes: int

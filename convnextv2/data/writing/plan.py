@@ -1,8 +1,8 @@
 """Which images go into which shard, decided once and kept beside the shards until all are written.
 
-The parts of a source are put in an order drawn by their names, so that a shard holds a mixture of
-classes, and the sequence is cut into shards of about equal size. A plan is addressed by a digest of
-what decides it; a process that starts again after a kill finds it and lists nothing a second time.
+The parts of a source are shuffled by hashes of their names, so that a shard holds a mixture of
+classes, and the sequence is cut into shards of about equal size. A plan has a digest of everything
+it depends on, by which a process that starts again after a kill finds it without listing again.
 Memory: 52 bytes for every image of the collection while it is made, none after.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -34,16 +34,24 @@ PLAN = "plan.json"
 LISTING_JOBS = 256
 PLANNED = np.dtype([("part", "<u4"), ("member", MEMBER)])
 
-Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-"""Calls a function on every item, in any process; results come in any order."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Map(Protocol):
+    """Calls a function on every item, in any process; results come in any order."""
+
+    def __call__(
+        self, function: Callable[[Item], Result], items: Iterable[Item], /
+    ) -> Iterator[Result]: ...
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is written: `samples` per shard at most, fewer where images are unreadable.
+    """What is written: at most `samples` per shard, fewer where images are unreadable.
 
-    `census` counts all of them, `sample_bytes` is a forecast of what one of them takes, `bits` are
-    those of a value.
+    `census` counts all images, `sample_bytes` is a forecast of the bytes of one, `bits` are those
+    of a value.
     """
 
     digest: str
@@ -61,7 +69,7 @@ class Plan:
 
 
 def plan_digest(fingerprint: str, selection: Selection, settings: WriteSettings, seed: int) -> str:
-    """What decides the content of the shards, hashed; `fingerprint` is the source's."""
+    """Hash of everything that decides the shards' content; `fingerprint` is the source's."""
     content = [fingerprint, asdict(selection), settings.content, seed]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -76,7 +84,7 @@ def make_plan(
     digest: str,
     note: Callable[[str], None],
 ) -> Plan:
-    """Decide what goes into which shard, and keep it in `folder`; `note` is told what is odd.
+    """Decide what goes into which shard, and keep it in `folder`; `note` is called with warnings.
 
     Raises:
         DataError: When nothing is left to write, images do not go together or not with the
@@ -103,9 +111,9 @@ def make_plan(
 def choose(
     source: Source, selection: Selection, seed: int, run: Map, note: Callable[[str], None]
 ) -> tuple[Members, tuple[str, ...]]:
-    """All images that are meant (rows of PLANNED) in their order, and the names of their classes.
+    """The selected images (rows of PLANNED) in their order, and the names of their classes.
 
-    `note` is told what the user should know of the source, and what files in it are passed over.
+    `note` is called with what the user should know of the source, and with files passed over.
 
     Raises:
         DataError: When there are none, or a part is damaged.
@@ -125,7 +133,7 @@ def choose(
 
 
 def _list(source: Source, run: Map) -> tuple[list[Members], Counter[str]]:
-    """The listings of all parts, and what is no image; many small parts are one item of work."""
+    """The listings of all parts, and other files by kind; several small parts are one task."""
     listings: list[Members] = [np.empty(0, MEMBER)] * len(source.parts)
     passed_over: Counter[str] = Counter()
     step = -(-len(listings) // LISTING_JOBS)
@@ -194,9 +202,25 @@ def _cut(sequence: Members, count: int) -> list[Members]:
     return np.split(sequence, cuts)
 
 
+def progress(destination: Path) -> tuple[int, int]:
+    """Images done and images planned, of a collection that is being written."""
+    work = destination / WORK
+    done = 0
+    for path in work.glob("*.done"):
+        try:
+            done += int(path.read_text() or 0)
+        except (OSError, ValueError):  # It is being written, or was removed with the plan.
+            continue
+    try:
+        planned = sum(json.loads((work / PLAN).read_text())["samples"])
+    except OSError:  # There is no plan yet.
+        planned = 0
+    return done, planned
+
+
 def forget_plan(folder: Path) -> None:
     """Remove the plan and all that was kept beside it."""
-    # The plan goes first: without it the rest is nothing.
+    # The plan is removed first, because without it the rest is ignored.
     (folder / WORK / PLAN).unlink(missing_ok=True)
     shutil.rmtree(folder / WORK, ignore_errors=True)
     sync(folder)

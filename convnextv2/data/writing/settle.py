@@ -1,7 +1,7 @@
-"""Channels and bits that a collection is written with, settled by some of its images.
+"""Checks a collection's channels and bits on some of its images, and decides those left open.
 
-What does not go together is said before anything is written; an image that was not among those and
-does not fit is left out by name, like one that cannot be read.
+Images that do not fit the settings or each other are reported before anything is written. A misfit
+that is found only while writing is listed as skipped, like an image that cannot be read.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ _JPEG = b"\xff\xd8"
 def settle(
     source: Source, sequence: Members, settings: WriteSettings, note: Callable[[str], None]
 ) -> WriteSettings:
-    """Look at some images of `sequence` (rows of PLANNED); `bits` that are open become theirs.
+    """Look at some images of `sequence` (rows of PLANNED); a `bits` of None becomes theirs.
 
     `note` is told when levels will be lost, and when pages or frames are not read.
 
@@ -96,7 +96,7 @@ def _refuse(
 ) -> None:
     """Raise DataError when there are more misfits than images that may be left out.
 
-    `settings` are those of the user, for the words: bits that they leave open nobody asked for.
+    `settings` are the user's, so that the message does not name bits that were not asked for.
     """
     if sum(misfits.values()) <= settings.max_unreadable:
         return

@@ -1,8 +1,8 @@
 """One shard, from its plan to a verified file: a function that any process can run.
 
 Images are read in the order of the source and stored through a shuffle buffer, so that a page mixes
-the classes of its neighbourhood and nothing is read at random. The bytes are a function of source,
-plan and settings: written twice, a shard is the same.
+the classes of neighbouring images although the source is read sequentially. The bytes depend on
+source, plan and settings only: a shard that is written again is the same.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ PROGRESS_EVERY = 64
 class Record:
     """What is known of a written shard; its file's name and hash are in `shard`.
 
-    `sums` are of all pixels, unless they are RGB of 8 bits: these are normalised by other numbers.
+    `sums` are of all pixels; None for RGB of 8 bits, which is normalised by ImageNet's numbers.
     """
 
     digest: str
@@ -95,8 +95,8 @@ def write_shard(job: ShardJob) -> Record:
         return found
     for stale in job.folder.glob(f".{job.path.name}.*.partial"):
         stale.unlink(missing_ok=True)
-    # A name of its own: a process that is thought dead but is not must not write into this file, or
-    # publish it.
+    # A unique name, so that an earlier attempt that is still alive, though believed dead, can
+    # neither write into this file nor publish it.
     partial = job.path.with_name(f".{job.path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with refusals(job.path, job.expected_bytes):
@@ -147,7 +147,7 @@ def _write(job: ShardJob, partial: Path) -> Record:
 
 
 def _encoded(job: ShardJob, skipped: list[Skipped]) -> Iterator[tuple[Encoded, int]]:
-    """The images of the shard in the order of the source; unreadable ones go to `skipped`."""
+    """The images of the shard in the order of the source; unreadable ones are put in `skipped`."""
     planned = np.load(members_path(job.folder, job.number), mmap_mode="r")
     cuts = np.flatnonzero(np.diff(planned["part"])) + 1
     done = 0
@@ -184,7 +184,7 @@ def too_many(skipped: list[Skipped], limit: int) -> DataError:
 def _shuffled(
     images: Iterable[tuple[Encoded, int]], buffer_bytes: int, seed: int
 ) -> Iterator[tuple[Encoded, int]]:
-    """Draw the next one from a buffer of so many bytes; the draws are hashes of their number."""
+    """Yield images in random order from a buffer of so many bytes; draws are hashes of counters."""
     buffer: list[tuple[Encoded, int]] = []
     held, drawn = 0, 0
 

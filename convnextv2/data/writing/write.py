@@ -1,18 +1,16 @@
-"""A whole collection: plan, shards in parallel, manifest. Killed at any point, it goes on.
+"""Writes a whole collection: plan, shards in parallel, manifest. It can be killed and resumed.
 
-Every shard is published by itself and has a record beside the plan; what has one is not done again.
-The manifest is written when all are there, and the plan is removed last.
+Every shard is published by itself with a record beside the plan; one that has a record is not
+written again. The manifest is written when all shards are there, and the plan is removed last.
 """
 
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,10 +30,11 @@ from convnextv2.data.shards.statistics import ChannelSums
 from convnextv2.data.writing.disk import alone, check_room, refusals
 from convnextv2.data.writing.encode import WriteSettings
 from convnextv2.data.writing.plan import (
-    PLAN,
     WORK,
+    Item,
     Map,
     Plan,
+    Result,
     forget_plan,
     make_plan,
     plan_digest,
@@ -46,8 +45,8 @@ from convnextv2.data.writing.shard import Record, ShardJob, finished, too_many, 
 SHARD_NAME = re.compile(r"(train|val)-\d{5}-of-\d{5}\.beton")
 
 
-def here(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """The map of a single process."""
+def here(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The `Map` that runs everything in this process."""
     return map(function, items)
 
 
@@ -64,8 +63,8 @@ def plan_collection(
 ) -> Census:
     """List what `write_collection` would write, and keep the plan in `destination` for it.
 
-    Nothing is decoded but a few images, for the forecast of what they will take. Of a `source` of
-    many files the `fingerprint` takes long: give it where it is known.
+    Only a few images are decoded, to estimate the size. The `fingerprint` of a source of many files
+    takes long to compute, so it can be given.
 
     Raises:
         DataError: As `write_collection` before its first shard.
@@ -94,12 +93,12 @@ def write_collection(
     note: Callable[[str], None] = warnings.warn,
     fingerprint: str | None = None,
 ) -> Manifest:
-    """Write what `selection` leaves of `source` to shards in the folder `destination`.
+    """Write the images that `selection` takes of `source` to shards in the folder `destination`.
 
-    A folder that was written by the same source, selection and settings is left as it is. `name`
-    says in the manifest where the source lies. `run` maps a function over items, in this process or
-    on a cluster. `note` is told what the user should know. `fingerprint` is the source's, where it
-    is known.
+    A folder that was written from the same source, selection and settings is left as it is. The
+    manifest names the source `name`. `run` maps a function over items, in this process or on a
+    cluster. `note` is called with what the user should know. `fingerprint` is the source's, if it
+    has been computed already.
 
     Raises:
         DataError: When nothing is left to write, too many images are unreadable, the disk is full,
@@ -130,7 +129,7 @@ def write_collection(
 
 @contextmanager
 def _at(destination: Path, note: Callable[[str], None]) -> Iterator[None]:
-    """Make the folder, and be the only process that writes there."""
+    """Create the folder, and be the only process that writes there."""
     with refusals(destination, 0):
         destination.mkdir(parents=True, exist_ok=True)
     with alone(destination, note):
@@ -193,22 +192,6 @@ def _refuse_too_many(records: dict[int, Record], settings: WriteSettings) -> Non
     skipped = [item for record in records.values() for item in record.skipped]
     if len(skipped) > settings.max_unreadable:
         raise too_many(skipped, settings.max_unreadable)
-
-
-def progress(destination: Path) -> tuple[int, int]:
-    """Images done and images planned, of a collection that is being written."""
-    work = destination / WORK
-    done = 0
-    for path in work.glob("*.done"):
-        try:
-            done += int(path.read_text() or 0)
-        except (OSError, ValueError):  # It is just being written, or gone with the plan.
-            continue
-    try:
-        planned = sum(json.loads((work / PLAN).read_text())["samples"])
-    except OSError:  # There is no plan yet.
-        planned = 0
-    return done, planned
 
 
 def _numbered(job: ShardJob) -> tuple[int, Record]:

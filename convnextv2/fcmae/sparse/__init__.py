@@ -31,8 +31,8 @@ class SparseSites(Sites, Protocol):
 class SparseBackend(Protocol):
     """How to build the sites from masks (B, L) bool over a grid of patches (rows, columns).
 
-    `device` is where the images are, unless it is where the masks are. Masks on the CPU spare a GPU
-    from being waited for: how many sites there are is found out from them.
+    `device` is that of the images; by default it is that of the masks. Masks on the CPU are faster
+    for a GPU, too: the number of sites is read from them without waiting for the GPU.
     """
 
     def __call__(
@@ -74,7 +74,7 @@ def backend_of(name: str) -> SparseBackend:
     """Return the backend called `name`.
 
     Raises:
-        ValueError: For a name that is none, or a backend whose library is missing.
+        ValueError: For an unknown name, or when the backend's library is not installed.
     """
     if name == "auto":
         return Auto()

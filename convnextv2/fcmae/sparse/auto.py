@@ -22,7 +22,7 @@ from torch import Tensor
 from convnextv2.kernels.build import library
 
 SPCONV_GAINS_FROM = 0.6
-"""Share of masked patches from which `spconv` costs no more than a `gather` without kernels."""
+"""Fraction of masked patches from which `spconv` is as fast as `gather` without kernels."""
 
 
 def choose(mask: Tensor, device: torch.device) -> tuple[str, str]:

@@ -24,8 +24,13 @@ class VisiblePatches:
         patch_size: int,
         grn_scope: str,
         device: torch.device | None = None,
+        *,
+        patches: Tensor | None = None,
     ) -> None:
-        self.patches = send(visible_patches(mask), device or mask.device)
+        """`patches`: the mask's `visible_patches` where the images are, if they are there."""
+        if patches is None:
+            patches = send(visible_patches(mask), device or mask.device)
+        self.patches = patches
         self.neighbours = kernels.neighbours_of(self.patches, grid)
         self.grid, self.patch_size, self.grn_scope = grid, patch_size, grn_scope
 
@@ -39,7 +44,7 @@ class VisiblePatches:
     def downsample(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return patch_linear(x, weight, bias)
 
-    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.patch_depthwise(x, weight, bias, self.patches, self.grid, self.neighbours)
 
     def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:

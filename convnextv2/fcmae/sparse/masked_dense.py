@@ -1,9 +1,9 @@
 """Backend `masked-dense`: the whole grid is computed and masked sites are kept out. The oracle.
 
-As in the paper's JAX snippet: features are multiplied by the mask around each depthwise
-convolution and for GRN's statistics. Masked sites carry values of no meaning along the residual
-stream; none of them ever reaches a visible site. Plain PyTorch throughout, so that it has nothing
-in common with the kernels it is there to check.
+As in the paper's JAX snippet, features are multiplied by the mask around each depthwise
+convolution and for GRN's statistics. Values at masked sites of the residual stream are meaningless,
+and none of them reaches a visible site. It is plain PyTorch throughout, so that it shares nothing
+with the kernels that it checks.
 """
 
 import torch
@@ -36,9 +36,9 @@ class MaskedGrid:
     def downsample(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return patch_linear(x, weight, bias)
 
-    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         visible = self._at(x)
-        return plain.depthwise(x * visible, weight, bias) * visible
+        return plain.depthwise(x * visible, weight, bias) * visible, x
 
     def gelu_grn(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         groups = 1 if self.grn_scope == "batch" else len(x)

@@ -1,11 +1,11 @@
 """The encoder's two kinds of convolution on spconv's SparseConvTensors, by spconv's index maps.
 
-Which site meets which is spconv's business (`get_indice_pairs`), and so is the product of the 2x2
-convolution where it has one. It has no grouped convolution, and its backward asks for a CUDA stream
-even on CPUs: the depthwise convolution and both backward passes are written here on the maps, the
-same code for CPUs and GPUs. Nobody has run it on a GPU yet.
+spconv finds the pairs of sites (`get_indice_pairs`) and multiplies in the 2x2 convolution for the
+dtypes that it supports. It has no grouped convolution, and its backward asks for a CUDA stream even
+on CPUs. So the depthwise convolution and both backward passes are written here, on its maps, with
+the same code for CPUs and GPUs. It has not been run on a GPU yet.
 
-Legend: N sites that come in, M that come out, C and O channels, k kernel size.
+Legend: N input sites, M output sites, C input and O output channels, k kernel size.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ class WindowMap(NamedTuple):
     windows: Tensor
     """(M, k*k): the row at each offset in a window."""
     sites: SparseConvTensor
-    """Where the output lies, without features. The sites of an image are neighbours in it."""
+    """The output's sites, without features; those of an image are consecutive rows."""
 
 
 def bare_tensor(indices: Tensor, shape: list[int], batch: int) -> SparseConvTensor:
@@ -85,7 +85,7 @@ def window_map(x: SparseConvTensor, k: int) -> WindowMap:
 
 
 def neighbours(x: SparseConvTensor, k: int) -> Tensor:
-    """(k*k, N): the row that each site reads at each offset of a k x k kernel; N where none is."""
+    """(k*k, N): the row that each site reads at each offset of a k x k kernel; N means none."""
     name = f"neighbours {k}"
     if name not in x.indice_dict:
         _, pairs, _ = _index_map(x, k, stride=1, padding=k // 2, submanifold=True)
@@ -205,7 +205,8 @@ class _Depthwise(torch.autograd.Function):
         rows = _with_a_row_of_zeros(grad)
         wide = x.to(rows.dtype)
         by_x, by_weight = torch.zeros_like(wide), rows.new_empty(len(ctx.table), len(weight))
-        # If i reads j at an offset, j reads i at the opposite one: the flipped table has readers.
+        # If i reads j at an offset, j reads i at the opposite one, so the flipped table says which
+        # sites read each site.
         for offset, read_by in enumerate(ctx.table.flip(0)):
             readers = rows.index_select(0, read_by)
             by_x.addcmul_(readers, _by_offset(weight, rows.dtype)[offset])

@@ -44,8 +44,8 @@ class SparseTensors(VisiblePatches):
         self.stages[len(out.indices)] = out.replace_feature(out.features[:, :0].detach())
         return self._per_image(out)
 
-    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return self._per_image(submanifold_depthwise(self._tensor(x), weight, bias))
+    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return self._per_image(submanifold_depthwise(self._tensor(x), weight, bias)), x
 
     def to_dense(self, x: Tensor) -> Tensor:
         # Not `SparseConvTensor.dense`: spconv 2.3.8 indexes there as PyTorch is about to forbid.

@@ -1,7 +1,7 @@
 """The operations on GPUs, in Triton, forward and backward; for any floating dtype and any C.
 
 In eager mode they are autograd functions, which start faster; torch.compile is given operators
-(`torch.ops.convnextv2`), whose programs it keeps in its graph.
+(`operators`, imported when a graph is traced), whose programs it keeps in its graph.
 """
 
 from importlib.util import find_spec
@@ -42,13 +42,15 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
     """As `plain.gelu_grn`; the GELU of 16-bit tensors is within 6e-6 of the exact one."""
     if torch.compiler.is_compiling():
-        out: Tensor = grn.operator(x, gamma, beta, groups)[0]
+        from convnextv2.kernels.gpu import operators
+
+        out: Tensor = operators.gelu_grn(x, gamma, beta, groups)[0]
         return out
     return recomputed.gelu_grn(grn, x, gamma, beta, groups)
 
 
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As `plain.depthwise`."""
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """As `plain.depthwise`, and x for the shortcut."""
     return _convolve(x, weight, bias, None)
 
 
@@ -59,16 +61,24 @@ def patch_depthwise(
     patches: Tensor,
     grid: tuple[int, int],
     neighbours: Tensor | None = None,
-) -> Tensor:
-    """As `plain.patch_depthwise`, up to 7x7; `neighbours` is the patches' table if at hand."""
+) -> tuple[Tensor, Tensor]:
+    """As `plain.patch_depthwise`, up to 7x7, and x for the shortcut.
+
+    `neighbours` is the patches' table if at hand.
+    """
     if neighbours is None:
         neighbours = neighbour_table(patches, grid, LARGEST_KERNEL)
-    return _convolve(x.flatten(0, 1), weight, bias, neighbours).view_as(x)
+    out, shortcut = _convolve(x.flatten(0, 1), weight, bias, neighbours)
+    return out.view_as(x), shortcut.view_as(x)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None) -> Tensor:
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None
+) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():
-        out: Tensor = depthwise_conv.operator(x, weight, bias, neighbours)
-    else:
-        out = depthwise_conv.Depthwise.apply(x, weight, bias, neighbours)
-    return out
+        from convnextv2.kernels.gpu import operators
+
+        # What adds the two gradients of x there is the compiler's to choose.
+        return operators.depthwise(x, weight, bias, neighbours), x
+    out, shortcut = depthwise_conv.Depthwise.apply(x, weight, bias, neighbours)
+    return out, shortcut

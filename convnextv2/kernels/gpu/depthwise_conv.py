@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.library import triton_op
 
 from convnextv2.kernels.gpu.launch import blocks, launch, sum_dtype
 
@@ -28,36 +27,52 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None) 
     `neighbours` (N, R, R) numbers the maps around each, -1 where none is, for K up to R; without
     it every map is alone.
     """
-    return _convolve(x.contiguous(), weight, bias, neighbours)
+    return _convolve(x.contiguous(), weight, neighbours, bias=bias)
 
 
 def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, neighbours: Tensor | None
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    neighbours: Tensor | None,
+    grad_shortcut: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients with respect to x, weight and bias."""
+    """Gradients with respect to x, weight and bias; `grad_shortcut` is added to that of x."""
     x, grad = x.contiguous(), grad.contiguous()
-    return _convolve(grad, weight, None, neighbours), *_sums(x, grad, weight, neighbours)
+    if grad_shortcut is not None:
+        grad_shortcut = grad_shortcut.contiguous()
+    grad_x = _convolve(grad, weight, neighbours, shortcut=grad_shortcut)
+    return grad_x, *_sums(x, grad, weight, neighbours)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, neighbours: Tensor | None) -> Tensor:
-    """Without a bias it is the gradient's way back: the kernel is turned around."""
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    neighbours: Tensor | None,
+    *,
+    bias: Tensor | None = None,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """Forward with a bias. Without one, from the output's gradient to the input's."""
     from convnextv2.kernels.gpu import depthwise_programs as programs
 
     shape = _shape(x, weight, neighbours, _channel_block)
     by_place = x.new_empty(shape["KERNEL"] ** 2, shape["C"], dtype=sum_dtype(x))
     by_place.copy_(weight.flatten(1).t())
     out = torch.empty_like(x)
+    start = shortcut if bias is None else bias
     launch(
         programs.convolve,
         (_tiles(x, shape["TILE"]), blocks(shape["C"], shape["CHANNELS"])),
         x,
         by_place,
-        by_place if bias is None else bias,
+        by_place if start is None else start,
         out,
         by_place if neighbours is None else neighbours,
         **shape,
         SKIP=shape["TILE"] > 1,
         BACKWARD=bias is None,
+        SHORTCUT=shortcut is not None,
     )
     return out
 
@@ -85,45 +100,25 @@ def _sums(
 
 
 class Depthwise(torch.autograd.Function):
-    """`forward` with its gradients."""
+    """`forward` with its gradients, and x again for the shortcut around it.
+
+    A shortcut that took x itself would have autograd add two gradients of x in a pass of its own.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, weight, neighbours)
-        return forward(x, weight, bias, neighbours)
+        return forward(x, weight, bias, neighbours), x
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        return *backward(grad, *ctx.saved_tensors), None
-
-
-@triton_op("convnextv2::depthwise", mutates_args=())
-def operator(x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None) -> Tensor:
-    """`forward` for torch.compile, which keeps it in its graph."""
-    return forward(x, weight, bias, neighbours)
-
-
-@triton_op("convnextv2::depthwise_backward", mutates_args=())
-def backward_operator(
-    grad: Tensor, x: Tensor, weight: Tensor, neighbours: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`backward` for torch.compile."""
-    return backward(grad, x, weight, neighbours)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, neighbours = inputs
-    ctx.save_for_backward(x, weight, neighbours)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *backward_operator(grad, *ctx.saved_tensors), None
-
-
-operator.register_autograd(_differentiate, setup_context=_keep)
+    def backward(
+        ctx: Any, grad: Tensor, grad_shortcut: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, neighbours = ctx.saved_tensors
+        return *backward(grad, x, weight, neighbours, grad_shortcut), None
 
 
 def _shape(

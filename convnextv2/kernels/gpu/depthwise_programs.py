@@ -17,6 +17,7 @@ from convnextv2.kernels.gpu.tiles import (
     first_site,
     patches_around,
     read_row,
+    read_tile,
     repeated,
     write_square,
 )
@@ -46,7 +47,7 @@ def row_into_row(
             new = ()
             for o in tl.static_range(TILE):
                 if (o + shift >= 0) & (o + shift < TILE):
-                    new += (sums[o] + values[o + shift] * factor,)
+                    new += (tl.fma(values[o + shift], factor, sums[o]),)
                 else:
                     new += (sums[o],)
             sums = new
@@ -106,10 +107,33 @@ def tile_into_sums(
 
 
 @triton.jit
+def sums_at_start(
+    start: tl.tensor,
+    own: tl.tensor,
+    channel: tl.tensor,
+    exists: tl.tensor,
+    WIDTH: tl.constexpr,
+    C: tl.constexpr,
+    TILE: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    SHORTCUT: tl.constexpr,
+    MASKED: tl.constexpr,
+    SUM: tl.constexpr,
+) -> tl.tuple:
+    """The sums of a tile before anything is convolved; `own` is the number of its first site."""
+    if SHORTCUT:
+        return read_tile(start + own * C + channel, exists, WIDTH, C, TILE, MASKED, SUM)
+    elif BACKWARD:
+        return repeated(repeated(tl.zeros(channel.shape, dtype=SUM), TILE), TILE)
+    else:
+        return repeated(repeated(fetch(start + channel, exists, MASKED, SUM), TILE), TILE)
+
+
+@triton.jit
 def convolve(
     x: tl.tensor,
     weight: tl.tensor,
-    bias: tl.tensor,
+    start: tl.tensor,
     out: tl.tensor,
     neighbours: tl.tensor,
     HEIGHT: tl.constexpr,
@@ -121,11 +145,15 @@ def convolve(
     CHANNELS: tl.constexpr,
     SKIP: tl.constexpr,
     BACKWARD: tl.constexpr,
+    SHORTCUT: tl.constexpr,
 ) -> None:
     """One tile of the output; `weight` (K*K, C) is in the dtype of sums.
 
-    BACKWARD from the output's gradient to the input's the kernel is turned around. With SKIP a tile
-    that is not there costs a comparison; without, its sites are read as zeros.
+    Forward, `start` is the bias (C). With BACKWARD the kernel is turned around: x is the output's
+    gradient, and the result is the input's. With SHORTCUT `start` is a gradient like it that is
+    added; the convolution's sums start from it, which is cheaper than a pass of its own.
+
+    With SKIP, a tile that is not there costs a comparison; without, its sites are read as zeros.
     """
     SUM: tl.constexpr = weight.dtype.element_ty
     MASKED: tl.constexpr = C % CHANNELS != 0
@@ -136,12 +164,12 @@ def convolve(
     tile = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     exists = channel < C
-    start = tl.zeros((CHANNELS,), dtype=SUM)
+    own = first_site(tile // (ROWS * COLUMNS), tile, 0, 0, ROWS, COLUMNS, TILE)
+    sums = sums_at_start(
+        start, own, channel, exists, WIDTH, C, TILE, BACKWARD, SHORTCUT, MASKED, SUM
+    )
     if BACKWARD:
         weight += (KERNEL * KERNEL - 1) * C
-    else:
-        start += fetch(bias + channel, exists, MASKED, SUM)
-    sums = repeated(repeated(start, TILE), TILE)
     patches = patches_around(neighbours, tile, REACH, ROWS, COLUMNS, AROUND)
     for down in tl.static_range(-REACH, REACH + 1):
         for right in tl.static_range(-REACH, REACH + 1):
@@ -170,5 +198,4 @@ def convolve(
                     SUM,
                     CHANNELS,
                 )
-    own = first_site(tile // (ROWS * COLUMNS), tile, 0, 0, ROWS, COLUMNS, TILE)
     write_square(out + own * C + channel, sums, exists, WIDTH, C, TILE, MASKED)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
 from convnextv2.kernels.gpu.launch import blocks, launch, power_of_2, sum_dtype
 
@@ -89,38 +88,6 @@ def grn_backward(
     grid = blocks(rows, ROWS) * blocks(shape["C"], shape["CHANNELS"]), groups
     launch(programs.input_gradient, grid, x, grad, scale, pull, grad_x, rows, **shape)
     return grad_x, by_gamma.sum(0), by_beta.sum(0)
-
-
-@triton_op("convnextv2::gelu_grn", mutates_args=())
-def operator(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`grn_forward` for torch.compile, which keeps it in its graph."""
-    return grn_forward(x.contiguous(), gamma, beta, groups)
-
-
-@triton_op("convnextv2::gelu_grn_backward", mutates_args=())
-def backward_operator(
-    grad: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, norm: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`grn_sums` and `grn_backward` for torch.compile."""
-    x, grad = x.contiguous(), grad.contiguous()
-    sums = grn_sums(x, grad, beta, scale, None)
-    grad_x, *others = grn_backward(x, grad, gamma, norm, scale, sums)
-    by_gamma, by_beta = (t.to(gamma.dtype).view(gamma.shape) for t in others)
-    return grad_x, by_gamma, by_beta
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, gamma, beta, _ = inputs
-    _, norm, scale = output
-    ctx.mark_non_differentiable(norm, scale)
-    ctx.save_for_backward(x, gamma, beta, norm, scale)
-
-
-def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    return *backward_operator(grad, *ctx.saved_tensors), None
-
-
-operator.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _shares(x: Tensor, groups: int) -> tuple[int, int, dict[str, Any]]:

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from convnextv2.kernels.gpu.launch import blocks, launch, power_of_2, sum_dtype
 
 ELEMENTS = 2048
-"""A program's share: whole rows, about so many values."""
+"""What one program takes: whole rows, about so many values."""
 PROGRAMS = 1024
 """The parameters' gradients are summed in so many programs, their sums then in a fixed order."""
 
@@ -25,7 +25,7 @@ class LayerNorm(torch.autograd.Function):
         from convnextv2.kernels.gpu import norm_programs as programs
 
         x = x.contiguous()
-        rows, shape = _shares(x, eps)
+        rows, shape = _layout(x, eps)
         out = torch.empty_like(x)
         grid = (blocks(rows, shape["ROWS"]),)
         launch(programs.normalise, grid, x, weight, bias, out, rows, **shape)
@@ -39,7 +39,7 @@ class LayerNorm(torch.autograd.Function):
         from convnextv2.kernels.gpu import norm_programs as programs
 
         x, weight = ctx.saved_tensors
-        rows, shape = _shares(x, ctx.eps)
+        rows, shape = _layout(x, ctx.eps)
         count = min(PROGRAMS, blocks(rows, shape["ROWS"]))
         parts = x.new_empty(count, 2, shape["C"], dtype=sum_dtype(x))
         grad_x = torch.empty_like(x)
@@ -49,7 +49,7 @@ class LayerNorm(torch.autograd.Function):
         return grad_x, by_weight, by_bias, None
 
 
-def _shares(x: Tensor, eps: float) -> tuple[int, dict[str, Any]]:
+def _layout(x: Tensor, eps: float) -> tuple[int, dict[str, Any]]:
     """Rows, and how the programs are compiled."""
     from convnextv2.kernels.gpu.norm_programs import SUM_TYPES
 

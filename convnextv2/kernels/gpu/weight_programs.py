@@ -36,7 +36,7 @@ def row_by_row(
         total = sums[k]
         for o in tl.static_range(TILE):
             if (o + k - FIRST >= 0) & (o + k - FIRST < TILE):
-                total += values[o + k - FIRST] * grads[o]
+                total = tl.fma(values[o + k - FIRST], grads[o], total)
         new += (total,)
     return new
 

@@ -69,11 +69,11 @@ def bare_area(photographs: Photographs) -> Epoch:
             *(top, top + tall, left, left + wide, out.ctypes.data, CROP, CROP),
         )
 
-    def run(share: list[tuple[int, tuple[int, int, int, int]]]) -> int:
+    def run(part: list[tuple[int, tuple[int, int, int, int]]]) -> int:
         pixels, out = np.empty(largest * 3, np.uint8), np.empty((CROP, CROP, 3), np.uint8)
-        for sample, box in share:
+        for sample, box in part:
             view(sample, box, pixels, out)
-        return len(share)
+        return len(part)
 
     return _in_threads(photographs, run)
 
@@ -84,12 +84,12 @@ def bare_bicubic(photographs: Photographs) -> Epoch:
 
     contents = photographs.contents()
 
-    def run(share: list[tuple[int, tuple[int, int, int, int]]]) -> int:
-        for sample, (top, left, tall, wide) in share:
+    def run(part: list[tuple[int, tuple[int, int, int, int]]]) -> int:
+        for sample, (top, left, tall, wide) in part:
             image = Image.open(io.BytesIO(contents[sample]))
             cut = image.crop((left, top, left + wide, top + tall))
             cut.resize((CROP, CROP), Image.Resampling.BICUBIC)
-        return len(share)
+        return len(part)
 
     return _in_threads(photographs, run)
 

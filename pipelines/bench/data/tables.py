@@ -39,8 +39,8 @@ class Results(TypedDict):
 def summary(rates: Mapping[str, Sequence[float]], against: Mapping[str, str]) -> Figures:
     """Median, lowest and highest rate of each contender, and its median ratios.
 
-    `against` names the ratios, and to whom: they are taken turn by turn. "…_faster_by" is the
-    other way round, how much faster that one is.
+    `against` maps the name of a ratio to the contender it is relative to; ratios are taken turn by
+    turn. One whose name ends in "faster_by" is inverted: how much faster the other contender is.
     """
     rows = {}
     for name, own in rates.items():

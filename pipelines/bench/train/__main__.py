@@ -1,6 +1,7 @@
 """`make bench-train`: what the engine costs, how it scales, what a checkpoint and a model take.
 
-Everything on the CPU and on images in memory: data and start-up have benchmarks of their own.
+On images in memory: data and start-up have benchmarks of their own. With `--device cuda` every part
+has one worker on one GPU; `scaling`, which shares out a machine's cores, is for CPUs.
 """
 
 import argparse
@@ -13,35 +14,45 @@ from concurrent.futures import ThreadPoolExecutor
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.bench.device import add_device_option, name_of
 from pipelines.bench.results import add_output_options, origin, publish
 from pipelines.bench.train.workers import run_group
 
-PARTS = ("overhead", "scaling", "checkpoint", "groups", "memory", "huge")
+SCALING = "scaling"
+PARTS = ("overhead", SCALING, "checkpoint", "groups", "memory", "huge")
 # The images of the paper.
 BATCH = 32
 PAPER: dict[str, object] = {"size": "atto", "image_size": 224, "batch": BATCH}
 SMALL: dict[str, object] = {"image_size": 64, "batch": 8}
 STAGES = (0, 1, 2, 3)
+WORKERS = {"cpu": 2, "cuda": 1}
 
 Row = dict[str, float | str]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.bench.train", description=__doc__)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS)
     parser.add_argument("--turns", type=int, default=8, help="steps or saves that are timed")
     parser.add_argument("--rounds", type=int, default=3, help="groups started for every figure")
+    add_device_option(parser)
     add_output_options(parser, "bench-train.json")
     options = parser.parse_args()
+    device = options.device
+    if options.parts is None:
+        options.parts = [part for part in PARTS if device == "cpu" or part != SCALING]
+    if device != "cpu" and SCALING in options.parts:
+        parser.error(f"{SCALING} shares out a machine's cores; leave it out with --device {device}")
+    name = name_of(device)
     measure = {
-        "overhead": lambda: overhead(options.turns, options.rounds),
+        "overhead": lambda: overhead(options.turns, options.rounds, device),
         "scaling": lambda: scaling(options.turns, options.rounds),
-        "checkpoint": lambda: checkpoint(options.turns),
-        "groups": lambda: groups(options.turns),
-        "memory": memory,
-        "huge": huge,
+        "checkpoint": lambda: checkpoint(options.turns, device),
+        "groups": lambda: groups(options.turns, device),
+        "memory": lambda: memory(device),
+        "huge": lambda: huge(device),
     }
-    started = origin()
+    started = {**origin(), "device": name}
     measured = {part: measure[part]() for part in options.parts}
 
     def show() -> None:
@@ -51,7 +62,7 @@ def main() -> None:
     publish({**started, "turns": options.turns, **measured}, options, show)
 
 
-def overhead(turns: int, rounds: int) -> list[Row]:
+def overhead(turns: int, rounds: int, device: str) -> list[Row]:
     """Engine over bare loop, one worker with all cores."""
     rows: list[Row] = []
     for stage in (0, 1):
@@ -59,7 +70,9 @@ def overhead(turns: int, rounds: int) -> list[Row]:
         found = [
             row
             for _ in range(rounds)
-            for row in run_group("overhead", 1, settings, threads=os.cpu_count() or 1)
+            for row in run_group(
+                "overhead", 1, settings, threads=os.cpu_count() or 1, device=device
+            )
         ]
         row = {key: statistics.median(each[key] for each in found) for key in found[0]}
         rows.append({"ZeRO": stage, **row})
@@ -70,7 +83,7 @@ def scaling(turns: int, rounds: int) -> list[Row]:
     """images/s of two workers with one thread each, over twice that of one.
 
     With and without accumulation: a global batch of 4,096 on two workers is 32 micro batches. Two
-    workers of groups of their own show what sharing the machine costs without a word between them.
+    workers in separate groups show what sharing the machine costs without communication.
     """
     rows: list[Row] = []
     for stage, accumulation in itertools.product((0, 1), (1, 4)):
@@ -98,40 +111,48 @@ def scaling(turns: int, rounds: int) -> list[Row]:
 
 
 def step_seconds(workers: int, settings: Mapping[str, object]) -> float:
-    """Of a group of so many workers."""
+    """Seconds of a step of a group of this many workers."""
     (row,) = run_group("steps", workers, settings)
     return row["seconds"]
 
 
-def checkpoint(turns: int) -> list[Row]:
+def checkpoint(turns: int, device: str) -> list[Row]:
     """How long a save keeps the loop waiting."""
     return [
         {"size": size, **row}
         for size in ("atto", "tiny", "base")
-        for row in run_group("saving", 1, {"size": size, "turns": turns, **SMALL})
+        for row in run_group("saving", 1, {"size": size, "turns": turns, **SMALL}, device=device)
     ]
 
 
-def groups(turns: int) -> list[Row]:
+def groups(turns: int, device: str) -> list[Row]:
     """A step without and with layer decay, and with a group for every layer."""
-    return [{**row} for row in run_group("grouping", 2, {"size": "tiny", "turns": turns, **SMALL})]
+    settings = {"size": "tiny", "turns": turns, **SMALL}
+    return [{**row} for row in run_group("grouping", WORKERS[device], settings, device=device)]
 
 
-def memory() -> list[Row]:
-    """Every stage in both precisions, Tiny with an average on two workers."""
+def memory(device: str) -> list[Row]:
+    """Every stage in both precisions, Tiny with an average; on two workers of a CPU."""
     return [
-        model_states("tiny", stage, precision, batch=4, ema=True)
+        model_states("tiny", stage, precision, batch=4, ema=True, device=device)
         for precision in ("fp32", "bf16")
         for stage in STAGES
+        # Stage 0 in bf16 is refused where GPUs are configured.
+        if (device, stage, precision) != ("cuda", 0, "bf16")
     ]
 
 
-def huge() -> list[Row]:
-    """A step of FCMAE Huge on two workers."""
-    return [model_states("huge", stage, "bf16", batch=1, ema=False) for stage in (1, 2, 3)]
+def huge(device: str) -> list[Row]:
+    """A step of FCMAE Huge."""
+    return [
+        model_states("huge", stage, "bf16", batch=1, ema=False, device=device)
+        for stage in (1, 2, 3)
+    ]
 
 
-def model_states(size: str, stage: int, precision: str, *, batch: int, ema: bool) -> Row:
+def model_states(
+    size: str, stage: int, precision: str, *, batch: int, ema: bool, device: str
+) -> Row:
     """MB of a worker above its start, beside the formula; what is freed goes back to the system."""
     described: Row = {"size": size, "ZeRO": stage, "precision": precision}
     settings = {
@@ -142,7 +163,7 @@ def model_states(size: str, stage: int, precision: str, *, batch: int, ema: bool
         "batch": batch,
         "ema": ema,
     }
-    (row,) = run_group("memory", 2, settings, keep_pages=False)
+    (row,) = run_group("memory", WORKERS[device], settings, keep_pages=False, device=device)
     return {**described, **row}
 
 

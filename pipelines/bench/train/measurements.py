@@ -18,13 +18,15 @@ from cluster.batch_layout import BatchLayout
 from cluster.checkpoint.async_saver import Saver
 from cluster.checkpoint.retention import KeepPolicy
 from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
-from cluster.engine.memory import model_state_bytes
+from cluster.engine.memory import model_states
 from cluster.engine.zero_config import Precision, ZeroSettings
+from cluster.placement import worker_device
 from convnextv2.fcmae import FCMAE
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from convnextv2.tasks.batch import Batch
 from convnextv2.tasks.pretrain import PretrainTask
-from pipelines.bench.turns import median_ratio, seconds, take_turns
+from pipelines.bench.device import seconds_on
+from pipelines.bench.turns import median_ratio, take_turns
 
 BETAS = (0.9, 0.95)
 RATE = 1e-4
@@ -34,14 +36,20 @@ MB = 1e6
 Row = dict[str, float]
 
 
+def here() -> torch.device:
+    """Where this worker computes: its group's backend says it."""
+    return worker_device(use_gpu=torch.distributed.get_backend() == "nccl")
+
+
 def new_task(size: str, image_size: int) -> PretrainTask:
     torch.manual_seed(0)
-    return PretrainTask(FCMAE.from_size(size, image_size=image_size), seed=0)
+    return PretrainTask(FCMAE.from_size(size, image_size=image_size), seed=0).to(here())
 
 
 def new_batch(batch: int, image_size: int) -> Batch:
     images = torch.randint(0, 255, (batch, image_size, image_size, 3), dtype=torch.uint8)
-    return Batch(images, torch.zeros(batch, dtype=torch.int64), torch.arange(batch), 0)
+    labels = torch.zeros(batch, dtype=torch.int64)
+    return Batch(images, labels, torch.arange(batch), 0).to(here())
 
 
 def new_engine(
@@ -65,7 +73,7 @@ def new_engine(
             ema_decay=0.9999 if ema else None,
         ),
         batch_layout=BatchLayout(batch * world * accumulation, batch, world),
-        device=torch.device("cpu"),
+        device=here(),
     )
 
 
@@ -85,8 +93,8 @@ def overhead(size: str, image_size: int, batch: int, stage: int, turns: int) -> 
         optimizer.zero_grad()
 
     contenders = {
-        "engine": partial(seconds, lambda: engine.train_step([images], RATE)),
-        "bare": partial(seconds, bare_step),
+        "engine": partial(seconds_on, here(), lambda: engine.train_step([images], RATE)),
+        "bare": partial(seconds_on, here(), bare_step),
     }
     found = take_turns(contenders, turns, WARM_UP)
     medians = {name: statistics.median(own) for name, own in found.items()}
@@ -100,7 +108,7 @@ def steps(
     task = new_task(size, image_size)
     engine = new_engine(task, batch, stage=stage, accumulation=accumulation)
     images = [new_batch(batch, image_size)] * accumulation
-    step = partial(seconds, lambda: engine.train_step(images, RATE))
+    step = partial(seconds_on, here(), lambda: engine.train_step(images, RATE))
     found = take_turns({"step": step}, turns, WARM_UP)
     return [{"seconds": statistics.median(found["step"])}]
 
@@ -123,7 +131,7 @@ def grouping(size: str, image_size: int, batch: int, turns: int) -> list[Row]:
         rows.append({"layer_decay": decay, "groups": len({g["weight_decay"] for g in groups})})
 
     steps = {
-        str(number): partial(seconds, partial(engine.train_step, [images], RATE))
+        str(number): partial(seconds_on, here(), partial(engine.train_step, [images], RATE))
         for number, engine in enumerate(engines)
     }
     found = list(take_turns(steps, turns, WARM_UP).values())
@@ -153,7 +161,7 @@ def saving(size: str, image_size: int, batch: int, turns: int) -> list[Row]:
                 if number:  # The first one allocates the host's memory.
                     blocked[behind].append(time.perf_counter() - begin)
                 if behind:
-                    beside = seconds(lambda: engine.train_step([images], RATE))
+                    beside = seconds_on(here(), lambda: engine.train_step([images], RATE))
                     saved = saver.wait()
                     written = saved.seconds if saved else written
                 size_mb = saved.checkpoint.bytes / MB if saved else size_mb
@@ -172,7 +180,9 @@ def saving(size: str, image_size: int, batch: int, turns: int) -> list[Row]:
 def memory(
     size: str, image_size: int, batch: int, stage: int, precision: Precision, ema: bool
 ) -> list[Row]:
-    """MB of this worker's process above its start, after two steps, beside the formula."""
+    """MB of this worker's process (of PyTorch's, on a GPU) above its start, after two steps, beside
+    the formula.
+    """
     new_engine(new_task("pocket", 64), 1)  # DeepSpeed's own memory is not the model's.
     before = _resident()
     task = new_task(size, image_size)
@@ -184,7 +194,7 @@ def memory(
     for _ in range(2):
         begin = time.perf_counter()
         losses.append(engine.train_step([images], RATE)["loss"])
-    formula = model_state_bytes(
+    formula = model_states(
         parameters,
         stage=stage,
         world_size=group.world_size(),
@@ -193,7 +203,7 @@ def memory(
     )
     row = {
         "parameters": parameters,
-        "formula": formula / MB,
+        "formula": formula.total / MB,
         "measured": (_resident() - before) / MB,
         "peak": _peak() / MB,
         "seconds": time.perf_counter() - begin,
@@ -203,9 +213,13 @@ def memory(
 
 
 def _resident() -> int:
+    if here().type == "cuda":
+        return torch.cuda.memory_allocated()
     return int(psutil.Process().memory_info().rss)
 
 
 def _peak() -> int:
+    if here().type == "cuda":
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024

@@ -1,6 +1,6 @@
-"""Groups of worker processes for the benchmark, as a cluster places them: gloo, pages kept.
+"""Groups of worker processes for the benchmark, as a cluster places them (gloo, pages kept; NCCL).
 
-As a program it is one worker: MEASUREMENT RANK WORLD THREADS MEETING SETTINGS.
+As a program it is one worker: MEASUREMENT RANK WORLD THREADS MEETING DEVICE SETTINGS.
 """
 
 import json
@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from cluster.placement import KEEP_PAGES
+from cluster.placement import FEW_FRAGMENTS, KEEP_PAGES, NO_GPU
 
 TIMEOUT = timedelta(minutes=10)
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 
 def run_group(
@@ -26,24 +27,25 @@ def run_group(
     *,
     threads: int = 1,
     keep_pages: bool = True,
+    device: str = "cpu",
 ) -> list[dict[str, float]]:
     """Start a group, and return what its rank 0 measured: a function of `measurements`.
 
-    `keep_pages` has freed memory stay with a process, as on a cluster: faster, and larger.
+    `keep_pages`: freed memory stays with the process, as on a cluster; faster, and takes more.
 
     Raises:
         RuntimeError: When a worker fails.
     """
-    kept = KEEP_PAGES if keep_pages else {}
+    environment = FEW_FRAGMENTS if device == "cuda" else NO_GPU | (KEEP_PAGES if keep_pages else {})
     with tempfile.TemporaryDirectory(prefix="convnextv2-bench-") as folder:
         processes = [
             subprocess.Popen(
                 [
                     sys.executable, "-W", "ignore", "-m", "pipelines.bench.train.workers",
                     measurement, str(rank), str(workers), str(threads), f"{folder}/meeting",
-                    json.dumps(dict(settings)),
+                    device, json.dumps(dict(settings)),
                 ],
-                env={**os.environ, **kept, "DS_ACCELERATOR": "cpu"},
+                env={**os.environ, **environment},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -62,12 +64,14 @@ def main() -> None:
     """Join the group and measure."""
     from pipelines.bench.train import measurements
 
-    name, rank, world, threads, meeting, settings = sys.argv[1:]
+    name, rank, world, threads, meeting, device, settings = sys.argv[1:]
     torch.set_num_threads(int(threads))
     local = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     os.environ |= local | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": threads}
+    if device == "cuda":
+        torch.cuda.set_device(int(rank))
     torch.distributed.init_process_group(
-        "gloo",
+        BACKENDS[device],
         init_method=f"file://{Path(meeting)}",
         rank=int(rank),
         world_size=int(world),
@@ -76,7 +80,7 @@ def main() -> None:
     result = getattr(measurements, name)(**json.loads(settings))
     print(json.dumps(result))
     sys.stdout.flush()
-    # Python's own way out sometimes ends in an abort: DeepSpeed's globals hold groups to the last.
+    # Python's normal exit sometimes aborts: DeepSpeed's globals keep process groups alive.
     os._exit(0)
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipelines.doctor.gpu.correctness.backends import backends
+from pipelines.doctor.gpu.correctness.graph import graph
 from pipelines.doctor.gpu.correctness.kernels import kernels
 from pipelines.doctor.gpu.correctness.loader import loader
 from pipelines.doctor.gpu.correctness.syncs import syncs
@@ -19,29 +20,33 @@ from pipelines.doctor.gpu.machine import machine
 from pipelines.doctor.gpu.parts import Outcome, Part, Row, Setting, run_part
 from pipelines.doctor.gpu.speed.calibration import calibration
 from pipelines.doctor.gpu.speed.compilation import compilation
+from pipelines.doctor.gpu.speed.compiled import compiled_speed
 from pipelines.doctor.gpu.speed.kernel_speed import kernel_speed
 from pipelines.doctor.gpu.speed.profile import profile
-from pipelines.doctor.gpu.speed.steps import BATCHES, compiled_speed, speed
+from pipelines.doctor.gpu.speed.steps import BATCHES, speed
 from pipelines.doctor.gpu.table import render, row_line
 
-# By worth: where the time does not do for all, the last go without.
+# By worth: where the time does not do for all, the last go without. What comes before `compiled`
+# leaves it a minute at the worst.
 PARTS = (
-    Part("machine", 90, machine),
-    Part("calibration", 20, calibration),
-    Part("compilation", 150, compilation),
-    Part("kernels", 90, kernels),
-    Part("loader", 20, loader),
-    Part("syncs", 40, syncs),
+    Part("machine", 60, machine),
+    Part("calibration", 15, calibration),
+    Part("compilation", 110, compilation),
+    Part("kernels", 45, kernels),
+    Part("loader", 15, loader),
+    Part("syncs", 25, syncs),
+    Part("compiled", 95, compiled_speed),
     Part("speed", 120, speed),
     Part("kernel-speed", 40, kernel_speed),
     Part("profile", 30, profile),
     Part("backends", 30, backends),
     Part("zero", 60, zero),
+    Part("graph", 60, graph),
     Part("training", 40, training),
-    Part("compiled", 150, compiled_speed),
 )
 QUICK_SIZES = ("atto",)
 DRY_RUN_PATIENCE = 5
+SECONDS = 330.0
 LEAST_SECONDS = 2.0
 """A part with less than that left is not begun."""
 
@@ -134,7 +139,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sizes", nargs="+", choices=tuple(BATCHES), metavar="SIZE", help="models to measure"
     )
-    parser.add_argument("--seconds", type=float, default=330, help="for all parts together")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all parts together")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="small shapes, few steps: a dry run")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu-check.json"))

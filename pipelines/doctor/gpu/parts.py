@@ -87,7 +87,7 @@ class _End:
 def run_part(
     part: Part, setting: Setting, seconds: float, tell: Callable[[Row], None] = lambda row: None
 ) -> Outcome:
-    """Run a part for so long at most; `tell` is called with every row at once."""
+    """Run a part for at most this long; `tell` is called with each row as it arrives."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)

@@ -16,8 +16,15 @@ class Pretraining(PretrainTask):
         super().__init__(model, seed=0)
 
     def forward(self, pixels: Tensor) -> TaskOutput:  # type: ignore[override]
-        numbers = torch.arange(len(pixels))
-        return super().forward(Batch(pixels, numbers, numbers, 0))
+        return super().forward(_batch_of(pixels))
+
+    def fixed_inputs(self, pixels: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return super().fixed_inputs(_batch_of(pixels))
+
+
+def _batch_of(pixels: Tensor) -> Batch:
+    numbers = torch.arange(len(pixels))
+    return Batch(pixels, numbers, numbers, 0)
 
 
 def random_pixels(batch: int, size: int, device: torch.device, seed: int = 0) -> Tensor:

@@ -43,7 +43,7 @@ class Destination:
 
     @property
     def name(self) -> str:
-        """What the run folder remembers it by: its own store is the same wherever it lies."""
+        """Its name in the run folder's files; that of a store inside survives a move."""
         return DATABASE if self.own else self.uri
 
     @property
@@ -54,7 +54,7 @@ class Destination:
 
     @property
     def artifacts(self) -> Path | None:
-        """The folder beside the file; MLflow's own choice would be one where we happen to be."""
+        """The folder beside the file; MLflow's default depends on the working directory."""
         return None if self.database is None else self.database.with_name(ARTIFACTS)
 
 

@@ -16,7 +16,7 @@ PLACES = (
 
 
 def bring_artifacts_home(database: Path, artifacts: Path) -> None:
-    """Have the runs of a store find their artifacts in `artifacts`, the folder beside it."""
+    """Point the runs of a store to their artifacts in `artifacts`, the folder beside it."""
     if not database.exists():
         return
     home = artifacts.as_uri()

@@ -1,8 +1,9 @@
 """Ships operations to MLflow in a thread of the driver's. The only file that imports MLflow.
 
 Training never waits for it and no error of it reaches training. Operations are kept in order until
-the server took them; what is left when the driver ends lies in `tracking-unsent.jsonl` and goes
-first the next time. Runs have names of our own until the server has given them ids.
+the server has accepted them; what is left when the driver ends is written to
+`tracking-unsent.jsonl` and sent first the next time. Until the server has given a run its id, it is
+known by a name of ours.
 """
 
 import json
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 class Tracker:
     """Ships operations to an MLflow server or sqlite file in a thread of its own.
 
-    `refused` are the answers to operations that were given up, as asking again is in vain.
+    `refused` has the server's answers to operations that it will never accept.
     """
 
     def __init__(self, destination: Destination, folder: Path) -> None:
@@ -55,7 +56,7 @@ class Tracker:
         self._thread.start()
 
     def start(
-        self, run: str, *, parent: str | None, params: dict[str, Any], tags: dict[str, str]
+        self, run: str, *, parent: str | None, params: Mapping[str, object], tags: dict[str, str]
     ) -> None:
         """Open a run under a name of ours; one that exists goes on, with this parent."""
         self._put(op="start", run=run, parent=parent, params=flatten(params), tags=tags)
@@ -93,7 +94,7 @@ class Tracker:
         self._put(op="end", run=run, status=status, time=int(time.time() * 1000))
 
     def close(self) -> int:
-        """Send what can be sent in a while; returns how many operations wait for next time."""
+        """Send what can be sent within CLOSE_SECONDS; returns how many operations are left over."""
         self._closing.set()
         self._thread.join(CLOSE_SECONDS)
         rest = list(self._queue)
@@ -186,7 +187,7 @@ class Tracker:
 
     def _connected(self) -> Any:
         if self._client is None:
-            # The defaults (7 retries of 120 s) would keep a driver from ending for a quarter hour.
+            # The defaults (7 retries of 120 s) would keep a driver alive for a quarter of an hour.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
             from mlflow import MlflowClient
@@ -199,7 +200,7 @@ class Tracker:
         return self._client
 
     def _end_the_dead(self, client: Any) -> None:
-        """One driver works in a run folder: runs of it that are open were left by a killed one."""
+        """Close runs that a killed driver left open: only one driver works in a run folder."""
         ours = set(self._run_ids.values())
         if not ours:
             return
@@ -209,11 +210,11 @@ class Tracker:
                 client.set_terminated(run.info.run_id, "KILLED")
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """Nested settings as MLflow parameters with dotted names."""
     flat: dict[str, str] = {}
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = str(value)[:500]
@@ -221,7 +222,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether asking again is in vain; such an operation must not hold up those behind it."""
+    """Whether the operation can never succeed; it must not hold up those after it."""
     if isinstance(error, FileNotFoundError | KeyError):  # The artifact is gone; an unknown run.
         return True
     return getattr(error, "error_code", None) in REFUSALS

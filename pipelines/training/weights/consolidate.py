@@ -17,7 +17,7 @@ from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT
 from convnextv2.durable import atomically
 
 PREFIX = "model."  # Of the model's parameters in the task around it.
-# Read at a time, 1 MB: with more it is no faster, and malloc keeps more of what was let go.
+# Elements read at a time, 1 MB: more is no faster, and malloc keeps more of the freed memory.
 ELEMENTS = 1 << 18
 
 
@@ -40,9 +40,9 @@ def consolidate(
 ) -> Consolidated:
     """Write a checkpoint's fp32 weights, or their EMA (`EMA_WEIGHT`), as one file, whole or not.
 
-    `metadata` are entries for the file's own (see `convnextv2.weights.metadata`).
-    Parameters that are not trained have no EMA: theirs are the weights. That the checkpoint is
-    good is not looked at here.
+    `metadata` are entries for the file's own metadata (see `convnextv2.weights.metadata`).
+    Parameters that are not trained have no EMA: theirs are the weights. The checkpoint is
+    not verified here.
 
     Raises:
         ValueError: When the checkpoint does not hold them all.

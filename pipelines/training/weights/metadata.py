@@ -9,7 +9,11 @@ from pipelines.training.transforms import evaluation_view, image_size_of
 
 
 def metadata_of(job: TrainJob) -> Metadata:
-    """Class names, of a classifier, and how the pipeline evaluates what `job` trains."""
+    """Class names, of a classifier, and how the pipeline evaluates what `job` trains.
+
+    That is as of the training: settings of `evaluate` are in no training stage's key, since a
+    changed crop must not train anew. They may change these notes, never the tensors.
+    """
     size = image_size_of(job.recipe, job.model)
     view = evaluation_view(size, job.evaluate)
     classifies = isinstance(job.recipe, FinetuneConfig)

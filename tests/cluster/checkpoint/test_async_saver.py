@@ -16,7 +16,8 @@ import torch.distributed as dist
 from cluster.checkpoint import async_saver as module
 from cluster.checkpoint.async_saver import Saver
 from cluster.checkpoint.fragment_files import write_fragments
-from cluster.checkpoint.fragments import HostCopy, StateFragment
+from cluster.checkpoint.fragments import StateFragment
+from cluster.checkpoint.host_copy import HostCopy
 from cluster.checkpoint.retention import KeepPolicy
 from cluster.checkpoint.store import CheckpointError, latest_good, verify
 from cluster.durable import FileDigest

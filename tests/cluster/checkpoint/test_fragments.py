@@ -1,4 +1,4 @@
-"""Pieces, their average and their copy, against what anybody would write down."""
+"""Pieces and their average, against what anybody would write down."""
 
 import itertools
 import math
@@ -12,11 +12,9 @@ from cluster.checkpoint.fragments import (
     EMA_WEIGHT,
     MOMENTS,
     WEIGHT,
-    HostCopy,
     StateFragment,
-    on_host,
 )
-from tests.cluster.checkpoint.fragments import SHAPES, make_states, replicated, scattered
+from tests.cluster.checkpoint.fragments import make_states, replicated, scattered
 
 
 def fragment(numel: int = 10, *, trained: bool = True, seed: int = 0) -> StateFragment:
@@ -29,19 +27,19 @@ def fragment(numel: int = 10, *, trained: bool = True, seed: int = 0) -> StateFr
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 11])
 def test_what_all_keep_is_shared_out_without_gap_or_overlap(size: int) -> None:
     for whole in replicated(make_states()):
-        shares = [whole.saved_by(rank, size) for rank in range(size)]
-        assert shares[0].start == 0
+        parts = [whole.saved_by(rank, size) for rank in range(size)]
+        assert parts[0].start == 0
         for kind, tensor in whole.tensors.items():
-            assert torch.equal(torch.cat([share.tensors[kind] for share in shares]), tensor)
-        for share, following in itertools.pairwise(shares):
-            assert share.start + share.numel == following.start
-        numels = [share.numel for share in shares]
+            assert torch.equal(torch.cat([part.tensors[kind] for part in parts]), tensor)
+        for part, following in itertools.pairwise(parts):
+            assert part.start + part.numel == following.start
+        numels = [part.numel for part in parts]
         assert max(numels) - min(numels) <= 1, "fair"
-        assert not any(share.replicated for share in shares)
-        assert {(share.name, share.shape) for share in shares} == {(whole.name, whole.shape)}
+        assert not any(part.replicated for part in parts)
+        assert {(part.name, part.shape) for part in parts} == {(whole.name, whole.shape)}
 
 
-def test_of_fewer_elements_than_workers_some_share_nothing() -> None:
+def test_of_fewer_elements_than_workers_some_save_nothing() -> None:
     whole = StateFragment("gamma", (3,), 0, {WEIGHT: torch.arange(3.0)}, replicated=True)
     assert [whole.saved_by(rank, 5).tensors[WEIGHT].tolist() for rank in range(5)] == [
         [],
@@ -57,7 +55,7 @@ def test_what_a_worker_alone_keeps_it_saves_whole() -> None:
         assert all(each.saved_by(2, 3) is each for each in fragments)
 
 
-def test_a_share_is_a_view_of_what_is_trained_on() -> None:
+def test_a_part_is_a_view_of_what_is_trained_on() -> None:
     whole = StateFragment("x", (8,), 0, {WEIGHT: torch.zeros(8)}, replicated=True)
     whole.saved_by(1, 2).tensors[WEIGHT].fill_(1)
     assert whole.tensors[WEIGHT].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
@@ -140,41 +138,3 @@ def test_what_is_not_trained_has_no_average() -> None:
     for each in (average, frozen):
         each.update()
         each.swap()
-
-
-def test_a_copy_does_not_change_with_what_was_copied() -> None:
-    fragments = replicated(make_states())
-    copies = HostCopy().take(fragments)
-    for original in fragments:
-        for tensor in original.tensors.values():
-            tensor.zero_()
-    expected = make_states()
-    assert [copy.name for copy in copies] == list(SHAPES)
-    for copy in copies:
-        assert copy.tensors.keys() == expected[copy.name].keys()
-        assert (copy.shape, copy.start, copy.replicated) == (SHAPES[copy.name], 0, True)
-        assert all(torch.equal(copy.tensors[k], v) for k, v in expected[copy.name].items())
-
-
-def test_memory_for_copies_is_taken_once() -> None:
-    host, fragments = HostCopy(), replicated(make_states())
-
-    def places() -> list[int]:
-        return [t.data_ptr() for copy in host.take(fragments) for t in copy.tensors.values()]
-
-    first = places()
-    fragments[0].tensors[WEIGHT].fill_(3)
-    assert places() == first
-    assert host.take(fragments)[0].tensors[WEIGHT].unique().tolist() == [3]
-
-
-def test_another_length_is_copied_whole() -> None:
-    host = HostCopy()
-    host.take([StateFragment("x", (5,), 0, {WEIGHT: torch.zeros(5)})])
-    (copy,) = host.take([StateFragment("x", (5,), 2, {WEIGHT: torch.ones(1)})])
-    assert copy.tensors[WEIGHT].tolist() == [1], "and not spread over the old buffer"
-
-
-def test_pieces_in_memory_are_on_the_host() -> None:
-    assert on_host(replicated(make_states()))
-    assert on_host([])

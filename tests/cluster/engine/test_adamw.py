@@ -44,6 +44,25 @@ def test_a_flat_tensor_is_trained_as_its_layers_are() -> None:
     assert ours.state[flat]["step"] == 4
 
 
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_gradients_are_divided_by_the_scale_they_are_clipped_by(scale: float) -> None:
+    gradient = torch.randn(5)
+    results = []
+    for divisor, given in ((scale, gradient), (1.0, gradient / scale)):
+        flat = nn.Parameter(torch.arange(5.0))
+        group = {"params": [flat], "weight_decay": 0.1, "lr_scale": 1.0}
+        optimizer = LayerwiseAdamW([group], betas=BETAS)
+        optimizer.stretches = {flat: [(0, 2, 1.0), (2, 5, 0.5)]}
+        moments = {name: torch.zeros(5) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[flat] = {"step": torch.zeros(()), **moments}
+        optimizer.param_groups[0]["lr"] = 0.1
+        optimizer.grad_scale = torch.tensor(divisor)
+        flat.grad = given.clone()
+        optimizer.step()
+        results.append((flat.detach(), moments["exp_avg_sq"]))
+    torch.testing.assert_close(*results)
+
+
 def test_there_is_a_group_for_every_decay() -> None:
     first, second, third = (nn.Parameter(torch.zeros(2)) for _ in range(3))
     optimizer = LayerwiseAdamW(

@@ -89,9 +89,16 @@ def test_the_arithmetic_and_the_settings_are_spelled() -> None:
     assert config["train_batch_size"] == 24
     assert config["train_micro_batch_size_per_gpu"] == 3
     assert config["gradient_accumulation_steps"] == 2
-    assert config["gradient_clipping"] == 3.0
+    assert config["gradient_clipping"] == 0.0, "our optimizer clips, without asking for the norm"
     assert config["zero_optimization"]["stage"] == 2
     assert config["bf16"]["enabled"]
+
+
+def test_deepspeed_clips_where_its_own_optimizer_steps() -> None:
+    settings = ZeroSettings(stage=2, offload_optimizer="cpu")
+    config = deepspeed_config(settings, "bf16", 3.0, TOPOLOGY)
+    assert config["gradient_clipping"] == 3.0
+    assert config["zero_optimization"]["compute_grad_norm"] is True
 
 
 def test_offloading_and_zero_plus_plus_are_spelled() -> None:

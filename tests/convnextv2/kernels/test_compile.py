@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from convnextv2 import kernels
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
 from convnextv2.fcmae.sparse import Backend
@@ -114,6 +115,25 @@ def test_training_with_a_compiled_encoder(
     assert list(task.state_dict()) == list(plain.state_dict())
     # One for the first size of a batch, one for all others.
     assert 1 <= len(graphs) <= 2
+
+
+def test_kernels_of_a_gpu_are_operators_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are registered while the graph is traced. Nothing is run: there may be no GPU."""
+    monkeypatch.setattr(kernels.native, "usable", lambda *tensors: False)
+    monkeypatch.setattr(kernels.gpu, "usable", lambda *tensors: True)
+    called: list[str] = []
+
+    def list_calls(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return lambda *inputs: (inputs[0],)
+
+    def layers(x: Tensor) -> Tensor:
+        x, _shortcut = kernels.depthwise(x, torch.ones(4, 1, 7, 7), torch.zeros(4))
+        return kernels.gelu_grn(x, torch.ones(4), torch.zeros(4), 1)
+
+    torch._dynamo.reset()
+    torch.compile(layers, backend=list_calls, fullgraph=True)(torch.randn(1, 8, 8, 4))
+    assert {"convnextv2.depthwise.default", "convnextv2.gelu_grn.default"} <= set(called)
 
 
 @pytest.mark.soak

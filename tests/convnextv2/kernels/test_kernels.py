@@ -14,6 +14,7 @@ from torch import Tensor
 from convnextv2 import kernels
 from convnextv2.kernels import build, native, plain, recomputed
 from convnextv2.layers import Block
+from tests.convnextv2.kernels.triton_cases import with_shortcut
 
 Operation = Callable[..., Tensor]
 # fp32: rounding of sums as long as these.
@@ -110,7 +111,11 @@ def test_a_group_without_any_response_has_finite_gradients() -> None:
 def test_dense_depthwise(dtype: torch.dtype, size: tuple[int, int], channels: int) -> None:
     x = random(2, *size, channels, dtype=dtype)
     weight = random(channels, 1, 7, 7, dtype=dtype, seed=1)
-    assert_same(native.depthwise, plain.depthwise, x, weight, random(channels, dtype=dtype, seed=2))
+    assert_same(
+        with_shortcut(native.depthwise),
+        with_shortcut(lambda x, w, b: (plain.depthwise(x, w, b), x)),
+        *(x, weight, random(channels, dtype=dtype, seed=2)),
+    )
 
 
 @both_dtypes
@@ -125,18 +130,40 @@ def test_patch_depthwise(dtype: torch.dtype, side: int, channels: int, batch: in
     weight = random(channels, 1, 7, 7, dtype=dtype, seed=1)
     bias = random(channels, dtype=dtype, seed=2)
     assert_same(
-        lambda x, w, b: native.patch_depthwise(x, w, b, chosen, grid),
-        lambda x, w, b: plain.patch_depthwise(x, w, b, chosen, grid),
+        with_shortcut(lambda x, w, b: native.patch_depthwise(x, w, b, chosen, grid)),
+        with_shortcut(lambda x, w, b: (plain.patch_depthwise(x, w, b, chosen, grid), x)),
         *(x, weight, bias),
     )
+
+
+def test_the_gradient_of_a_shortcut_is_added_to_the_bit() -> None:
+    """As if autograd added the two in a pass of its own; and either may come alone."""
+    inputs = random(2, 7, 7, 24, dtype=torch.float32), random(24, 1, 7, 7, dtype=torch.float32)
+    x, weight, bias = *inputs, random(24, dtype=torch.float32)
+    out, shortcut = native.depthwise(x, weight, bias)
+    towards, along = torch.randn_like(out), torch.randn_like(out)
+    got, convolved, passed = (
+        torch.autograd.grad(outputs, x, gradients, retain_graph=True)[0]
+        for outputs, gradients in (
+            ((out, shortcut), (towards, along)),
+            ((out,), (towards,)),
+            ((shortcut,), (along,)),
+        )
+    )
+    assert torch.equal(shortcut, x)
+    assert torch.equal(got, convolved + along)
+    assert torch.equal(passed, along)
+    doubles = [leaf.detach()[..., :2].double().requires_grad_() for leaf in (x, bias)]
+    small = random(2, 1, 7, 7, dtype=torch.float64)
+    assert torch.autograd.gradcheck(native.depthwise, (doubles[0][:1], small, doubles[1]))
 
 
 def test_what_is_not_contiguous_is_read_right() -> None:
     x = random(2, 6, 8, 8, dtype=torch.float64)
     weight, bias = random(6, 1, 7, 7, dtype=torch.float64), random(6, dtype=torch.float64)
     assert_same(
-        lambda t, w, b: native.depthwise(t.permute(0, 2, 3, 1), w, b),
-        lambda t, w, b: plain.depthwise(t.permute(0, 2, 3, 1), w, b),
+        with_shortcut(lambda t, w, b: native.depthwise(t.permute(0, 2, 3, 1), w, b)),
+        with_shortcut(lambda t, w, b: (plain.depthwise(v := t.permute(0, 2, 3, 1), w, b), v)),
         *(x, weight, bias),
     )
 
@@ -178,7 +205,7 @@ def test_numbers_do_not_depend_on_the_number_of_threads() -> None:
     def run(threads: int) -> list[Tensor]:
         torch.set_num_threads(threads)
         convolved = values_and_gradients(
-            lambda x, w, b: native.patch_depthwise(x, w, b, patches, (2, 3)), *inputs
+            with_shortcut(lambda x, w, b: native.patch_depthwise(x, w, b, patches, (2, 3))), *inputs
         )
         normed = values_and_gradients(
             lambda x, w, b: native.layer_norm(x, w, b, 1e-6), x, *inputs[2:] * 2
@@ -198,7 +225,7 @@ def test_nan_is_not_swallowed() -> None:
     one, zero = torch.ones(16), torch.zeros(16)
     assert native.layer_norm(x, one, zero, 1e-6).isnan().any()
     assert recomputed.gelu_grn(native, x, one, zero, 1).isnan().any()
-    assert native.depthwise(x, torch.ones(16, 1, 7, 7), zero).isnan().any()
+    assert native.depthwise(x, torch.ones(16, 1, 7, 7), zero)[0].isnan().any()
 
 
 def test_other_dtypes_autocast_and_export_go_the_plain_way() -> None:

@@ -71,6 +71,7 @@ CEILINGS = {
     "convolve bf16 s=1 C=1024": (80, 7.1),
     "convolve fp32 s=1 C=78": (80, 7.6),
     "convolve fp64 s=1 C=78": (80, 8.6),
+    "input gradient bf16 s=8 C=40": (110, 2.5),
     "weight gradient bf16 s=8 C=40": (128, 2.3),
     "weight gradient bf16 s=2 C=512": (176, 2.8),
     "weight gradient bf16 s=1 C=1024": (150, 8.0),

@@ -14,12 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnextv2.kernels import gpu, plain, recomputed
-from convnextv2.kernels.gpu import depthwise_conv, grn, grn_programs, norm
+from convnextv2.kernels.gpu import depthwise_conv, grn, grn_programs, norm, operators
 from convnextv2.kernels.gpu.launch import launch
 from convnextv2.kernels.gpu.neighbours import neighbour_table
 
 GRID = (2, 3)
 Operation = Callable[..., Tensor]
+
+
+def with_shortcut(operation: Callable[..., tuple[Tensor, Tensor]]) -> Operation:
+    """Add an operation's two outputs, one of them doubled, so that their gradients differ."""
+
+    def added(*leaves: Tensor) -> Tensor:
+        out, shortcut = operation(*leaves)
+        return torch.add(out, shortcut, alpha=2)
+
+    return added
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,8 @@ class Patches(Case):
     def operations(self) -> tuple[Operation, Operation]:
         patches = torch.tensor(self.patches)
         return (
-            lambda x, weight, bias: gpu.patch_depthwise(x, weight, bias, patches, GRID),
-            lambda x, weight, bias: plain.patch_depthwise(x, weight, bias, patches, GRID),
+            with_shortcut(lambda x, w, b: gpu.patch_depthwise(x, w, b, patches, GRID)),
+            with_shortcut(lambda x, w, b: (plain.patch_depthwise(x, w, b, patches, GRID), x)),
         )
 
 
@@ -67,12 +77,13 @@ class Operators(Patches):
     """The same as torch.compile gets it."""
 
     def operations(self) -> tuple[Operation, Operation]:
-        table = neighbour_table(torch.tensor(self.patches), GRID, gpu.LARGEST_KERNEL)
+        patches = torch.tensor(self.patches)
+        table = neighbour_table(patches, GRID, gpu.LARGEST_KERNEL)
 
         def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            return depthwise_conv.operator(x.flatten(0, 1), weight, bias, table).view_as(x)
+            return operators.depthwise(x.flatten(0, 1), weight, bias, table).view_as(x)
 
-        return ours, super().operations()[1]
+        return ours, lambda x, w, b: plain.patch_depthwise(x, w, b, patches, GRID)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,10 @@ class Dense(Case):
         return [(2, *self.size, self.channels), (self.channels, 1, 7, 7), (self.channels,)]
 
     def operations(self) -> tuple[Operation, Operation]:
-        return gpu.depthwise, plain.depthwise
+        return (
+            with_shortcut(gpu.depthwise),
+            with_shortcut(lambda x, w, b: (plain.depthwise(x, w, b), x)),
+        )
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,7 @@ class ResponseOperator(Response):
 
     def operations(self) -> tuple[Operation, Operation]:
         def ours(x: Tensor, gamma: Tensor, beta: Tensor, *linear: Tensor) -> Tensor:
-            return F.linear(grn.operator(x, gamma, beta, self.groups)[0], *linear)
+            return F.linear(operators.gelu_grn(x, gamma, beta, self.groups)[0], *linear)
 
         return ours, self._plain
 
@@ -239,9 +253,9 @@ def check_operators() -> None:
     leaves = [torch.randn(shape, requires_grad=True) for shape in patches.shapes()]
     leaves[0] = leaves[0].detach()[0, :2].requires_grad_()
     table = neighbour_table(*where, gpu.LARGEST_KERNEL)
-    torch.library.opcheck(depthwise_conv.operator, (*leaves, table), test_utils=checks)
+    torch.library.opcheck(operators.depthwise, (*leaves, table), test_utils=checks)
     leaves = [torch.randn(shape, requires_grad=True) for shape in Response().shapes()[:3]]
-    torch.library.opcheck(grn.operator, (*leaves, 3), test_utils=checks)
+    torch.library.opcheck(operators.gelu_grn, (*leaves, 3), test_utils=checks)
 
 
 def difference(got: Tensor, expected: Tensor) -> float:

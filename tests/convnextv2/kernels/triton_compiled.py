@@ -49,19 +49,22 @@ class Program:
         object.__setattr__(self, "signature", {**arguments, **constants})
 
 
-def convolve(dtype: str, c: int, side: int, tile: int, *, block: int, warps: int = 1) -> Program:
-    """Forward; work: multiplications of one thread."""
+def convolve(
+    dtype: str, c: int, side: int, tile: int, *, block: int, warps: int = 1, backward: bool = False
+) -> Program:
+    """Forward, or backward with the shortcut's gradient; work: multiplications of one thread."""
     sums = "*fp64" if dtype == "fp64" else "*fp32"
-    constants = _geometry(c, side, tile, block) | {"SKIP": tile > 1, "BACKWARD": False}
+    constants = _geometry(c, side, tile, block) | {"SKIP": tile > 1}
+    way = "input gradient" if backward else "convolve"
     return Program(
-        f"convolve {dtype} s={side} C={c}",
+        f"{way} {dtype} s={side} C={c}",
         depthwise_programs.convolve,
         {
-            **dict.fromkeys(("x", "bias", "out"), f"*{dtype}"),
+            **dict.fromkeys(("x", "start", "out"), f"*{dtype}"),
             "weight": sums,
             "neighbours": "*i32",
         },
-        constants,
+        constants | {"BACKWARD": backward, "SHORTCUT": backward},
         work=49 * tile**2 * block / (32 * warps),
         warps=warps,
     )
@@ -127,6 +130,7 @@ PROGRAMS = (
     convolve("bf16", 512, 2, 2, block=64),
     convolve("bf16", 1024, 1, 1, block=64),
     *(convolve(dtype, 78, 1, 1, block=64) for dtype in ("fp32", "fp64")),
+    convolve("bf16", 40, 8, 4, block=32, backward=True),
     weight_gradient("bf16", 40, 8, 4, block=32),
     weight_gradient("bf16", 512, 2, 2, block=64),
     weight_gradient("bf16", 1024, 1, 1, block=64),

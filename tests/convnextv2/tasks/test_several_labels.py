@@ -9,9 +9,9 @@ from sklearn.metrics import average_precision_score
 from timm.loss import BinaryCrossEntropy
 
 from convnextv2.encoder import ConvNeXtV2
+from convnextv2.tasks.average_precision import average_precision
 from convnextv2.tasks.batch import Batch
 from convnextv2.tasks.classify import ClassifyTask, cross_entropies
-from convnextv2.tasks.precision import average_precision
 from convnextv2.tasks.topk import in_top_k
 
 TARGETS = torch.tensor(

@@ -56,6 +56,16 @@ def test_images_are_normalised_as_imagenets(dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("stored", [torch.uint8, torch.uint16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_images_are_normalised_in_fp32_and_rounded_once(
+    stored: torch.dtype, dtype: torch.dtype
+) -> None:
+    images, normalize = images_of([1, 2]).to(stored), Normalize()
+    expected = ((images.float() - normalize.mean) / normalize.std).to(dtype)
+    assert torch.equal(normalize(images, dtype), expected.permute(0, 3, 1, 2))
+
+
 def test_the_constants_are_no_weights() -> None:
     task = ClassifyTask(ConvNeXtV2.from_size("pocket", num_classes=4))
     assert all(name.startswith("model.") for name in task.state_dict())
@@ -141,7 +151,7 @@ def test_pretraining_hides_what_belongs_to_the_sample() -> None:
     torch.testing.assert_close(task(batch_of(indices, epoch=7)).loss, expected)
 
 
-def test_a_samples_share_of_the_loss_does_not_depend_on_its_batch() -> None:
+def test_what_a_sample_adds_to_the_loss_does_not_depend_on_its_batch() -> None:
     task = PretrainTask(fcmae().double(), seed=3)
     alone = [task(batch_of([index])).loss for index in (5, 9, 2)]
     together = task(batch_of([2, 5, 9])).loss

@@ -69,7 +69,7 @@ def test_everything_that_was_evaluated(tmp_path: Path) -> None:
         ["nearest neighbours", half],
         ["from FCMAE pretraining", "56.25% top-1, 75.00% top-5 on 1,000 images"],
         ["average of its weights (EMA)", half],
-        ["from scratch (control)", half],
+        ["from scratch (baseline)", half],
         ["linear probe", half],
         ["gain", "+6.25 points"],
         ["report", str(tmp_path / "report" / "report.html")],
@@ -127,7 +127,7 @@ def test_where_the_model_comes_from(before: tuple[str, ...], words: str, tmp_pat
     assert not any(row[0] == "gain" for row in said(done))
 
 
-def test_a_control_alone_has_no_gain(tmp_path: Path) -> None:
+def test_a_baseline_alone_has_no_gain(tmp_path: Path) -> None:
     done = outcome(tmp_path, {"evaluate-scratch": RESULT})
-    assert said(done)[0][0] == "from scratch (control)"
+    assert said(done)[0][0] == "from scratch (baseline)"
     assert not any(row[0] == "gain" for row in said(done))

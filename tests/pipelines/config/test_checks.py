@@ -24,6 +24,13 @@ CONFLICTS = {
         "cluster.zero.offload_param: means something in stage 3 only, this is stage 1",
         "cluster.zero.stage=3",
     ),
+    "compiled under stage 3": (
+        "demo",
+        ["cluster.zero.stage=3", "finetune.compile=true"],
+        "finetune.compile: ZeRO stage 3 fetches parameters layer by layer, which one compiled "
+        "graph leaves no room for; cluster.zero.stage 0, 1 or 2 would work, or compile=false",
+        "cluster.zero.stage=2",
+    ),
     "colours of other channels": (
         "demo",
         ["model.in_channels=5", "finetune.augment.rand_augment=9"],
@@ -51,6 +58,41 @@ CONFLICTS = {
         "cluster.zero.stage: 0 in bf16 has DeepSpeed wait for the GPU and treat every parameter by "
         "itself; stage 1 is faster and needs no more memory",
         "finetune.dtype=fp32",
+    ),
+    "graphs on CPUs": (
+        "demo",
+        ["cluster.cuda_graph=true"],
+        "cluster.cuda_graph: workers are on CPUs; set cluster.use_gpu, or leave it out",
+        "cluster.use_gpu=true",
+    ),
+    "graphs and stage 3": (
+        "demo",
+        ["cluster.cuda_graph=true", "cluster.use_gpu=true", "cluster.zero.stage=3"],
+        "cluster.cuda_graph: ZeRO's stage 3 gathers parameters during a pass, which a replay would "
+        "not do; cluster.zero.stage 1 or 2 would work",
+        "cluster.zero.stage=2",
+    ),
+    "graphs and shapes that vary": (
+        "demo",
+        ["cluster.cuda_graph=true", "cluster.use_gpu=true", "pretrain.backend=auto"],
+        "pretrain.backend: shapes of auto vary, which cluster.cuda_graph cannot record; gather "
+        "would work",
+        "pretrain.backend=gather",
+    ),
+    "graphs and compiled code": (
+        "demo",
+        ["cluster.cuda_graph=true", "cluster.use_gpu=true", "finetune.compile=true"],
+        "finetune.compile: torch.compile and cluster.cuda_graph do not go together; set one of "
+        "them",
+        "cluster.cuda_graph=false",
+    ),
+    "graphs and activations computed again": (
+        "demo",
+        ["cluster.cuda_graph=true", "cluster.use_gpu=true",
+         "pretrain.activation_checkpointing=[2]"],
+        "pretrain.activation_checkpointing: it saves the state of random numbers in the midst of a "
+        "pass, which cluster.cuda_graph cannot record; leave one of them out",
+        "pretrain.activation_checkpointing=[]",
     ),
     "zero and workers": (
         "demo",
@@ -186,13 +228,13 @@ CONFLICTS = {
         "knn: looks at a pretrained encoder, and pretrain is not set; knn.weights=FILE would work",
         "knn=null",
     ),
-    "two controls": (
+    "two baselines": (
         "imagenet22k-nano",
         ["intermediate.scratch_baseline=true"],
         "intermediate.scratch_baseline: only finetune has a baseline from scratch",
         "intermediate.scratch_baseline=false",
     ),
-    "control of scratch": (
+    "baseline of scratch": (
         "supervised-atto",
         ["finetune.scratch_baseline=true"],
         "finetune.scratch_baseline: without pretrain, finetune is that itself",

@@ -88,6 +88,19 @@ def test_what_has_no_default_must_be_there(
 
 
 @pytest.mark.parametrize(
+    ("added", "where"),
+    [
+        ("name: other\n", "line 5: name is already on line 2"),
+        ("data:\n  source: a\n  source: b\n", "line 7: data.source is already on line 6"),
+        ("data: {source: a}\ndata: {source: b}\n", "line 6: data is already on line 5"),
+    ],
+)
+def test_a_key_given_twice_is_refused(added: str, where: str, path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^--config {path}: {where}; keep one of each$"):
+        problems(path, SHORT + added)
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         (None, "cannot be read: No such file"),

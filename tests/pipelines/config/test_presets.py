@@ -316,8 +316,8 @@ def test_batches_fit_eight_gpus_and_sixty_four(name: str) -> None:
     for section in ("pretrain", "intermediate", "finetune", "linear_probe"):
         recipe = getattr(config, section)
         if recipe is not None:
-            share = recipe.global_batch_size // 64
-            small.append(f"{section}.micro_batch_size={min(share, recipe.micro_batch_size)}")
+            per_worker = recipe.global_batch_size // 64
+            small.append(f"{section}.micro_batch_size={min(per_worker, recipe.micro_batch_size)}")
     load_preset(name, ["cluster.num_workers=64", *small])
 
 

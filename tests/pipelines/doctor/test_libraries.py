@@ -40,6 +40,16 @@ def test_a_library_that_is_not_there(interpreter: Interpreter) -> None:
     assert "make setup" in check.advice
 
 
+def test_an_optional_library_that_is_not_there_is_no_fault(
+    monkeypatch: Patch, interpreter: Interpreter
+) -> None:
+    monkeypatch.setattr(libraries.metadata, "distributions", list)
+    check = libraries.library("spconv", interpreter)
+    assert (check.status, check.found) == ("warn", "not installed, and optional")
+    assert "pip install 'convnextv2[spconv]'" in check.advice
+    assert libraries.library("ray", interpreter).status == "fail"
+
+
 @pytest.mark.parametrize(
     ("code", "found"),
     [

@@ -26,7 +26,7 @@ STARTING_SECONDS, DEAD_SECONDS, HAND_OVER_SECONDS = 20.0, 12.0, 2.0
 BETWEEN_SECONDS = 8.4
 
 
-def made_up_spool(
+def made_up_events(
     *, steps: int, first: float, last: float, peak_lr: float, accuracy: bool, killed_at: int = 0
 ) -> list[Event]:
     """A training stage's lines, the first group's from BEGAN on; `killed_at`: a worker died there,
@@ -108,16 +108,16 @@ def made_up_input(reconstruction: Reconstruction | None = None) -> ReportInput:
     recalls = np.array([0.75, 0.93, 0.66, 0.82, 0.71, 0.90, 0.45, 0.88, 0.94, 0.92])
     gains = np.array([0.02, 0.01, 0.06, 0.03, 0.05, 0.02, -0.01, 0.02, 0.02, 0.04])
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 32, 32, 3), dtype=np.uint8)
-    spools = {
-        "pretrain": made_up_spool(
+    event_logs = {
+        "pretrain": made_up_events(
             steps=1240, first=1.0, last=0.41, peak_lr=2e-3, accuracy=False, killed_at=400
         ),
-        "finetune": made_up_spool(steps=400, first=2.2, last=0.62, peak_lr=1.5e-3, accuracy=True),
-        "finetune-scratch": made_up_spool(
+        "finetune": made_up_events(steps=400, first=2.2, last=0.62, peak_lr=1.5e-3, accuracy=True),
+        "finetune-scratch": made_up_events(
             steps=400, first=2.3, last=0.74, peak_lr=1.5e-3, accuracy=True
         ),
     }
-    trained = [training_row(name, lines) for name, lines in spools.items()]
+    trained = [training_row(name, lines) for name, lines in event_logs.items()]
     return ReportInput(
         title="demo",
         command="convnextv2 demo --set seed=1",
@@ -129,8 +129,8 @@ def made_up_input(reconstruction: Reconstruction | None = None) -> ReportInput:
             StageRow(name="evaluate-scratch", seconds=6.1, status="run", finished=BEGAN + 410),
         ],
         wall_seconds=sum(row.seconds for row in trained) + 6.3 + 6.1 + BETWEEN_SECONDS,
-        spools=spools,
-        measured=measured(*spools),
+        event_logs=event_logs,
+        measured=measured(*event_logs),
         results={
             "pretrained": made_up_result(FASHION_CLASSES, recalls),
             "scratch": made_up_result(FASHION_CLASSES, recalls - gains),
@@ -163,7 +163,9 @@ def without_control(data: ReportInput) -> ReportInput:
     return dataclasses.replace(
         data,
         stages=[stage for stage in data.stages if "scratch" not in stage.name],
-        spools={name: lines for name, lines in data.spools.items() if "scratch" not in name},
+        event_logs={
+            name: lines for name, lines in data.event_logs.items() if "scratch" not in name
+        },
         results={"pretrained": data.results["pretrained"]},
     )
 
@@ -179,12 +181,15 @@ def with_average(data: ReportInput) -> ReportInput:
 
 def frozen(data: ReportInput) -> ReportInput:
     """A linear probe and nearest neighbours instead of fine-tuning."""
-    spools = {"pretrain": data.spools["pretrain"], "linear-probe": data.spools["finetune"]}
+    event_logs = {
+        "pretrain": data.event_logs["pretrain"],
+        "linear-probe": data.event_logs["finetune"],
+    }
     return dataclasses.replace(
         data,
-        stages=[training_row(name, lines) for name, lines in spools.items()],
-        spools=spools,
-        measured=measured(*spools),
+        stages=[training_row(name, lines) for name, lines in event_logs.items()],
+        event_logs=event_logs,
+        measured=measured(*event_logs),
         results={
             "probe": data.results["pretrained"],
             "neighbours": Result(metrics=accuracies(6120, 8300, 10_000), facts={"bank": 60_000}),
@@ -197,7 +202,7 @@ def supervised(data: ReportInput) -> ReportInput:
     return dataclasses.replace(
         data,
         stages=[stage for stage in data.stages if stage.name in ("write", "finetune", "evaluate")],
-        spools={"finetune": data.spools["finetune"]},
+        event_logs={"finetune": data.event_logs["finetune"]},
         results={"scratch": data.results["scratch"]},
         reconstruction=None,
         pretraining="",

@@ -121,9 +121,9 @@ def test_user_text_is_escaped(data: ReportInput) -> None:
         results={
             name: made_up_result((NASTY, *"abcdefghi"), np.full(10, 0.5)) for name in data.results
         },
-        spools={
+        event_logs={
             "pretrain": [
-                *data.spools["pretrain"],
+                *data.event_logs["pretrain"],
                 Rejected(step=0, time=0, path=f"/x/{NASTY}", reason=NASTY),
             ]
         },
@@ -143,12 +143,12 @@ def test_restarts_and_rejected_checkpoints_are_told(data: ReportInput, page: str
         Rejected(step=0, time=0, path="run/checkpoints/step-800", reason=reason),
         Start(step=700, time=0, workers=1, total=1240),
     ]
-    lines = data.spools["pretrain"]
-    again = dataclasses.replace(data, spools={**data.spools, "pretrain": [*lines, *extra]})
+    lines = data.event_logs["pretrain"]
+    again = dataclasses.replace(data, event_logs={**data.event_logs, "pretrain": [*lines, *extra]})
     text = words(render_report(again))
     assert "2 times; training went on from step 400 with 2 workers, then from step 700" in text
     assert "checkpoint step-800 was rejected: model.pt is 12 bytes short." in text
-    calm = dataclasses.replace(data, spools={"finetune": data.spools["finetune"]})
+    calm = dataclasses.replace(data, event_logs={"finetune": data.event_logs["finetune"]})
     assert "No worker was lost, no checkpoint was rejected." in words(render_report(calm))
 
 
@@ -176,7 +176,7 @@ def test_times_add_up_to_the_wall_time(data: ReportInput, page: str) -> None:
     now = [seconds(time) for time, status in rows if status in ("run now", "resumed", "now")]
     assert len(rows) == len(data.stages) + 1
     assert sum(now) == pytest.approx(data.wall_seconds, abs=0.5 * len(now))
-    trained = [stage for stage in data.stages if stage.name in data.spools]
+    trained = [stage for stage in data.stages if stage.name in data.event_logs]
     for stage, training in zip(trained, trainings, strict=True):
         widths = [float(width) for width in re.findall(r"width:([\d.]+)%", training)]
         assert sum(widths) == pytest.approx(100, abs=0.1)
@@ -186,7 +186,7 @@ def test_times_add_up_to_the_wall_time(data: ReportInput, page: str) -> None:
 
 def test_without_any_stage_there_is_a_page(data: ReportInput) -> None:
     bare = dataclasses.replace(
-        data, stages=[], spools={}, results={}, reconstruction=None, wall_seconds=3.0
+        data, stages=[], event_logs={}, results={}, reconstruction=None, wall_seconds=3.0
     )
     assert "3.0 s for this command" in words(render_report(bare))
 
@@ -199,7 +199,7 @@ def seconds(words: str) -> float:
 
 def test_what_a_stopped_command_trained_is_told_apart(data: ReportInput) -> None:
     # The driver was killed, too: only the second group trained in the command of this page.
-    lines = data.spools["pretrain"]
+    lines = data.event_logs["pretrain"]
     second = [event for event in lines if isinstance(event, Start)][1]
     (pretrain,) = (stage for stage in data.stages if stage.name == "pretrain")
     shorter = dataclasses.replace(
@@ -217,7 +217,7 @@ def test_what_a_stopped_command_trained_is_told_apart(data: ReportInput) -> None
 def test_without_control(data: ReportInput) -> None:
     page = render_report(without_control(data))
     text = words(page)
-    assert "the model reaches 79.6% top-1; there is no control from scratch" in text
+    assert "the model reaches 79.6% top-1; there is no baseline from scratch" in text
     assert "from scratch" not in text.split("to compare with.")[1]
     assert "gain, points" not in text
     assert len(svgs(page)) == 3
@@ -271,21 +271,22 @@ def test_from_scratch_alone(data: ReportInput) -> None:
 def test_what_was_measured_on_the_validation_split_is_drawn(data: ReportInput) -> None:
     looks = ((100, {"val_top1": 0.2}), (200, {"val_top1": 0.4, "val_top1_ema": 0.5}))
     lines = [Validation(step=step, time=1.76e9, values=values) for step, values in looks]
-    spools = {**data.spools, "finetune": [*data.spools["finetune"], *lines]}
-    page = render_report(dataclasses.replace(data, spools=spools))
+    event_logs = {**data.event_logs, "finetune": [*data.event_logs["finetune"], *lines]}
+    page = render_report(dataclasses.replace(data, event_logs=event_logs))
     assert "<figcaption>Fine-tuning top-1 on the validation split</figcaption>" in page
     assert "<figcaption>Fine-tuning top-1 on the validation split, EMA</figcaption>" in page
     assert len(svgs(page)) == 5
 
 
 def test_curves_that_were_not_measured_are_left_out(data: ReportInput) -> None:
-    spools = {
-        stage: [_without_accuracy(event) for event in lines] for stage, lines in data.spools.items()
+    event_logs = {
+        stage: [_without_accuracy(event) for event in lines]
+        for stage, lines in data.event_logs.items()
     }
-    page = render_report(dataclasses.replace(data, spools=spools))
+    page = render_report(dataclasses.replace(data, event_logs=event_logs))
     assert len(svgs(page)) == 2
     assert "accuracy" not in words(page)
-    assert not svgs(render_report(dataclasses.replace(data, spools={})))
+    assert not svgs(render_report(dataclasses.replace(data, event_logs={})))
 
 
 def _without_accuracy(event: Event) -> Event:
@@ -359,12 +360,12 @@ def test_curves_are_well_formed_themed_and_the_same_each_time(data: ReportInput,
 
 
 def test_points_that_a_restart_took_back_are_not_drawn(data: ReportInput, page: str) -> None:
-    lines = data.spools["pretrain"]
+    lines = data.event_logs["pretrain"]
     second = next(place for place, event in enumerate(lines) if isinstance(event, Start) and place)
     kept = [event for event in lines[:second] if event.step <= lines[second].step]
     kept += lines[second:]
     assert len(kept) == len(lines) - 2
-    clean = dataclasses.replace(data, spools={**data.spools, "pretrain": kept})
+    clean = dataclasses.replace(data, event_logs={**data.event_logs, "pretrain": kept})
     assert svgs(render_report(clean)) == svgs(page)
 
 

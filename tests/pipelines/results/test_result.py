@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from convnextv2.tasks.classify import Confusion
 from pipelines.results import (
     RESULT_FILE,
     Column,
@@ -18,7 +20,7 @@ from pipelines.results import (
     read_result,
     write_result,
 )
-from pipelines.results.classification import accuracies
+from pipelines.results.classification import MOST_CLASSES_OF_MATRIX, accuracies, single_label
 from pipelines.results.metrics import margin
 
 LOSS = MetricSpec(name="loss", title="loss", unit="", direction="lower")
@@ -132,3 +134,13 @@ def test_the_margin_of_a_difference_is_that_of_independent_proportions() -> None
     by_hand = 1.96 * math.sqrt(0.999 * 0.001 / 1000 + 0.25 / 1000)
     assert margin(near, third) == pytest.approx(by_hand)
     assert margin(first, Metric.of(MIOU, 0.5, images=9)) is None
+
+
+def test_a_matrix_of_too_many_classes_is_left_out_and_that_is_said() -> None:
+    for classes in (MOST_CLASSES_OF_MATRIX, MOST_CLASSES_OF_MATRIX + 1):
+        confusion = Confusion(torch.eye(classes, dtype=torch.int64))
+        result = single_label(confusion, [str(index) for index in range(classes)])
+        left_out = classes > MOST_CLASSES_OF_MATRIX
+        assert (result.table("confusion") is None) == left_out
+        assert ("no confusion matrix of 1,001 classes" in result.note) == left_out
+        assert result.table("per_class") is not None

@@ -6,10 +6,10 @@ import pytest
 
 from pipelines.runtime.console import SpeedText
 from pipelines.runtime.events import (
+    EVENTS_FILE,
     HAND_OVER,
     KINDS,
     LOST,
-    SPOOL,
     STARTING,
     Checkpoint,
     End,
@@ -42,7 +42,7 @@ def saved(step: int, time: float, seconds: dict[str, float]) -> Checkpoint:
 
 def test_only_the_first_rank_writes(tmp_path: Path) -> None:
     EventLog(tmp_path, active=False).write(Point(step=1, values={"loss": 1.0}))
-    assert not (tmp_path / SPOOL).exists()
+    assert not (tmp_path / EVENTS_FILE).exists()
     EventLog(tmp_path, active=True).write(Point(step=1, values={"loss": 1.0}))
     (event,) = read_events(tmp_path)
     assert isinstance(event, Point)
@@ -52,7 +52,7 @@ def test_only_the_first_rank_writes(tmp_path: Path) -> None:
 def test_a_line_that_is_being_written_waits_for_its_end(tmp_path: Path) -> None:
     event_reader = EventReader(tmp_path)
     assert event_reader.new_events() == []
-    with (tmp_path / SPOOL).open("w") as file:
+    with (tmp_path / EVENTS_FILE).open("w") as file:
         file.write('{"kind": "point", "step": 1, "time": 0}\n{"kind": "po')
         file.flush()
         assert [event.step for event in event_reader.new_events()] == [1]
@@ -65,7 +65,7 @@ def test_a_line_that_is_being_written_waits_for_its_end(tmp_path: Path) -> None:
 
 def test_half_a_line_of_a_lost_writer_is_cut_off(tmp_path: Path) -> None:
     EventLog(tmp_path, active=True).write(Point(step=1, values={"loss": 1.0}))
-    with (tmp_path / SPOOL).open("a") as file:
+    with (tmp_path / EVENTS_FILE).open("a") as file:
         file.write('{"kind": "point", "step": 2, "lo')
     event_reader = EventReader(tmp_path, from_end=True)
     EventLog(tmp_path, active=False)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,20 @@ def test_they_are_trained_on_normalised_by_what_was_measured(shards: Path, stage
     assert (evaluation.mean, evaluation.std) == job.normalization[:2]
     task(batch).loss.backward()
     assert all(p.grad is not None for p in task.parameters() if p.requires_grad)
+
+
+def test_weights_say_how_they_were_evaluated_when_they_were_trained(shards: Path) -> None:
+    """A later `evaluate.crop` is in no training's key, so nothing but this note may follow it."""
+    crops = [0.875, 0.5]
+    notes = []
+    for crop in crops:
+        config = load_preset("demo", [f"model.in_channels={CHANNELS}", f"evaluate.crop={crop}"])
+        notes.append(metadata_of(job_of(shards, config, "finetune")))
+    before, after = (note.evaluation for note in notes)
+    assert before is not None
+    assert after is not None
+    assert [before.crop, after.crop] == crops
+    assert replace(notes[0], evaluation=replace(before, crop=0.5)) == notes[1]
 
 
 def test_reconstructions_show_some_channels(shards: Path) -> None:

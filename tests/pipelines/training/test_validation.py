@@ -26,7 +26,7 @@ from convnextv2.tasks.classify import ClassifyTask
 from pipelines.config import DataConfig, EvaluateConfig
 from pipelines.presets import load_preset
 from pipelines.results.classification import multi_label
-from pipelines.training.validation import Validation, share_of
+from pipelines.training.validation import Validation, worker_samples
 from tests.cluster.workers import run_group
 from tests.convnextv2.data.fixtures.pictures import CLASSES, Pictures, write
 
@@ -100,8 +100,8 @@ def test_the_images_are_judged_by_the_classes_of_the_model(folder: Path) -> None
     (batch,) = opened(folder, IMAGES).loader.batches(np.arange(IMAGES, dtype=np.uint64))
     ((scores, labels),) = renumbered.scored(task(), CPU)
     assert labels.tolist() == [(2, 0, 1)[label] for label in batch.labels]
-    share = (scores.argmax(dim=1) == labels).double().mean().item()
-    assert renumbered.run(task(), CPU)["val_top1"] == pytest.approx(share)
+    accuracy = (scores.argmax(dim=1) == labels).double().mean().item()
+    assert renumbered.run(task(), CPU)["val_top1"] == pytest.approx(accuracy)
 
 
 def of_many_classes(batch: Batch) -> TaskOutput:
@@ -122,7 +122,7 @@ def test_top5_is_among_five(folder: Path) -> None:
 
 def work(folder: Path, single: Path, alone: dict[str, float]) -> None:
     expected = {name: pytest.approx(value, rel=1e-5) for name, value in alone.items()}
-    assert sorted(itertools.chain(*group.all_gather(share_of(IMAGES).tolist()))) == list(
+    assert sorted(itertools.chain(*group.all_gather(worker_samples(IMAGES).tolist()))) == list(
         range(IMAGES)
     )
     # 2, 3 and 3 images: one or two batches of two, one of a hundred.

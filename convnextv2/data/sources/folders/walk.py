@@ -14,9 +14,9 @@ from convnextv2.data.sources.passed_over import kind_of
 def walk(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
     """Names, relative to `folder`, of the images at any depth below it, in no order.
 
-    Links are followed after all that lies in `folder` itself, in the order of their names: which
-    of two ways to the same images is taken does not depend on the file system. Links to a folder
-    above them are named in `passed_over`; so are, by their number, other files.
+    Links are followed after everything in `folder` itself, in the order of their names, so that
+    which of two paths to the same images is taken does not depend on the file system. Links to a
+    folder above them are named in `passed_over`; other files are counted there.
 
     Raises:
         DataError: When a folder cannot be listed.

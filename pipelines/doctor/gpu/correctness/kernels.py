@@ -76,10 +76,13 @@ def depthwise_of_patches(case: Case, dtype: torch.dtype, device: torch.device) -
     """The depthwise convolution among the visible patches."""
     torch.manual_seed(case.side)
     patches = torch.stack([torch.randperm(GRID[0] * GRID[1])[:VISIBLE] for _ in range(case.batch)])
-    where = {"patches": patches.to(device), "grid": GRID}
+    seen = patches.to(device)
     shape = (case.batch, VISIBLE, case.side, case.side, case.channels)
     sizes = (shape, (case.channels, 1, case.kernel, case.kernel), (case.channels,))
-    pair = partial(dispatched.patch_depthwise, **where), partial(plain.patch_depthwise, **where)  # type: ignore[arg-type]
+    pair = (
+        with_shortcut(lambda x, w, b: dispatched.patch_depthwise(x, w, b, seen, GRID)),
+        with_shortcut(lambda x, w, b: (plain.patch_depthwise(x, w, b, seen, GRID), x)),
+    )
     return compare("depthwise", case, pair, random_leaves(sizes, dtype, device), BARS)
 
 
@@ -89,7 +92,10 @@ def others(case: Case, dtype: torch.dtype, device: torch.device) -> Iterator[Row
     side, channels = GRID[0] * case.side, case.channels
     dense = ((case.batch, side, side, channels), (channels, 1, case.kernel, case.kernel))
     leaves = random_leaves((*dense, (channels,)), dtype, device)
-    pair: tuple[Operation, Operation] = dispatched.depthwise, plain.depthwise
+    pair: tuple[Operation, Operation] = (
+        with_shortcut(dispatched.depthwise),
+        with_shortcut(lambda x, *parameters: (plain.depthwise(x, *parameters), x)),
+    )
     yield compare("dense depthwise", case, pair, leaves, BARS)
     visible = (case.batch, VISIBLE, case.side, case.side, channels)
     leaves = random_leaves((visible, (channels,), (channels,)), dtype, device)
@@ -98,6 +104,16 @@ def others(case: Case, dtype: torch.dtype, device: torch.device) -> Iterator[Row
     yield compare("GELU + GRN", case, pair, leaves, CHAIN_BARS)
     pair = partial(dispatched.layer_norm, eps=1e-6), partial(plain.layer_norm, eps=1e-6)
     yield compare("LayerNorm", case, pair, leaves, CHAIN_BARS)
+
+
+def with_shortcut(operation: Callable[..., tuple[Tensor, Tensor]]) -> Operation:
+    """Add an operation's two outputs, one of them doubled, so that their gradients differ."""
+
+    def added(*leaves: Tensor) -> Tensor:
+        out, shortcut = operation(*leaves)
+        return torch.add(out, shortcut, alpha=2)
+
+    return added
 
 
 def random_leaves(

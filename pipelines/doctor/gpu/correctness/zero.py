@@ -57,7 +57,14 @@ def deepspeed_missing() -> str:
 
 
 def build_engine(
-    stage: int, precision: str, size: str, side: int, batch: int, device: torch.device
+    stage: int,
+    precision: str,
+    size: str,
+    side: int,
+    batch: int,
+    device: torch.device,
+    *,
+    cuda_graph: bool = False,
 ) -> Any:
     """The training engine as pipelines build it, on a group of one worker; two micro batches."""
     from cluster.batch_layout import BatchLayout
@@ -71,6 +78,7 @@ def build_engine(
         zero=ZeroSettings.model_validate({"stage": stage}),
         precision="bf16" if precision == "bf16" else "fp32",
         ema_decay=0.999,
+        cuda_graph=cuda_graph,
     )
     return DeepSpeedEngine(
         task,

@@ -17,7 +17,7 @@ GRID, VISIBLE = (7, 7), 19
 SIDES = (8, 4, 2, 1)
 """Of a patch in sites, stage by stage."""
 
-Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
+Operation = Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
 
 
 def kernel_speed(setting: Setting) -> Iterator[Row]:
@@ -42,9 +42,9 @@ def kernel_speed(setting: Setting) -> Iterator[Row]:
             taps = (channels, 1, 7, 7)
             where = f"{size} {stage + 1}"
             for name, operation, shape, weight, least in (
-                ("depthwise patches", among, visible, taps, (4, 6)),
+                ("depthwise patches", among, visible, taps, (4, 8)),
                 ("depthwise canvas", canvas, visible, taps, (4, 6)),
-                ("depthwise dense", kernels.depthwise, dense, taps, (4, 6)),
+                ("depthwise dense", kernels.depthwise, dense, taps, (4, 8)),
                 ("GELU + GRN", groups, wide, (4 * channels,), (6, 12)),
                 ("LayerNorm", norm, visible, (channels,), (4, 6)),
             ):
@@ -66,10 +66,11 @@ def timed(
         for size in (shape, weight, (weight[0],))
     ]
     out = operation(*leaves)
-    towards = torch.randn_like(out)
+    outputs = out if isinstance(out, tuple) else (out,)
+    towards = [torch.randn_like(output) for output in outputs]
     acts = {
         "forward": lambda: operation(*leaves),
-        "backward": lambda: torch.autograd.grad(out, leaves, towards, retain_graph=True),
+        "backward": lambda: torch.autograd.grad(outputs, leaves, towards, retain_graph=True),
     }
     bandwidth = 1e12 * setting.rates.get(BANDWIDTH, float("nan"))
     figures: dict[str, float | str] = {}

@@ -1,19 +1,22 @@
 """Part `speed`: images/s of training steps by size and backend, beside timm's dense model."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cluster.gpu import GIB
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
 from convnextv2.fcmae.sparse import Backend
+from convnextv2.memory import Kernels, activation_bytes, parameter_count
+from convnextv2.memory import Step as Forward
 from pipelines.bench.flops import encoder_macs, fcmae_macs
-from pipelines.doctor.gpu.parts import Row, Setting, Skipped
+from pipelines.doctor.gpu.correctness.kernels import triton_missing
+from pipelines.doctor.gpu.parts import Row, Setting
 from pipelines.doctor.gpu.speed.calibration import BANDWIDTH, BF16_RATE
 from pipelines.doctor.gpu.speed.roofline import Chip, images_per_second
 from pipelines.doctor.gpu.timing import seconds_of
@@ -38,7 +41,7 @@ MakeStep = Callable[[int], Step]
 class Measured:
     """What is measured: how to build a step for a batch size, and what it is held against.
 
-    `macs`: multiply-adds of an image's forward pass.
+    `macs`: multiply-adds of an image's forward pass. `memory`: the same step for the formula.
     """
 
     name: str
@@ -47,10 +50,11 @@ class Measured:
     macs: float
     dense: bool
     build: MakeStep
+    memory: Forward | None = None
 
 
 def speed(setting: Setting) -> Iterator[Row]:
-    """What matters most first: the time may not do for all of it."""
+    """The most important rows come first, since the time may not suffice for all."""
     side = 64 if setting.quick else 224
     sizes = setting.sizes
     rates: dict[str, float] = {}
@@ -74,20 +78,6 @@ def speed(setting: Setting) -> Iterator[Row]:
             yield from measured(fcmae(size, backend, side, setting), setting)
 
 
-def compiled_speed(setting: Setting) -> Iterator[Row]:
-    """The same by `torch.compile`, which takes from half a minute to two for each.
-
-    Raises:
-        Skipped: On a CPU, where it says nothing about a GPU.
-    """
-    if not setting.on_gpu:
-        raise Skipped("compiled for a CPU the models say nothing about a GPU")
-    for size in [size for size in ("atto", "base") if size in setting.sizes]:
-        for who in ("timm", "ours"):
-            yield from measured(dense(size, who, 224, setting, compiled=True), setting)
-        yield from measured(fcmae(size, "gather", 224, setting, compiled=True), setting)
-
-
 def fcmae(
     size: str, backend: Backend, side: int, setting: Setting, *, compiled: bool = False
 ) -> Measured:
@@ -99,8 +89,7 @@ def fcmae(
             task = Pretraining(FCMAE.from_size(size, image_size=side, backend=backend))
         task.to(torch.bfloat16)
         if compiled:
-            encoder: Any = task.model.encoder
-            encoder.features = torch.compile(encoder.features)
+            task.model.encoder.compile()
         pixels = random_pixels(batch, side, device)
 
         def step() -> None:
@@ -112,7 +101,11 @@ def fcmae(
     with torch.device("meta"):
         macs = fcmae_macs(size, FCMAE.from_size(size, image_size=side))
     name = f"FCMAE {size} {backend}{' compiled' if compiled else ''}"
-    return Measured(name, size, batch_of(size, setting), macs, False, build)
+    forward = replace(forward_of(size, side, setting), mask_ratio=0.6)
+    if backend == "masked-dense":
+        forward = replace(forward, backend="masked-dense")
+    memory = None if compiled or backend == "spconv" else forward
+    return Measured(name, size, batch_of(size, setting), macs, False, build, memory)
 
 
 def dense(size: str, who: str, side: int, setting: Setting, *, compiled: bool = False) -> Measured:
@@ -123,7 +116,11 @@ def dense(size: str, who: str, side: int, setting: Setting, *, compiled: bool = 
         with device:
             model = classifier(size, who)
         model = model.to(torch.bfloat16).to(memory_format=torch.channels_last)
-        forward = torch.compile(model) if compiled else model
+        forward: Callable[[torch.Tensor], torch.Tensor] = model
+        if compiled and isinstance(model, ConvNeXtV2):
+            model.compile()  # As the recipe's field does: in place.
+        elif compiled:
+            forward = torch.compile(model)
         images = torch.randn(batch, 3, side, side, device=device, dtype=torch.bfloat16)
         images = images.to(memory_format=torch.channels_last)
         labels = torch.arange(batch, device=device) % 1000
@@ -136,7 +133,14 @@ def dense(size: str, who: str, side: int, setting: Setting, *, compiled: bool = 
 
     macs = encoder_macs(size, side)
     name = f"dense {size} {who}{' compiled' if compiled else ''}"
-    return Measured(name, size, max(1, batch_of(size, setting) // 4), macs, True, build)
+    memory = forward_of(size, side, setting) if who == "ours" and not compiled else None
+    return Measured(name, size, max(1, batch_of(size, setting) // 4), macs, True, build, memory)
+
+
+def forward_of(size: str, side: int, setting: Setting) -> Forward:
+    """What the formula for memory is told of a dense step in bf16."""
+    kernels: Kernels = "triton" if setting.on_gpu and not triton_missing() else "plain"
+    return Forward(size=size, image_size=side, kernels=kernels)
 
 
 def classifier(size: str, who: str) -> nn.Module:
@@ -160,11 +164,28 @@ def measured(what: Measured, setting: Setting) -> Iterator[Row]:
     batch = what.batch
     while (seconds := seconds_of_step(what, batch, setting)) is None:
         if batch <= LEAST_BATCH:
-            problem = f"not even {batch} images fit; with checkpoint_stages more would"
-            yield Row(what.name, {}, problem)
+            yield Row(what.name, {}, f"not even {batch} images fit{_what_would(what)}")
             return
         batch //= 2
     yield Row(what.name, figures_of(what, batch, seconds, setting))
+
+
+def _what_would(what: Measured) -> str:
+    """Words for the batch that fits with activation checkpointing, by the formula."""
+    if what.memory is None:
+        return ""
+    free, _ = torch.cuda.mem_get_info()
+    again = replace(what.memory, checkpoint_stages=(0, 1, 2, 3))
+    for batch in (what.batch >> halved for halved in range(what.batch.bit_length())):
+        if bytes_of(again, batch) <= free:
+            return f"; by the formula {batch} would with checkpoint_stages=(0, 1, 2, 3)"
+    return "; nor would one with checkpoint_stages=(0, 1, 2, 3): take a smaller model"
+
+
+def bytes_of(forward: Forward, batch: int) -> float:
+    """Of a step of `batch` images: activations, weights and their gradients, without optimizer."""
+    states = 2 * forward.value_bytes * parameter_count(forward)
+    return activation_bytes(forward, batch).total + states
 
 
 def seconds_of_step(what: Measured, batch: int, setting: Setting) -> float | None:
@@ -187,6 +208,8 @@ def figures_of(
     rate = batch / seconds
     figures: dict[str, float | str] = {"images/s": rate, "ms": 1e3 * seconds}
     figures["batch"] = str(batch) if batch == what.batch else f"{batch} ({what.batch} do not fit)"
+    if what.memory is not None:
+        figures["formula GiB"] = bytes_of(what.memory, batch) / GIB
     if not setting.on_gpu:
         return figures
     properties = torch.cuda.get_device_properties(0)
@@ -195,7 +218,7 @@ def figures_of(
         figures["MFU %"] = 100 * 6 * what.macs * rate / peak
     if "H100" in properties.name and not what.dense and what.size in GOALS:
         figures["of goal %"] = 100 * rate / GOALS[what.size]
-    figures["GB"] = torch.cuda.max_memory_allocated() / 1e9
+    figures["GiB"] = torch.cuda.max_memory_allocated() / GIB
     if BANDWIDTH in setting.rates and BF16_RATE in setting.rates:
         clock = 1e3 * getattr(properties, "clock_rate", CLOCK / 1e3)
         chip = Chip(

@@ -118,7 +118,7 @@ def test_every_sample_once_and_the_same_global_batches(root: Path, world_size: i
     loaders = [loader_of(root / "raw") for _ in range(world_size)]
 
     def global_batches(ranks: int) -> list[dict[int, bytes]]:
-        shares = [
+        workers = [
             list(order.worker_batches(2, rank=rank, world_size=ranks)) for rank in range(ranks)
         ]
         return [
@@ -127,7 +127,7 @@ def test_every_sample_once_and_the_same_global_batches(root: Path, world_size: i
                 for loader, part in zip(loaders, parts, strict=False)
                 for index, data in by_sample(loader, part, 2).items()
             }
-            for parts in zip(*shares, strict=True)
+            for parts in zip(*workers, strict=True)
         ]
 
     batches = global_batches(world_size)
@@ -145,8 +145,8 @@ def test_resuming_at_every_position_on_any_number_of_workers(root: Path, world_s
         """The global batches, put together again."""
         whole: list[dict[int, bytes]] = [{} for _ in range(start, order.batches_per_epoch)]
         for rank in range(ranks):
-            share = order.worker_batches(4, rank=rank, world_size=ranks, start=start)
-            for seen, batch in zip(whole, loader.batches(share, epoch=4), strict=True):
+            batches = order.worker_batches(4, rank=rank, world_size=ranks, start=start)
+            for seen, batch in zip(whole, loader.batches(batches, epoch=4), strict=True):
                 seen |= dict(zip(batch.indices.tolist(), bytes_of(batch), strict=True))
         return whole
 
@@ -162,8 +162,8 @@ def test_resuming_at_every_position_is_the_straight_run_byte_for_byte(root: Path
     loader = loader_of(root / "jpg", augment=RECIPE, batch_size=6)
 
     def served(start: int, rank: int, world_size: int) -> list[list[bytes]]:
-        share = order.worker_batches(4, rank=rank, world_size=world_size, start=start)
-        return [bytes_of(batch) for batch in loader.batches(share, epoch=4)]
+        batches = order.worker_batches(4, rank=rank, world_size=world_size, start=start)
+        return [bytes_of(batch) for batch in loader.batches(batches, epoch=4)]
 
     straight = served(0, 0, 1)
     for consumed in range(0, order.samples_per_epoch, 12):

@@ -20,11 +20,11 @@ def blocks(count: int, size: int = 7) -> Indices:
 
 def seen(order: GlobalOrder, epoch: int, world_size: int, start: int = 0) -> list[list[int]]:
     """What all workers see of each global batch, sorted within it."""
-    shares = [
+    workers = [
         list(order.worker_batches(epoch, rank=rank, world_size=world_size, start=start))
         for rank in range(world_size)
     ]
-    return [sorted(np.concatenate(parts).tolist()) for parts in zip(*shares, strict=True)]
+    return [sorted(np.concatenate(parts).tolist()) for parts in zip(*workers, strict=True)]
 
 
 ORDERS = {
@@ -58,23 +58,23 @@ def test_going_on_at_every_position_is_the_straight_run(
     order: GlobalOrder, world_size: int
 ) -> None:
     straight = seen(order, 1, 1)
-    whole = [shares(order, rank, world_size, 0) for rank in range(world_size)]
+    whole = [batches_of(order, rank, world_size, 0) for rank in range(world_size)]
     for consumed in range(0, order.samples_per_epoch, order.global_batch_size):
         epoch, start = order.locate(order.samples_per_epoch + consumed)
         assert epoch == 1
-        rest = [shares(order, rank, world_size, start) for rank in range(world_size)]
+        rest = [batches_of(order, rank, world_size, start) for rank in range(world_size)]
         # The same worker count: the very same arrays. One worker before: the same global batches.
         assert rest == [worker[start:] for worker in whole]
         joined = [sorted(itertools.chain(*parts)) for parts in zip(*rest, strict=True)]
         assert joined == straight[start:]
 
 
-def shares(order: GlobalOrder, rank: int, world_size: int, start: int) -> list[list[int]]:
-    parts = order.worker_batches(1, rank=rank, world_size=world_size, start=start)
-    return [part.tolist() for part in parts]
+def batches_of(order: GlobalOrder, rank: int, world_size: int, start: int) -> list[list[int]]:
+    batches = order.worker_batches(1, rank=rank, world_size=world_size, start=start)
+    return [batch.tolist() for batch in batches]
 
 
-def test_workers_get_equal_shares_in_whole_pairs() -> None:
+def test_workers_get_equal_parts_in_whole_pairs() -> None:
     batch = np.arange(48, dtype=np.uint64)
     for world_size in (1, 2, 3, 4, 6, 8):
         parts = [part_of(batch, rank, world_size) for rank in range(world_size)]

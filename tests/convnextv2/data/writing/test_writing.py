@@ -25,7 +25,7 @@ from convnextv2.data.shards.manifest import Manifest, read_manifest
 from convnextv2.data.writing import WriteSettings, plan_collection, write_collection
 from convnextv2.data.writing.disk import alone
 from convnextv2.data.writing.encode import JPEG, RAW, Encoded, encode
-from convnextv2.data.writing.write import progress
+from convnextv2.data.writing.plan import progress
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
 
 SHAPES = tuple((20 + 3 * (n % 11), 60 - n % 17) for n in range(90))

@@ -4,15 +4,29 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipelines.doctor.gpu import __main__ as check
 from pipelines.doctor.gpu import machine, parts
-from pipelines.doctor.gpu.parts import Outcome, Part, Row, Setting, Unusable, run_part
+from pipelines.doctor.gpu.correctness.kernels import triton_missing
+from pipelines.doctor.gpu.parts import (
+    Outcome,
+    Part,
+    Row,
+    Setting,
+    Skipped,
+    Unusable,
+    run_part,
+)
+from pipelines.doctor.gpu.speed import compiled, steps
+from pipelines.doctor.gpu.speed.compilation import compilation
 from pipelines.doctor.gpu.speed.roofline import Chip, images_per_second
+from pipelines.doctor.gpu.speed.steps import Measured
 from pipelines.doctor.gpu.table import render
+from tests.cluster.fake_gpu import visible_gpu
 from tests.pipelines.doctor.gpu.made_up_parts import (
     BAD,
     GOOD,
@@ -109,12 +123,75 @@ def test_table_shows_every_row_and_a_verdict_per_part(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["gpu.json"]
 
 
-def test_says_what_is_wrong_with_a_gpu() -> None:
-    machine.refuse_old("NVIDIA A100", (8, 0))
-    with pytest.raises(Unusable, match=r"Tesla V100 has compute capability 7\.0.*8\.0"):
-        machine.refuse_old("Tesla V100", (7, 0))
-    assert machine.taken_by_others(free=78.5, total=79.2) == ""
-    assert "about 48 of its 79 GiB" in machine.taken_by_others(free=30.0, total=79.2)
+def test_says_what_is_wrong_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    visible_gpu(monkeypatch, capability=(7, 0))
+    with pytest.raises(Unusable, match=r"capability 7\.0.*; --device cpu --quick makes a dry run$"):
+        list(machine.machine(Setting()))
+
+
+@pytest.mark.parametrize(
+    ("free", "said"),
+    [
+        (3.0, "not even 8 images fit; by the formula 16 would with checkpoint_stages=(0, 1, 2, 3)"),
+        (0.1, "not even 8 images fit; nor would one with checkpoint_stages=(0, 1, 2, 3): take a "
+         "smaller model"),
+    ],
+)  # fmt: skip
+def test_a_size_that_does_not_fit_is_told_what_would(
+    free: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visible_gpu(monkeypatch, free=free)
+    monkeypatch.setattr(steps, "seconds_of_step", lambda what, batch, setting: None)
+    huge = steps.fcmae("huge", "gather", 224, Setting())
+    assert list(steps.measured(huge, Setting())) == [Row("FCMAE huge gather", {}, said)]
+
+
+def test_a_missing_triton_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert triton_missing() == ""
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert triton_missing().startswith("Triton cannot be imported (")
+    with pytest.raises(Skipped, match="pip install triton"):
+        list(compilation(Setting()))
+
+
+def test_compiled_is_reached_within_the_time() -> None:
+    names = [part.name for part in check.PARTS]
+    before = check.PARTS[: names.index("compiled")]
+    assert sum(part.seconds for part in before) <= check.SECONDS - 60
+    assert check._parse([]).seconds == check.SECONDS
+
+
+@pytest.mark.parametrize(
+    ("rates", "use", "problems"),
+    [
+        ({"ours": 5, "ours compiled": 9, "timm": 4, "timm compiled": 8}, "true", ["", ""]),
+        ({"ours": 9, "ours compiled": 5, "timm": 4, "timm compiled": 8}, "false", ["", ""]),
+        (
+            {"ours": 5, "ours compiled": 6, "timm": 4, "timm compiled": 9},
+            "true",
+            ["", "timm's compiled model is 1.50 times as fast"],
+        ),
+        ({"ours": 5, "ours compiled": 9}, "true", ["", ""]),  # timm is not installed
+    ],
+)
+def test_the_faster_way_to_fine_tune_is_named(
+    rates: dict[str, float], use: str, problems: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[str] = []
+
+    def measure(what: Measured, setting: Setting) -> Iterator[Row]:
+        run.append(what.name)
+        rate = rates.get(what.name.removeprefix("dense atto "))
+        if rate is not None:
+            yield Row(what.name, {"images/s": rate})
+
+    monkeypatch.setattr(compiled, "measured", measure)
+    rows = list(compiled.compiled_speed(Setting(sizes=("atto",))))
+    assert run[:4] == [f"dense atto {name}" for name in
+                       ("ours", "ours compiled", "timm", "timm compiled")]  # fmt: skip
+    settings = [row for row in rows if row.case == "dense atto setting"]
+    assert [row.figures["use"] for row in settings] == [f"finetune.compile={use}"] * 2
+    assert [row.problem for row in settings] == problems
 
 
 @pytest.mark.parametrize(
@@ -152,5 +229,5 @@ def test_dry_run_on_a_cpu_passes_every_part(tmp_path: Path) -> None:
     assert list(verdicts) == [part.name for part in check.PARTS]
     skipped = {name for name, verdict in verdicts.items() if verdict == "skipped"}
     # They are about a device beside the host.
-    assert skipped == {"compilation", "syncs", "loader", "compiled"}
+    assert skipped == {"compilation", "syncs", "loader", "graph", "compiled"}
     assert set(verdicts.values()) == {"ok", "skipped"}

@@ -1,0 +1,58 @@
+"""Whether this process has a GPU that can be used, and in one sentence why not."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+LEAST_CAPABILITY = (8, 0)
+GIB = 1 << 30
+OWN_CONTEXT = 1.5
+"""GiB that a process takes by having opened the GPU, and some more."""
+
+
+class UnusableGPU(RuntimeError):
+    """There is no GPU, or one that is too old, or so is its driver; the message says which."""
+
+
+def open_gpu() -> "torch.device":
+    """The current GPU, opened.
+
+    Raises:
+        UnusableGPU: In one sentence.
+    """
+    import torch  # The driver places workers without it.
+
+    if torch.version.cuda is None:
+        raise UnusableGPU(
+            f"no GPU can be used: this PyTorch ({torch.__version__}) was built without CUDA; "
+            "install a CUDA build"
+        )
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        # PyTorch's own words tell a missing driver from one that is too old.
+        words = str(error).split(". ")[0].rstrip(".")
+        advice = "; update the driver" if "too old" in words else ""
+        raise UnusableGPU(f"no GPU can be used: {words}{advice}") from error
+    device = torch.device("cuda", torch.cuda.current_device())
+    properties = torch.cuda.get_device_properties(device)
+    refuse_old(properties.name, (properties.major, properties.minor))
+    return device
+
+
+def refuse_old(name: str, capability: tuple[int, int]) -> None:
+    """Raise UnusableGPU for a GPU without bf16 matrix units."""
+    if capability < LEAST_CAPABILITY:
+        raise UnusableGPU(
+            f"{name} has compute capability {capability[0]}.{capability[1]}; bf16 training and "
+            "the kernels need 8.0 (A100) or newer"
+        )
+
+
+def taken_by_others(free: float, total: float) -> str:
+    """Words for memory (GiB) in use by other processes; none when it is as good as free."""
+    taken = total - free - OWN_CONTEXT
+    if taken < 0.02 * total:
+        return ""
+    return f"other processes use about {taken:.0f} of its {total:.0f} GiB (nvidia-smi lists them)"

@@ -1,0 +1,92 @@
+"""Whether a stage can train on a worker's GPU, before the model is put there."""
+
+import logging
+from collections.abc import Iterator
+
+import torch
+
+from cluster.batch_layout import micro_batch_sizes
+from cluster.gpu import GIB, taken_by_others
+from convnextv2.kernels.build import SWITCH, turned_off
+from convnextv2.kernels.gpu import TRITON_IS_INSTALLED
+from convnextv2.memory import Kernels
+from pipelines.config import FinetuneConfig, PretrainConfig
+from pipelines.training.job import TrainJob
+from pipelines.training.memory import training_memory
+from pipelines.training.transforms import image_size_of
+
+MARGIN = 0.9
+"""The share of the free memory that the formula, which is good to a tenth, may fill."""
+ALL_STAGES = (0, 1, 2, 3)
+
+log = logging.getLogger(__name__)
+
+
+class DoesNotFit(RuntimeError):
+    """A stage cannot be trained on this GPU; the message says what would work."""
+
+
+def check_gpu(job: TrainJob, device: torch.device) -> None:
+    """Refuse what cannot work; say in the worker's log what may be slow.
+
+    Raises:
+        DoesNotFit: When Triton is missing, or the memory does not do.
+    """
+    if device.type == "cpu":
+        return
+    if not (TRITON_IS_INSTALLED or turned_off()):
+        raise DoesNotFit(
+            "Triton is not installed (pip install triton), and without its kernels a step takes "
+            f"several times as long and three times the memory; {SWITCH}=plain trains so"
+        )
+    free, total = torch.cuda.mem_get_info(device)
+    others = taken_by_others(free / GIB, total / GIB)
+    if others:
+        log.warning("this worker's GPU is not its own: %s", others)
+    problem = memory_problem(job, free)
+    if problem:
+        raise DoesNotFit(f"{problem}; {others}" if others else problem)
+
+
+def memory_problem(job: TrainJob, free: int) -> str:
+    """Words for a micro batch that does not fit into so many free bytes; none when it does."""
+    room = MARGIN * free
+    needed = _needed(job, job.recipe)
+    if needed <= room:
+        return ""
+    recipe = job.recipe
+    fitting = " or ".join(_what_fits(job, room)) or "a larger GPU, or a smaller model.size,"
+    return (
+        f"micro_batch_size: {recipe.micro_batch_size} images of "
+        f"{image_size_of(recipe, job.model)} px take about {needed / GIB:.1f} GiB with model.size "
+        f"{job.model.size} in {recipe.dtype}, and {free / GIB:.1f} GiB of this worker's GPU are "
+        f"free; {fitting} would do"
+    )
+
+
+def _what_fits(job: TrainJob, room: float) -> Iterator[str]:
+    """A smaller micro batch, activation checkpointing, or where neither alone does, both."""
+    recipe = job.recipe
+    again = recipe.model_copy(update={"activation_checkpointing": ALL_STAGES})
+    smaller = _largest(job, recipe, room)
+    if smaller:
+        yield str(smaller)
+    if _needed(job, again) <= room:
+        yield f"activation_checkpointing={list(ALL_STAGES)}"
+    elif not smaller and (both := _largest(job, again, room)):
+        yield f"{both} with activation_checkpointing={list(ALL_STAGES)}"
+
+
+def _largest(job: TrainJob, recipe: PretrainConfig | FinetuneConfig, room: float) -> int:
+    """The largest smaller micro batch that fits and divides the global batch; 0 for none."""
+    for size in micro_batch_sizes(recipe.global_batch_size, job.cluster.most_workers):
+        if size < recipe.micro_batch_size:
+            tried = recipe.model_copy(update={"micro_batch_size": size})
+            if _needed(job, tried) <= room:
+                return size
+    return 0
+
+
+def _needed(job: TrainJob, recipe: PretrainConfig | FinetuneConfig) -> float:
+    kernels: Kernels = "plain" if turned_off() else "triton"
+    return training_memory(job.model, recipe, job.cluster, kernels).total

@@ -1,0 +1,15 @@
+"""The training loop's start, with parts that only note what is asked of them."""
+
+from pathlib import Path
+from unittest.mock import MagicMock
+
+from pipelines.training.loop import Run
+
+
+def test_memory_for_checkpoints_is_taken_before_the_first_step(tmp_path: Path) -> None:
+    parts = {name: MagicMock() for name in Run.__dataclass_fields__ if name != "noted"}
+    parts["job"].directory = tmp_path
+    run = Run(**parts)
+    assert run.resume() == 0
+    parts["saver"].prepare.assert_called_once_with(parts["engine"].fragments)
+    parts["engine"].train_step.assert_not_called()
