@@ -36,11 +36,7 @@ EXEMPT = frozenset(
         "cluster.checkpoint.store",
         # Which worker is on which machine and device, and whether a stage fits there.
         "cluster.placement",
-        "cluster.gpu",
-        "cluster.engine.memory",
-        "convnextv2.memory",
         "pipelines.training.gpu",
-        "pipelines.training.memory",
         # Failures made on purpose, and clocks.
         "cluster.resilience.fault_injection",
         "cluster.resilience.goodput.Stopwatch",
