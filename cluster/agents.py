@@ -20,7 +20,7 @@ CALLS = 8
 class PlacedAgent(Agent):
     """An agent that learns from Ray where it is."""
 
-    def __init__(self, modules: tuple[str, ...], *, keep_spare: bool) -> None:
+    def __init__(self, preparation: bytes, *, keep_spare: bool) -> None:
         import ray
 
         context = ray.get_runtime_context()
@@ -30,15 +30,13 @@ class PlacedAgent(Agent):
             pid=os.getpid(),
             devices=",".join(context.get_accelerator_ids().get("GPU", [])),
         )
-        super().__init__(site, modules, keep_spare=keep_spare)
+        super().__init__(site, preparation, keep_spare=keep_spare)
 
 
 class RayAgent:
     """An actor as the conductor sees it; it may still wait for a place."""
 
-    def __init__(
-        self, placement: Placement, modules: tuple[str, ...], avoid: frozenset[str]
-    ) -> None:
+    def __init__(self, placement: Placement, preparation: bytes, avoid: frozenset[str]) -> None:
         import ray
 
         resources = placement.worker_resources
@@ -51,7 +49,7 @@ class RayAgent:
                 max_concurrency=CALLS,
                 label_selector=elsewhere,
             )
-            .remote(modules, keep_spare=placement.warm_spare)
+            .remote(preparation, keep_spare=placement.warm_spare)
         )
 
     def site(self) -> Future[Site]:
@@ -87,13 +85,13 @@ class RayAgent:
 class RayPlacer:
     """Places agents on the cluster that this process is connected to."""
 
-    def __init__(self, placement: Placement, modules: tuple[str, ...]) -> None:
-        self._placement, self._modules = placement, modules
+    def __init__(self, placement: Placement, preparation: bytes) -> None:
+        self._placement, self._preparation = placement, preparation
         self._leaving: frozenset[str] = frozenset()
         self._looked = float("-inf")
 
     def place(self, count: int, avoid: frozenset[str]) -> Sequence[RayAgent]:
-        return [RayAgent(self._placement, self._modules, avoid) for _ in range(count)]
+        return [RayAgent(self._placement, self._preparation, avoid) for _ in range(count)]
 
     def leaving(self) -> frozenset[str]:
         import ray

@@ -80,7 +80,7 @@ class Cluster:
         *,
         name: str,
         sizes: Sequence[int] | None = None,
-        modules: tuple[str, ...] = (),
+        prepare: Callable[[], None] = lambda: None,
         limits: Limits | None = None,
         while_waiting: Callable[[], None] = lambda: None,
         note: Callable[[Incident], None] = lambda incident: None,
@@ -93,7 +93,7 @@ class Cluster:
             job: Pickled on its way.
             name: For messages and incidents.
             sizes: How many workers there may be, ascending; all that `placement` allows by default.
-            modules: Imported by the workers before there is anything to do.
+            prepare: Called by the workers before there is anything to do: imports and the like.
             limits: When a worker hangs.
             while_waiting: Called a few times a second, in this thread.
             note: Gets every incident, when it happens and when training goes on.
@@ -106,7 +106,7 @@ class Cluster:
         from ray import cloudpickle
 
         conductor = Conductor(
-            RayPlacer(self.placement, (work.__module__, *modules)),
+            RayPlacer(self.placement, cloudpickle.dumps((prepare, work))),
             sizes or self.placement.sizes,
             stage=name,
             max_failures=self.placement.max_failures,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -41,6 +42,19 @@ class EngineSettings:
     cuda_graph: bool = False
 
 
+def import_deepspeed() -> ModuleType:
+    """Takes seconds, which a worker that stands by has spent before it is needed.
+
+    Where there are GPUs and they are not to be used, DS_ACCELERATOR=cpu must be set by now.
+    """
+    import deepspeed
+
+    # On CPUs DeepSpeed would compile an operation on every node for a collective that only
+    # inference uses, and a killed worker would leave its 69 MB buffer in /dev/shm.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
 class DeepSpeedEngine:
     """Trains a module whose forward takes a batch and returns `.loss` and `.metrics`.
 
@@ -72,11 +86,7 @@ class DeepSpeedEngine:
     ) -> None:
         if device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
-        import deepspeed
-
-        # On CPUs DeepSpeed would compile an operation on every node for a collective that only
-        # inference uses, and a killed worker would leave its 69 MB buffer in /dev/shm.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed = import_deepspeed()
         self.device, self._module, self._identify = device, module, identify
         self._grad_clip = settings.grad_clip
         self._adamw: LayerwiseAdamW | None = None

@@ -23,12 +23,12 @@ class Agent:
 
     Args:
         site: Where it is.
-        modules: What a child imports before it waits for an order.
+        preparation: What a child does before it waits for an order, see `Child`.
         keep_spare: Have a second child ready once the first has trained a step.
     """
 
-    def __init__(self, site: Site, modules: tuple[str, ...], *, keep_spare: bool) -> None:
-        self._site, self._modules, self._keep_spare = site, modules, keep_spare
+    def __init__(self, site: Site, preparation: bytes, *, keep_spare: bool) -> None:
+        self._site, self._preparation, self._keep_spare = site, preparation, keep_spare
         # The kernel ends a child with the thread that started it, so one thread starts them all.
         self._starter = ThreadPoolExecutor(1, "starts children")
         self._changed = threading.Condition()
@@ -125,7 +125,7 @@ class Agent:
         )
 
     def _spawn(self) -> Child:
-        self._spare = self._starter.submit(Child, self._modules, self._changed).result()
+        self._spare = self._starter.submit(Child, self._preparation, self._changed).result()
         return self._spare
 
     def _end_when_forgotten(self) -> None:

@@ -1,6 +1,6 @@
 """The process of one worker: `python -m cluster.workers.child`, started by an agent.
 
-    import what training needs -> "ready" -> wait for an order -> join the group -> work -> "ended"
+    prepare (imports and the like) -> "ready" -> wait for an order -> join the group -> work -> end
 
 It waits with everything imported, so that a group that lost a worker goes on within seconds. Its
 work runs in the main thread. When its agent dies, however that happens, the kernel ends it.
@@ -9,7 +9,6 @@ work runs in the main thread. When its agent dies, however that happens, the ker
 import argparse
 import ctypes
 import faulthandler
-import importlib
 import json
 import os
 import pickle
@@ -36,15 +35,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("--page", "--stacks", "--messages", "--parent"):
         parser.add_argument(name, type=int, required=True)
-    parser.add_argument("modules", nargs="*")
     args = parser.parse_args()
     _die_with(args.parent)
     faulthandler.register(signal.SIGUSR1, file=args.stacks, all_threads=True)
     messages = os.fdopen(args.messages, "w", buffering=1)
     beacon = Beacon.on(args.page)
     try:
-        for name in args.modules:
-            importlib.import_module(name)
+        prepare, _ = pickle.loads(pickle.load(sys.stdin.buffer))
+        prepare()
         messages.write('{"ready": true}\n')
         beacon.enter("waiting")
         order: Order = pickle.load(sys.stdin.buffer)

@@ -25,11 +25,11 @@ class Child:
     """A process of `cluster.workers.child`.
 
     Args:
-        modules: What it imports first.
+        preparation: A pickled pair: a function that it calls first, and the job's, for its imports.
         changed: Notified when it is ready, reaches a milestone or ends.
     """
 
-    def __init__(self, modules: tuple[str, ...], changed: threading.Condition):
+    def __init__(self, preparation: bytes, changed: threading.Condition):
         self.page = Page()
         self.ready = self.has_ended = False
         self.milestones: dict[str, float] = {}
@@ -50,7 +50,6 @@ class Child:
             [
                 *(sys.executable, "-m", "cluster.workers.child"),
                 *(str(word) for pair in arguments.items() for word in pair),
-                *modules,
             ],
             stdin=subprocess.PIPE,
             stdout=self._output,
@@ -60,6 +59,7 @@ class Child:
             start_new_session=True,
         )
         os.close(writing)
+        self._send(preparation)
         self._listener = threading.Thread(
             target=self._listen, args=(os.fdopen(reading),), daemon=True
         )
@@ -71,10 +71,7 @@ class Child:
 
     def obey(self, order: Order) -> None:
         """Hand over the order; a child that is still importing reads it later."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # Its end is told by `ended`.
-            pickle.dump(order, self._process.stdin)
-            self._process.stdin.flush()
+        self._send(order)
 
     def ended(self) -> Ended | None:
         """How it ended: by its own word, or by the signal that the kernel names."""
@@ -125,6 +122,12 @@ class Child:
         self.page.close()
         os.close(self._output)
         os.close(self._stacks)
+
+    def _send(self, item: bytes | Order) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # Its end is told by `ended`.
+            pickle.dump(item, self._process.stdin)
+            self._process.stdin.flush()
 
     def _listen(self, messages: IO[str]) -> None:
         with messages:

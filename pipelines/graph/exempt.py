@@ -36,6 +36,7 @@ EXEMPT = frozenset(
         "cluster.checkpoint.store",
         # Which worker is on which machine and device, and whether a stage fits there.
         "cluster.placement",
+        "cluster.workers",
         "pipelines.training.gpu",
         # Failures made on purpose, and clocks.
         "cluster.resilience.fault_injection",

@@ -21,11 +21,10 @@ from pipelines.runtime.events import EventReader, Measured, Point, Rejected, Ski
 from pipelines.runtime.provenance import provenance
 from pipelines.runtime.tracking import Destination, Tracker
 from pipelines.training.loop import CHECKPOINTS
+from pipelines.training.standby import prepare
 
 TRACKED = "tracking-run.json"
 """In a stage's folder: the name of its run in MLflow."""
-STANDBY = ("pipelines.training.standby",)
-"""What workers import before there is anything to do."""
 Job = TypeVar("Job")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -203,7 +202,7 @@ class Session:
             job,
             name=context.stage.name,
             sizes=sizes,
-            modules=STANDBY,
+            prepare=prepare,
             limits=self.config.cluster.limits,
             while_waiting=follow,
             note=partial(incidents.append, self.run_dir),

@@ -1,14 +1,15 @@
-"""Imported by workers before they are needed: all that a start would otherwise wait for.
+"""What a worker can do before it is needed, so that a start does not wait for it."""
 
-A worker that stands by has DeepSpeed and the training loop in memory and the CPU kernels compiled
-and loaded. It must not touch a GPU, nor join a group.
-"""
-
-import deepspeed
-
+from cluster.engine.deepspeed_engine import import_deepspeed
 from convnextv2.kernels.build import library
-from pipelines.training import loop
 
-__all__ = ["deepspeed", "loop"]
 
-library()
+def prepare() -> None:
+    """Import DeepSpeed and the training loop, and load the CPU kernels, compiled if need be.
+
+    A worker that stands by must not touch a GPU, nor join a group.
+    """
+    from pipelines.training import loop  # noqa: F401
+
+    import_deepspeed()
+    library()

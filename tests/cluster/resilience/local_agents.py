@@ -10,9 +10,10 @@ from typing import TypeVar
 from cluster.resilience.crew import AgentLost, RemoteAgent
 from cluster.workers.agent import Agent
 from cluster.workers.messages import Order, Site, Status
+from tests.cluster.resilience import steps
 
 T = TypeVar("T")
-MODULES = ("torch.distributed", "tests.cluster.resilience.steps")
+PREPARATION = pickle.dumps((steps.prepare, steps.run))
 
 
 class LocalAgent:
@@ -29,7 +30,7 @@ class LocalAgent:
                 raise AgentLost("it never came")
             time.sleep(0.05)
         site = Site(node=f"node-{number}", host="127.0.0.1", pid=0)
-        return Agent(site, MODULES, keep_spare=placer.keep_spare)
+        return Agent(site, PREPARATION, keep_spare=placer.keep_spare)
 
     def site(self) -> Future[Site]:
         return self._call(Agent.site)

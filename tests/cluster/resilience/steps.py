@@ -31,6 +31,10 @@ class Steps:
     wait_for: str = ""
 
 
+def prepare() -> None:
+    """PyTorch is imported with this module: nothing is left to do."""
+
+
 def run(steps: Steps) -> None:
     rank, here = dist.get_rank(), worker()
     checkpoint = steps.folder / "checkpoint"
