@@ -16,8 +16,9 @@ from typing import Any, Self, TypeVar
 from cluster.agents import RayPlacer
 from cluster.placement import ClusterError, Placement, check_answers
 from cluster.ray_start import reason, signals_kept, start_with_retry
-from cluster.resilience.conductor import Conductor, GroupFailed, NoRoom
+from cluster.resilience.conductor import Conductor, GroupFailed
 from cluster.resilience.incidents import Incident
+from cluster.resilience.roster import NoRoom
 from cluster.resilience.watchdog import Limits
 from cluster.tasks import run_tasks
 

@@ -15,19 +15,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from cluster.resilience.crew import LOST_SECONDS, Member, Placer, ask_all, look_at
-from cluster.resilience.faults import Budget, Fault, Quarantine
+from cluster.resilience.faults import Budget, Fault
 from cluster.resilience.incidents import Incident
 from cluster.resilience.recovery import Recovery
+from cluster.resilience.roster import CLOSE_SECONDS, TICK_SECONDS, Roster
 from cluster.resilience.watchdog import FACTOR, Limits, overdue, to_blame
 from cluster.workers.messages import Order, Status
 
-TICK_SECONDS = 0.25
 SETTLE_SECONDS = 2.0
 """After errors of collectives, for the news of the worker that caused them to arrive."""
-ARRIVAL_SECONDS = 5.0
-"""An elastic group starts without those that have not arrived so long after the last one."""
-SAY_SECONDS = 5.0
-CLOSE_SECONDS = 10.0
 LEAVE_SECONDS = 15.0
 """An interrupted group that gets no further for so long is left where it is."""
 
@@ -36,10 +32,6 @@ log = logging.getLogger(__name__)
 
 class GroupFailed(RuntimeError):
     """A group failed in a way that is not mended; the message says how and why not."""
-
-
-class NoRoom(RuntimeError):
-    """The agents that were asked for did not arrive in time."""
 
 
 class Why(Enum):
@@ -79,11 +71,10 @@ class Conductor:
     tick: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        self._members: list[Member] = []
+        self.roster = Roster(self.placer, self.sizes, self.start_timeout, self.say)
         self._group: list[Member] = []
         self._generation = 0
         self._budget = Budget(self.max_failures)
-        self._quarantine = Quarantine()
         self._recovery: Recovery | None = None
         self._why: Why | None = None
         self._steps: list[tuple[int, int]] = []
@@ -99,7 +90,7 @@ class Conductor:
         """
         try:
             while True:
-                self._group = self._assemble()
+                self._group = self.roster.assemble(lambda: self.tick())
                 self._order(job)
                 fault = self._watch()
                 if self._why is Why.LEAVE:
@@ -110,50 +101,7 @@ class Conductor:
                     return
                 self._why = None
         finally:
-            self._dismiss(self._members)
-
-    def _assemble(self) -> list[Member]:
-        """Agents for the largest group that is allowed and has room."""
-        began = said = time.monotonic()
-        while True:
-            self._replace_lost()
-            look_at(self._members, TICK_SECONDS)
-            self.tick()
-            here = self._present()
-            size = max((size for size in self.sizes if size <= len(here)), default=0)
-            now = time.monotonic()
-            arrived = max((member.arrived for member in here), default=began)
-            if size == self.sizes[-1] or (size and now - max(arrived, began) > ARRIVAL_SECONDS):
-                return here[:size]
-            lacking = f"waiting for {self.sizes[0] - len(here)} more of {self.sizes[0]} workers"
-            if now - began > self.start_timeout:
-                raise NoRoom(f"{lacking} for {now - began:.0f} s; {self.placer.room()}")
-            if now - said > SAY_SECONDS and not size:
-                self.say(f"{lacking}, {now - began:.0f} s; {self.placer.room()}")
-                said = now
-
-    def _replace_lost(self) -> None:
-        lost = [member for member in self._members if member.lost]
-        self._dismiss(lost)
-        self._members = [member for member in self._members if not member.lost]
-        missing = self.sizes[-1] - len(self._members)
-        if missing:
-            avoid = self._quarantine.nodes | self.placer.leaving()
-            self._members += [Member(agent) for agent in self.placer.place(missing, avoid)]
-
-    def _dismiss(self, members: Sequence[Member]) -> None:
-        ask_all([member.agent.close() for member in members if member.answers], CLOSE_SECONDS)
-        for member in members:
-            member.agent.dismiss()
-
-    def _present(self) -> list[Member]:
-        """Members that have arrived where they may stay; those of a node side by side."""
-        leaving = self.placer.leaving()
-        for member in self._members:
-            if member.node in leaving or member.node in self._quarantine.nodes:
-                member.lost = member.lost or "its node is leaving, or fails too often"
-        here = [member for member in self._members if member.site is not None and not member.lost]
-        return sorted(here, key=lambda member: (member.host, member.devices))
+            self.roster.dismiss(self.roster.members)
 
     def _order(self, job: bytes) -> None:
         """Hand every worker of the group its order."""
@@ -216,15 +164,10 @@ class Conductor:
     def _reason_to_stop(self) -> Why | None:
         if self._why is not None:
             return None
-        leaving = self.placer.leaving()
-        if any(member.node in leaving for member in self._group):
+        if self.roster.leaving(self._group):
             return Why.NODE
-        if len(self._group) < self.sizes[-1]:
-            idle = [member for member in self._members if member not in self._group]
-            look_at(idle, 0.0)
-            here = len(self._present())
-            if any(len(self._group) < size <= here for size in self.sizes):
-                return Why.GROW
+        if self.roster.has_more_than(self._group):
+            return Why.GROW
         return None
 
     def _ask_to_stop(self, why: Why | None) -> None:
@@ -285,7 +228,5 @@ class Conductor:
         if why_not is not None:
             raise GroupFailed(f"{fault.in_words()}\n  ({why_not})")
         self.say(f"{fault.in_words()}; going on from the last checkpoint")
-        if self._quarantine.note(fault):
-            self.say(
-                f"node {fault.host} failed {self._quarantine.after} times: it gets no more work"
-            )
+        if self.roster.quarantine.note(fault):
+            self.say(f"node {fault.host} failed too often: it gets no more work")

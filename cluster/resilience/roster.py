@@ -1,0 +1,100 @@
+"""Who can be in a group: agents that have arrived, those that are waited for, those to avoid."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from cluster.resilience.crew import Member, Placer, ask_all, look_at
+from cluster.resilience.faults import Quarantine
+
+TICK_SECONDS = 0.25
+ARRIVAL_SECONDS = 5.0
+"""An elastic group starts without those that have not arrived so long after the last one."""
+SAY_SECONDS = 5.0
+CLOSE_SECONDS = 10.0
+
+
+class NoRoom(RuntimeError):
+    """The agents that were asked for did not arrive in time."""
+
+
+@dataclass
+class Roster:
+    """The members of a job, one for each worker that its largest group may have.
+
+    Args:
+        placer: Where agents come from.
+        sizes: How many workers a group may have, ascending.
+        start_timeout: Seconds to wait for agents.
+        say: Gets a sentence for the screen now and then.
+    """
+
+    placer: Placer
+    sizes: Sequence[int]
+    start_timeout: float
+    say: Callable[[str], None]
+    quarantine: Quarantine = field(default_factory=Quarantine)
+    members: list[Member] = field(default_factory=list)
+
+    def assemble(self, tick: Callable[[], None]) -> list[Member]:
+        """Members for the largest group that is allowed and has room, by rank.
+
+        Raises:
+            NoRoom: When there are not enough in time.
+        """
+        began = said = time.monotonic()
+        while True:
+            self._replace_lost()
+            look_at(self.members, TICK_SECONDS)
+            tick()
+            here = self.present()
+            size = max((size for size in self.sizes if size <= len(here)), default=0)
+            now = time.monotonic()
+            arrived = max((member.arrived for member in here), default=began)
+            if size == self.sizes[-1] or (size and now - max(arrived, began) > ARRIVAL_SECONDS):
+                return here[:size]
+            lacking = f"waiting for {self.sizes[0] - len(here)} more of {self.sizes[0]} workers"
+            if now - began > self.start_timeout:
+                raise NoRoom(f"{lacking} for {now - began:.0f} s; {self.placer.room()}")
+            if now - said > SAY_SECONDS and not size:
+                self.say(f"{lacking}, {now - began:.0f} s; {self.placer.room()}")
+                said = now
+
+    def present(self) -> list[Member]:
+        """Members that have arrived where they may stay; those of a node side by side."""
+        avoid = self._avoid()
+        for member in self.members:
+            if member.node in avoid:
+                member.lost = member.lost or "its node is leaving, or fails too often"
+        here = [member for member in self.members if member.site is not None and not member.lost]
+        return sorted(here, key=lambda member: (member.host, member.devices))
+
+    def has_more_than(self, group: Sequence[Member]) -> bool:
+        """Whether those who are there could make a larger group than this one."""
+        if len(group) == self.sizes[-1]:
+            return False
+        look_at([member for member in self.members if member not in group], 0.0)
+        here = len(self.present())
+        return any(len(group) < size <= here for size in self.sizes)
+
+    def leaving(self, group: Sequence[Member]) -> bool:
+        """Whether a node of the group has been told to go."""
+        leaving = self.placer.leaving()
+        return any(member.node in leaving for member in group)
+
+    def dismiss(self, members: Sequence[Member]) -> None:
+        """End agents and what they started, and give their places back."""
+        ask_all([member.agent.close() for member in members if member.answers], CLOSE_SECONDS)
+        for member in members:
+            member.agent.dismiss()
+
+    def _replace_lost(self) -> None:
+        self.dismiss([member for member in self.members if member.lost])
+        self.members = [member for member in self.members if not member.lost]
+        missing = self.sizes[-1] - len(self.members)
+        if missing:
+            agents = self.placer.place(missing, self._avoid())
+            self.members += [Member(agent) for agent in agents]
+
+    def _avoid(self) -> frozenset[str]:
+        return self.quarantine.nodes | self.placer.leaving()
