@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -43,12 +43,16 @@ class EngineSettings:
 
 
 def import_deepspeed() -> ModuleType:
-    """Takes seconds, which a worker that stands by has spent before it is needed.
+    """Import DeepSpeed, and what building an engine would import: seconds that nobody waits for in
+    a worker that stands by.
 
     Where there are GPUs and they are not to be used, DS_ACCELERATOR=cpu must be set by now.
     """
     import deepspeed
 
+    torch.optim.AdamW([torch.zeros(1)])  # The first optimizer imports PyTorch's compiler.
+    with suppress(ImportError):  # Where it is does not matter: it would be imported later, then.
+        import deepspeed.runtime.zero.muon.muon_optimizer
     # On CPUs DeepSpeed would compile an operation on every node for a collective that only
     # inference uses, and a killed worker would leave its 69 MB buffer in /dev/shm.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
