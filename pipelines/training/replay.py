@@ -43,6 +43,7 @@ class Replayed:
 def replay(job: TrainJob, left_out: LeftOut) -> Replayed:
     """Forward and backward passes of a step, on the weights of the nearest checkpoint before it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision(job.recipe.matmul_precision)
     seed_step(job.seed, 0, 0)
     task = job.build_task(job)
     found = Replayed(_take_weights(task, job, left_out.step))
