@@ -20,6 +20,7 @@ from pipelines.commands.checkpoint import add_checkpoint_commands
 from pipelines.commands.data import add_data_commands
 from pipelines.commands.presets import add_presets_command
 from pipelines.commands.recipe import add_recipe_options, add_set_option, chosen_config
+from pipelines.commands.replay import add_replay_command
 from pipelines.commands.weights import add_weights_commands
 from pipelines.config import PipelineConfig
 from pipelines.graph.kinds import KINDS, stage_commands
@@ -68,6 +69,7 @@ def build_parser() -> Parser:
     add_data_commands(commands)
     add_analysis_commands(commands)
     add_checkpoint_commands(commands)
+    add_replay_command(commands)
     add_weights_commands(commands)
 
     doctor = command(

@@ -3,6 +3,9 @@
     save(step)  wait for the save before -> copy to the host -> return
                                             thread: write, fsync, hash, agree, rename, prune
 
+What the storage does not take is tried again and then given up. The next checkpoint is a new
+chance; when several in a row are lost, training ends.
+
 The thread talks to those of the other workers through a group of its own (gloo), so that its
 messages never mix with the training's.
 """
@@ -10,6 +13,7 @@ messages never mix with the training's.
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +23,17 @@ from cluster import group
 from cluster.checkpoint.fragment_files import file_name, write_fragments
 from cluster.checkpoint.fragments import StateFragment
 from cluster.checkpoint.host_copy import HostCopy, on_host
-from cluster.checkpoint.publishing import publish
+from cluster.checkpoint.publishing import StorageError, Write, publish
 from cluster.checkpoint.retention import KeepPolicy, prune
-from cluster.checkpoint.store import Checkpoint
+from cluster.checkpoint.store import Checkpoint, CheckpointError
 from cluster.durable import FileDigest
+from cluster.resilience.lease import Lease
+from cluster.workers.current import Final
 
 log = logging.getLogger(__name__)
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Seconds between tries: storage that is gone for a minute costs no checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,22 @@ class Saved:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Unsaved:
+    """A save that the storage did not take: why, how often it was tried, and the how-manyth it is
+    in a row.
+    """
+
+    step: int
+    reason: str
+    tries: int
+    in_a_row: int
+
+
+class SavesFailed(CheckpointError, Final):
+    """Too many checkpoints in a row were lost."""
+
+
 class Saver:
     """Publishes checkpoints of this worker's fragments, together with the other workers.
 
@@ -42,16 +67,34 @@ class Saver:
         root: Folder of the run's checkpoints, on storage that all workers share.
         policy: Which of them stay.
         asynchronous: Write in a thread; else `save` returns when the checkpoint is published.
+        lease: Of this attempt, if there may be others.
+        pauses: Seconds to wait before each new try of a save that the storage did not take. The
+            next save ends them: what it saves is newer.
+        max_failed: So many saves in a row that the storage did not take are an error.
+        lost: Called with a save that was given up, by `save` or `wait` on every worker.
 
     All workers call its methods in the same order.
     """
 
-    def __init__(self, root: Path, policy: KeepPolicy, *, asynchronous: bool = True) -> None:
-        self.root, self.policy, self.asynchronous = root, policy, asynchronous
+    def __init__(
+        self,
+        root: Path,
+        policy: KeepPolicy,
+        *,
+        asynchronous: bool = True,
+        lease: Lease | None = None,
+        pauses: Sequence[float] = (),
+        max_failed: int = 1,
+        lost: Callable[[Unsaved], None] = lambda unsaved: None,
+    ) -> None:
+        self.root, self.policy, self.asynchronous, self.lease = root, policy, asynchronous, lease
+        self.pauses, self.max_failed, self._tell_lost = pauses, max_failed, lost
+        self._failed = 0
+        self._newer_waits = threading.Event()
         self._copy = HostCopy()
         self._workers = group.new_group()
         self._thread: threading.Thread | None = None
-        self._saved: Saved | None = None
+        self._outcome: Saved | Unsaved | None = None
         self._error: BaseException | None = None
 
     def prepare(self, fragments: list[StateFragment]) -> None:
@@ -71,9 +114,12 @@ class Saver:
 
         Raises:
             CheckpointError: On every worker, when the save before this one failed (or this one,
-                if not asynchronous).
+                if not asynchronous), and it was not the storage, or once too often.
+            Superseded: On every worker, when a newer attempt saves there.
         """
+        self._newer_waits.set()
         before = self.wait()
+        self._newer_waits.clear()
         parts = _own_parts(fragments)
         if self._copies(parts):
             parts = self._copy.take(parts)
@@ -86,11 +132,23 @@ class Saver:
         self._thread.start()
         return before if self.asynchronous else self.wait()
 
-    def wait(self) -> Saved | None:
-        """Wait until the save that is under way is published; None when there was none.
+    def finish(self) -> Saved | None:
+        """Wait for the last save, which is the one that counts.
 
         Raises:
             CheckpointError: On every worker, when it failed.
+        """
+        saved, last = self.wait(), self._outcome
+        if isinstance(last, Unsaved):
+            raise CheckpointError(f"{last.reason} (tried {last.tries} times)")
+        return saved
+
+    def wait(self) -> Saved | None:
+        """Wait until the save that is under way is published; None when there was none, or it was
+        given up.
+
+        Raises:
+            CheckpointError: As `save`.
         """
         if self._thread is None:
             return None
@@ -99,21 +157,21 @@ class Saver:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        return self._saved
+        if isinstance(self._outcome, Unsaved):
+            self._tell_lost(self._outcome)
+            return None
+        return self._outcome
 
     def _copies(self, parts: list[StateFragment]) -> bool:
         return self.asynchronous or not on_host(parts)
 
     def _publish(self, step: int, fragments: list[StateFragment], notes: dict[str, Any]) -> None:
-        begin = time.perf_counter()
-
         def write(directory: Path) -> dict[str, FileDigest]:
             name = file_name(group.rank())
             return {name: write_fragments(directory / name, fragments)}
 
         try:
-            checkpoint = publish(self.root, step, write, notes, self._workers)
-            self._saved = Saved(checkpoint, time.perf_counter() - begin)
+            self._outcome = self._persist(step, write, notes)
         except BaseException as error:
             self._error = error
             return
@@ -123,6 +181,38 @@ class Saver:
             except Exception as error:
                 # The step is saved: training goes on, and the next save prunes again.
                 log.warning("old checkpoints in %s stay: %s", self.root, error)
+
+    def _persist(self, step: int, write: Write, notes: dict[str, Any]) -> Saved | Unsaved:
+        """Publish, again and again while the storage does not take it; all workers alike."""
+        begin, tries = time.perf_counter(), 0
+        while True:
+            tries += 1
+            try:
+                checkpoint = publish(
+                    *(self.root, step, write, notes, self._workers, self.lease), again=tries > 1
+                )
+            except StorageError as error:
+                log.warning("%s", error)
+                reason = str(error)
+            else:
+                self._failed = 0
+                return Saved(checkpoint, time.perf_counter() - begin)
+            given_up = tries > len(self.pauses) or self._newer_waits.wait(self.pauses[tries - 1])
+            if any(group.all_gather(given_up, self._workers)):
+                break
+        self._failed += 1
+        if self._failed >= self.max_failed:
+            raise SavesFailed(self._in_words(step, reason))
+        return Unsaved(step, reason, tries, self._failed)
+
+    def _in_words(self, step: int, reason: str) -> str:
+        if self.max_failed == 1:
+            return reason
+        return (
+            f"{self._failed} checkpoints in a row could not be saved, the last one of step {step}: "
+            f"{reason}. Free space there or have it mounted again: the same command goes on from "
+            "the last good checkpoint"
+        )
 
 
 def _own_parts(fragments: list[StateFragment]) -> list[StateFragment]:

@@ -3,7 +3,7 @@
     checkpoints/
       step-00000400/             complete: MANIFEST.json lists every file with size and sha256
       step-00000200/
-      .step-00000600.1f…partial/ being written, or left by a kill; swept by the next save
+      .step-00000600.…partial/   being written, or left by a kill; swept by the next save
       step-00000500.rejected-…/  was the newest and did not verify; kept as evidence
 
 `latest_good` trusts nothing but manifests that verify, newest first; what does not verify is
@@ -13,6 +13,7 @@ reported and passed over, never deleted. How workers put a step there together i
 
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -24,9 +25,12 @@ from typing import Any
 from cluster import durable
 from cluster.durable import FileDigest
 
+log = logging.getLogger(__name__)
+
 MANIFEST = "MANIFEST.json"
 SCHEMA = 2
 _NAME = re.compile(r"step-(\d{8,})")
+_PARTIAL = re.compile(r"\.step-.+\.(\d+)-[0-9a-f]+\.partial")
 
 
 class CheckpointError(RuntimeError):
@@ -93,27 +97,58 @@ def verify(path: Path, *, contents: bool = True) -> Checkpoint:
     return Checkpoint(path, manifest["step"], manifest["notes"], size)
 
 
-def sweep(root: Path) -> None:
-    """Remove what an interrupted save left; nobody may be saving there."""
-    for left_over in root.glob(".step-*.partial"):
-        remove(left_over)
+def sweep(root: Path, generation: int | None = None) -> None:
+    """Remove what interrupted saves left: all of it, when nobody may be saving there, or what
+    attempts up to `generation` (`cluster.resilience.lease`) made.
+
+    Raises:
+        OSError: When something could not be moved away; then it may still be published.
+    """
+    moved = [
+        _moved_away(left_over)
+        for left_over in root.glob(".step-*.partial")
+        if generation is None or _generation_of(left_over) <= generation
+    ]
+    for doomed in moved:
+        _remove_tree(doomed)
 
 
 def remove(path: Path) -> None:
     """Remove a checkpoint, or what an interrupted save left of one."""
-    # Under another name first: a kill in the middle leaves nothing that looks like a checkpoint,
-    # and a lost worker that still writes there meets an error.
+    _remove_tree(_moved_away(path))
+
+
+def _moved_away(path: Path) -> Path | None:
+    """A folder's new name, under which it is removed; None if somebody else removes it.
+
+    A kill in the middle leaves nothing that looks like a checkpoint, and a lost worker that still
+    writes there meets an error.
+    """
     doomed = path.with_name(unused_name("step-removed"))
     try:
         os.replace(path, doomed)
     except FileNotFoundError:
-        return  # Somebody else removes it.
-    shutil.rmtree(doomed)
+        return None
+    return doomed
 
 
-def unused_name(name: str) -> str:
+def _remove_tree(doomed: Path | None) -> None:
+    if doomed is not None:
+        try:
+            shutil.rmtree(doomed)
+        except OSError as error:
+            log.warning("what a save left in %s stays for now: %s", doomed, error)
+
+
+def unused_name(name: str, generation: int = 0) -> str:
     """A name for a folder that is no checkpoint yet, or no longer; never used before."""
-    return f".{name}.{secrets.token_hex(8)}.partial"
+    return f".{name}.{generation}-{secrets.token_hex(8)}.partial"
+
+
+def _generation_of(left_over: Path) -> int:
+    """Of the attempt that made it; 0 if that is not known."""
+    match = _PARTIAL.fullmatch(left_over.name)
+    return 0 if match is None else int(match[1])
 
 
 def check_files(directory: Path, entries: dict[str, FileDigest], *, contents: bool) -> None:

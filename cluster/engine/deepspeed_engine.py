@@ -18,6 +18,7 @@ from cluster.checkpoint.fragments import EMA, StateFragment
 from cluster.checkpoint.store import CheckpointError
 from cluster.engine.adamw import LayerwiseAdamW
 from cluster.engine.cuda_graph import GraphedForward
+from cluster.engine.divergence import check_replicas
 from cluster.engine.outcome import Outcome, StepCounts
 from cluster.engine.zero_config import Precision, ZeroSettings, deepspeed_config
 from cluster.engine.zero_partitions import partition_of
@@ -72,6 +73,8 @@ class DeepSpeedEngine:
         batch_layout: Batch arithmetic; its world size must be the group's.
         device: Where this worker computes.
         identify: Sample indices of a micro batch, for messages.
+        left_out: Called with the number of a step, from 1, that is left out, when the host learns
+            of it, on every worker.
 
     The host learns a step late whether a step was left out (`cluster.engine.outcome`). Whatever
     depends on it (fragments, counters, the average) waits for that: all workers read those alike.
@@ -87,11 +90,13 @@ class DeepSpeedEngine:
         batch_layout: BatchLayout,
         device: torch.device,
         identify: Callable[[Any], list[int]] = lambda batch: [],
+        left_out: Callable[[int, Outcome], None] = lambda step, outcome: None,
     ) -> None:
         if device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         deepspeed = import_deepspeed()
-        self.device, self._module, self._identify = device, module, identify
+        self.device, self._module = device, module
+        self._identify, self._tell_left_out = identify, left_out
         self._grad_clip = settings.grad_clip
         self._adamw: LayerwiseAdamW | None = None
         module.to(device)
@@ -115,6 +120,7 @@ class DeepSpeedEngine:
         if device.type == "cpu":
             give_back_freed_memory()
         self._fragments = self._partition.fragments()
+        self._has_replicas = settings.zero.stage < 3
         self._counts = StepCounts(settings.max_skipped_steps)
         self._unsettled: Outcome | None = None
         self._worker = current.worker()
@@ -200,9 +206,20 @@ class DeepSpeedEngine:
         outcome, self._unsettled = self._unsettled, None
         if outcome is None:
             return
+        if outcome.left_out():
+            self._tell_left_out(self._counts.steps + 1, outcome)
         if self._counts.take(outcome) and self._ema is not None:
             self._ema.update()
         self.stop_agreed |= outcome.stops()
+
+    def check_replicas(self, step: int) -> None:
+        """Have all workers, who all call, compare their weights; in ZeRO-3 nobody has another's.
+
+        Raises:
+            Diverged: On every worker, naming those that differ.
+        """
+        if self._has_replicas and group.world_size() > 1:
+            check_replicas(self._module.parameters(), step)
 
     def restore(self, directory: Path, notes: dict[str, Any]) -> None:
         """Take fragments and counters of a checkpoint over, whatever had cut them up.

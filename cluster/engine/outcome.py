@@ -80,6 +80,11 @@ class StepCounts:
     def go_on_from(self, updates: int, skipped_steps: int) -> None:
         self.updates, self.skipped_steps, self._in_a_row = updates, skipped_steps, 0
 
+    @property
+    def steps(self) -> int:
+        """Done and left out."""
+        return self.updates + self.skipped_steps
+
     def take(self, outcome: Outcome) -> bool:
         """Count a step; whether it was done. Waits for the device to get there.
 

@@ -98,7 +98,8 @@ class Member:
         if self.lost:
             cause, error, trace = "node", self.lost, ""
         elif ended is not None and ended.how == "raised":
-            cause, error, trace = "error", ended.error, ended.trace
+            cause = "divergence" if ended.diverged else "error"
+            error, trace = ended.error, ended.trace
         elif ended is not None and ended.how == "killed":
             cause = "memory" if ended.memory else "killed"
             error, trace = ended.error, ended.trace
@@ -114,6 +115,7 @@ class Member:
             error=error,
             trace=trace,
             of_group=ended is not None and ended.of_group,
+            final=ended is not None and ended.final,
             ago=ago + (0.0 if ended is None else ended.ago),
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Cause = Literal["error", "killed", "memory", "hang", "node", "preemption"]
+Cause = Literal["error", "divergence", "killed", "memory", "hang", "node", "preemption"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +13,8 @@ class Fault:
     """One failure of a group, by the worker that is to blame.
 
     Attributes:
-        cause: "error" is an exception that the worker raised, "killed" a signal or exit.
+        cause: "error" is an exception that the worker raised, "divergence" weights that are not the
+            other workers', "killed" a signal or exit.
         rank: Of the worker.
         node: Ray's id of its node, "" if that is unknown.
         phase: What it was doing.
@@ -21,6 +22,7 @@ class Fault:
         error: What happened, in a line.
         trace: A traceback or the end of its output, for the log.
         of_group: Whether it is a collective's error: another worker's end, seen from here.
+        final: Whether it must not be mended, whatever the budget.
         ago: Seconds between the fault and when it was noticed.
         stacks: Of a hang, where the threads of every worker were, by rank.
     """
@@ -34,6 +36,7 @@ class Fault:
     error: str
     trace: str = ""
     of_group: bool = False
+    final: bool = False
     ago: float = 0.0
     stacks: Mapping[int, str] = field(default_factory=dict)
 
@@ -46,7 +49,7 @@ class Fault:
 
         What is gone explains the errors of the others; of two alike the earlier comes first.
         """
-        explains = ("node", "memory", "killed", "hang", "preemption", "error")
+        explains = ("node", "memory", "killed", "hang", "preemption", "divergence", "error")
         return explains.index(self.cause) + self.of_group, -self.ago
 
 
@@ -71,6 +74,8 @@ class Budget:
 
     def why_not(self, fault: Fault) -> str | None:
         """Count a fault; a sentence when it must not be mended again."""
+        if fault.final:
+            return "another group of workers would fare no better"
         this = (fault.error, fault.step)
         same, self._last = self._last == this, this if fault.cause == "error" else None
         if same:
@@ -98,9 +103,10 @@ class Quarantine:
     def note(self, fault: Fault) -> bool:
         """Count a fault against its node; whether this was one too many.
 
-        An exception is the program's, and a node that goes on notice did nothing wrong.
+        An exception is the program's, and a node that goes on notice did nothing wrong. Of workers
+        that see another's fault none is known to have failed.
         """
-        if not fault.node or fault.cause in ("error", "preemption"):
+        if not fault.node or fault.of_group or fault.cause in ("error", "preemption"):
             return False
         self._failures[fault.node] += 1
         return self._failures[fault.node] == self.after

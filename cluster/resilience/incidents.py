@@ -6,7 +6,10 @@ One JSON line when it happens and one when training goes on, under the same `id`
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
+
+from cluster.resilience.journal import Journal
 
 FILE = "incidents.jsonl"
 PHASES = (
@@ -32,7 +35,7 @@ class Incident:
         time: When it happened (epoch seconds).
         stage: Of the pipeline.
         generation: Of the group that it befell.
-        cause: "error", "killed", "memory", "hang", "node" or "preemption".
+        cause: "error", "divergence", "killed", "memory", "hang", "node" or "preemption".
         rank: Of the worker that is to blame.
         node: Ray's id of that worker's node; `host` is its address.
         phase: What the worker was doing.
@@ -68,9 +71,14 @@ class Incident:
         return sum(self.seconds.values())
 
 
+@cache
+def _journal(path: Path) -> Journal:
+    return Journal(path)
+
+
 def append(run_dir: Path, incident: Incident) -> None:
-    with (run_dir / FILE).open("a") as file:
-        file.write(json.dumps(asdict(incident)) + "\n")
+    """Note an incident; with the next one, if the disk is full."""
+    _journal(run_dir / FILE).append(json.dumps(asdict(incident)))
 
 
 def read(run_dir: Path) -> list[Incident]:

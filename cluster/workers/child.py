@@ -53,7 +53,14 @@ def main() -> None:
     except BaseException as error:
         text = f"{type(error).__name__}: {str(error).strip()}"
         trace = traceback.format_exc()
-        ended = {"how": "raised", "error": text, "trace": trace, "of_group": _of_group(error)}
+        ended = {
+            "how": "raised",
+            "error": text,
+            "trace": trace,
+            "of_group": _of_group(error),
+            "diverged": isinstance(error, current.Diverged),
+            "final": isinstance(error, current.Final),
+        }
     messages.write(json.dumps({"ended": ended}) + "\n")
     sys.stdout.flush()
     sys.stderr.flush()
@@ -115,7 +122,9 @@ def _die_with(parent: int) -> None:
 
 
 def _of_group(error: BaseException) -> bool:
-    """Whether another worker's end is behind it."""
+    """Whether another worker is behind it: its end, or its weights."""
+    if isinstance(error, current.Diverged):
+        return not error.to_blame
     dist = sys.modules.get("torch.distributed")
     kinds = () if dist is None else (dist.DistError,)
     return any(

@@ -12,6 +12,20 @@ class Stopped(Exception):
     """Raised by the function that a worker runs when it has saved and left because it was asked."""
 
 
+class Final(RuntimeError):
+    """Raised when another group of workers would fare no better: the job ends with it."""
+
+
+class Diverged(RuntimeError):
+    """Raised by all workers when their weights are not the same; `to_blame` are those that differ
+    from most.
+    """
+
+    def __init__(self, message: str, *, to_blame: bool) -> None:
+        super().__init__(message)
+        self.to_blame = to_blame
+
+
 class CurrentWorker:
     """What the process has to tell: its place by a page of memory, its milestones by messages."""
 

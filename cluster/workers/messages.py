@@ -88,6 +88,8 @@ class Ended:
         error: Type and message of what was raised, or the signal that killed it.
         trace: The traceback of what was raised.
         of_group: Whether the error is that of a collective: another worker's end, seen from here.
+        diverged: Whether weights were found that differ from the other workers'.
+        final: Whether another group would fare no better.
         memory: Whether the kernel killed it for want of memory.
         ago: Seconds since.
     """
@@ -96,6 +98,8 @@ class Ended:
     error: str = ""
     trace: str = ""
     of_group: bool = False
+    diverged: bool = False
+    final: bool = False
     memory: bool = False
     ago: float = 0.0
 

@@ -66,6 +66,12 @@ class ClusterConfig(Section):
     limits small models. docs/gpu.md says what it goes with. Not run on a GPU yet."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Faults of one cause that a stage survives between two checkpoints."""
+    divergence_check_every: Annotated[int, Field(ge=0)] = 100
+    """Steps between comparisons of the workers' weights, which find silent corruption; there is one
+    before every checkpoint, too. 0 never. ZeRO-3 has nothing to compare."""
+    max_failed_saves: Positive = 3
+    """So many checkpoints in a row that the storage does not take end a stage. Each is tried for a
+    minute while training goes on."""
     warm_spare: bool | None = None
     """A second process of each worker that stands by, imports done: a restart takes it, in seconds,
     for about 900 MB of memory each. By default with GPUs only."""

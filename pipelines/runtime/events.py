@@ -2,7 +2,9 @@
 
 The progress bar, MLflow and the report are made from it. Lines are appended and never
 changed: after a restart a "start" line says from which step training went on, and readers drop
-what was written beyond that step before it.
+what was written beyond that step before it. Lines of training carry the generation of its lease
+(`cluster.resilience.lease`), "generation": 3. Workers of an older one may still be alive: readers
+drop what these append once a newer one has started.
 
     {"kind": "start", "step": 400, "time": ..., "workers": 2, "total": 1248}
     {"kind": "point", "step": 410, "time": ..., "loss": 0.47, ...}
@@ -10,20 +12,24 @@ what was written beyond that step before it.
     {"kind": "skipped", "step": 410, "time": ..., "skipped_steps": 1}
     {"kind": "checkpoint", "step": 500, "time": ..., "bytes": ..., "written_seconds": 0.2,
      "seconds": {...}}
+    {"kind": "save_failed", "step": 500, "time": ..., "reason": ..., "tries": 7, "in_a_row": 1}
     {"kind": "rejected", "step": 0, "time": ..., "path": ..., "reason": ...}
     {"kind": "end", "step": 1248, "time": ..., "seconds": {...}}
 """
 
+import dataclasses
 import itertools
 import json
 import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
+
+from cluster.resilience.journal import Journal
 
 EVENTS_FILE = "metrics.jsonl"
 
@@ -33,11 +39,15 @@ STARTING, LOST, HAND_OVER = "starting", "lost", "hand-over"
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened at a step, at `time` (epoch seconds)."""
+    """Something that happened at a step, at `time` (epoch seconds).
+
+    `generation` is that of the attempt, 0 where there is only one.
+    """
 
     kind: ClassVar[str]
     step: int
     time: float = field(default_factory=time.time)
+    generation: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +105,16 @@ class Checkpoint(Timed):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SaveFailed(Event):
+    """The checkpoint of this step was given up after so many `tries`; the `in_a_row`th."""
+
+    kind: ClassVar[str] = "save_failed"
+    reason: str
+    tries: int
+    in_a_row: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rejected(Event):
     """A checkpoint that is not whole was passed over."""
 
@@ -111,25 +131,29 @@ class End(Timed):
 
 
 KINDS: Mapping[str, type[Event]] = {
-    each.kind: each for each in (Start, Point, Validation, Skipped, Checkpoint, Rejected, End)
+    each.kind: each
+    for each in (Start, Point, Validation, Skipped, Checkpoint, SaveFailed, Rejected, End)
 }
 
 
 class EventLog:
-    """Appends events to the file in `directory`; writes nothing unless `active` (rank 0)."""
+    """Appends an attempt's events to the file in `directory`, if it is `active` (rank 0).
 
-    def __init__(self, directory: Path, *, active: bool) -> None:
+    A full disk stops nobody: the events are kept and written with a later one.
+    """
+
+    def __init__(self, directory: Path, *, active: bool, generation: int = 0) -> None:
         path = directory / EVENTS_FILE
         if active and path.exists():
             # A full disk or a lost node may have left the last line without its end.
             whole, newline, _ = path.read_bytes().rpartition(b"\n")
             os.truncate(path, len(whole + newline))
-        self._path = path if active else None
+        self._journal = Journal(path) if active else None
+        self._generation = generation
 
     def write(self, event: Event) -> None:
-        if self._path is not None:
-            with self._path.open("a") as file:
-                file.write(line_of(event) + "\n")
+        if self._journal is not None:
+            self._journal.append(line_of(replace(event, generation=self._generation)))
 
 
 class EventReader:
@@ -137,7 +161,7 @@ class EventReader:
 
     def __init__(self, directory: Path, *, from_end: bool = False) -> None:
         self._path = directory / EVENTS_FILE
-        self._offset = 0
+        self._offset = self._generation = 0
         if from_end:
             self.new_events()
 
@@ -148,13 +172,23 @@ class EventReader:
             file.seek(self._offset)
             whole, separator, _ = file.read().rpartition(b"\n")
         self._offset += len(whole) + len(separator)
-        return [event_of(line) for line in whole.splitlines() if line]
+        return list(self._of_newest(event_of(line) for line in whole.splitlines() if line))
+
+    def _of_newest(self, events: Iterable[Event]) -> Iterator[Event]:
+        """Without what an older generation has appended since a newer one's start."""
+        for event in events:
+            if isinstance(event, Start):
+                self._generation = max(self._generation, event.generation)
+            if event.generation >= self._generation:
+                yield event
 
 
 def line_of(event: Event) -> str:
     """An event as a line of JSON."""
     fields = asdict(event)
     values = fields.pop("values", {})
+    if not event.generation:
+        del fields["generation"]
     return json.dumps({"kind": event.kind, **fields, **values})
 
 
@@ -170,7 +204,8 @@ def event_of(line: bytes | str) -> Event:
         raise ValueError(f"an event of kind {kind!r}; there are {', '.join(KINDS)}")
     found = KINDS[kind]
     if issubclass(found, Measured):
-        return found(step=fields.pop("step"), time=fields.pop("time"), values=fields)
+        common = {each.name: fields.pop(each.name, 0) for each in dataclasses.fields(Event)}
+        return found(**common, values=fields)
     return found(**fields)
 
 

@@ -17,7 +17,15 @@ from pipelines.config import PipelineConfig
 from pipelines.graph import StageContext, StageResult
 from pipelines.results import read_result, result_files
 from pipelines.runtime.console import Screen, SpeedText
-from pipelines.runtime.events import EventReader, Measured, Point, Rejected, Skipped, Start
+from pipelines.runtime.events import (
+    EventReader,
+    Measured,
+    Point,
+    Rejected,
+    SaveFailed,
+    Skipped,
+    Start,
+)
 from pipelines.runtime.provenance import provenance
 from pipelines.runtime.tracking import Destination, Tracker
 from pipelines.training.loop import CHECKPOINTS
@@ -190,12 +198,20 @@ class Session:
                             f"step {event.step} was left out: loss or gradient not finite on some "
                             f"worker ({event.skipped_steps} so far)"
                         )
+                    case SaveFailed():
+                        self.screen.note(
+                            f"the checkpoint of step {event.step} is given up after {event.tries} "
+                            f"tries, and training goes on: {event.reason}"
+                        )
                     case Rejected():
                         self.screen.note(
                             f"checkpoint {event.path} is not whole and is passed over: "
                             f"{event.reason}"
                         )
             self.tracker.points(run, [event for event in events if isinstance(event, Measured)])
+            for event in events:
+                if isinstance(event, SaveFailed):
+                    self.tracker.tag(run, f"save_failed.{event.step}", event.reason)
 
         self._workers().run(
             work,

@@ -1,19 +1,23 @@
 """From a job's configuration to the parts a training run is made of."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
+from cluster import group
 from cluster.batch_layout import BatchLayout
 from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
+from cluster.engine.outcome import Outcome
 from cluster.placement import worker_device
 from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.shards.local_cache import LocalCache
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
-from pipelines.config import FinetuneConfig
+from pipelines.config import FinetuneConfig, PretrainConfig
 from pipelines.training.gpu import check_gpu
 from pipelines.training.job import TrainJob
+from pipelines.training.nonfinite import LeftOut
 from pipelines.training.transforms import augmentation, image_size_of, training_view
 from pipelines.training.validation import Validation
 
@@ -26,12 +30,9 @@ def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
     check_gpu(job, device)
     seed_step(job.seed, 0, 0)  # The same initial weights on every worker.
     task = job.build_task(job)
-    rule = GroupRule(weight_decay=recipe.weight_decay, exempt=recipe.decay_exempt)
-    if isinstance(recipe, FinetuneConfig):
-        rule = replace(rule, layer_decay=recipe.layer_decay, grouping=recipe.layer_decay_groups)
     return DeepSpeedEngine(
         task,
-        parameter_groups(task, rule, task.depths),  # type: ignore[arg-type]
+        parameter_groups(task, group_rule(recipe), task.depths),  # type: ignore[arg-type]
         betas=recipe.betas,
         settings=EngineSettings(
             zero=job.cluster.zero,
@@ -44,7 +45,35 @@ def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
         batch_layout=batch_layout,
         device=device,
         identify=lambda batch: batch.indices.tolist(),
+        left_out=partial(note_left_out, job),
     )
+
+
+def note_left_out(job: TrainJob, step: int, outcome: Outcome) -> None:
+    """Write down what this worker did in a step that was left out; all workers call.
+
+    Those whose loss is not finite do. Of gradients nobody knows whose they were, once they are
+    reduced: if all losses are fine, every worker does.
+    """
+    fine = bool(outcome.loss.isfinite())
+    all_fine = all(group.all_gather(fine))
+    if not fine or all_fine:
+        LeftOut.of(
+            job,
+            step=step,
+            rank=group.rank(),
+            epoch=(step - 1) // job.order().batches_per_epoch,
+            loss=outcome.loss.item(),
+            indices=outcome.indices,
+        ).write(job.directory)
+
+
+def group_rule(recipe: PretrainConfig | FinetuneConfig) -> GroupRule:
+    """What decay and rate a parameter of the recipe's model gets."""
+    rule = GroupRule(weight_decay=recipe.weight_decay, exempt=recipe.decay_exempt)
+    if isinstance(recipe, FinetuneConfig):
+        rule = replace(rule, layer_decay=recipe.layer_decay, grouping=recipe.layer_decay_groups)
+    return rule
 
 
 def build_loader(job: TrainJob) -> BetonLoader:

@@ -17,11 +17,12 @@ import torch
 
 from cluster import group
 from cluster.batch_layout import BatchLayout
-from cluster.checkpoint.async_saver import Saved, Saver
+from cluster.checkpoint.async_saver import PAUSES, Saved, Saver
 from cluster.checkpoint.store import latest_good
 from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.resilience.fault_injection import Fault
 from cluster.resilience.goodput import Stopwatch
+from cluster.resilience.lease import Lease
 from cluster.workers import current
 from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.order.global_order import GlobalOrder
@@ -40,8 +41,10 @@ def train(job: TrainJob) -> None:
 
     Raises:
         Stopped: When the workers were asked to save and leave, after the step that they agreed on.
+        Superseded: When a newer group trains this stage.
+        Diverged: When the workers' weights are not the same any more.
     """
-    here = current.worker()
+    here, compare_every = current.worker(), job.cluster.divergence_check_every
     with worker_log(job.log, group.rank()):
         clock = Stopwatch(here.beacon)
         with clock.phase("start-up"):
@@ -62,7 +65,11 @@ def train(job: TrainJob) -> None:
                 with clock.phase("evaluate"):
                     run.evaluate(step)
             leaves = run.engine.stop_agreed and not last
-            if step % run.plan.checkpoint_every == 0 or last or leaves:
+            saves = step % run.plan.checkpoint_every == 0 or last or leaves
+            if compare_every and (step % compare_every == 0 or saves):
+                with clock.phase("compare"):
+                    run.engine.check_replicas(step)
+            if saves:
                 with clock.phase("checkpoint"):
                     run.save(step)
             if leaves:
@@ -97,6 +104,8 @@ class Run:
         )
         order = job.order()
         plan = Plan.of(recipe, order)
+        lease = Lease.take(job.directory / CHECKPOINTS)
+        event_log = EventLog(job.directory, active=group.rank() == 0, generation=lease.generation)
         engine = build_engine(job, batch_layout)
         current.worker().milestone("engine")
         return cls(
@@ -112,8 +121,12 @@ class Run:
                 job.directory / CHECKPOINTS,
                 job.keep_policy(plan),
                 asynchronous=recipe.asynchronous_checkpoints,
+                lease=lease,
+                pauses=PAUSES,
+                max_failed=job.cluster.max_failed_saves,
+                lost=lambda lost: event_log.write(events.SaveFailed(**vars(lost))),
             ),
-            EventLog(job.directory, active=group.rank() == 0),
+            event_log,
             Fault.planned(),
         )
 
@@ -202,7 +215,7 @@ class Run:
     def finish(self, step: int) -> None:
         """Wait for the last checkpoint, close the cache and write the end."""
         with self.clock.phase("checkpoint"):
-            self._told(self.saver.wait())
+            self._told(self.saver.finish())
         if self.loader.cache is not None:
             self.loader.cache.close()
         self.event_log.write(events.End(step=step, seconds=self.clock.seconds))

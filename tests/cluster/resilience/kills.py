@@ -1,4 +1,4 @@
-"""A process that is killed at a chosen call of those that change the file system.
+"""A process that is killed, or halted, at a chosen call of those that change the file system.
 
 Calls are heard by Python's audit events (opening, making, renaming and removing, in whatever
 library) and by stand-ins for `os.write` and `os.fsync`, which have no such events.
@@ -7,9 +7,10 @@ library) and by stand-ins for `os.write` and `os.fsync`, which have no such even
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 EVENTS = {
     "os.mkdir": "mkdir",
@@ -34,10 +35,37 @@ class Kill:
     log: Path
     call: int
     inside: bool = False
+    reads: ClassVar[bool] = False
+    """Whether opening for reading is a call, too."""
 
     def arm(self) -> None:
         """From now on, in this process."""
         sys.addaudithook(_Watch(self).hear)
+
+    def strike(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Pause(Kill):
+    """Halts the process there until it is told to go on."""
+
+    reads = True
+
+    def strike(self) -> None:
+        self.log.with_suffix(".halted").touch()
+        while not self.log.with_suffix(".released").exists():
+            time.sleep(0.01)
+
+    def reached(self, seconds: float) -> bool:
+        """Wait until the process has halted."""
+        deadline = time.monotonic() + seconds
+        while not self.log.with_suffix(".halted").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.log.with_suffix(".halted").exists()
+
+    def go_on(self) -> None:
+        self.log.with_suffix(".released").touch()
 
 
 def calls_in(log: Path) -> list[tuple[str, str]]:
@@ -58,7 +86,7 @@ class _Watch:
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             path, _, flags = arguments
-            if flags & WRITING and not isinstance(path, int):
+            if (flags & WRITING or self.kill.reads) and not isinstance(path, int):
                 self._meet("open", path)
         elif event in EVENTS:
             # Of a renaming the new name; of what is relative to an open folder the name alone.
@@ -67,7 +95,7 @@ class _Watch:
     def _write(self, descriptor: int, content: Any) -> int:
         if self._meet("write", _path_of(descriptor)):
             self.write(descriptor, memoryview(content)[: len(content) // 2])
-            self._die()
+            self.kill.strike()
         return self.write(descriptor, content)
 
     def _fsync(self, descriptor: int) -> None:
@@ -85,11 +113,8 @@ class _Watch:
             return False
         if self.kill.inside and kind == "write":
             return True
-        self._die()
+        self.kill.strike()
         return False
-
-    def _die(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _path_of(descriptor: int) -> str:

@@ -18,6 +18,7 @@ from pipelines.runtime.events import (
     EventReader,
     Point,
     Rejected,
+    SaveFailed,
     Skipped,
     Start,
     Validation,
@@ -47,6 +48,32 @@ def test_only_the_first_rank_writes(tmp_path: Path) -> None:
     (event,) = read_events(tmp_path)
     assert isinstance(event, Point)
     assert (event.step, event.values) == (1, {"loss": 1.0})
+
+
+def test_what_an_older_generation_appends_after_a_newer_one_has_started_is_dropped(
+    tmp_path: Path,
+) -> None:
+    old, new = (EventLog(tmp_path, active=True, generation=number) for number in (1, 2))
+    follower = EventReader(tmp_path)
+
+    def point(step: int, loss: float) -> Point:
+        return Point(step=step, values={"loss": loss})
+
+    old.write(start(0, 0.0))
+    old.write(point(1, 1.0))
+    assert [event.generation for event in follower.new_events()] == [1, 1]
+    new.write(start(0, 1.0))
+    old.write(point(2, 9.0))
+    new.write(point(1, 1.5))
+    old.write(Skipped(step=3, skipped_steps=9))
+    assert [(event.kind, event.step) for event in follower.new_events()] == [
+        ("start", 0),
+        ("point", 1),
+    ]
+    old.write(point(4, 9.0))
+    assert follower.new_events() == []
+    assert [event.values["loss"] for event in curve(read_events(tmp_path))] == [1.5]
+    assert EventReader(tmp_path, from_end=True).new_events() == []
 
 
 def test_a_line_that_is_being_written_waits_for_its_end(tmp_path: Path) -> None:
@@ -149,6 +176,7 @@ EVENTS = [
     Validation(step=1, time=2.0, values={"val_mIoU": 0.25}),
     Skipped(step=2, time=3.0, skipped_steps=1),
     saved(2, 4.0, {"step": 1.0}),
+    SaveFailed(step=2, time=4.5, reason="No space left", tries=7, in_a_row=1),
     Rejected(step=0, time=5.0, path="a/b", reason="it is short"),
     End(step=3, time=6.0, seconds={"step": 2.0}),
 ]

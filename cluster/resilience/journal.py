@@ -1,0 +1,34 @@
+"""A file of appended lines that nobody has to wait for when its disk is full."""
+
+import logging
+import os
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """Appends lines to a file; what cannot be written now is kept, and written before the next."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._unwritten = b""
+        self._failing = False
+
+    def append(self, line: str) -> None:
+        self._unwritten += line.encode() + b"\n"
+        try:
+            self._write()
+        except OSError as error:
+            if not self._failing:
+                log.warning("%s is written later: %s", self.path, error)
+            self._failing = True
+        else:
+            self._failing = False
+
+    def _write(self) -> None:
+        with self.path.open("ab", buffering=0) as file:
+            while self._unwritten:
+                # A disk that fills up takes a part: the rest of the line comes after it, later.
+                written = os.write(file.fileno(), self._unwritten)
+                self._unwritten = self._unwritten[written:]
