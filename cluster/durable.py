@@ -34,6 +34,18 @@ def write(path: Path, parts: Iterable[bytes | memoryview]) -> FileDigest:
     return FileDigest(total, digest.hexdigest())
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file of lines; a last one that a full disk cut off is dropped before."""
+    with path.open("ab+") as file:
+        size = file.tell()
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line.encode() + b"\n")
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,12 +1,15 @@
 """Incidents: what befell a run, what it cost, and where the seconds went until it went on.
 
-One JSON line when it happens and one when training goes on, under the same `id`; the later counts.
+One JSON line when it happens and one when training goes on, under the same `id` and `time`; the
+later counts.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from cluster import durable
 
 FILE = "incidents.jsonl"
 PHASES = (
@@ -69,8 +72,7 @@ class Incident:
 
 
 def append(run_dir: Path, incident: Incident) -> None:
-    with (run_dir / FILE).open("a") as file:
-        file.write(json.dumps(asdict(incident)) + "\n")
+    durable.append_line(run_dir / FILE, json.dumps(asdict(incident)))
 
 
 def read(run_dir: Path) -> list[Incident]:
@@ -79,11 +81,11 @@ def read(run_dir: Path) -> list[Incident]:
     if not path.exists():
         return []
     whole, _, _ = path.read_text().rpartition("\n")
-    found: dict[str, Incident] = {}
+    found: dict[tuple[str, float], Incident] = {}  # Every driver counts its groups from 1.
     for line in whole.splitlines():
         fields = json.loads(line)
         stacks = {int(rank): text for rank, text in fields.pop("stacks").items()}
         workers = tuple(fields.pop("workers"))
         incident = Incident(**fields, workers=workers, stacks=stacks)
-        found[incident.id] = incident
+        found[incident.id, incident.time] = incident
     return list(found.values())

@@ -41,6 +41,7 @@ EXEMPT = frozenset(
         # Failures made on purpose, and clocks.
         "cluster.resilience.fault_injection",
         "cluster.resilience.goodput.Stopwatch",
+        "pipelines.training.pace",
         # Images that are read from a nearer disk are the same.
         "convnextv2.data.shards.local_cache",
         # Refuses what was not tested.

@@ -14,11 +14,12 @@ from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from pipelines.config import FinetuneConfig
 from pipelines.training.gpu import check_gpu
 from pipelines.training.job import TrainJob
+from pipelines.training.pace import Pace
 from pipelines.training.transforms import augmentation, image_size_of, training_view
 from pipelines.training.validation import Validation
 
 
-def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
+def build_engine(job: TrainJob, batch_layout: BatchLayout, pace: Pace) -> DeepSpeedEngine:
     """The task with its optimizer, shared among the workers."""
     recipe = job.recipe
     torch.set_float32_matmul_precision(recipe.matmul_precision)
@@ -26,6 +27,7 @@ def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
     check_gpu(job, device)
     seed_step(job.seed, 0, 0)  # The same initial weights on every worker.
     task = job.build_task(job)
+    pace.watch(task)
     rule = GroupRule(weight_decay=recipe.weight_decay, exempt=recipe.decay_exempt)
     if isinstance(recipe, FinetuneConfig):
         rule = replace(rule, layer_decay=recipe.layer_decay, grouping=recipe.layer_decay_groups)
