@@ -64,15 +64,27 @@ def broadcast(item: T) -> T:
 
 def mean_over_workers(metrics: "dict[str, Tensor]") -> dict[str, float]:
     """Average scalars over all workers in one all-reduce; the same answer everywhere."""
+    return mean_and_each(metrics, 0.0)[0]
+
+
+def mean_and_each(metrics: "dict[str, Tensor]", own: float) -> tuple[dict[str, float], list[float]]:
+    """Average scalars over all workers, and learn every worker's `own` number (fp32), by rank.
+
+    It is one all-reduce: in the place of its rank a worker adds its number to the others' zeros.
+    """
     import torch
     import torch.distributed as dist
 
     names = sorted(metrics)
     stacked = torch.stack([metrics[name].float() for name in names])
+    each = stacked.new_zeros(world_size())
+    each[rank()] = own
+    sums = torch.cat([stacked, each])
     if world_size() > 1:
-        dist.all_reduce(stacked)
-        stacked /= world_size()
-    return dict(zip(names, stacked.tolist(), strict=True))
+        dist.all_reduce(sums)
+    sums[: len(names)] /= world_size()
+    values = sums.tolist()
+    return dict(zip(names, values, strict=False)), values[len(names) :]
 
 
 def _in_group() -> bool:

@@ -9,9 +9,9 @@ is the function's business (`cluster.checkpoint`).
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cluster.agents import RayPlacer
 from cluster.placement import ClusterError, Placement, check_answers
@@ -21,6 +21,9 @@ from cluster.resilience.incidents import Incident
 from cluster.resilience.roster import NoRoom
 from cluster.resilience.watchdog import Limits
 from cluster.tasks import run_tasks
+
+if TYPE_CHECKING:
+    from cluster.prometheus import RayMetrics
 
 __all__ = ["Cluster", "ClusterError", "Placement"]
 
@@ -124,6 +127,12 @@ class Cluster:
             raise ClusterError(f"the worker group failed for good:\n  {error}") from error
         except NoRoom as error:
             raise ClusterError(str(error)) from error
+
+    def metrics(self, descriptions: Mapping[str, str], labels: Mapping[str, str]) -> "RayMetrics":
+        """Where this process puts what Ray's Prometheus endpoint shows."""
+        from cluster.prometheus import RayMetrics
+
+        return RayMetrics(descriptions, labels)
 
     def map(
         self,

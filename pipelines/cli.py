@@ -18,6 +18,8 @@ from pipelines.commands import Parser, command, say
 from pipelines.commands.analysis import add_analysis_commands
 from pipelines.commands.checkpoint import add_checkpoint_commands
 from pipelines.commands.data import add_data_commands
+from pipelines.commands.goodput import add_goodput_command
+from pipelines.commands.incidents import add_incidents_command
 from pipelines.commands.presets import add_presets_command
 from pipelines.commands.recipe import add_recipe_options, add_set_option, chosen_config
 from pipelines.commands.replay import add_replay_command
@@ -71,6 +73,8 @@ def build_parser() -> Parser:
     add_checkpoint_commands(commands)
     add_replay_command(commands)
     add_weights_commands(commands)
+    add_incidents_command(commands)
+    add_goodput_command(commands)
 
     doctor = command(
         commands, "doctor", "check this machine and say what to fix", "convnextv2 doctor --json"

@@ -1,6 +1,7 @@
 """Incidents: what befell a run, what it cost, and where the seconds went until it went on.
 
-One JSON line when it happens and one when training goes on, under the same `id`; the later counts.
+One JSON line when it happens and one when training goes on, under the same `id` and `time`; the
+later counts.
 """
 
 import json
@@ -87,11 +88,11 @@ def read(run_dir: Path) -> list[Incident]:
     if not path.exists():
         return []
     whole, _, _ = path.read_text().rpartition("\n")
-    found: dict[str, Incident] = {}
+    found: dict[tuple[str, float], Incident] = {}  # Every driver counts its groups from 1.
     for line in whole.splitlines():
         fields = json.loads(line)
         stacks = {int(rank): text for rank, text in fields.pop("stacks").items()}
         workers = tuple(fields.pop("workers"))
         incident = Incident(**fields, workers=workers, stacks=stacks)
-        found[incident.id] = incident
+        found[incident.id, incident.time] = incident
     return list(found.values())

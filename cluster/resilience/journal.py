@@ -8,10 +8,14 @@ log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Appends lines to a file; what cannot be written now is kept, and written before the next."""
+    """Appends lines to a file; what cannot be written now is kept, and written before the next.
+
+    A last line without an end, of a process whose disk was full or whose node was lost, is dropped.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._mended = False
         self._unwritten = b""
         self._failing = False
 
@@ -28,6 +32,10 @@ class Journal:
 
     def _write(self) -> None:
         with self.path.open("ab", buffering=0) as file:
+            if not self._mended:
+                whole, newline, _ = self.path.read_bytes().rpartition(b"\n")
+                file.truncate(len(whole + newline))
+                self._mended = True
             while self._unwritten:
                 # A disk that fills up takes a part: the rest of the line comes after it, later.
                 written = os.write(file.fileno(), self._unwritten)

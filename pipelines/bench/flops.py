@@ -8,6 +8,13 @@ from convnextv2.fcmae import FCMAE
 from convnextv2.sizes import size_of, visible_count
 
 KERNEL = 49
+PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12}
+"""Dense bf16 FLOP/s by the data sheets of what fits a server's board (SXM)."""
+
+
+def peak_of(device: str) -> float | None:
+    """Dense bf16 FLOP/s of a GPU by its name, as PyTorch tells it; None if it is not known."""
+    return next((rate for name, rate in PEAKS.items() if name in device), None)
 
 
 def encoder_macs(size: str, image_size: int, visible: float = 1.0, stem_stride: int = 4) -> float:
@@ -31,5 +38,6 @@ def fcmae_macs(size: str, model: FCMAE) -> float:
     depth = sum(1 for _ in model.decoder.children())
     decoder = visible * model.encoder.dims[-1] * dim + patches * depth * block
     prediction = (patches - visible) * dim * pixels
-    encoder = encoder_macs(size, model.image_size[0], visible / patches)
+    stem_stride = model.encoder.stride // 8
+    encoder = encoder_macs(size, model.image_size[0], visible / patches, stem_stride)
     return encoder + decoder + prediction

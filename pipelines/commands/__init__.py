@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 RENAMED = {
@@ -59,3 +60,21 @@ def command_group(commands: Commands, name: str, help_text: str, example: str) -
 def say(message: str) -> None:
     """Print what is being done before libraries are imported, which takes seconds."""
     print(message, file=sys.stderr, flush=True)
+
+
+def check_run_folder(path: Path) -> None:
+    """Raise ValueError where `path` is no run folder."""
+    if not (path / "stages").is_dir():
+        raise ValueError(
+            f"{path} is no run folder: there is no {path / 'stages'}; give what was --run-dir, "
+            "such as runs/demo"
+        )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

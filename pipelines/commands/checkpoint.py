@@ -2,12 +2,11 @@
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from pipelines.commands import Commands, command, command_group
+from pipelines.commands import Commands, aligned, command, command_group
 from pipelines.graph.complete import COMPLETE, verified_outputs
 
 # Where the checkpoints lie, seen from a checkpoints folder, a stage folder and a run folder.
@@ -107,7 +106,7 @@ def _act_list(options: argparse.Namespace) -> int:
         print(json.dumps(content, indent=1))
         return 0
     if found:
-        print(_aligned([COLUMNS, *(each.row() for each in found)]))
+        print("\n".join(aligned([COLUMNS, *(each.row() for each in found)])))
     else:
         print(f"no checkpoints in {options.folder}")
     for each in found:
@@ -239,9 +238,3 @@ def _short(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)

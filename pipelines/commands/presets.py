@@ -5,7 +5,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from pipelines.commands import Commands, command
+from pipelines.commands import Commands, aligned, command
 
 if TYPE_CHECKING:
     from pipelines.config import PipelineConfig
@@ -54,13 +54,8 @@ def _table(presets: list["Preset"]) -> str:
 
     rows = [("NAME", "WHAT", "PUBLISHED TOP-1", "COST HERE")]
     rows += [(one.name, one.what, one.published, one.cost) for one in presets]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
     aliases = (f"{alias} is short for {name}" for alias, name in ALIASES.items())
-    return "\n".join([*lines, "", *aliases])
+    return "\n".join([*aligned(rows), "", *aliases])
 
 
 def _page(preset: "Preset", config: "PipelineConfig") -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 from markupsafe import Markup
 
+from cluster.resilience.incidents import Incident
 from convnextv2.analysis.reconstruct import Reconstruction
 from pipelines.graph.kinds import KINDS, title_of
 from pipelines.report.charts import LIGHT, chart, pictures, png
@@ -29,9 +30,10 @@ from pipelines.report.tables import (
     result_table,
     signed,
 )
-from pipelines.report.times import PHASES, STATUSES, StageRow, duration, training_time
+from pipelines.report.times import STATUSES, StageRow, duration, training_time
 from pipelines.results import FRACTION, MetricSpec, Result
 from pipelines.runtime.events import Event, Rejected, measurements, restarts
+from pipelines.runtime.goodput import PARTS, Account, total
 
 MOST_SAMPLES = 8
 SHARE = MetricSpec(name="share", title="share")
@@ -49,6 +51,8 @@ class ReportInput:
         stages: Stages in the order they ran.
         wall_seconds: How long the command that makes the page has run.
         event_logs: Events of the stages that train, by name.
+        accounts: Where the time of these stages went, by name.
+        incidents: What befell them.
         measured: What these stages measure while they train; those that are charted are drawn.
         results: Of the models "pretrained", "scratch" (the baseline, or the only one without
             pretraining), "probe" (linear) and "neighbours", and of others by their titles.
@@ -78,6 +82,8 @@ class ReportInput:
     commit: str
     facts: Mapping[str, object]
     mlflow_hint: str
+    accounts: Mapping[str, Account] = field(default_factory=dict)
+    incidents: Sequence[Incident] = ()
     pictures: Sequence[tuple[str, bytes]] = ()
     pretraining: str = "FCMAE pretraining"
     missing: Mapping[str, str] = field(default_factory=dict)
@@ -91,6 +97,7 @@ def render_report(data: ReportInput) -> str:
         "percent": SHARE.text,
         "points": partial(signed, SHARE),
         "duration": duration,
+        "moment": lambda seconds: f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}",
         "numbers_marked": _numbers_marked,
         "title_of": title_of,
     }
@@ -117,11 +124,11 @@ def render_report(data: ReportInput) -> str:
         between=data.wall_seconds
         - sum(stage.seconds for stage in data.stages if stage.status != "done"),
         training=[
-            training_time(stage, data.event_logs[stage.name])
-            for stage in data.stages
-            if stage.name in data.event_logs
+            training_time(name, account, data.event_logs.get(name, ()))
+            for name, account in data.accounts.items()
         ],
-        phases=PHASES,
+        parts=PARTS,
+        goodput=total(data.accounts.values()),
         events=events(data.event_logs),
         config=yaml.safe_dump(data.config, sort_keys=False, allow_unicode=True),
     )

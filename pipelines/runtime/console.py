@@ -70,7 +70,7 @@ class Screen:
 
 
 class SpeedText:
-    """Turns the points of a stage into text: images/s, loss, accuracy."""
+    """Turns the points of a stage into text: images/s, loss, accuracy, MFU."""
 
     _SHOWN: ClassVar = {"epoch": ".1f", "loss": ".4f", "accuracy": ".3f"}
 
@@ -80,12 +80,16 @@ class SpeedText:
     def text(self, point: Point) -> str:
         parts, values = [], point.values
         last, self._last = self._last, point if "images" in values else self._last
-        if last is not None and values.get("images", 0) > last.values["images"]:
+        if "images_per_second" in values:
+            parts.append(f"{values['images_per_second']:,.0f} images/s")
+        elif last is not None and values.get("images", 0) > last.values["images"]:
             images = values["images"] - last.values["images"]
             parts.append(f"{images / (point.time - last.time):,.0f} images/s")
         parts += [
             f"{name} {values[name]:{form}}" for name, form in self._SHOWN.items() if name in values
         ]
+        if "mfu" in values:
+            parts.append(f"MFU {values['mfu']:.0%}")
         if not parts and "images" in values:  # The first point of an evaluation.
             return f"{values['images']:,} images"
         return "  ".join(parts)

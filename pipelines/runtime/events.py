@@ -6,8 +6,9 @@ what was written beyond that step before it. Lines of training carry the generat
 (`cluster.resilience.lease`), "generation": 3. Workers of an older one may still be alive: readers
 drop what these append once a newer one has started.
 
-    {"kind": "start", "step": 400, "time": ..., "workers": 2, "total": 1248}
-    {"kind": "point", "step": 410, "time": ..., "loss": 0.47, ...}
+    {"kind": "start", "step": 400, "time": ..., "workers": 2, "total": 1248, "hosts": [...],
+     "seconds": {...}}
+    {"kind": "point", "step": 410, "time": ..., "seconds": {...}, "loss": 0.47, ...}
     {"kind": "validation", "step": 500, "time": ..., "val_top1": 0.71, "val_top1_ema": 0.72, ...}
     {"kind": "skipped", "step": 410, "time": ..., "skipped_steps": 1}
     {"kind": "checkpoint", "step": 500, "time": ..., "bytes": ..., "written_seconds": 0.2,
@@ -20,10 +21,8 @@ drop what these append once a newer one has started.
 import dataclasses
 import itertools
 import json
-import math
 import os
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,9 +31,6 @@ from typing import ClassVar
 from cluster.resilience.journal import Journal
 
 EVENTS_FILE = "metrics.jsonl"
-
-STARTING, LOST, HAND_OVER = "starting", "lost", "hand-over"
-"""Phases of a stage in which no worker keeps time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +47,23 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start(Event):
-    """A worker group begins, or goes on from `step`, of `total` steps."""
+class Timed(Event):
+    """With rank 0's `seconds` by phase since its worker group started, if it has a stopwatch."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(Timed):
+    """A worker group begins, or goes on from `step`, of `total` steps.
+
+    `hosts` are the names of the workers' machines, by rank.
+    """
 
     kind: ClassVar[str] = "start"
     workers: int
     total: int
+    hosts: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +74,7 @@ class Measured(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point(Measured):
+class Point(Measured, Timed):
     """The progress of a stage: how far it is and what it measures."""
 
     kind: ClassVar[str] = "point"
@@ -86,13 +93,6 @@ class Skipped(Event):
 
     kind: ClassVar[str] = "skipped"
     skipped_steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timed(Event):
-    """With rank 0's `seconds` by phase since its worker group started."""
-
-    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,7 @@ class EventReader:
 
 def line_of(event: Event) -> str:
     """An event as a line of JSON."""
-    fields = asdict(event)
+    fields = {name: value for name, value in asdict(event).items() if value not in ({}, ())}
     values = fields.pop("values", {})
     if not event.generation:
         del fields["generation"]
@@ -204,8 +204,8 @@ def event_of(line: bytes | str) -> Event:
         raise ValueError(f"an event of kind {kind!r}; there are {', '.join(KINDS)}")
     found = KINDS[kind]
     if issubclass(found, Measured):
-        common = {each.name: fields.pop(each.name, 0) for each in dataclasses.fields(Event)}
-        return found(**common, values=fields)
+        own = {each.name for each in dataclasses.fields(found)} & fields.keys()
+        return found(**{name: fields.pop(name) for name in own}, values=fields)
     return found(**fields)
 
 
@@ -235,49 +235,7 @@ def restarts(events: Sequence[Event]) -> list[Start]:
     return [event for event in events if isinstance(event, Start)][1:]
 
 
-def seconds_by_phase(events: Sequence[Event]) -> dict[str, float]:
-    """Time of rank 0 by phase, over all groups; of a killed group, up to its last checkpoint."""
-    total: dict[str, float] = defaultdict(float)
-    for group in _groups(events):
-        timed = [event.seconds for event in group if isinstance(event, Timed)]
-        _add(total, timed[-1] if timed else {})
-    return dict(total)
-
-
-def wall_by_phase(events: Sequence[Event], began: float, finished: float) -> dict[str, float]:
-    """Where a stage's wall time went; the values add up to `finished - began` (epoch seconds).
-
-    Besides the workers' own phases: `STARTING` the first group; `LOST`, from a killed group's last
-    checkpoint until the next group is there; `HAND_OVER`, from the last group's end.
-    """
-    total: dict[str, float] = defaultdict(float)
-    known, gap = began, STARTING
-    for group in _groups(events):
-        timed = [event for event in group if isinstance(event, Timed)]
-        if timed:
-            last = timed[-1]
-            total[gap] += max(0.0, last.time - math.fsum(last.seconds.values()) - known)
-            _add(total, last.seconds)
-            known = last.time
-        gap = LOST
-    total[HAND_OVER] = max(0.0, finished - known)
-    return dict(total)
-
-
-def split(events: Sequence[Event], began: float) -> tuple[Sequence[Event], Sequence[Event]]:
-    """The events of the groups that started before `began` (epoch seconds), and the others."""
-    for index, event in enumerate(events):
-        if isinstance(event, Start) and event.time >= began:
-            return events[:index], events[index:]
-    return events, []
-
-
-def _groups(events: Sequence[Event]) -> list[Sequence[Event]]:
+def groups(events: Sequence[Event]) -> list[Sequence[Event]]:
     """The events of each worker group, from its start on."""
     starts = [index for index, event in enumerate(events) if isinstance(event, Start)]
     return [events[start:end] for start, end in itertools.pairwise([*starts, len(events)])]
-
-
-def _add(total: dict[str, float], part: Mapping[str, float]) -> None:
-    for name, seconds in part.items():
-        total[name] += seconds

@@ -5,18 +5,17 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from cluster.checkpoint.store import sweep
 from cluster.launch import Cluster, Placement
-from cluster.resilience import incidents
 from convnextv2.durable import lock, write_json
 from pipelines.config import PipelineConfig
 from pipelines.graph import StageContext, StageResult
 from pipelines.results import read_result, result_files
 from pipelines.runtime.console import Screen, SpeedText
+from pipelines.runtime.drivers import at_work
 from pipelines.runtime.events import (
     EventReader,
     Measured,
@@ -26,6 +25,7 @@ from pipelines.runtime.events import (
     Skipped,
     Start,
 )
+from pipelines.runtime.live import METRICS, Live
 from pipelines.runtime.provenance import provenance
 from pipelines.runtime.tracking import Destination, Tracker
 from pipelines.training.loop import CHECKPOINTS
@@ -69,6 +69,7 @@ class Session:
         self._stack = ExitStack()
         self._cluster: Cluster | None = None
         self._tracker: Tracker | None = None
+        self._alive: Callable[[], None] = lambda: None
 
     def __enter__(self) -> "Session":
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -137,7 +138,8 @@ class Session:
             tags={"stage": context.stage.name, "key": context.key, **provenance()},
         )
         try:
-            yield run
+            with at_work(context.directory) as self._alive:
+                yield run
         except BaseException as error:
             self.tracker.end(run, _status(type(error)))
             raise
@@ -178,13 +180,19 @@ class Session:
 
         `sizes` are how many workers the group may have, ascending; all that there are by default.
         """
+        name = context.stage.name
+        cluster = self._workers()
+        metrics = cluster.metrics(METRICS, {"run": self.run_dir.resolve().name, "stage": name})
+        live = Live(self.run_dir, context.directory, name, metrics, self.screen.note)
         event_reader = EventReader(context.directory, from_end=True)
         speed = SpeedText()
         total = 1
 
         def follow() -> None:
             nonlocal total
+            self._alive()
             events = event_reader.new_events()
+            summaries = live.follow(events)
             for event in events:
                 match event:
                     case Start():
@@ -192,7 +200,8 @@ class Session:
                         if event.step:
                             self.screen.note(f"training goes on from step {event.step}")
                     case Point():
-                        self.screen.progress(event.step / total, speed.text(event))
+                        text = f"{speed.text(event)}  {live.words}".rstrip()
+                        self.screen.progress(event.step / total, text)
                     case Skipped():
                         self.screen.note(
                             f"step {event.step} was left out: loss or gradient not finite on some "
@@ -208,20 +217,21 @@ class Session:
                             f"checkpoint {event.path} is not whole and is passed over: "
                             f"{event.reason}"
                         )
-            self.tracker.points(run, [event for event in events if isinstance(event, Measured)])
+            measured = [event for event in events if isinstance(event, Measured)]
+            self.tracker.points(run, [*measured, *summaries])
             for event in events:
                 if isinstance(event, SaveFailed):
                     self.tracker.tag(run, f"save_failed.{event.step}", event.reason)
 
-        self._workers().run(
+        cluster.run(
             work,
             job,
-            name=context.stage.name,
+            name=name,
             sizes=sizes,
             prepare=prepare,
             limits=self.config.cluster.limits,
             while_waiting=follow,
-            note=partial(incidents.append, self.run_dir),
+            note=live.note,
             say=self.screen.note,
         )
 

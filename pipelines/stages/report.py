@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.resilience import incidents
 from convnextv2 import weights
 from convnextv2.analysis.reconstruct import Reconstruction, reconstruct
 from convnextv2.data.loading.loader import BetonLoader
@@ -25,7 +26,9 @@ from pipelines.report.page import ReportInput, render_report
 from pipelines.report.tables import NEIGHBOURS, PRETRAINED, PROBE, SCRATCH
 from pipelines.report.times import StageRow
 from pipelines.results import MetricSpec, find_result
+from pipelines.runtime.drivers import read_spans
 from pipelines.runtime.events import EVENTS_FILE, read_events
+from pipelines.runtime.goodput import account_of
 from pipelines.runtime.provenance import git_commit, versions
 from pipelines.runtime.session import Session
 from pipelines.runtime.tracking import open_hint
@@ -100,6 +103,7 @@ def gather(
     event_logs = {
         name: read_events(directory) for name, directory in begun.items() if KINDS[name].trains
     }
+    befell = [each for each in incidents.read(session.run_dir) if each.stage in event_logs]
     return ReportInput(
         title=config.name,
         command=shlex.join(command),
@@ -109,6 +113,11 @@ def gather(
             for name, directory in inputs.items()
         ],
         event_logs=event_logs,
+        accounts={
+            name: account_of(name, events, read_spans(begun[name]), befell)
+            for name, events in event_logs.items()
+        },
+        incidents=befell,
         measured={name: _measured(config, name) for name in event_logs},
         results={model_of(config, name): result for name, result in found.items()},
         pictures=[

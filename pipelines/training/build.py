@@ -18,11 +18,12 @@ from pipelines.config import FinetuneConfig, PretrainConfig
 from pipelines.training.gpu import check_gpu
 from pipelines.training.job import TrainJob
 from pipelines.training.nonfinite import LeftOut
+from pipelines.training.pace import Pace
 from pipelines.training.transforms import augmentation, image_size_of, training_view
 from pipelines.training.validation import Validation
 
 
-def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
+def build_engine(job: TrainJob, batch_layout: BatchLayout, pace: Pace) -> DeepSpeedEngine:
     """The task with its optimizer, shared among the workers."""
     recipe = job.recipe
     torch.set_float32_matmul_precision(recipe.matmul_precision)
@@ -30,6 +31,7 @@ def build_engine(job: TrainJob, batch_layout: BatchLayout) -> DeepSpeedEngine:
     check_gpu(job, device)
     seed_step(job.seed, 0, 0)  # The same initial weights on every worker.
     task = job.build_task(job)
+    pace.watch(task)
     return DeepSpeedEngine(
         task,
         parameter_groups(task, group_rule(recipe), task.depths),  # type: ignore[arg-type]

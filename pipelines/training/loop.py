@@ -9,6 +9,7 @@ that was not. On other workers it sees the same global batches.
 
 import itertools
 import math
+import socket
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from pipelines.runtime.events import EventLog
 from pipelines.runtime.logs import worker_log
 from pipelines.training.build import build_engine, build_loader, seed_step
 from pipelines.training.job import Plan, TrainJob, Validator
+from pipelines.training.pace import Pace
 
 CHECKPOINTS = "checkpoints"
 
@@ -84,6 +86,7 @@ class Run:
 
     job: TrainJob
     clock: Stopwatch
+    pace: Pace
     batch_layout: BatchLayout
     order: GlobalOrder
     plan: Plan
@@ -106,11 +109,13 @@ class Run:
         plan = Plan.of(recipe, order)
         lease = Lease.take(job.directory / CHECKPOINTS)
         event_log = EventLog(job.directory, active=group.rank() == 0, generation=lease.generation)
-        engine = build_engine(job, batch_layout)
+        pace = Pace(job, clock)
+        engine = build_engine(job, batch_layout, pace)
         current.worker().milestone("engine")
         return cls(
             job,
             clock,
+            pace,
             batch_layout,
             order,
             plan,
@@ -149,8 +154,15 @@ class Run:
         here.beacon.began = here.beacon.saved = step
         here.beacon.stepped(step)
         here.milestone("weights")
+        self.pace.begin(step)
         self.event_log.write(
-            events.Start(step=step, workers=group.world_size(), total=self.plan.total_steps)
+            events.Start(
+                step=step,
+                workers=group.world_size(),
+                total=self.plan.total_steps,
+                hosts=group.all_gather(socket.gethostname()),
+                seconds=self.clock.seconds,
+            )
         )
         return step
 
@@ -182,7 +194,9 @@ class Run:
 
     def log(self, step: int, metrics: dict[str, torch.Tensor]) -> None:
         """Write a point of means over workers; of a step that was skipped, only that it was."""
-        values = group.mean_over_workers(metrics)
+        values, each = group.mean_and_each(metrics, self.pace.own_seconds(step))
+        pace = self.pace.values(step, each)
+        self.pace.begin(step)
         if not math.isfinite(values["loss"] + values["grad_norm"]):
             skipped = self.engine.skipped_steps
             self.event_log.write(events.Skipped(step=step, skipped_steps=skipped))
@@ -194,7 +208,9 @@ class Run:
             "lr": self.plan.schedule.at(step - 1),
             "skipped_steps": self.engine.skipped_steps,
         }
-        self.event_log.write(events.Point(step=step, values=position | values))
+        self.event_log.write(
+            events.Point(step=step, values=position | pace | values, seconds=self.clock.seconds)
+        )
 
     def evaluate(self, step: int) -> None:
         """Score the validation split with the weights and, if one is kept, with their average."""

@@ -29,7 +29,12 @@ FORBIDDEN = {
     "pipelines": {"tests"},
 }
 HOMES = {
-    "ray": {"cluster/agents.py", "cluster/launch.py", "cluster/tasks.py"},
+    "ray": {
+        "cluster/agents.py",
+        "cluster/launch.py",
+        "cluster/prometheus.py",
+        "cluster/tasks.py",
+    },
     "deepspeed": {"cluster/engine/deepspeed_engine.py"},
     "mlflow": {"pipelines/runtime/tracking/tracker.py"},
 }

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from cluster.resilience.incidents import Incident
 from convnextv2.analysis.reconstruct import Reconstruction
 from convnextv2.data.sources.idx import FASHION_CLASSES
 from convnextv2.recipe.duration import epochs
@@ -18,12 +19,32 @@ from pipelines.report.times import StageRow
 from pipelines.results import Metric, MetricSpec, Result
 from pipelines.results.classification import accuracies, single_label
 from pipelines.results.known import MAP
+from pipelines.runtime.drivers import Span
 from pipelines.runtime.events import Checkpoint, End, Event, Point, Start
+from pipelines.runtime.goodput import Account, account_of
 
 BEGAN = 1.76e9
 """When the first worker group of every stage has started."""
 STARTING_SECONDS, DEAD_SECONDS, HAND_OVER_SECONDS = 20.0, 12.0, 2.0
 BETWEEN_SECONDS = 8.4
+KILLED = Incident(
+    id="pretrain-1",
+    time=BEGAN + 48.0,
+    stage="pretrain",
+    generation=1,
+    cause="killed",
+    rank=1,
+    node="6f1b",
+    host="10.0.0.7",
+    phase="step",
+    step=423,
+    error="killed by SIGKILL",
+    workers=(2, 2),
+    lost_steps=23,
+    seconds={"detection": 0.2, "teardown": 0.3, "engine": 9.0, "first step": 1.0},
+    recovered=True,
+)
+"""What happened to the worker that died."""
 
 
 def made_up_events(
@@ -55,7 +76,9 @@ def made_up_events(
         }  # fmt: skip
         if accuracy:
             values["accuracy"] = min(1.0, 1 - 0.35 * values["loss"] + noise.normal(0, 0.02))
-        lines.append(Point(step=step, time=began + sum(spent.values()), values=values))
+        lines.append(
+            Point(step=step, time=began + sum(spent.values()), values=values, seconds={**spent})
+        )
         if step % 100 == 0:
             spent["checkpoint"] = step * 0.004
             now = began + sum(spent.values())
@@ -64,6 +87,19 @@ def made_up_events(
             )
     end = began + sum(spent.values())
     return [*lines, End(step=steps, time=end, seconds=spent)]
+
+
+def accounts(event_logs: Mapping[str, Sequence[Event]]) -> dict[str, Account]:
+    """Where the time went, of drivers that began before the first group and handed over."""
+    return {
+        name: account_of(
+            name,
+            lines,
+            [Span(BEGAN - STARTING_SECONDS, lines[-1].time + HAND_OVER_SECONDS)],
+            [KILLED],
+        )
+        for name, lines in event_logs.items()
+    }
 
 
 def training_row(name: str, lines: Sequence[Event]) -> StageRow:
@@ -130,6 +166,8 @@ def made_up_input(reconstruction: Reconstruction | None = None) -> ReportInput:
         ],
         wall_seconds=sum(row.seconds for row in trained) + 6.3 + 6.1 + BETWEEN_SECONDS,
         event_logs=event_logs,
+        accounts=accounts(event_logs),
+        incidents=[KILLED],
         measured=measured(*event_logs),
         results={
             "pretrained": made_up_result(FASHION_CLASSES, recalls),
@@ -166,6 +204,7 @@ def without_control(data: ReportInput) -> ReportInput:
         event_logs={
             name: lines for name, lines in data.event_logs.items() if "scratch" not in name
         },
+        accounts={name: each for name, each in data.accounts.items() if "scratch" not in name},
         results={"pretrained": data.results["pretrained"]},
     )
 
@@ -189,6 +228,7 @@ def frozen(data: ReportInput) -> ReportInput:
         data,
         stages=[training_row(name, lines) for name, lines in event_logs.items()],
         event_logs=event_logs,
+        accounts=accounts(event_logs),
         measured=measured(*event_logs),
         results={
             "probe": data.results["pretrained"],
@@ -203,6 +243,8 @@ def supervised(data: ReportInput) -> ReportInput:
         data,
         stages=[stage for stage in data.stages if stage.name in ("write", "finetune", "evaluate")],
         event_logs={"finetune": data.event_logs["finetune"]},
+        accounts={"finetune": data.accounts["finetune"]},
+        incidents=(),
         results={"scratch": data.results["scratch"]},
         reconstruction=None,
         pretraining="",

@@ -18,8 +18,12 @@ from pipelines.report.tables import confused_pairs
 from pipelines.report.times import StageRow, duration
 from pipelines.results import Result
 from pipelines.results.classification import accuracies, single_label
+from pipelines.runtime.drivers import Span
 from pipelines.runtime.events import Event, Point, Rejected, Start, Validation
+from pipelines.runtime.goodput import account_of
 from tests.pipelines.report.made_up_run import (
+    BEGAN,
+    KILLED,
     frozen,
     made_up_input,
     made_up_result,
@@ -127,6 +131,7 @@ def test_user_text_is_escaped(data: ReportInput) -> None:
                 Rejected(step=0, time=0, path=f"/x/{NASTY}", reason=NASTY),
             ]
         },
+        accounts={},
     )
     page = render_report(nasty)
     assert "<script" not in page
@@ -148,7 +153,8 @@ def test_restarts_and_rejected_checkpoints_are_told(data: ReportInput, page: str
     text = words(render_report(again))
     assert "2 times; training went on from step 400 with 2 workers, then from step 700" in text
     assert "checkpoint step-800 was rejected: model.pt is 12 bytes short." in text
-    calm = dataclasses.replace(data, event_logs={"finetune": data.event_logs["finetune"]})
+    finetune = {"finetune": data.event_logs["finetune"]}
+    calm = dataclasses.replace(data, event_logs=finetune, incidents=())
     assert "No worker was lost, no checkpoint was rejected." in words(render_report(calm))
 
 
@@ -158,16 +164,18 @@ def test_time_is_told_by_stage_and_by_phase(page: str) -> None:
     assert "What was done before took 14 s, in other commands." in text
     assert "Writing data 14 s done before Pretraining 3 min 23 s run now" in text
     assert "Between stages, and this page 8.4 s now" in text
-    # Of the killed group what its last checkpoint knew counts, at 400; the second did 1240.
-    assert "starting the workers 20 s building and loading 18 s steps 2 min 11 s" in text
-    assert "lost to restarts 14 s handing over 2.0 s" in text
+    assert "Goodput of training: 57.7% of 5 min 38 s were steps that count" in text
+    # Of the killed group steps up to 400 count; the second did 1240.
+    assert "goodput 64.6%; 1,240 steps, 158,720 images" in text
+    assert "productive steps 2 min 11 s set-up 29 s waiting for data 9.8 s" in text
+    assert "lost steps 2.5 s restart 20 s" in text
     assert "1,240 steps, 158,720 images, 782 images/s over the whole time" in text
     # What is too short to be told is left out.
     assert " 0.0 s" not in text
 
 
 def test_times_add_up_to_the_wall_time(data: ReportInput, page: str) -> None:
-    section = page[page.index("<h2>Where the time went") : page.index("<h2>What happened")]
+    section = page[page.index("<h2>Where the time went") : page.index("<h2>Incidents")]
     bars, *trainings = re.split(r'<div class="training">', section)
     rows = re.findall(
         r'width:[\d.]+%"></span></span>\s*<span class="number">(.*?)</span>\s*'
@@ -176,17 +184,22 @@ def test_times_add_up_to_the_wall_time(data: ReportInput, page: str) -> None:
     now = [seconds(time) for time, status in rows if status in ("run now", "resumed", "now")]
     assert len(rows) == len(data.stages) + 1
     assert sum(now) == pytest.approx(data.wall_seconds, abs=0.5 * len(now))
-    trained = [stage for stage in data.stages if stage.name in data.event_logs]
-    for stage, training in zip(trained, trainings, strict=True):
+    for account, training in zip(data.accounts.values(), trainings, strict=True):
         widths = [float(width) for width in re.findall(r"width:([\d.]+)%", training)]
         assert sum(widths) == pytest.approx(100, abs=0.1)
         told = re.findall(r"</i>\D+([\d.]+ .*?)</li>", training)
-        assert sum(map(seconds, told)) == pytest.approx(stage.seconds, abs=0.5 * len(told))
+        assert sum(map(seconds, told)) == pytest.approx(account.wall, abs=0.5 * len(told))
 
 
 def test_without_any_stage_there_is_a_page(data: ReportInput) -> None:
     bare = dataclasses.replace(
-        data, stages=[], event_logs={}, results={}, reconstruction=None, wall_seconds=3.0
+        data,
+        stages=[],
+        event_logs={},
+        accounts={},
+        results={},
+        reconstruction=None,
+        wall_seconds=3.0,
     )
     assert "3.0 s for this command" in words(render_report(bare))
 
@@ -197,21 +210,26 @@ def seconds(words: str) -> float:
     return sum(float(count) * {"h": 3600, "min": 60, "s": 1}[next(number)] for count in number)
 
 
-def test_what_a_stopped_command_trained_is_told_apart(data: ReportInput) -> None:
-    # The driver was killed, too: only the second group trained in the command of this page.
+def test_time_between_two_commands_is_idle(data: ReportInput) -> None:
+    # The driver was killed, too, with its workers, and started again a minute later.
     lines = data.event_logs["pretrain"]
     second = [event for event in lines if isinstance(event, Start)][1]
-    (pretrain,) = (stage for stage in data.stages if stage.name == "pretrain")
-    shorter = dataclasses.replace(
-        pretrain, status="resumed", seconds=pretrain.finished - second.time + 15
-    )
-    page = render_report(dataclasses.replace(data, stages=[shorter]))
-    text = words(page)
-    assert "resumed" in text
-    assert "starting the workers 6.0 s" in text
-    assert "lost to restarts" not in text
-    # Of the first group, what its checkpoint at 400 knew: 9 + 32 + 2.4 + 0.4 + 1.6 and a little.
-    assert "and 46 s in commands that were stopped" in text
+    died = lines[lines.index(second) - 1].time + 1.0
+    spans = [Span(BEGAN, died), Span(second.time - 9, lines[-1].time)]
+    later = account_of("pretrain", lines, spans)
+    page = render_report(dataclasses.replace(data, accounts={"pretrain": later}, incidents=()))
+    idle = duration(spans[1].began - died)
+    assert f"restart 9.0 s idle, no driver {idle}" in words(page)
+    assert "Incidents" not in words(page)
+
+
+def test_incidents_are_listed(data: ReportInput, page: str) -> None:
+    row = "killed by SIGKILL Pretraining killed 1 10.0.0.7 step 423 23 10 s"
+    assert row in words(page)
+    going_on = dataclasses.replace(KILLED, recovered=False, step=-1, error=NASTY)
+    page = render_report(dataclasses.replace(data, incidents=[going_on]))
+    assert "10.0.0.7 step – – not recovered" in words(page)
+    assert "<script" not in page
 
 
 def test_without_control(data: ReportInput) -> None:

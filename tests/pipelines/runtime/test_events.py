@@ -7,10 +7,7 @@ import pytest
 from pipelines.runtime.console import SpeedText
 from pipelines.runtime.events import (
     EVENTS_FILE,
-    HAND_OVER,
     KINDS,
-    LOST,
-    STARTING,
     Checkpoint,
     End,
     Event,
@@ -24,12 +21,10 @@ from pipelines.runtime.events import (
     Validation,
     curve,
     event_of,
+    groups,
     line_of,
     read_events,
     restarts,
-    seconds_by_phase,
-    split,
-    wall_by_phase,
 )
 
 
@@ -119,40 +114,13 @@ def test_what_a_restart_takes_back_does_not_count(tmp_path: Path) -> None:
         (6, 60.0),
     ]
     assert [event.step for event in restarts(lines)] == [4]
-    # The killed group counts up to its last checkpoint.
-    assert seconds_by_phase(lines) == {"step": 5.0, "data": 1.0}
 
 
-def test_wall_time_is_that_of_the_workers_and_what_is_around_them() -> None:
-    lines: list[Event] = [
-        start(0, 103.0),
-        saved(4, 110.0, {"start-up": 2.0, "step": 5.0}),
-        Point(step=6, time=112.0, values={}),
-        # This one died before its first checkpoint: all of its time is lost.
-        start(4, 120.0),
-        start(4, 131.0),
-        End(step=8, time=140.0, seconds={"start-up": 2.0, "step": 8.0}),
-    ]
-    spent = wall_by_phase(lines, 99.5, 141.5)
-    assert spent == {
-        STARTING: 3.5,
-        LOST: 20.0,
-        "start-up": 4.0,
-        "step": 13.0,
-        HAND_OVER: 1.5,
-    }
-    assert sum(spent.values()) == 141.5 - 99.5
-    # A worker's clock that is late makes no time negative.
-    assert min(wall_by_phase(lines, 104.0, 139.0).values()) == 0
-    assert wall_by_phase([], 10.0, 12.0) == {HAND_OVER: 2.0}
-
-
-def test_groups_are_told_apart_by_when_they_started() -> None:
+def test_groups_are_told_apart_by_their_starts() -> None:
     first: list[Event] = [start(0, 1.0), Point(step=1, values={})]
     second: list[Event] = [start(1, 9.0)]
-    assert split([*first, *second], 5.0) == (first, second)
-    assert split([*first, *second], 0.5) == ([], [*first, *second])
-    assert split(first, 5.0) == (first, [])
+    assert groups([*first, *second]) == [first, second]
+    assert groups([]) == []
 
 
 def test_words_beside_the_bar() -> None:
@@ -164,6 +132,11 @@ def test_words_beside_the_bar() -> None:
     assert speed.text(second) == "500 images/s  epoch 0.5  loss 0.7500  accuracy 0.250"
     # After a restart the same images come again: no negative speed.
     assert "images/s" not in speed.text(Point(step=10, time=9.0, values=values))
+    # Training knows its pace, and on some GPUs what share of their peak that is.
+    pace = {**values, "images_per_second": 1234.0, "mfu": 0.384}
+    assert speed.text(Point(step=30, time=9.0, values=pace)) == (
+        "1,234 images/s  epoch 0.5  loss 0.7500  MFU 38%"
+    )
     # Evaluation counts its images and has no loss.
     evaluated = Point(step=8, time=5.0, values={"images": 1024})
     assert SpeedText().text(evaluated) == "1,024 images"
@@ -173,6 +146,7 @@ def test_words_beside_the_bar() -> None:
 EVENTS = [
     start(0, 1.0),
     Point(step=1, time=2.0, values={"loss": 0.5, "images": 16}),
+    Point(step=1, time=2.0, values={"loss": 0.5}, seconds={"step": 1.5}),
     Validation(step=1, time=2.0, values={"val_mIoU": 0.25}),
     Skipped(step=2, time=3.0, skipped_steps=1),
     saved(2, 4.0, {"step": 1.0}),

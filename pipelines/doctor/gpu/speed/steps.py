@@ -14,7 +14,7 @@ from convnextv2.fcmae import FCMAE
 from convnextv2.fcmae.sparse import Backend
 from convnextv2.memory import Kernels, activation_bytes, parameter_count
 from convnextv2.memory import Step as Forward
-from pipelines.bench.flops import encoder_macs, fcmae_macs
+from pipelines.bench.flops import encoder_macs, fcmae_macs, peak_of
 from pipelines.doctor.gpu.correctness.kernels import triton_missing
 from pipelines.doctor.gpu.parts import Row, Setting
 from pipelines.doctor.gpu.speed.calibration import BANDWIDTH, BF16_RATE
@@ -24,8 +24,6 @@ from pipelines.doctor.gpu.workload import Pretraining, random_pixels
 
 BATCHES = {"atto": 512, "tiny": 512, "base": 256, "large": 256, "huge": 128}
 LEAST_BATCH = 8
-PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12}
-"""Dense bf16 FLOP/s by the data sheets of what fits a server's board (SXM)."""
 GOALS = {"atto": 35_000, "base": 5_200, "large": 3_100, "huge": 1_260}
 """Images/s of FCMAE on an H100: about three quarters of its roofline. Other devices have theirs."""
 ADVANTAGE = {"atto": "none", "base": "at least 2"}
@@ -213,7 +211,7 @@ def figures_of(
     if not setting.on_gpu:
         return figures
     properties = torch.cuda.get_device_properties(0)
-    peak = next((rate for name, rate in PEAKS.items() if name in properties.name), None)
+    peak = peak_of(properties.name)
     if peak is not None:
         figures["MFU %"] = 100 * 6 * what.macs * rate / peak
     if "H100" in properties.name and not what.dense and what.size in GOALS:
