@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,27 +19,11 @@ from cluster.engine.adamw import LayerwiseAdamW
 from cluster.engine.cuda_graph import GraphedForward
 from cluster.engine.divergence import check_replicas
 from cluster.engine.outcome import Outcome, StepCounts
-from cluster.engine.zero_config import Precision, ZeroSettings, deepspeed_config
+from cluster.engine.settings import EngineSettings
+from cluster.engine.zero_config import deepspeed_config
 from cluster.engine.zero_partitions import partition_of
 from cluster.placement import give_back_freed_memory
 from cluster.workers import current
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """Sharding, precision (bf16 keeps fp32 masters), clipping, averaging.
-
-    `ema_decay` None keeps no moving average. After `max_skipped_steps` steps in a row whose loss
-    or gradient is not finite training stops, at the latest in the step after. `cuda_graph` is for
-    modules that are `cluster.engine.cuda_graph.Graphable`, on GPUs, in stages 0 to 2.
-    """
-
-    zero: ZeroSettings = field(default_factory=ZeroSettings)
-    precision: Precision = "fp32"
-    grad_clip: float = 0.0
-    ema_decay: float | None = None
-    max_skipped_steps: int = 10
-    cuda_graph: bool = False
 
 
 def import_deepspeed() -> ModuleType:

@@ -21,7 +21,6 @@ drop what these append once a newer one has started.
 import dataclasses
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -144,10 +143,6 @@ class EventLog:
 
     def __init__(self, directory: Path, *, active: bool, generation: int = 0) -> None:
         path = directory / EVENTS_FILE
-        if active and path.exists():
-            # A full disk or a lost node may have left the last line without its end.
-            whole, newline, _ = path.read_bytes().rpartition(b"\n")
-            os.truncate(path, len(whole + newline))
         self._journal = Journal(path) if active else None
         self._generation = generation
 

@@ -14,21 +14,13 @@ from convnextv2.durable import lock, write_json
 from pipelines.config import PipelineConfig
 from pipelines.graph import StageContext, StageResult
 from pipelines.results import read_result, result_files
-from pipelines.runtime.console import Screen, SpeedText
+from pipelines.runtime.console import Screen
 from pipelines.runtime.drivers import at_work
-from pipelines.runtime.events import (
-    EventReader,
-    Measured,
-    Point,
-    Rejected,
-    SaveFailed,
-    Skipped,
-    Start,
-)
+from pipelines.runtime.follow import Follower
 from pipelines.runtime.live import METRICS, Live
 from pipelines.runtime.provenance import provenance
 from pipelines.runtime.tracking import Destination, Tracker
-from pipelines.training.loop import CHECKPOINTS
+from pipelines.training.run import CHECKPOINTS
 from pipelines.training.standby import prepare
 
 TRACKED = "tracking-run.json"
@@ -184,44 +176,11 @@ class Session:
         cluster = self._workers()
         metrics = cluster.metrics(METRICS, {"run": self.run_dir.resolve().name, "stage": name})
         live = Live(self.run_dir, context.directory, name, metrics, self.screen.note)
-        event_reader = EventReader(context.directory, from_end=True)
-        speed = SpeedText()
-        total = 1
+        follower = Follower(context.directory, run, live, self.screen, self.tracker)
 
         def follow() -> None:
-            nonlocal total
             self._alive()
-            events = event_reader.new_events()
-            summaries = live.follow(events)
-            for event in events:
-                match event:
-                    case Start():
-                        total = event.total
-                        if event.step:
-                            self.screen.note(f"training goes on from step {event.step}")
-                    case Point():
-                        text = f"{speed.text(event)}  {live.words}".rstrip()
-                        self.screen.progress(event.step / total, text)
-                    case Skipped():
-                        self.screen.note(
-                            f"step {event.step} was left out: loss or gradient not finite on some "
-                            f"worker ({event.skipped_steps} so far)"
-                        )
-                    case SaveFailed():
-                        self.screen.note(
-                            f"the checkpoint of step {event.step} is given up after {event.tries} "
-                            f"tries, and training goes on: {event.reason}"
-                        )
-                    case Rejected():
-                        self.screen.note(
-                            f"checkpoint {event.path} is not whole and is passed over: "
-                            f"{event.reason}"
-                        )
-            measured = [event for event in events if isinstance(event, Measured)]
-            self.tracker.points(run, [*measured, *summaries])
-            for event in events:
-                if isinstance(event, SaveFailed):
-                    self.tracker.tag(run, f"save_failed.{event.step}", event.reason)
+            follower.look()
 
         cluster.run(
             work,

@@ -15,7 +15,8 @@ from pipelines.runtime.events import EVENTS_FILE
 from pipelines.runtime.session import Session
 from pipelines.stages.setup import StageSetup
 from pipelines.training.job import TrainJob, Validator
-from pipelines.training.loop import CHECKPOINTS, train
+from pipelines.training.loop import train
+from pipelines.training.run import CHECKPOINTS
 from pipelines.training.weights.consolidate import consolidate
 from pipelines.training.weights.metadata import metadata_of
 

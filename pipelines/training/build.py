@@ -7,8 +7,9 @@ import torch
 
 from cluster import group
 from cluster.batch_layout import BatchLayout
-from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
+from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.engine.outcome import Outcome
+from cluster.engine.settings import EngineSettings
 from cluster.placement import worker_device
 from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.shards.local_cache import LocalCache

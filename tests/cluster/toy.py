@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cluster.batch_layout import BatchLayout
-from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
+from cluster.engine.deepspeed_engine import DeepSpeedEngine
+from cluster.engine.settings import EngineSettings
 from cluster.group import mean_over_workers
 
 BATCH = 8

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 
 from cluster.batch_layout import BatchLayout
-from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
+from cluster.engine.deepspeed_engine import DeepSpeedEngine
+from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import ZeroSettings
 from convnextv2.fcmae import FCMAE
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups

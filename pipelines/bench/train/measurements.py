@@ -17,8 +17,9 @@ from cluster import group
 from cluster.batch_layout import BatchLayout
 from cluster.checkpoint.async_saver import Saver
 from cluster.checkpoint.retention import KeepPolicy
-from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
+from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.engine.memory import model_states
+from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import Precision, ZeroSettings
 from cluster.placement import worker_device
 from convnextv2.fcmae import FCMAE

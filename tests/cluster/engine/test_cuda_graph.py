@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from cluster.batch_layout import BatchLayout
 from cluster.engine.cuda_graph import GraphedForward, Recording
-from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
+from cluster.engine.deepspeed_engine import DeepSpeedEngine
+from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import Precision, ZeroSettings
 from tests import cuda_graphs
 from tests.cluster.toy import BATCH, BETAS, Batch, Output, Toy, go_on, kept

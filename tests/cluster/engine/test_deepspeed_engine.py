@@ -16,9 +16,10 @@ import torch
 import torch.distributed as dist
 
 from cluster.checkpoint.store import CheckpointError
-from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
+from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.engine.deepspeed_insides import INSIDES, TESTED_VERSIONS
 from cluster.engine.outcome import NonFinite
+from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import Precision, ZeroSettings
 from cluster.engine.zero_partitions import partition_of
 from cluster.group import mean_over_workers

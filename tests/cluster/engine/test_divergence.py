@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cluster.engine.deepspeed_engine import EngineSettings
 from cluster.engine.divergence import check_replicas, checksum
+from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import Precision, ZeroSettings
 from cluster.resilience.conductor import Conductor
 from cluster.resilience.faults import Budget, Fault, Quarantine

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from cluster.checkpoint.async_saver import Saver
 from cluster.checkpoint.retention import KeepPolicy
 from cluster.checkpoint.store import latest_good
-from cluster.engine.deepspeed_engine import EngineSettings
+from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import ZeroSettings
 from tests.cluster.toy import computed_with, go_on, new_engine, notes, plain
 from tests.cluster.workers import run_group

@@ -17,7 +17,8 @@ from cluster.checkpoint.fragment_files import StateFiles
 from cluster.checkpoint.fragments import EMA_WEIGHT, WEIGHT
 from cluster.checkpoint.retention import KeepPolicy
 from cluster.checkpoint.store import CheckpointError, latest_good
-from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
+from cluster.engine.deepspeed_engine import DeepSpeedEngine
+from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import Precision, ZeroSettings
 from tests.cluster.toy import (
     BATCH,

@@ -280,7 +280,8 @@ def test_errors_are_one_line_and_nothing_is_written(
 def save_as_a_run_does(folder: Path) -> None:
     """One worker saves a pretraining in DeepSpeed's own files, under ZeRO-0, 1 and 3."""
     from cluster.batch_layout import BatchLayout
-    from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
+    from cluster.engine.deepspeed_engine import DeepSpeedEngine
+    from cluster.engine.settings import EngineSettings
     from cluster.engine.zero_config import ZeroSettings
     from convnextv2.fcmae import FCMAE
     from convnextv2.tasks.pretrain import PretrainTask

@@ -3,7 +3,7 @@
 from pathlib import Path
 from unittest.mock import MagicMock
 
-from pipelines.training.loop import Run
+from pipelines.training.run import Run
 
 
 def test_memory_for_checkpoints_is_taken_before_the_first_step(tmp_path: Path) -> None:

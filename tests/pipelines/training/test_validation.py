@@ -14,7 +14,8 @@ from sklearn.metrics import average_precision_score
 
 from cluster import group
 from cluster.batch_layout import BatchLayout
-from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
+from cluster.engine.deepspeed_engine import DeepSpeedEngine
+from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import ZeroSettings
 from convnextv2.data.sources import Columns, open_source
 from convnextv2.data.writing import WriteSettings

@@ -68,7 +68,8 @@ def build_engine(
 ) -> Any:
     """The training engine as pipelines build it, on a group of one worker; two micro batches."""
     from cluster.batch_layout import BatchLayout
-    from cluster.engine.deepspeed_engine import DeepSpeedEngine, EngineSettings
+    from cluster.engine.deepspeed_engine import DeepSpeedEngine
+    from cluster.engine.settings import EngineSettings
     from cluster.engine.zero_config import ZeroSettings
 
     join_group(device)
