@@ -51,7 +51,6 @@ EXEMPT = frozenset(
         "convnextv2.data.shards.local_cache",
         # Notes what was left out; looks whether weights are the same.
         "pipelines.training.nonfinite",
-        "pipelines.training.build.note_left_out",
         "cluster.engine.divergence",
         # Refuses what was not tested.
         "cluster.engine.deepspeed_insides",

@@ -5,10 +5,8 @@ from functools import partial
 
 import torch
 
-from cluster import group
 from cluster.batch_layout import BatchLayout
 from cluster.engine.deepspeed_engine import DeepSpeedEngine
-from cluster.engine.outcome import Outcome
 from cluster.engine.settings import EngineSettings
 from cluster.placement import worker_device
 from convnextv2.data.loading.loader import BetonLoader
@@ -18,7 +16,7 @@ from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from pipelines.config import FinetuneConfig, PretrainConfig
 from pipelines.training.gpu import check_gpu
 from pipelines.training.job import TrainJob
-from pipelines.training.nonfinite import LeftOut
+from pipelines.training.nonfinite import note_left_out
 from pipelines.training.pace import Pace
 from pipelines.training.transforms import augmentation, image_size_of, training_view
 from pipelines.training.validation import Validation
@@ -50,25 +48,6 @@ def build_engine(job: TrainJob, batch_layout: BatchLayout, pace: Pace) -> DeepSp
         identify=lambda batch: batch.indices.tolist(),
         left_out=partial(note_left_out, job),
     )
-
-
-def note_left_out(job: TrainJob, step: int, outcome: Outcome) -> None:
-    """Write down what this worker did in a step that was left out; all workers call.
-
-    Those whose loss is not finite do. Of gradients nobody knows whose they were, once they are
-    reduced: if all losses are fine, every worker does.
-    """
-    fine = bool(outcome.loss.isfinite())
-    all_fine = all(group.all_gather(fine))
-    if not fine or all_fine:
-        LeftOut.of(
-            job,
-            step=step,
-            rank=group.rank(),
-            epoch=(step - 1) // job.order().batches_per_epoch,
-            loss=outcome.loss.item(),
-            indices=outcome.indices,
-        ).write(job.directory)
 
 
 def group_rule(recipe: PretrainConfig | FinetuneConfig) -> GroupRule:

@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import nn
 
+from cluster import group
+from cluster.engine.outcome import Outcome
 from convnextv2.tasks import Normalization
 from pipelines.config import (
     ClusterConfig,
@@ -145,3 +147,22 @@ def job_of(left_out: LeftOut, stage: Path, build_task: Callable[[TrainJob], nn.M
         normalization=Normalization(tuple(mean), tuple(std), bits),
         initial_weights=None if weights is None else (stage / weights).resolve(),
     )
+
+
+def note_left_out(job: TrainJob, step: int, outcome: Outcome) -> None:
+    """Write down what this worker did in a step that was left out; all workers call.
+
+    Those whose loss is not finite do. Of gradients nobody knows whose they were, once they are
+    reduced: if all losses are fine, every worker does.
+    """
+    fine = bool(outcome.loss.isfinite())
+    all_fine = all(group.all_gather(fine))
+    if not fine or all_fine:
+        LeftOut.of(
+            job,
+            step=step,
+            rank=group.rank(),
+            epoch=(step - 1) // job.order().batches_per_epoch,
+            loss=outcome.loss.item(),
+            indices=outcome.indices,
+        ).write(job.directory)
