@@ -43,7 +43,6 @@ def main() -> None:
                 steps.run,
                 job,
                 name="toy",
-                modules=("torch.distributed",),
                 note=lambda incident: incidents.append(folder, incident),
                 say=say,
             )

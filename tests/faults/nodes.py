@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import psutil
 
 LABORATORY, NODE = "CONVNEXTV2_LABORATORY", "CONVNEXTV2_NODE"
 RAYLET = "raylet/raylet"
+STARTED = "Ray runtime started"
 DEADLINE_SECONDS = 120.0
 # The head has no CPU: whatever befalls the other nodes, the driver's own stays.
 HEAD = "head"
@@ -63,7 +64,8 @@ class Laboratory:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         own = ("--head", f"--port={self.port}", "--num-cpus=0")
-        self._finish([self._start(Node(HEAD, None), *own, "--include-dashboard=false")])
+        head = Node(HEAD, None)
+        self._await_start(head, self._start(head, *own, "--include-dashboard=false"))
 
     def have(self, count: int) -> None:
         """Exactly so many nodes beside the head, of one CPU; they are there when this returns."""
@@ -78,9 +80,9 @@ class Laboratory:
         self._numbered += count
         new = [Node(f"node-{number}", f"127.0.0.{number}") for number in numbers]
         joining = (f"--address={self.address}", "--num-cpus=1")
-        self._finish(
-            [self._start(node, *joining, f"--node-ip-address={node.host}") for node in new]
-        )
+        starting = [self._start(node, *joining, f"--node-ip-address={node.host}") for node in new]
+        for node, process in zip(new, starting, strict=True):
+            self._await_start(node, process)
         self.nodes += new
 
     def drive(self, *words: str) -> subprocess.Popen[bytes]:
@@ -117,6 +119,11 @@ class Laboratory:
         at_work = [node for node in self.nodes if self.children(node.name)]
         return sorted(at_work, key=lambda node: node.host or "")
 
+    def preempt(self, node: Node) -> None:
+        """Tell a node that it is to go, as Kubernetes does: the process that started it drains."""
+        [starter] = self.processes(node.name, "--block")
+        starter.terminate()
+
     def freeze(self, node: Node) -> None:
         """Stop all processes of a node, as a machine that hangs would."""
         for process in self.processes(node.name):
@@ -141,25 +148,28 @@ class Laboratory:
         states = [raylet.status() for raylet in self.processes(node.name, RAYLET)]
         return len(states) == 1 and states != [psutil.STATUS_STOPPED]
 
-    def _start(self, node: Node, *words: str) -> subprocess.Popen[str]:
-        few = ("--object-store-memory=80000000", "--disable-usage-stats")
+    def _start(self, node: Node, *words: str) -> subprocess.Popen[bytes]:
+        few = ("--object-store-memory=80000000", "--disable-usage-stats", "--block")
         folder = f"--temp-dir={self.folder / node.name}"
         ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
-        starting = subprocess.Popen(
-            [Path(sys.executable).with_name("ray"), "start", *words, folder, *few, *ports],
-            env=self.environment | {NODE: node.name},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        with self._printed(node).open("w") as printed:
+            starting = subprocess.Popen(
+                [Path(sys.executable).with_name("ray"), "start", *words, folder, *few, *ports],
+                env=self.environment | {NODE: node.name},
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.sessions[starting.pid] = node.name
         return starting
 
-    def _finish(self, starting: Sequence[subprocess.Popen[str]]) -> None:
-        for process in starting:
-            printed, _ = process.communicate(timeout=DEADLINE_SECONDS)
-            assert process.returncode == 0, printed
+    def _await_start(self, node: Node, starting: subprocess.Popen[bytes]) -> None:
+        printed = self._printed(node)
+        wait_until(lambda: STARTED in printed.read_text() or starting.poll(), f"{node} starts")
+        assert starting.poll() is None, printed.read_text()
+
+    def _printed(self, node: Node) -> Path:
+        return self.folder / f"{node.name}.txt"
 
     def _node_of(self, process: psutil.Process) -> str | None:
         try:

@@ -152,7 +152,7 @@ def test_a_node_that_is_preempted_is_left_in_time(lab: Laboratory, tmp_path: Pat
     training = Training.start(lab, tmp_path, UNSAVED)
     training.wait_for_step(15)
     victim = lab.at_work()[1]
-    lab.raylet(victim).terminate()
+    lab.preempt(victim)
     wait_until(lambda: lab.at_work() and victim not in lab.at_work(), "the node is left")
     wait_until(lambda: not lab.processes(victim.name, RAYLET), "the node is gone")
     training.wait_for_step(training.done() + 5)
