@@ -43,6 +43,7 @@ def main() -> None:
                 steps.run,
                 job,
                 name="toy",
+                prepare=steps.prepare,
                 note=lambda incident: incidents.append(folder, incident),
                 say=say,
             )
