@@ -123,7 +123,19 @@ def _answer(ref: Any) -> Future[Any]:
         if error is None:
             answer.set_result(source.result())
         else:
-            answer.set_exception(AgentLost(reason(error)))
+            lost = AgentLost(_in_words(error))
+            lost.__cause__ = error
+            answer.set_exception(lost)
 
     ref.future().add_done_callback(take)
     return answer
+
+
+def _in_words(error: BaseException) -> str:
+    from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+    if isinstance(error, ActorUnavailableError):
+        return "its agent is out of reach"
+    if isinstance(error, ActorDiedError):
+        return "its node died" if "node has died" in str(error) else "its agent's process died"
+    return reason(error)

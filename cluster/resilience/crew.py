@@ -50,12 +50,16 @@ class Placer(Protocol):
 
 @dataclass
 class Member:
-    """One worker. `lost` says why it takes no part any more; `answers` whether its agent does."""
+    """One worker.
+
+    `lost` says why it takes no part any more, `trace` at length; `answers` whether its agent does.
+    """
 
     agent: RemoteAgent
     site: Site | None = None
     status: Status | None = None
     lost: str = ""
+    trace: str = ""
     answers: bool = True
     answered: float = field(default_factory=time.monotonic)
     arrived: float = 0.0
@@ -96,7 +100,7 @@ class Member:
         cause: Cause
         ago = time.monotonic() - self.answered
         if self.lost:
-            cause, error, trace = "node", self.lost, ""
+            cause, error, trace = "node", self.lost, self.trace
         elif ended is not None and ended.how == "raised":
             cause = "divergence" if ended.diverged else "error"
             error, trace = ended.error, ended.trace
@@ -138,6 +142,7 @@ class Member:
                 self._asking = None
         except AgentLost as error:
             self.lost, self.answers = str(error), False
+            self.trace = str(error.__cause__ or "")
             return None
         if self._asking is None:
             self._asking = self.agent.status(self.status)

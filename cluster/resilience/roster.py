@@ -73,6 +73,7 @@ class Roster:
         """Whether those who are there could make a larger group than this one."""
         if len(group) == self.sizes[-1]:
             return False
+        self._replace_lost(group)  # One that is waited for may have been meant for a dead node.
         look_at([member for member in self.members if member not in group], 0.0)
         here = len(self.present())
         return any(len(group) < size <= here for size in self.sizes)
@@ -88,9 +89,11 @@ class Roster:
         for member in members:
             member.agent.dismiss()
 
-    def _replace_lost(self) -> None:
-        self.dismiss([member for member in self.members if member.lost])
-        self.members = [member for member in self.members if not member.lost]
+    def _replace_lost(self, group: Sequence[Member] = ()) -> None:
+        """Ask for agents in place of those that are lost; a group at work keeps its own."""
+        lost = [member for member in self.members if member.lost and member not in group]
+        self.dismiss(lost)
+        self.members = [member for member in self.members if member not in lost]
         missing = self.sizes[-1] - len(self.members)
         if missing:
             agents = self.placer.place(missing, self._avoid())

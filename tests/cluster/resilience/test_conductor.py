@@ -154,6 +154,26 @@ def test_a_lost_node_is_done_without_and_a_new_one_is_taken_in(tmp_path: Path) -
     assert f"{Why.GROW.value}: saving a checkpoint of this step to go on from" in stage.said
 
 
+def test_an_agent_that_is_lost_before_it_has_work_is_replaced(tmp_path: Path) -> None:
+    placer = LocalPlacer(1)
+    stage = Stage(placer, [1, 2])
+
+    def lose_the_one_that_waits() -> None:
+        done = steps_of(tmp_path) if (tmp_path / "steps-0").exists() else []
+        if done and not placer.agents[1].is_cut:
+            placer.agents[1].is_cut = True
+        if len(placer.agents) == 3:
+            placer.nodes = 3
+        if done and done[-1][1] == 2:
+            (tmp_path / "finish").touch()
+
+    stage.conductor.tick = lose_the_one_that_waits
+    stage.run(Steps(tmp_path, total=4000, pause=0.05))
+    sizes = [size for size, _ in itertools.groupby(size for _, size in steps_of(tmp_path))]
+    assert sizes == [1, 2]
+    assert stage.incidents == [], "nobody had to begin again"
+
+
 def test_a_node_that_is_to_go_is_left_in_time(tmp_path: Path) -> None:
     placer = LocalPlacer(2)
     stage = Stage(placer, [1, 2])
