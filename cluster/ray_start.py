@@ -9,10 +9,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import psutil
-
+from cluster import require
 from cluster.placement import ClusterError
+
+if TYPE_CHECKING:
+    from psutil import Process
+
+# Whatever runs on Ray imports this file, so it is said here, once.
+require("psutil", "ray", needed_by="cluster.launch")
 
 ATTEMPTS = 2
 LONGEST_REASON = 300
@@ -64,14 +70,18 @@ def reason(error: BaseException) -> str:
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} …"
 
 
-def _children() -> set[psutil.Process]:
-    return set(psutil.Process().children(recursive=True))
+def _children() -> "set[Process]":
+    from psutil import Process
+
+    return set(Process().children(recursive=True))
 
 
-def _end(processes: set[psutil.Process]) -> None:
+def _end(processes: "set[Process]") -> None:
+    from psutil import NoSuchProcess, wait_procs
+
     for process in processes:
         try:
             process.kill()
-        except psutil.NoSuchProcess:
+        except NoSuchProcess:
             continue
-    psutil.wait_procs(processes, timeout=REAP_SECONDS)
+    wait_procs(processes, timeout=REAP_SECONDS)

@@ -130,7 +130,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         code: int = options.act(options)
         return code
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        # The other commands have no checkpoints.
+        trains = options.act is _act_pipeline and options.command != "report"
+        goes_on = "; the same command goes on from the last checkpoint" if trains else ""
+        print(f"stopped{goes_on}", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError, MissingExtra) as error:
         if isinstance(error, BrokenPipeError) and _is_unread():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from convnextv2.tasks.average_precision import average_precision, mean_of
-from convnextv2.tasks.classify import Confusion
+from convnextv2.tasks.classify import ClassCounts
 from convnextv2.tasks.topk import num_correct
 from pipelines.results.known import MAP, TOP1, TOP5
 from pipelines.results.metrics import FRACTION, Metric, proportion
@@ -15,7 +15,7 @@ from pipelines.results.result import Column, Result, Table
 PER_CLASS, CONFUSION = "per_class", "confusion"
 """Names of the tables."""
 MOST_CLASSES_OF_MATRIX = 1000
-"""Beyond them result.json would be huge: ImageNet-22K's matrix has 477 million counts."""
+"""Beyond them no confusion matrix is counted: ImageNet-22K's has 477 million numbers."""
 
 
 def accuracies(num_top1: float, num_top5: float, images: int) -> tuple[Metric, Metric]:
@@ -23,22 +23,21 @@ def accuracies(num_top1: float, num_top5: float, images: int) -> tuple[Metric, M
     return proportion(TOP1, num_top1, images), proportion(TOP5, num_top5, images)
 
 
-def single_label(confusion: Confusion, classes: Sequence[str]) -> Result:
+def single_label(counts: ClassCounts, classes: Sequence[str]) -> Result:
     """Where an image is of one class; a class without images has no recall."""
-    counts = confusion.counts
-    num_top1 = int(counts.diagonal().sum())
     recalls = _of_each_class(
-        "recall", "Share of each class that is recognised", classes, confusion.per_class
+        "recall", "Share of each class that is recognised", classes, counts.per_class
     )
-    metrics = accuracies(num_top1, confusion.top5_correct, int(counts.sum()))
-    if len(classes) > MOST_CLASSES_OF_MATRIX:
+    images, num_top1 = int(counts.images.sum()), int(counts.correct.sum())
+    metrics = accuracies(num_top1, int(counts.top5_correct), images)
+    if counts.confusion is None:
         return Result(
             metrics=metrics,
             tables=(recalls,),
             note=f"There is no confusion matrix of {len(classes):,} classes: it is kept up to "
             f"{MOST_CLASSES_OF_MATRIX:,}.",
         )
-    return Result(metrics=metrics, tables=(recalls, _matrix(counts, classes)))
+    return Result(metrics=metrics, tables=(recalls, _matrix(counts.confusion, classes)))
 
 
 def _matrix(counts: Tensor, classes: Sequence[str]) -> Table:

@@ -13,11 +13,11 @@ from cluster import group
 from cluster.placement import worker_device
 from convnextv2 import weights
 from convnextv2.data.shards.manifest import read_manifest
-from convnextv2.tasks.classify import ClassifyTask, Confusion
+from convnextv2.tasks.classify import ClassCounts, ClassifyTask
 from pipelines.config import EvaluateConfig, FinetuneConfig, ModelConfig
 from pipelines.graph import Outputs, Stage, StageContext, hash_files
 from pipelines.results import Result, write_result
-from pipelines.results.classification import multi_label, single_label
+from pipelines.results.classification import MOST_CLASSES_OF_MATRIX, multi_label, single_label
 from pipelines.runtime.events import EventLog, Point, Start
 from pipelines.runtime.logs import worker_log
 from pipelines.stages import finetune
@@ -134,7 +134,7 @@ def _result(
     """What the scores and labels of all workers come to."""
     if validation.multi_label:
         return multi_label(*of_all_workers(list(scored)), classes)
-    return single_label(_counted(scored, len(classes), device), classes)
+    return single_label(counted(scored, len(classes), device), classes)
 
 
 def _scored(
@@ -147,19 +147,19 @@ def _scored(
         event_log.write(Point(step=seen, values={"images": seen * group.world_size()}))
 
 
-def _counted(
+def counted(
     scored: Iterator[tuple[Tensor, Tensor]], classes: int, device: torch.device
-) -> Confusion:
+) -> ClassCounts:
     """The counts of all workers, on every worker."""
-    confusion = Confusion.empty(classes)
+    counts = ClassCounts.empty(classes, confusion=classes <= MOST_CLASSES_OF_MATRIX)
     for scores, labels in scored:
-        confusion.update(scores, labels)
-    top5 = confusion.counts.new_tensor([confusion.top5_correct])
-    totals = torch.cat([confusion.counts.flatten(), top5]).to(device)
+        counts.update(scores, labels)
     if group.world_size() > 1:
-        dist.all_reduce(totals)
-    counts, top5 = totals.cpu().split([classes**2, 1])
-    return Confusion(counts.view(classes, classes), int(top5))
+        for own in counts.tensors:
+            total = own.to(device)
+            dist.all_reduce(total)
+            own.copy_(total)
+    return counts
 
 
 def _load_task(job: EvaluateJob, file: Path, num_classes: int) -> ClassifyTask:

@@ -120,6 +120,23 @@ def test_a_module_that_needs_images_names_the_extra(module: str) -> None:
     )
 
 
+@pytest.mark.parametrize("module", ["cluster.launch", "cluster.ray_start", "cluster.tasks"])
+def test_what_runs_on_ray_names_the_extra(module: str) -> None:
+    done = run(f"import {module}")
+    assert last_line(done.stderr) == (
+        "ModuleNotFoundError: cluster.launch needs psutil, ray: pip install 'convnextv2[train]'"
+    )
+
+
+@pytest.mark.slow
+def test_engine_checkpoints_and_gpus_work_without_ray() -> None:
+    names = [name for name in modules("cluster") if name.startswith("cluster.checkpoint")]
+    names += ["cluster.engine.deepspeed_engine", "cluster.gpu", "cluster.placement"]
+    block = 'absent |= {"ray", "psutil"}\nimport importlib\n'
+    done = run(f"{block}for name in {names}:\n    importlib.import_module(name)", "train")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("extras", [(), ("data",)], ids=["alone", "data"])
 def test_the_command_without_its_extra_is_one_sentence(extras: tuple[str, ...]) -> None:
     start = "import sys\nfrom pipelines.__main__ import main\nsys.exit(main())"

@@ -263,8 +263,20 @@ def test_a_bug_is_not_dressed_up(monkeypatch: Patch) -> None:
         cli.main(["doctor"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_an_orderly_way_out(number: int) -> None:
+GOES_ON = "stopped; the same command goes on from the last checkpoint\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "command", "act", "words"),
+    [
+        (signal.SIGTERM, "demo", "_act_pipeline", GOES_ON),
+        (signal.SIGINT, "evaluate", "_act_pipeline", GOES_ON),
+        # Nothing to go on from.
+        (signal.SIGINT, "report", "_act_pipeline", "stopped\n"),
+        (signal.SIGINT, "doctor", "_act_doctor", "stopped\n"),
+    ],
+)
+def test_a_signal_is_an_orderly_way_out(number: int, command: str, act: str, words: str) -> None:
     code = (
         "import sys, time\n"
         "from pipelines import cli\n"
@@ -274,8 +286,8 @@ def test_a_signal_is_an_orderly_way_out(number: int) -> None:
         "        time.sleep(60)\n"
         "    finally:\n"
         "        print('cleaned up', flush=True)\n"
-        "cli._act_doctor = act\n"
-        "sys.exit(cli.main(['doctor']))\n"
+        f"cli.{act} = act\n"
+        f"sys.exit(cli.main(['{command}']))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -286,7 +298,7 @@ def test_a_signal_is_an_orderly_way_out(number: int) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == "cleaned up\n"
-    assert err == "stopped; the same command goes on from the last checkpoint\n"
+    assert err == words
 
 
 @pytest.mark.parametrize(("worst", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])

@@ -79,7 +79,8 @@ def content_digest(path: Path) -> str:
         WeightsError: When they are not there.
     """
     files = sorted(path.glob("rank-*")) if is_checkpoint(path) else files_of(path).files
-    return digest_of([*hash_files(path, *map(str, files)).values()])
+    # Their names begin with `path` already, which may be relative to the current folder.
+    return digest_of([*hash_files(Path(), *map(str, files)).values()])
 
 
 def _problems(path: Path, model: ModelConfig) -> Iterator[str]:

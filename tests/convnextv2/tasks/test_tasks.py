@@ -15,7 +15,7 @@ from convnextv2.fcmae import FCMAE
 from convnextv2.fcmae.masking import sample_masks
 from convnextv2.tasks import Normalize
 from convnextv2.tasks.batch import Batch
-from convnextv2.tasks.classify import ClassifyTask, Confusion
+from convnextv2.tasks.classify import ClassCounts, ClassifyTask
 from convnextv2.tasks.pretrain import PretrainTask
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
@@ -108,33 +108,43 @@ LOGITS = torch.tensor(
 LABELS = torch.tensor([0, 5, 6, 1, 1])
 
 
-def test_confusion_counts_by_true_and_predicted_class() -> None:
-    confusion = Confusion.empty(7)
-    confusion.update(LOGITS, LABELS)
-    expected = np.zeros((7, 7), int)
-    for true, predicted in zip([0, 5, 6, 1, 1], [0, 1, 1, 1, 2], strict=True):
-        expected[true, predicted] += 1
-    np.testing.assert_array_equal(confusion.counts.numpy(), expected)
-    assert confusion.top1 == pytest.approx(2 / 5)
-    assert confusion.top5 == pytest.approx(3 / 5)
-    recall = confusion.per_class
+@pytest.mark.parametrize("confusion", [True, False])
+def test_images_are_counted_by_class(confusion: bool) -> None:
+    counts = ClassCounts.empty(7, confusion=confusion)
+    counts.update(LOGITS, LABELS)
+    assert counts.images.tolist() == [1, 2, 0, 0, 0, 1, 1]
+    assert counts.correct.tolist() == [1, 1, 0, 0, 0, 0, 0]
+    assert counts.top5_correct == 3
+    recall = counts.per_class
     assert [recall[0], recall[1], recall[5], recall[6]] == [1.0, 0.5, 0.0, 0.0]
     assert all(math.isnan(recall[empty]) for empty in (2, 3, 4))
 
 
+def test_confusion_is_counted_by_true_and_predicted_class() -> None:
+    counts = ClassCounts.empty(7, confusion=True)
+    counts.update(LOGITS, LABELS)
+    # The same mistake again, twice in a batch.
+    counts.update(LOGITS[[2, 2]], LABELS[[2, 2]])
+    expected = np.zeros((7, 7), int)
+    for true, predicted in zip([0, 5, 6, 1, 1, 6, 6], [0, 1, 1, 1, 2, 1, 1], strict=True):
+        expected[true, predicted] += 1
+    assert counts.confusion is not None
+    np.testing.assert_array_equal(counts.confusion.numpy(), expected)
+
+
 def test_workers_counts_add_up() -> None:
-    whole, first, second = (Confusion.empty(7) for _ in range(3))
+    whole, first, second = (ClassCounts.empty(7, confusion=True) for _ in range(3))
     whole.update(LOGITS, LABELS)
     first.update(LOGITS[:2], LABELS[:2])
     second.update(LOGITS[2:], LABELS[2:])
-    assert torch.equal(first.counts + second.counts, whole.counts)
-    assert first.top5_correct + second.top5_correct == whole.top5_correct == 3
+    for one, other, both in zip(first.tensors, second.tensors, whole.tensors, strict=True):
+        assert torch.equal(one + other, both)
 
 
 def test_with_fewer_than_five_classes_top5_is_every_image() -> None:
-    confusion = Confusion.empty(3)
-    confusion.update(torch.tensor([[1.0, 2, 3], [3.0, 2, 1]]), torch.tensor([0, 0]))
-    assert (confusion.top1, confusion.top5) == (0.5, 1.0)
+    counts = ClassCounts.empty(3, confusion=False)
+    counts.update(torch.tensor([[1.0, 2, 3], [3.0, 2, 1]]), torch.tensor([0, 0]))
+    assert (counts.correct.sum(), counts.top5_correct) == (1, 2)
 
 
 def fcmae() -> FCMAE:

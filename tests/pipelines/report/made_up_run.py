@@ -12,7 +12,7 @@ from cluster.resilience.incidents import Incident
 from convnextv2.analysis.reconstruct import Reconstruction
 from convnextv2.data.sources.idx import FASHION_CLASSES
 from convnextv2.recipe.duration import epochs
-from convnextv2.tasks.classify import Confusion
+from convnextv2.tasks.classify import ClassCounts
 from pipelines.presets.demo import demo
 from pipelines.report.page import ReportInput
 from pipelines.report.times import StageRow
@@ -116,8 +116,10 @@ def made_up_result(classes: tuple[str, ...], recalls: np.ndarray[Any, Any]) -> R
     for label, missed in enumerate(1000 - num_correct):
         counts[label, (label + 1) % len(classes)] += missed - missed // 3
         counts[label, (label + 2) % len(classes)] += missed // 3
-    confusion = Confusion(torch.from_numpy(counts), round(0.9871 * counts.sum()))
-    return single_label(confusion, classes)
+    confusion = torch.from_numpy(counts)
+    top5 = torch.tensor(round(0.9871 * counts.sum()))
+    by_class = ClassCounts(confusion.sum(dim=1), confusion.diagonal(), top5, confusion)
+    return single_label(by_class, classes)
 
 
 def with_top1(result: Result, change: float) -> Result:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from convnextv2.data.sources.idx import FASHION_CLASSES
-from convnextv2.tasks.classify import Confusion
+from convnextv2.tasks.classify import ClassCounts
 from pipelines.report.charts import chart
 from pipelines.report.page import ReportInput, render_report
 from pipelines.report.summary import verdict
@@ -332,8 +332,9 @@ def test_images_of_several_classes(data: ReportInput) -> None:
 
 
 def test_classes_absent_from_the_test_set_have_no_recall(data: ReportInput) -> None:
-    counts = torch.diag(torch.tensor([0, *[1000] * 9]))
-    unknown = {name: single_label(Confusion(counts), FASHION_CLASSES) for name in data.results}
+    images = torch.tensor([0, *[1000] * 9])
+    counts = ClassCounts(images, images, images.sum(), torch.diag(images))
+    unknown = {name: single_label(counts, FASHION_CLASSES) for name in data.results}
     assert unknown["pretrained"].tables[0].rows[0] == ("T-shirt/top", None)
     text = words(render_report(dataclasses.replace(data, results=unknown)))
     assert "T-shirt/top – – –" in text

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from convnextv2.tasks.classify import Confusion
 from pipelines.results import (
     RESULT_FILE,
     Column,
@@ -22,6 +21,7 @@ from pipelines.results import (
 )
 from pipelines.results.classification import MOST_CLASSES_OF_MATRIX, accuracies, single_label
 from pipelines.results.metrics import margin
+from pipelines.stages.evaluate import counted
 
 LOSS = MetricSpec(name="loss", title="loss", unit="", direction="lower")
 MIOU = MetricSpec(name="mIoU", title="mIoU")
@@ -136,11 +136,17 @@ def test_the_margin_of_a_difference_is_that_of_independent_proportions() -> None
     assert margin(first, Metric.of(MIOU, 0.5, images=9)) is None
 
 
-def test_a_matrix_of_too_many_classes_is_left_out_and_that_is_said() -> None:
-    for classes in (MOST_CLASSES_OF_MATRIX, MOST_CLASSES_OF_MATRIX + 1):
-        confusion = Confusion(torch.eye(classes, dtype=torch.int64))
-        result = single_label(confusion, [str(index) for index in range(classes)])
-        left_out = classes > MOST_CLASSES_OF_MATRIX
-        assert (result.table("confusion") is None) == left_out
-        assert ("no confusion matrix of 1,001 classes" in result.note) == left_out
-        assert result.table("per_class") is not None
+@pytest.mark.parametrize("classes", [MOST_CLASSES_OF_MATRIX, MOST_CLASSES_OF_MATRIX + 1])
+def test_a_matrix_of_too_many_classes_is_not_counted_and_that_is_said(classes: int) -> None:
+    batches = [(torch.eye(classes)[:3], torch.tensor([0, 1, 0]))]
+    counts = counted(iter(batches), classes, torch.device("cpu"))
+    result = single_label(counts, [str(index) for index in range(classes)])
+    left_out = classes > MOST_CLASSES_OF_MATRIX
+    assert (counts.confusion is None) == left_out
+    assert (result.table("confusion") is None) == left_out
+    assert ("no confusion matrix of 1,001 classes" in result.note) == left_out
+    assert result.main.value == pytest.approx(2 / 3)
+    table = result.table("per_class")
+    assert table is not None
+    # Of two images of class 0 one was taken for class 2, of which there is none.
+    assert [row[1] for row in table.rows[:3]] == [0.5, 1.0, None]

@@ -161,6 +161,14 @@ def test_a_folders_digest_is_that_of_all_its_files(tmp_path: Path) -> None:
     assert content_digest(tmp_path / "one") != content_digest(tmp_path / "three")
 
 
+def test_paths_may_be_relative_to_the_current_folder(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(classifier.parents[1])
+    file = classifier.relative_to(Path.cwd())
+    assert content_digest(file) == content_digest(file.parent) == content_digest(classifier)
+
+
 def test_a_stage_gets_a_copy_under_our_names(tmp_path: Path) -> None:
     """Whatever the file is called and written as, workers find it in the stage's folder."""
     model = randomised(ConvNeXtV2.from_size("pocket", num_classes=2))
