@@ -1,6 +1,6 @@
 """The whole stack against a bare PyTorch loop: same model, batch and threads.
 
-The stack is the demo's pretraining as users run it: Ray Train, DeepSpeed ZeRO-1, FFCV, MLflow and
+The stack is the demo's pretraining as users run it: Ray, DeepSpeed ZeRO-1, FFCV, MLflow and
 checkpoints, one worker. The bare loop has its images in the device's memory, normalised, and does
 nothing but forward, backward and AdamW. Both run until their speed is steady; start-up is not
 counted.

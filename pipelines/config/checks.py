@@ -21,6 +21,9 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
     """All of them, each beginning with the dotted name of a field."""
     cluster = config.cluster
     problems = [*_geometry(config.model), *_zero(config)]
+    if cluster.least_workers > cluster.most_workers:
+        wrong = f"min {cluster.least_workers} is more than max {cluster.most_workers}"
+        return [*problems, f"cluster.num_workers: {wrong}"]
     for name, train in config.recipes().items():
         problems += (f"{name}: {problem}" for problem in _group_sizes(train, cluster))
         data = train.data if isinstance(train, IntermediateConfig) else config.data
@@ -37,9 +40,6 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
 def _group_sizes(train: TrainConfig, cluster: ClusterConfig) -> Iterator[str]:
     """Numbers of workers that cannot share a global batch."""
     least, most = cluster.least_workers, cluster.most_workers
-    if least > most:
-        yield f"cluster.num_workers: min {least} is more than max {most}"
-        return
     sizes = cluster.sizes_for(train)
     if sizes and {sizes[0], sizes[-1]} == {least, most}:
         return

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from cluster.batch_layout import group_sizes
 from cluster.engine.zero_config import ZeroSettings
 from cluster.resilience.watchdog import Limits
 from pipelines.config.data import DataConfig
-from pipelines.config.section import Positive, Section, Size
+from pipelines.config.section import KINDS, Positive, Section, Size
 from pipelines.config.training import (
     FinetuneConfig,
     IntermediateConfig,
@@ -52,10 +52,17 @@ class Workers(Section):
     max: Positive
 
 
+NumWorkers = Annotated[
+    Annotated[Positive, Tag(KINDS[0])] | Annotated[Workers, Tag(KINDS[1])],
+    Discriminator(lambda value: KINDS[isinstance(value, dict | Workers)]),
+]
+"""An error is about the kind that was given, not about both."""
+
+
 class ClusterConfig(Section):
     """Workers. Nothing here changes what is computed, so no stage is redone for it."""
 
-    num_workers: Positive | Workers = 1
+    num_workers: NumWorkers = 1
     """A number, or {min: 2, max: 8}: as many as there is room for, and whose number divides the
     global batch. Lost ones are done without, new ones are taken in."""
     cpus_per_worker: Positive = 1

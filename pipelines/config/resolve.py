@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from pipelines.config import PipelineConfig
 from pipelines.config.checks import find_conflicts
 from pipelines.config.file import read_config
+from pipelines.config.section import KINDS
 
 Wanted = Callable[[PipelineConfig], set[str]]
 """The stages of a configuration that are to run."""
@@ -168,7 +169,7 @@ def _validate(
         except ValidationError as error:
             mended = merged
             for item in error.errors():
-                path = [str(part) for part in item["loc"]]
+                path = [str(part) for part in item["loc"] if part not in KINDS]
                 # What is missing because it was wrong and taken out has been told already.
                 problems.setdefault(tuple(path), _describe(item, path, schema))
                 mended = _restore(mended, base, _known_prefix(path, schema) or path)
@@ -202,7 +203,8 @@ def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
     if name not in model.model_fields:
         return None
     annotation = model.model_fields[name].annotation
-    kinds = (annotation, *get_args(annotation))
+    either = get_args(annotation)
+    kinds = (annotation, *either, *(next(iter(get_args(kind)), None) for kind in either))
     sections = (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
     return next(sections, None)
 

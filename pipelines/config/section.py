@@ -23,6 +23,9 @@ def _some(duration: Duration) -> Duration:
     return duration
 
 
+KINDS = ("(a number)", "(a section)")
+"""Of a field that may be either. pydantic puts them into the paths of errors; nobody else needs
+them."""
 Size = Annotated[str, AfterValidator(_known_size)]
 Warmup = Annotated[Duration, _read("epochs"), PlainSerializer(str)]
 Length = Annotated[Duration, _read("epochs"), AfterValidator(_some), PlainSerializer(str)]

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from cluster.batch_layout import BatchLayout, micro_batch_sizes
+from cluster.batch_layout import BatchLayout, group_sizes, micro_batch_sizes
 
 TRIPLES = list(product(range(1, 41), range(1, 13), range(1, 10)))
 ADVICE = re.compile(r"(micro|global)_batch_size ([\d or]+) would work$")
@@ -61,3 +61,8 @@ def test_the_message_names_what_was_asked_for() -> None:
 )
 def test_micro_batch_sizes(whole: int, workers: int, sizes: list[int]) -> None:
     assert micro_batch_sizes(whole, workers) == sizes
+
+
+def test_group_sizes_are_those_that_share_the_batch() -> None:
+    assert group_sizes(128, 16, least=1, most=9) == [1, 2, 4, 8]
+    assert group_sizes(128, 64, least=3, most=9) == []

@@ -24,6 +24,19 @@ CONFLICTS = {
         "cluster.zero.offload_param: means something in stage 3 only, this is stage 1",
         "cluster.zero.stage=3",
     ),
+    "numbers of workers that do not divide": (
+        "demo",
+        ["finetune=null", "cluster.num_workers={min: 1, max: 3}"],
+        "pretrain: global_batch_size 128 does not divide into 3 workers x micro_batch_size 64; "
+        "global_batch_size 192 would work; of 1 to 3 workers, 1 or 2 would",
+        "cluster.num_workers={min: 1, max: 2}",
+    ),
+    "more at least than at most": (
+        "demo",
+        ["cluster.num_workers={min: 2, max: 1}"],
+        "cluster.num_workers: min 2 is more than max 1",
+        "cluster.num_workers=2",
+    ),
     "compiled under stage 3": (
         "demo",
         ["cluster.zero.stage=3", "finetune.compile=true"],
@@ -293,3 +306,24 @@ def test_conflicts_of_all_sections_are_told_at_once() -> None:
 def test_errors_below_optional_sections_name_the_field(override: str, words: str) -> None:
     preset = "knn-atto" if override.startswith("knn") else "imagenet22k-nano"
     assert problems(preset, override) == [words]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (
+            "{min: 1, mox: 2}",
+            [
+                "cluster.num_workers.max: has no default and must be given",
+                "unknown key 'cluster.num_workers.mox'; did you mean 'cluster.num_workers.max'?",
+            ],
+        ),
+        (
+            "{min: 0, max: 2}",
+            ["cluster.num_workers.min: input should be greater than 0, got 0"],
+        ),
+        ("0", ["cluster.num_workers: input should be greater than 0, got 0"]),
+    ],
+)
+def test_a_number_or_two_of_workers(value: str, words: list[str]) -> None:
+    assert problems("demo", f"cluster.num_workers={value}") == words
