@@ -63,7 +63,8 @@ def test_the_short_gelu_is_as_near_as_it_says(interpreted: list[dict[str, Any]])
     assert errors["slope"] < 2e-5
 
 
-# Registers of a thread, and instructions per multiplication (depthwise) or element (the others),
+# Registers of a thread, and instructions per multiplication (depthwise), channel (what GRN
+# does between its passes) or element (the others),
 # as the Triton of PyTorch's present release compiles them; the highest of the processors.
 CEILINGS = {
     "convolve bf16 s=8 C=40": (110, 2.3),
@@ -82,6 +83,8 @@ CEILINGS = {
     "gradient_sums bf16": (168, 29),
     "input_gradient bf16": (112, 28),
     "input_gradient fp32": (136, 50),
+    "grn norms bf16": (36, 53),
+    "grn norm_gradients bf16": (42, 98),
     "normalise bf16": (48, 17),
     "norm_gradients bf16": (112, 44),
 }

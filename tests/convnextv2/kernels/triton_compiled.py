@@ -102,6 +102,25 @@ def grn(name: str, dtype: str, **more: Any) -> Program:
     )
 
 
+def grn_of_groups(name: str, dtype: str) -> Program:
+    """What GRN does between its passes, a program for each group; work: channels of one thread."""
+    function = getattr(grn_programs, name)
+    sums = "*fp64" if dtype == "fp64" else "*fp32"
+    return Program(
+        f"grn {name} {dtype}",
+        function,
+        {
+            n: f"*{dtype}" if n == "gamma" else sums
+            for n in function.arg_names
+            if n not in ("splits", "C", "EPS", "CHANNELS")
+        },
+        {"C": 512, "EPS": 1e-6, "CHANNELS": 512},
+        work=4,
+        numbers=("splits",),
+        warps=4,
+    )
+
+
 def norm(name: str, dtype: str) -> Program:
     """LayerNorm; work: elements of one thread."""
     function = getattr(norm_programs, name)
@@ -139,6 +158,8 @@ PROGRAMS = (
     grn("respond", "bf16"),
     grn("gradient_sums", "bf16", AGAIN=True),
     *(grn("input_gradient", dtype) for dtype in ("bf16", "fp32")),
+    grn_of_groups("norms", "bf16"),
+    grn_of_groups("norm_gradients", "bf16"),
     norm("normalise", "bf16"),
     norm("norm_gradients", "bf16"),
 )
