@@ -10,8 +10,7 @@ namespace convnextv2 {
 
 enum Filter : int32_t { BICUBIC = 0, AREA = 1 };
 
-// Weights of every output pixel along one axis: those of source pixel `first[i]` and the ones after
-// it.
+// Weights of every output pixel along one axis, for source pixel `first[i]` and those after it.
 struct Axis {
   std::vector<int32_t> first;
   std::vector<float> weights;  // (outputs, taps)

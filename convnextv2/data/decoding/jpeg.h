@@ -56,10 +56,10 @@ class Jpeg {
     return true;
   }
 
-  // Hands the rows of the open image, from `top` on and at columns [left, right), to `take(y,
-  // pixels)` until `done()`. Before that, it calls `start(first_column, columns)` with the columns
-  // that the rows really have: a few more than asked for, or all of them if `whole`, which also
-  // decodes all rows. Returns false if the image is damaged.
+  // Hands the rows of the open image, from `top` on and at columns [left, right), to `take` until
+  // `done()`. Before that, it calls `start(first_column, columns)` with the columns that the rows
+  // really have: a few more than asked for, or all of them if `whole`, which also decodes all rows.
+  // Returns false if the image is damaged.
   template <class Start, class Take, class Done>
   bool rows(bool whole, int32_t top, int32_t left, int32_t right, Start start, Take take,
             Done done) {

@@ -15,7 +15,7 @@ _BANDS = _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE, _ORIENTATION = 281, 341, 274
 _PREMULTIPLIED, _STRAIGHT = 1, 2  # Values of the tag ExtraSamples.
 
-# Errors say what is wrong; without a handler it would be printed as well.
+# Errors say what is wrong; without a handler, tifffile would print it as well.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 

@@ -205,7 +205,7 @@ def _split_column(table: pa.Table) -> str | None:
 
 
 def _list_of(path: Path, split: Split) -> Path | None:
-    """The list of `split`, where the names of two lists side by side say that each is a split's."""
+    """The list of `split`, if two lists lie side by side whose names say which splits they are."""
     names = "|".join(word for names in SPLIT_NAMES.values() for word in names)
     pattern = re.compile(rf"(?<![a-z])({names})(?![a-z])", re.IGNORECASE)
 
