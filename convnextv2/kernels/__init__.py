@@ -1,7 +1,7 @@
-"""The operations that take most of the time, each by the fastest implementation available.
+"""The operations that take most of the time, each in the fastest implementation available.
 
-`plain` is PyTorch and runs everywhere; `native` is C++ for CPUs, `gpu` is Triton for GPUs. They
-are equal within rounding, and the tests hold them to that.
+`plain` is PyTorch and runs everywhere, `native` is C++ for CPUs, `gpu` is Triton for GPUs. Their
+results are equal within rounding, which the tests check.
 """
 
 import torch
@@ -31,7 +31,7 @@ def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
 
 
 def linear_after_grn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Linear layer that does not keep its input if that is the output of `gelu_grn`."""
+    """Linear layer that does not keep its input, if that is the output of `gelu_grn`."""
     eager = not torch.compiler.is_compiling()
     if eager and (native.usable(x, weight, bias) or gpu.usable(x, weight, bias)):
         return recomputed.linear_after_grn(x, weight, bias)
@@ -41,8 +41,9 @@ def linear_after_grn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Depthwise convolution of (B, H, W, C) by (C, 1, K, K), zero padding, same size.
 
-    Returns the output, and x for a shortcut around it: the gradient that comes back through this x
-    is added where that of the convolution is written, which spares a pass over both.
+    Returns the output, and x for a shortcut around the convolution. The gradient that comes back
+    through this x is added where the convolution's gradient is written, which saves a pass over
+    both.
     """
     if native.usable(x, weight, bias) and _is_7x7(weight):
         return native.depthwise(x, weight, bias)
@@ -59,9 +60,9 @@ def patch_depthwise(
     grid: tuple[int, int],
     neighbours: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same among the visible patches (B, V, s, s, C) that `patches` (B, V) numbers.
+    """The same among the visible patches (B, V, s, s, C), whose numbers are `patches` (B, V).
 
-    `neighbours` is what `neighbours_of` returned for them; without it, it is made anew.
+    `neighbours` is what `neighbours_of` returned for these patches; without it, it is built again.
     """
     if native.usable(x, weight, bias) and _is_7x7(weight):
         return native.patch_depthwise(x, weight, bias, patches, grid)

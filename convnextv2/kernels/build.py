@@ -1,4 +1,4 @@
-"""Loads the CPU kernels, compiled for this machine on first use (`convnextv2.kernels.compiler`)."""
+"""Loads the CPU kernels, which are compiled for this machine on first use."""
 
 import ctypes
 import logging
@@ -23,7 +23,7 @@ def turned_off() -> bool:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they cannot be compiled; logs the reason once.
+    """The compiled kernels, or None if they cannot be compiled; the reason is logged once.
 
     CONVNEXTV2_KERNELS=plain in the environment turns off these kernels and those for GPUs.
     """

@@ -1,8 +1,9 @@
 """Compiles C++ for this machine, once.
 
-A library's file name has a hash of everything it depends on: the sources, the compiler and the
-processor's instruction set. So different nodes of a cluster may share a home folder. A library is
-compiled in a temporary folder and renamed, so that several workers may compile it at once.
+A library's file name contains a hash of everything that it depends on: the sources, the compiler
+and the processor's instruction set. Different nodes of a cluster can therefore share a home folder.
+A library is compiled in a temporary folder and then renamed, so that several workers can compile
+the same one at once.
 """
 
 import hashlib
@@ -25,11 +26,11 @@ FLAGS = (
 
 
 def built(name: str, sources: Sequence[PathLike], flags: Sequence[str] = ()) -> Path:
-    """The shared library made of `sources`; the first is compiled, it includes the others.
+    """Return the shared library made from `sources`, of which the first includes the others.
 
     Raises:
         OSError: When there is no compiler.
-        subprocess.CalledProcessError: When it fails; `stderr` has the compiler's messages.
+        subprocess.CalledProcessError: When compiling fails; `stderr` has the compiler's messages.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
@@ -56,7 +57,7 @@ def cache_folder() -> Path:
 
 
 def _instructions() -> str:
-    """What -march=native looks at: the processor's flags, else its name."""
+    """What -march=native depends on: the processor's flags, or else its name."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     wanted = ("flags", "Features", "model name")

@@ -1,10 +1,11 @@
-// Depthwise K x K convolution over tiles with halos. A tile is a visible patch, or a piece of a dense
-// image: whatever `base` points to. Tiles that are masked (base < 0) or outside the grid read as zero.
+// Depthwise K x K convolution over tiles with halos. A tile is a visible patch or a piece of a
+// dense image, wherever `base` says. Tiles that are masked (base < 0) or outside the grid are read
+// as zeros.
 //
-// For every block of LANES channels a window of tiles and its halo are copied into a buffer that stays
-// in the nearest cache; the convolution, its adjoint and the weight's gradient then run on it with all
-// accumulators in registers. The window is one tile, or the whole image where tiles are so small that
-// their halos overlap many times.
+// For every block of LANES channels, a window of tiles and its halo are copied into a buffer that
+// stays in the nearest cache. The convolution, its adjoint and the weight's gradient then run on
+// the buffer with all accumulators in registers. The window is one tile or, if tiles are so small
+// that their halos overlap many times, the whole image.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -28,9 +29,9 @@ struct Tiles {
     int64_t window(int reach) const { return (span().rows * height + 2 * reach) * wide(reach); }
 };
 
-// Copies the tiles around (row, column) of image b, `reach` sites in every direction, into `buffer`:
-// (height + 2 reach) x wide vectors. With span = (rows, columns) tiles it is a window of the image
-// that many tiles high and wide.
+// Copies the window of `span` tiles that starts at tile (row, column) of image b, and `reach` sites
+// around it in every direction, into `buffer`: as many rows of vectors as the window and its halo
+// have rows of sites.
 template <typename T>
 void fetch(const T* x, const Tiles& t, int64_t b, int64_t row, int64_t column, Span span,
            int64_t channel, int reach, Vec<T>* buffer) {
@@ -58,8 +59,9 @@ void fetch(const T* x, const Tiles& t, int64_t b, int64_t row, int64_t column, S
         }
 }
 
-// X outputs side by side: sum over the window of weight x input. A single sum would wait for itself
-// at every step, so few outputs have several sums each; all of them stay in registers.
+// X outputs side by side, each the sum over its window of weight x input. A single accumulator
+// would wait for its own result at every step, so each output has several if outputs are few. All
+// of them stay in registers.
 template <typename T, int K, int X>
 inline void window_sums(const Vec<T>* in, int64_t wide, const Vec<T>* weight, Vec<T> start,
                         Vec<T>* out) {
@@ -78,8 +80,8 @@ inline void window_sums(const Vec<T>* in, int64_t wide, const Vec<T>* weight, Ve
     }
 }
 
-// `in` points to the window of the tile's first site, in a buffer `wide` vectors across. With
-// `added`, a tensor like `out`, what lies there is added to what is written.
+// `in` points to the window of the tile's first site, in a buffer `wide` vectors across. If `added`
+// is given, a tensor like `out`, it is added to the result.
 template <typename T, int K>
 void convolve_tile(const Vec<T>* in, int64_t wide, const Tiles& t, const Vec<T>* weight, Vec<T> bias,
                    const T* added, T* out, int64_t base, int64_t channel) {
@@ -102,7 +104,8 @@ void convolve_tile(const Vec<T>* in, int64_t wide, const Tiles& t, const Vec<T>*
         }
 }
 
-// Adds the tile's part to the gradient of weight (K x K) and bias (the vector behind it).
+// Adds the tile's part to the gradients of the weight (K x K vectors) and of the bias (the vector
+// behind them).
 template <typename T, int K>
 void correlate_tile(const Vec<T>* in, const Vec<T>* grad, int64_t wide, const Tiles& t,
                     Vec<T>* total) {
@@ -121,7 +124,8 @@ void correlate_tile(const Vec<T>* in, const Vec<T>* grad, int64_t wide, const Ti
         for (int64_t j = 0; j < t.width; j++) total[K * K] += centre[i * wide + j];
 }
 
-// (C, K, K) to K x K vectors of the LANES channels from `channel`; turned by 180 degrees on demand.
+// Packs weights (C, K, K) into K x K vectors of the LANES channels from `channel` on, turned by 180
+// degrees if `turned`.
 template <typename T, int K>
 void pack(const T* weight, int64_t channels, int64_t channel, bool turned, Vec<T>* packed) {
     for (int k = 0; k < K * K; k++) {
@@ -136,7 +140,8 @@ template <typename T> inline int64_t blocks(int64_t channels) {
     return (channels + LANES<T> - 1) / LANES<T>;
 }
 
-// Calls act(tile's base, place of its window in the buffer) for the visible tiles of a window.
+// Calls act(base of the tile, position of its window in the buffer) for each visible tile of a
+// window.
 template <typename F>
 inline void each_visible(const Tiles& t, int64_t b, int64_t row, int64_t column, int reach, F&& act) {
     const Span span = t.span();
@@ -147,7 +152,7 @@ inline void each_visible(const Tiles& t, int64_t b, int64_t row, int64_t column,
         }
 }
 
-// Calls act(row, column) for the windows of image b in which anything is visible.
+// Calls act(row, column) for each window of image b, except those of a single masked tile.
 template <typename F> inline void each_window(const Tiles& t, int64_t b, F&& act) {
     const Span span = t.span();
     for (int64_t row = 0; row < t.rows; row += span.rows)
@@ -182,9 +187,9 @@ void depthwise_forward(const T* x, const T* weight, const T* bias, T* out, const
     }
 }
 
-// `shortcut` is a gradient like grad_x that is added to it.
-// The sums over images are taken in `parts` pieces, each in order, whatever the number of threads:
-// the same numbers come out on any machine. partial: (parts, blocks, K * K + 1) vectors.
+// `shortcut` is a gradient like grad_x and is added to it. The sums over images are taken in
+// `parts` pieces, each in order, so that any number of threads gives the same result. partial:
+// (parts, blocks, K * K + 1) vectors.
 template <typename T, int K>
 void depthwise_backward(const T* x, const T* weight, const T* grad, const T* shortcut, T* grad_x,
                         T* grad_weight, T* grad_bias, const Tiles& t, int threads) {

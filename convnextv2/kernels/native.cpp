@@ -1,5 +1,5 @@
-// C entry points of the CPU kernels, called through ctypes: no header of Python or PyTorch is needed,
-// so that a compiler has them ready in seconds. OpenMP's threads are PyTorch's own (one libgomp).
+// C entry points of the CPU kernels, called through ctypes. They need no headers of Python or
+// PyTorch, so that they compile in seconds. OpenMP uses the same threads as PyTorch (one libgomp).
 #include "depthwise.h"
 #include "pointwise.h"
 

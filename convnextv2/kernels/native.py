@@ -1,7 +1,7 @@
-"""The operations on CPUs, compiled (native.cpp): fp32 and fp64, forward and backward.
+"""The operations on CPUs, compiled from native.cpp: fp32 and fp64, forward and backward.
 
-Without them time goes into passes over tensors four times wider than the input (GELU, GRN and their
-backward) and into the depthwise backward, for which PyTorch has no good CPU kernel.
+Without them, most time goes into passes over tensors four times as wide as the input (GELU, GRN and
+their backward) and into the depthwise backward, for which PyTorch has no good CPU kernel.
 """
 
 import ctypes
@@ -16,15 +16,15 @@ from convnextv2.kernels.build import library
 
 KERNEL_SIZE = 7
 GRN_EPS = 1e-6
-# A tile with its halo, sixteen channels wide, fits the first cache.
+# A tile with its halo, sixteen channels wide, fits the first-level cache.
 LARGEST_TILE = 16
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
 def usable(x: Tensor, *parameters: Tensor) -> bool:
-    """Whether these kernels take `x`: on the CPU, fp32 or fp64, in eager mode, compiled.
+    """Whether these kernels are compiled and take `x`: on the CPU, fp32 or fp64, in eager mode.
 
-    They read raw memory, so the parameters must have x's dtype and device and be contiguous.
+    They read raw memory, so the parameters must be contiguous and have x's dtype and device.
     """
     return (
         x.device.type == "cpu"
@@ -86,7 +86,7 @@ class _LayerNorm(torch.autograd.Function):
 def grn_forward(
     x: Tensor, gamma: Tensor, beta: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`Arithmetic.grn_forward` of `recomputed`."""
+    """Implements `recomputed.Arithmetic.grn_forward`."""
     out, norm = torch.empty_like(x), x.new_empty(groups, x.shape[-1])
     scale = torch.empty_like(norm)
     sizes = _group_sizes(x, groups)
@@ -97,7 +97,7 @@ def grn_forward(
 def grn_sums(
     x: Tensor, grad: Tensor, beta: Tensor, scale: Tensor, out: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`Arithmetic.grn_sums` of `recomputed`."""
+    """Implements `recomputed.Arithmetic.grn_sums`."""
     along, plain = torch.empty_like(scale), torch.empty_like(scale)
     sizes = _group_sizes(x, len(scale))
     _call("gelu_grn_sums", x, grad, x, scale, beta, out, along, plain, *sizes)
@@ -112,7 +112,7 @@ def grn_backward(
     scale: Tensor,
     sums: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`Arithmetic.grn_backward` of `recomputed`."""
+    """Implements `recomputed.Arithmetic.grn_backward`."""
     along, plain = sums
     grad_x, by_gamma = torch.empty_like(x), torch.empty_like(norm)
     inputs, sizes = (grad, x, gamma, norm, along), _group_sizes(x, len(norm))
@@ -121,7 +121,7 @@ def grn_backward(
 
 
 def _group_sizes(x: Tensor, groups: int) -> tuple[int, int, int]:
-    """Groups, rows of one, channels."""
+    """Number of groups, rows per group, channels."""
     return groups, x.numel() // (groups * x.shape[-1]), x.shape[-1]
 
 
@@ -136,7 +136,8 @@ class _Depthwise(torch.autograd.Function):
         out = torch.empty_like(x)
         _call("depthwise_forward", x, x, weight, bias, out, tiles)
         ctx.save_for_backward(x, weight)
-        ctx.base, ctx.tile = base, tile  # base may have been made in inference mode
+        # Not by save_for_backward: the cached base may have been made in inference mode.
+        ctx.base, ctx.tile = base, tile
         return out, shortcut
 
     @staticmethod
@@ -153,13 +154,13 @@ class _Depthwise(torch.autograd.Function):
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """As `plain.layer_norm`."""
+    """Like `plain.layer_norm`."""
     out: Tensor = _LayerNorm.apply(x, weight, bias, eps)
     return out
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """As `plain.depthwise`, for 7x7, and x for the shortcut."""
+    """Like `plain.depthwise`, for 7x7 kernels; also returns x for the shortcut."""
     batch, height, width, _ = x.shape
     tile = _largest_divisor(height), _largest_divisor(width)
     base = _dense_base(batch, height, width, tile)
@@ -170,9 +171,9 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 def patch_depthwise(
     x: Tensor, weight: Tensor, bias: Tensor, patches: Tensor, grid: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """As `plain.patch_depthwise`, for 7x7, and x for the shortcut.
+    """Like `plain.patch_depthwise`, for 7x7 kernels; also returns x for the shortcut.
 
-    Sites that are not there are neither stored nor read.
+    Masked sites are neither stored nor read.
     """
     batch, visible, side = x.shape[:3]
     base = torch.full((batch, grid[0] * grid[1]), -1, dtype=torch.int64)
@@ -189,6 +190,6 @@ def _largest_divisor(length: int) -> int:
 
 @cache
 def _dense_base(batch: int, height: int, width: int, tile: tuple[int, int]) -> Tensor:
-    """First site of every tile of (B, H, W) as (B, H/h, W/w)."""
+    """Number of the first site of every tile of (B, H, W), as (B, H/h, W/w)."""
     sites = torch.arange(batch * height * width).view(batch, height, width)
     return sites[:, :: tile[0], :: tile[1]].contiguous()

@@ -1,6 +1,6 @@
 """The operations in plain PyTorch: for any device and dtype, for export, and to test the others.
 
-Legend: B batch, C channels, V visible patches, s side of one.
+Legend: B batch, C channels, V visible patches, s side of a patch in sites.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last dimension; fp32 inside."""
+    """LayerNorm over the last dimension, computed in fp32 or wider."""
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
@@ -52,15 +52,15 @@ def patch_depthwise(
 ) -> Tensor:
     """Depthwise convolution among the visible patches (B, V, s, s, C) of a grid; others are zero.
 
-    `patches` (B, V) numbers the visible ones in rows. The sites are scattered on a canvas of
-    zeros, convolved there, and gathered again.
+    `patches` (B, V) are the numbers of the visible patches in the grid, counted row by row. Their
+    sites are scattered on a canvas of zeros, convolved there, and gathered again.
     """
     positions = site_positions(patches, grid, x.shape[2])
     return gather_sites(depthwise(scatter_sites(x, positions, grid), weight, bias), positions)
 
 
 def site_positions(patches: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """Flat position (B, V, s, s) on the canvases (B, H, W) of every site of `patches` (B, V)."""
+    """Flat positions (B, V, s, s) of the sites of `patches` (B, V) on canvases (B, H, W)."""
     rows, columns = grid
     step = torch.arange(side, device=patches.device)
     image = torch.arange(len(patches), device=patches.device)[:, None, None, None]
@@ -80,16 +80,16 @@ def scatter_sites(x: Tensor, positions: Tensor, grid: tuple[int, int]) -> Tensor
 
 
 def gather_sites(canvas: Tensor, positions: Tensor) -> Tensor:
-    """Gather sites from canvases (B, H, W, C), each at most once: (*positions.shape, C)."""
+    """Gather sites at distinct positions from canvases (B, H, W, C): (*positions.shape, C)."""
     rows: Tensor = _GatherRows.apply(canvas.reshape(-1, canvas.shape[-1]), positions.flatten())
     return rows.view(*positions.shape, -1)
 
 
 class _ScatterRows(torch.autograd.Function):
-    """Rows to positions of a larger zero tensor; unique ones, so `_GatherRows` is its adjoint.
+    """Copy rows to distinct positions of a larger zero tensor; `_GatherRows` is the adjoint.
 
     The backward of PyTorch's index_select accumulates row by row. Here no two rows have the same
-    position, so that both directions are plain copies.
+    position, so both directions are plain copies.
     """
 
     @staticmethod
@@ -103,7 +103,7 @@ class _ScatterRows(torch.autograd.Function):
 
 
 class _GatherRows(torch.autograd.Function):
-    """Adjoint of `_ScatterRows`: rows at the positions."""
+    """Copy the rows at distinct positions; the adjoint of `_ScatterRows`."""
 
     @staticmethod
     def forward(ctx: Any, canvas: Tensor, positions: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-// LayerNorm over channels, and GELU followed by GRN: what is done between two matrix products.
-// Rows are sites, (rows, channels) in memory. Sums over rows are taken in a fixed number of pieces,
-// each in order, so that they do not depend on the number of threads.
+// LayerNorm over channels, and GELU followed by GRN: the work between two matrix products. Rows are
+// sites: tensors are (rows, channels) in memory. Sums over rows are taken in a fixed number of
+// pieces, each in order, so that any number of threads gives the same result.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -73,7 +73,7 @@ void layer_norm_backward(const T* grad, const T* x, const T* weight, const T* me
     }
 }
 
-// The rows of each group, cut so that there is work for everybody even when there is one group.
+// The rows of each group, cut so that all threads have work even if there is one group.
 struct Groups {
     int64_t groups, rows, channels;
     int64_t cuts() const { return std::max<int64_t>(1, PIECES / groups); }
@@ -130,8 +130,8 @@ void gelu_grn_forward(const T* x, const T* gamma, const T* beta, T eps, T* out, 
     }
 }
 
-// First half of the backward: sums over the rows of each group of grad * gelu(x) and of grad, and in
-// the same pass the output once more, from what the forward has kept; out may be null.
+// First half of the backward: the sums over the rows of each group of grad * gelu(x) and of grad
+// and, in the same pass, the recomputed output, unless `out` is null.
 template <typename T>
 void gelu_grn_sums(const T* grad, const T* x, const T* scale, const T* beta, T* out, T* along, T* plain,
                    Groups g, int threads) {
@@ -165,7 +165,7 @@ void gelu_grn_sums(const T* grad, const T* x, const T* scale, const T* beta, T* 
     }
 }
 
-// Second half: the gradient of x from the sums `along`, and of gamma by group.
+// Second half: the gradient of x, from the sums `along`, and the gradient of gamma by group.
 template <typename T>
 void gelu_grn_backward(const T* grad, const T* x, const T* gamma, const T* norm, const T* along, T eps,
                        T* grad_x, T* grad_gamma, Groups g, int threads) {

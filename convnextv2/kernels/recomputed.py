@@ -1,8 +1,8 @@
-"""GELU + GRN and the linear layer after it, which recompute the tensor between them.
+"""GELU + GRN and the linear layer after it, without keeping the tensor between them.
 
 GRN's output is the widest tensor of a block, and only the weight gradient of the linear layer needs
-it. So it is not kept: the linear layer's backward recomputes it, in the same pass over memory in
-which it takes the sums that GRN's backward starts from. `Arithmetic` is what computes: the compiled
+it. So it is not kept: the backward of the linear layer recomputes it, in the same pass over memory
+that takes the sums from which GRN's backward starts. `Arithmetic` does the computing: the compiled
 kernels on CPUs, Triton on GPUs.
 """
 
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 
 class Arithmetic(Protocol):
-    """GELU + GRN on contiguous x (..., C) in equal groups; each defines the form of its sums."""
+    """GELU + GRN on contiguous x (..., C) in equal groups; the form of the sums is its own."""
 
     def grn_forward(
         self, x: Tensor, gamma: Tensor, beta: Tensor, groups: int
@@ -25,7 +25,7 @@ class Arithmetic(Protocol):
     def grn_sums(
         self, x: Tensor, grad: Tensor, beta: Tensor, scale: Tensor, out: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Sums by group of grad x GELU(x) and of grad; fills `out`, if given, with the output."""
+        """Sums by group of grad x GELU(x) and of grad; writes the output to `out`, if given."""
 
     def grn_backward(
         self,
@@ -40,13 +40,13 @@ class Arithmetic(Protocol):
 
 
 def gelu_grn(arithmetic: Arithmetic, x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
-    """As `plain.gelu_grn`; keeps only its input and the norms for backward."""
+    """Like `plain.gelu_grn`; for backward, of the large tensors only the input is kept."""
     out: Tensor = _GeluGRN.apply(x, gamma, beta, groups, arithmetic)
     return out
 
 
 def linear_after_grn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Linear layer on the output of `gelu_grn`, which is recomputed in the backward, not kept."""
+    """Linear layer that recomputes its input in backward, if `gelu_grn` has made it."""
     if type(x.grad_fn).__name__ != f"{_GeluGRN.__name__}Backward":
         return F.linear(x, weight, bias)
     out: Tensor = _LinearAfterGRN.apply(x, weight, bias, x.grad_fn)
@@ -60,7 +60,7 @@ class _GeluGRN(torch.autograd.Function):
     ) -> Tensor:
         x = x.contiguous()
         out, norm, scale = arithmetic.grn_forward(x, gamma, beta, groups)
-        # A copy of beta: ZeRO-3 takes the parameter away before the output is computed again.
+        # A copy of beta, because ZeRO-3 frees the parameter before the output is recomputed.
         ctx.save_for_backward(x, gamma, beta.clone(), norm, scale)
         ctx.arithmetic = arithmetic
         return out
@@ -69,7 +69,7 @@ class _GeluGRN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, gamma, beta, norm, scale = _kept(ctx)
-        # Removed from the node, which lives, with all its attributes, as long as the loss does.
+        # Removed from the node, because it and its attributes live as long as the loss does.
         known, ctx.sums = getattr(ctx, "sums", None), None
         if known is not None and known[0] is grad:
             sums = known[1]
@@ -105,7 +105,7 @@ class _LinearAfterGRN(torch.autograd.Function):
 
 
 def _kept(node: Any) -> Any:
-    """Tensors saved on a node, unpacked once: activation checkpointing allows no second time."""
+    """Tensors saved on a node, unpacked once: activation checkpointing forbids a second time."""
     if getattr(node, "kept", None) is None:
         node.kept = node.saved_tensors
     return node.kept

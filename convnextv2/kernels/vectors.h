@@ -1,5 +1,5 @@
-// Sixteen floats or eight doubles at a time, in GCC's vector extension: one AVX-512 register, two of
-// AVX2, four of NEON; the compiler splits. Memory is read and written unaligned.
+// Vectors of sixteen floats or eight doubles in GCC's vector extension. The compiler splits them
+// into registers: one of AVX-512, two of AVX2, four of NEON. Memory is read and written unaligned.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -28,7 +28,8 @@ template <typename T> inline Vec<T> load(const T* from) {
 }
 template <typename T> inline void store(T* to, Vec<T> v) { std::memcpy(to, &v, BYTES); }
 
-// Half a vector and zeros, put together in registers: through memory the processor would wait.
+// Half a vector followed by zeros, joined in registers: the processor would stall on a way through
+// memory.
 inline Vec<float> half(const float* from) {
     typedef float Half __attribute__((vector_size(BYTES / 2)));
     Half h, zero{};
@@ -42,8 +43,9 @@ inline Vec<double> half(const double* from) {
     return __builtin_shufflevector(h, zero, 0, 1, 2, 3, 4, 5, 6, 7);
 }
 
-// The first n lanes only, zeros behind them: the last channels of a row. Every published size has
-// whole or half vectors; a copy of known length is one instruction, of unknown length a call.
+// Loads the first n lanes, with zeros behind them: the last channels of a row. In every published
+// size n is a whole or half vector; copying a known length takes one instruction, an unknown length
+// a call.
 template <typename T> inline Vec<T> load(const T* from, int n) {
     if (n == LANES<T>) return load(from);
     if (n == LANES<T> / 2) return half(from);
@@ -57,7 +59,7 @@ template <typename T> inline void store(T* to, Vec<T> v, int n) {
     else std::memcpy(to, &v, n * sizeof(T));
 }
 
-// The first n lanes, zeros behind them.
+// Keeps the first n lanes and sets the others to zero.
 template <typename T> inline Vec<T> first(Vec<T> v, int n) {
     if (n == LANES<T>) return v;
     T lanes[LANES<T>];
@@ -65,7 +67,7 @@ template <typename T> inline Vec<T> first(Vec<T> v, int n) {
     return load(lanes, n);
 }
 
-// Lanes added to those 1, 2, 4 ... places away until each holds all of them.
+// Adds to each lane those 1, 2, 4 ... places away, until each holds the sum of all.
 template <typename T> inline T sum(Vec<T> v) {
     using I = typename Lanes<T>::I;
     I lane;
@@ -96,7 +98,7 @@ inline Vec<float> exp_of_negative(Vec<float> x) {
 }
 
 // phi(x) = exp(-x^2 / 2), and cdf(x) = (1 + erf(x / sqrt 2)) / 2 by Abramowitz & Stegun 7.1.26
-// (absolute error 1.5e-7), which has the very same exponential in it.
+// (absolute error 1.5e-7), which uses the same exponential.
 template <typename T> struct Normal { Vec<T> phi, cdf; };
 
 inline Normal<float> normal(Vec<float> x) {

@@ -1,11 +1,14 @@
-"""The C++ decoder, and its functions as compiled code calls them.
+"""The C++ decoder, and its functions as code compiled by numba calls them.
 
-`locate(table, shards, sample, pixel_bytes, place)` fills `place` (6 int64: address, size, mode,
-height, width, label). `view(place, box, filter, decode, height, width, out)` writes the box (6
-float64: top, left, bottom, right, mirrored, beyond) of that image to `out` (height, width, 3)
-uint8; `view_bands(place, box, filter, height, width, channels, value_bytes, out)` does it for
-other channels and for 16 bits. `prefetch(table, shards, samples, count, pixel_bytes)` has the
-kernel read ahead. Arrays are given by address; the first three return a `Problem`.
+Arrays are passed by address. The first three functions return a `Problem`.
+
+- `locate(table, shards, sample, pixel_bytes, place)` finds a sample and fills `place` (6 int64:
+  address, size, mode, height, width, label).
+- `view(place, box, filter, decode, height, width, out)` writes the box (6 float64: top, left,
+  bottom, right, mirrored, beyond) of that image to `out` (height, width, 3) uint8.
+- `view_bands(place, box, filter, height, width, channels, value_bytes, out)` does the same for
+  other numbers of channels and for 16 bits.
+- `prefetch(table, shards, samples, count, pixel_bytes)` asks the kernel to read samples ahead.
 """
 
 import ctypes
@@ -33,7 +36,7 @@ class Problem(IntEnum):
     UNREADABLE = 3
 
 
-# By name, not by address, so that numba can keep what calls them on disk.
+# Linked by name, not by address, so that numba can cache the compiled callers on disk.
 _pointer = types.intp
 locate = types.ExternalFunction(
     "convnextv2_locate",
@@ -51,10 +54,10 @@ view_bands = types.ExternalFunction(
 
 @cache
 def library() -> ctypes.CDLL:
-    """The decoder, compiled on first use (3 seconds, once per machine); names are linked to it.
+    """The decoder, compiled on first use (3 seconds, once per machine) and linked for numba.
 
     Raises:
-        RuntimeError: When it cannot be compiled; says what is missing.
+        RuntimeError: When it cannot be compiled; the message says what is missing.
     """
     try:
         path = str(built("decoding", SOURCES, ["-ljpeg"]))

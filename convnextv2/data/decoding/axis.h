@@ -1,4 +1,4 @@
-// Which pixels of a source make one of the output, along one axis, and with what weights.
+// Which source pixels make an output pixel along one axis, and with what weights.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace convnextv2 {
 
 enum Filter : int32_t { BICUBIC = 0, AREA = 1 };
 
-// Weights of every output pixel along one axis: those of `first[i]` and the taps after it.
+// Weights of every output pixel along one axis, for source pixel `first[i]` and those after it.
 struct Axis {
   std::vector<int32_t> first;
   std::vector<float> weights;  // (outputs, taps)
@@ -21,17 +21,19 @@ struct Axis {
 };
 
 inline double cubic(double x) {
-  // Keys' kernel with a = -0.5, as Pillow has it.
+  // Keys' cubic kernel with a = -0.5, as in Pillow.
   x = std::fabs(x);
   if (x < 1.0) return (1.5 * x - 2.5) * x * x + 1.0;
   if (x < 2.0) return ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0;
   return 0.0;
 }
 
-// The weights of one output pixel, before they are cut to what is there.
+// Fills `run` with the weights of one output pixel, not yet cut at the border, and returns the
+// first source pixel.
 inline int32_t weigh(std::vector<double>& run, Filter filter, double begin, double scale,
                      int32_t output, bool enlarges) {
-  // Relative to the first pixel, as OpenCV and Pillow count: the same quotients fall on whole pixels.
+  // Positions are relative to the first pixel, as in OpenCV and Pillow, so that they round alike
+  // where one falls on a whole pixel.
   run.clear();
   const double origin = std::floor(begin), offset = begin - origin;
   const double left = offset + output * scale, right = offset + (output + 1) * scale;
@@ -53,14 +55,14 @@ inline int32_t weigh(std::vector<double>& run, Filter filter, double begin, doub
   return first + static_cast<int32_t>(origin);
 }
 
-// `outputs` pixels that cover [begin, end) of an axis; pixels outside [low, high) are not looked at.
-// BICUBIC is Pillow's: antialiased, weights cut at the border and scaled to sum to one. AREA is
-// OpenCV's INTER_AREA: means of the covered pixels, or where it enlarges (on either axis), pixels
-// with linear seams between them, the last one repeated.
+// Weights for `outputs` pixels that cover [begin, end) of an axis; pixels outside [low, high) are
+// not used. BICUBIC is Pillow's: antialiased, with weights cut at the border and scaled to sum to
+// one. AREA is OpenCV's INTER_AREA: means of the covered pixels or, if either axis is enlarged,
+// pixels with linear seams between them and the last one repeated.
 inline void make_axis(Axis& axis, Filter filter, int32_t outputs, double begin, double end,
                       int32_t low, int32_t high, bool enlarges) {
   thread_local std::vector<double> run;
-  // OpenCV inverts its factor, which decides seams that fall on whole pixels.
+  // OpenCV inverts its factor; that rounding decides seams that fall on whole pixels.
   const double scale = filter == AREA ? 1.0 / (outputs / (end - begin)) : (end - begin) / outputs;
   const double reach = filter == BICUBIC ? 4.0 * std::max(scale, 1.0) : enlarges ? 1.0 : scale;
   axis.taps = std::min(high - low, static_cast<int32_t>(std::ceil(reach)) + 1);

@@ -1,5 +1,5 @@
-// Resampling of rows with any number of channels, of 8 or 16 bits: what resample.h does for RGB, by
-// the same weights and in the same order, without its vectors.
+// Resampling of rows with any number of channels, of 8 or 16 bits. It does what resample.h does for
+// RGB, with the same weights in the same order, but without explicit vectors.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +16,8 @@ class BandResampler {
  public:
   Axis rows, columns;
 
-  // The axes are set before. The rows that come have `count` pixels of `channels` values, from
-  // column `left` on.
+  // The axes must be set first. The rows to come have `count` pixels of `channels` values, starting
+  // at column `left`.
   void start(int32_t height, int32_t width, int32_t channels, bool mirrored, int32_t left,
              int32_t count, Value* out) {
     height_ = height, width_ = width, channels_ = channels, mirrored_ = mirrored, left_ = left;
@@ -29,7 +29,7 @@ class BandResampler {
 
   bool done() const { return next_ == height_; }
 
-  // Row `y` of the source. Rows come in order, none is left out from the first one that is needed.
+  // Takes row `y` of the source. Rows come in order and without gaps, from the first one needed.
   void take(int32_t y, const Value* pixels) {
     std::copy(pixels, pixels + length_, kept_row(y));
     while (!done() && rows.first[next_] + rows.taps <= y + 1) {

@@ -1,6 +1,8 @@
-// Images of mapped .beton files as the network sees them: found, decoded, cropped, resized, flipped.
+// Images of memory-mapped .beton files as the network sees them: found, decoded, cropped, resized
+// and flipped.
 //
-// Called from code that numba compiled (convnextv2/data/loading/views.py), once per image, without Python.
+// Called once per image, without Python, by code that numba compiled
+// (convnextv2/data/loading/views.py).
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -30,8 +32,8 @@ struct __attribute__((packed)) Record {
 static_assert(sizeof(Record) == 24, "FFCV aligns fields to 8 bytes");
 
 enum Mode : int64_t { JPEG = 0, RAW = 1 };
-// How much of a JPEG is decoded: what the crop needs, at a reduced scale where it is large; what it
-// needs; everything.
+// How much of a JPEG is decoded. REDUCED: what the crop needs, at a reduced scale if the crop is
+// large. EXACT: what the crop needs, at full scale. FULL: everything.
 enum Decode : int32_t { REDUCED = 0, EXACT = 1, FULL = 2 };
 enum Problem : int32_t { NONE = 0, NOT_THERE = 1, DAMAGED = 2, UNREADABLE = 3 };
 
@@ -39,8 +41,8 @@ struct Place {
   int64_t address, size, mode, height, width, label;
 };
 
-// A crop [top, bottom) x [left, right) in pixels of the stored image. Pixels outside of it are used
-// by the filter's wings only if `beyond`.
+// A crop [top, bottom) x [left, right) in pixels of the stored image. Only if `beyond` is set does
+// the resampling filter also use pixels outside of it.
 struct Box {
   double top, left, bottom, right, mirrored, beyond;
 };
@@ -58,7 +60,7 @@ int32_t clamp(double value, int32_t low, int32_t high) {
   return static_cast<int32_t>(std::min<double>(high, std::max<double>(low, value)));
 }
 
-// The weights of a view, of an image that is shrunk by 1/`shrink` as it is decoded.
+// Computes the weights of a view of an image that is decoded at 1/`shrink` of its size.
 template <class AnyResampler>
 void make_axes(AnyResampler& resampler, const Place& place, const Box& box, int32_t filter,
                int32_t height, int32_t width, int32_t shrink) {
@@ -98,9 +100,9 @@ int32_t view_bands(const Place& place, const Box& box, int32_t filter, int32_t h
 
 extern "C" {
 
-// Where sample `sample` lies; its pixels have `pixel_bytes`, and are no JPEG unless that is an RGB's
-// three. FFCV keeps sizes in another table, 24 bytes a sample more; here an
-// image ends where the next one begins, or with its page.
+// Finds sample `sample`, whose pixels have `pixel_bytes` bytes; only those of three bytes (RGB) may
+// be stored as JPEG. FFCV keeps sizes in another table, 24 more bytes to read per sample; here an
+// image ends where the next one begins, or at the end of its page.
 int32_t convnextv2_locate(const Shard* shards, int64_t count, uint64_t sample, int32_t pixel_bytes,
                           Place* place) {
   const Shard* shard = shard_of(shards, count, sample);
@@ -117,7 +119,8 @@ int32_t convnextv2_locate(const Shard* shards, int64_t count, uint64_t sample, i
       if (next > begin && next < end) end = next;
     }
     const uint64_t pixels = static_cast<uint64_t>(pixel_bytes) * record.height * record.width;
-    // After the pages comes FFCV's table, 24 bytes a sample: a row may be read a vector too far.
+    // Resampling may read a vector beyond the last row. FFCV's table, which follows the pages,
+    // leaves room for that.
     if (end + LANES > shard->bytes || pixels == 0 || record.mode > RAW) return DAMAGED;
     if (record.mode == JPEG && pixel_bytes != 3) return DAMAGED;
     if (record.mode == RAW && pixels > end - begin) return DAMAGED;
@@ -128,8 +131,8 @@ int32_t convnextv2_locate(const Shard* shards, int64_t count, uint64_t sample, i
   });
 }
 
-// Ask the kernel to read these samples while others are decoded. A sample that is not there is left
-// to the one who decodes it.
+// Asks the kernel to read these samples while others are decoded. Missing samples are skipped here;
+// decoding them reports the problem.
 void convnextv2_prefetch(const Shard* shards, int64_t count, const uint64_t* samples,
                          int64_t wanted, int32_t pixel_bytes) {
   const int64_t page = sysconf(_SC_PAGESIZE);
@@ -141,7 +144,7 @@ void convnextv2_prefetch(const Shard* shards, int64_t count, const uint64_t* sam
   }
 }
 
-// Write the `box` of the image at `place` to `out` (height, width, 3).
+// Writes the `box` of the image at `place` to `out` (height, width, 3).
 int32_t convnextv2_view(const Place* place, const Box* box, int32_t filter, int32_t decode,
                         int32_t height, int32_t width, uint8_t* out) {
   thread_local Jpeg jpeg;
@@ -184,7 +187,8 @@ int32_t convnextv2_view(const Place* place, const Box* box, int32_t filter, int3
   });
 }
 
-// The same for pixels of any number of channels, of 8 or 16 bits: `out` is (height, width, channels).
+// The same for pixels with any number of channels, of 8 or 16 bits: `out` is (height, width,
+// channels).
 int32_t convnextv2_view_bands(const Place* place, const Box* box, int32_t filter, int32_t height,
                               int32_t width, int32_t channels, int32_t value_bytes, void* out) {
   if (value_bytes == 1) {

@@ -1,7 +1,7 @@
-// Mapped memory that cannot be read, as a return value instead of the end of the process.
+// Reports mapped memory that cannot be read by a return value, instead of ending the process.
 //
-// A disk or network that fails, and a file that has become shorter, are SIGBUS to who reads a mapped
-// file. Here it is caught, for as long as this thread reads one.
+// If a disk or network fails, or a file has become shorter, whoever reads the mapped file gets
+// SIGBUS. It is caught here, but only while this thread reads a mapped file.
 #pragma once
 
 #include <atomic>
@@ -16,20 +16,21 @@ inline struct sigaction before_us;
 
 inline void on_fault(int) {
   if (way_back != nullptr) siglongjmp(*way_back, 1);
-  // Somebody else's: on return the same instruction fails again, and theirs to deal with it is.
+  // The fault is not ours: put the previous handler back. On return, the same instruction fails
+  // again and that handler is called.
   sigaction(SIGBUS, &before_us, nullptr);
 }
 
 [[gnu::constructor]] inline void catch_faults() {
   struct sigaction ours = {};
   ours.sa_handler = on_fault;
-  // The signal stays unblocked, so that no mask has to be saved for every image.
+  // The signal stays unblocked in the handler, so that no signal mask has to be saved per image.
   ours.sa_flags = SA_NODEFER;
   sigaction(SIGBUS, &ours, &before_us);
 }
 
-// What `act` returns, or `fault` if it met memory that cannot be read. As with errors of libjpeg, no
-// C++ object with a destructor may live where it reads: faults jump out of it.
+// Returns what `act` returns, or `fault` if it met memory that cannot be read. A fault jumps out of
+// `act`, like libjpeg's errors, so no C++ object with a destructor may live where it reads.
 template <int32_t fault, class Act>
 int32_t unless_fault(Act act) {
   sigjmp_buf here;

@@ -1,8 +1,8 @@
-// Decoding the part of a JPEG that a crop needs, with libjpeg-turbo.
+// Decodes the part of a JPEG that a crop needs, with libjpeg-turbo.
 //
-// Rows below the crop are never reached, rows above it and blocks beside it are entropy-decoded but
-// not transformed, and where the crop is at least twice the output the inverse DCT makes the smaller
-// image directly.
+// Rows below the crop are not decoded. Rows above it and blocks beside it are entropy-decoded but
+// not transformed. If the crop is at least twice as large as the output, the inverse DCT makes the
+// smaller image directly.
 #pragma once
 
 #include <csetjmp>
@@ -21,7 +21,7 @@ class Jpeg {
     errors_.base.error_exit = [](j_common_ptr info) {
       longjmp(reinterpret_cast<Errors*>(info->err)->back, 1);
     };
-    // A warning is damage: files were decoded without one when they were written.
+    // A warning means damage: when the files were written, every image was decoded without one.
     errors_.base.emit_message = [](j_common_ptr info, int level) {
       if (level < 0) info->err->error_exit(info);
     };
@@ -31,15 +31,15 @@ class Jpeg {
   Jpeg(const Jpeg&) = delete;
   Jpeg& operator=(const Jpeg&) = delete;
 
-  // Begin an image. `shrink` (1, 2, 4 or 8) becomes what it can be without loss of colour. Returns
-  // false when it is damaged, or not of this size.
+  // Begins an image. `shrink` (1, 2, 4 or 8) is lowered if it would cost colour. Returns false if
+  // the image is damaged or does not have this size.
   bool open(const uint8_t* data, size_t size, int32_t height, int32_t width, int32_t& shrink) {
     // No C++ object with a destructor may live here: errors jump out of it.
     if (setjmp(errors_.back)) {
       jpeg_abort_decompress(&info_);
       return false;
     }
-    // A fault (faults.h) leaves it in the middle of an image.
+    // After a fault (faults.h), the decompressor may still be in the middle of an image.
     jpeg_abort_decompress(&info_);
     jpeg_mem_src(&info_, data, size);
     jpeg_read_header(&info_, TRUE);
@@ -56,9 +56,10 @@ class Jpeg {
     return true;
   }
 
-  // Hand the rows of the image that is open, from `top` on at columns [left, right), to
-  // `take(y, pixels)` until `done()`. `start(first_column, columns)` hears before which columns
-  // the rows have: some more than asked for, or `whole` rows. Returns false when it is damaged.
+  // Hands the rows of the open image, from `top` on and at columns [left, right), to `take` until
+  // `done()`. Before that, it calls `start(first_column, columns)` with the columns that the rows
+  // really have: a few more than asked for, or all of them if `whole`, which also decodes all rows.
+  // Returns false if the image is damaged.
   template <class Start, class Take, class Done>
   bool rows(bool whole, int32_t top, int32_t left, int32_t right, Start start, Take take,
             Done done) {
@@ -69,7 +70,8 @@ class Jpeg {
     jpeg_start_decompress(&info_);
     JDIMENSION first = 0, columns = info_.output_width, row = 0;
     if (!whole) {
-      // Two more columns on each side: the colour of a pixel is interpolated from its neighbours'.
+      // Two more columns on each side, because a pixel's colour is interpolated from its
+      // neighbours.
       first = left > 2 ? left - 2 : 0;
       const JDIMENSION last = right + 2 < static_cast<int32_t>(info_.output_width)
                                   ? right + 2 : info_.output_width;
@@ -105,9 +107,9 @@ class Jpeg {
     jmp_buf back;
   };
 
-  // Whether every component has at least half of the shrunk image's resolution, as 4:2:0 has of a
-  // whole one's. libjpeg shrinks colours that are stored at a lower resolution less, but only if
-  // that goes in both directions: of 4:1:1 it would leave a quarter.
+  // Whether every colour component has at least half of the shrunk image's resolution, as 4:2:0 has
+  // in a whole image. libjpeg shrinks subsampled components less, but only if it can in both
+  // directions: for 4:1:1 it would leave a quarter.
   bool keeps_colour(int32_t shrink) {
     info_.scale_denom = shrink;
     jpeg_calc_output_dimensions(&info_);

@@ -1,8 +1,8 @@
 // Separable resampling of RGB rows that arrive one at a time, from the top.
 //
-// A row is weighted horizontally as soon as it is there; an output row is made as soon as its last
-// row is. Only the rows that are still needed are kept, so all of it stays in the first-level cache
-// and nothing of the image's size is ever allocated.
+// An output row is made as soon as the last source row that it needs is there: the rows are
+// weighted and summed first, then the columns of the sum. Only rows that are still needed are kept,
+// so that everything stays in the first-level cache and no buffer of the image's size is allocated.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 
 namespace convnextv2 {
 
-// As many values at a time as the machine has lanes for: longer vectors are taken apart badly.
+// Vectors are as long as the machine's registers, because compilers split longer ones badly.
 #ifdef __AVX512F__
 constexpr int LANES = 16;
 #else
@@ -36,14 +36,14 @@ class Resampler {
  public:
   Axis rows, columns;
 
-  // The axes are set before; a thread keeps its Resampler, and with it the memory. The rows that
-  // come have `count` pixels, from column `left` on.
+  // The axes must be set first. Each thread reuses one Resampler, and with it the memory. The rows
+  // to come have `count` pixels, starting at column `left`.
   void start(int32_t height, int32_t width, bool mirrored, int32_t left, int32_t count,
              uint8_t* out) {
     height_ = height, width_ = width, left_ = left, next_ = 0, out_ = out;
     length_ = (3 * count + LANES - 1) / LANES * LANES;
-    // A pair of taps reads two values past its second pixel.
     kept_.resize(static_cast<size_t>(rows.taps) * length_);
+    // The vector of a pair of taps reads two values past its second pixel.
     sums_.assign(length_ + 16, 0.0f);
     line_.resize(3 * width + 16);
     lay_out_columns(mirrored);
@@ -51,12 +51,12 @@ class Resampler {
 
   bool done() const { return next_ == height_; }
 
-  // Row `y` of the source. Rows come in order, none is left out from the first one that is needed.
-  // Fifteen bytes more than the pixels must be readable.
+  // Takes row `y` of the source. Rows come in order and without gaps, from the first one needed. At
+  // least fifteen bytes after the pixels must be readable.
   void take(int32_t y, const uint8_t* pixels) {
     float* kept = kept_row(y);
     for (int32_t i = 0; i < length_; i += LANES) {
-      // In two steps: compilers have no direct one.
+      // In two steps, because compilers have no direct conversion.
       const ints whole = __builtin_convertvector(
           *reinterpret_cast<const bytes*>(pixels + i), ints);
       *reinterpret_cast<floats*>(kept + i) = __builtin_convertvector(whole, floats);
@@ -69,7 +69,8 @@ class Resampler {
  private:
   float* kept_row(int32_t y) { return &kept_[static_cast<size_t>(y % rows.taps) * length_]; }
 
-  // Two taps are one vector: the weight of a pixel three times, that of the next three times.
+  // Two taps share one vector: three times the weight of a pixel, then three times that of the
+  // next.
   void lay_out_columns(bool mirrored) {
     pairs_ = (columns.taps + 1) / 2;
     starts_.resize(width_);
@@ -85,7 +86,7 @@ class Resampler {
     }
   }
 
-  // The usual numbers of taps as constants, so that the compiler unrolls the inner loops.
+  // The usual numbers of taps are constants, so that the compiler unrolls the inner loops.
   void finish_row() {
     switch (rows.taps) {
       case 2: weigh_rows<2>(); break;
@@ -120,7 +121,7 @@ class Resampler {
       for (int32_t tap = 0; tap < taps; ++tap) {
         sum += weights[tap] * *reinterpret_cast<const floats*>(window_[tap] + i);
       }
-      // As Pillow: cut to the range of a byte between the passes.
+      // As in Pillow, values are cut to the range of a byte between the passes.
       *reinterpret_cast<floats*>(&sums_[i]) = within_a_byte(sum);
     }
   }
@@ -137,7 +138,7 @@ class Resampler {
         sum += *reinterpret_cast<const float8*>(weights) *
                *reinterpret_cast<const float8*>(pixels + 6 * pair);
       }
-      // Lanes past the third fall on the next pixels, which come after.
+      // Lanes past the third are overwritten by the pixels that follow.
       *reinterpret_cast<float8*>(&line_[3 * x]) = sum + __builtin_shuffle(sum, second_pixel);
     }
     uint8_t* target = out_ + static_cast<size_t>(next_) * 3 * width_;

@@ -1,4 +1,4 @@
-"""NumPy's .npy files: images of any number of channels."""
+"""NumPy's .npy files: images with any number of channels."""
 
 from io import BytesIO
 
@@ -9,10 +9,10 @@ from convnextv2.data.pixels.samples import Samples, unsigned
 
 
 def samples(content: bytes) -> Samples:
-    """(H, W), (H, W, channels) or (channels, H, W): channels are the shorter of the outer axes.
+    """Read (H, W), (H, W, channels) or (channels, H, W): the shorter outer axis is the channels.
 
     Raises:
-        ValueError: When the file is damaged, holds Python objects, or no such array.
+        ValueError: When the file is damaged, or holds Python objects or an array of another shape.
     """
     values = np.load(BytesIO(content), allow_pickle=False)
     if values.ndim == 2:

@@ -1,4 +1,4 @@
-"""Files of several images, of which the first is read: pages of TIFF, frames of animations."""
+"""Files with several images, of which the first is read: TIFF pages, frames of animations."""
 
 from io import BytesIO
 
@@ -11,7 +11,7 @@ _ANIMATED = ("GIF", "PNG", "WEBP")
 def has_further_pages(content: bytes) -> bool:
     """Whether an image file holds more than its first image.
 
-    Smaller copies of it (overviews) and masks, as TIFF may have them, do not count.
+    Reduced copies of it (overviews) and masks, which TIFF may have, do not count.
     """
     try:
         kind = format_of(content)
@@ -21,12 +21,12 @@ def has_further_pages(content: bytes) -> bool:
             return False
         with open_image(content, kind) as image:
             return bool(getattr(image, "is_animated", False))
-    except Exception:  # What comes after the first image may be damaged, and nobody reads it.
+    except Exception:  # Damage after the first image does not matter: it is not read.
         return False
 
 
 def _has_further_pages(content: bytes) -> bool:
-    # 0.1 s that only collections with such files need.
+    # Imported here because it takes 0.1 s, which only collections with such files need.
     import tifffile
 
     with tifffile.TiffFile(BytesIO(content)) as file:

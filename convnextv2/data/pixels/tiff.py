@@ -1,4 +1,4 @@
-"""TIFF beyond what Pillow shows as it is: more than 8 bits, signed, or of more than 4 bands."""
+"""TIFF that Pillow does not show as stored: over 8 bits, signed values, or over 4 bands."""
 
 import logging
 from io import BytesIO
@@ -13,27 +13,27 @@ from convnextv2.data.pixels.samples import Samples, depth, unsigned
 
 _BANDS = _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE, _ORIENTATION = 281, 341, 274
-_PREMULTIPLIED, _STRAIGHT = 1, 2  # Of the tag ExtraSamples.
+_PREMULTIPLIED, _STRAIGHT = 1, 2  # Values of the tag ExtraSamples.
 
-# What is wrong is in the error; without a handler it would be printed as well.
+# Errors say what is wrong; without a handler, tifffile would print it as well.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 def is_deep(content: bytes) -> bool:
-    """Whether Pillow does not know the file, or shows other values than are in it."""
+    """Whether Pillow cannot read the file, or shows other values than are stored in it."""
     try:
         with open_image(content, "TIFF") as image:
             tags = image.tag_v2  # type: ignore[attr-defined]
             bits, formats = tags.get(BITSPERSAMPLE, (1,)), tags.get(SAMPLEFORMAT, (1,))
             others = tags.get(PHOTOMETRIC_INTERPRETATION) not in _BANDS
-            unknown = image.mode == "La"  # Pillow opens it, and can do nothing with it.
+            unknown = image.mode == "La"  # Pillow opens it, but can do nothing with it.
     except ValueError:
         return True
     return unknown or (not others and (max(bits) > 8 or any(kind != 1 for kind in formats)))
 
 
 def has_bands(content: bytes) -> bool:
-    """Whether values are bands, and not a palette's numbers or coordinates of a colour space."""
+    """Whether values are bands, and not palette indices or coordinates of a colour space."""
     try:
         with open_image(content, "TIFF") as image:
             return image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) in _BANDS  # type: ignore[attr-defined]
@@ -45,9 +45,10 @@ def samples(content: bytes) -> Samples:
     """The values of the first image in the file.
 
     Raises:
-        ValueError: When it is damaged, or its values are no colours or bands of 8 or 16 bits.
+        ValueError: When the file is damaged, or its values are not colours or bands of 8 or 16
+            bits.
     """
-    # 0.1 s that only collections with such files need.
+    # Imported here because it takes 0.1 s, which only collections with such files need.
     import tifffile
 
     with tifffile.TiffFile(BytesIO(content)) as file:
@@ -83,7 +84,7 @@ def samples(content: bytes) -> Samples:
 
 
 def _bands_last(values: NDArray[Any], axes: str) -> NDArray[Any]:
-    """(H, W, bands) from what tifffile names Y, X and S, bands together or one after another."""
+    """(H, W, bands) from tifffile's axes Y, X and S, for interleaved and for separate bands."""
     if axes not in ("YX", "YXS", "SYX"):
         raise ValueError(
             f"an image of the axes {axes} is not read; rows, columns and bands would be"
@@ -92,7 +93,11 @@ def _bands_last(values: NDArray[Any], axes: str) -> NDArray[Any]:
 
 
 def _declared(bits: int, largest: int) -> int | None:
-    """The depth that the tags tell: 16 bits are only the room in which values lie."""
+    """Bits per value that the tags declare, or None.
+
+    For 16 bits and more, only the `largest` value in the tags tells the depth: the stored type may
+    be wider than the values.
+    """
     if bits not in (16, 32, 64):
         return bits
     return largest.bit_length() or None

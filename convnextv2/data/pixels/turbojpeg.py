@@ -1,6 +1,6 @@
-"""JPEG decoding that takes every warning for damage, by the library that FFCV decodes with.
+"""JPEG decoding that treats every warning as damage, by the library with which FFCV decodes.
 
-libjpeg only warns of most damage, and fills what it cannot decode with grey or with garbage.
+libjpeg only warns of most damage, and fills what it cannot decode with grey or garbage.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ _ACCURATE_DCT, _STOP_ON_WARNING, _LIMIT_SCANS = 4096, 8192, 32768
 
 
 def colour_space(jpeg: bytes) -> int | None:
-    """Colour space in the header (`YCBCR`, `GREY` or another); None when it has no good header."""
+    """Colour space in the header (`YCBCR`, `GREY` or another); None if the header is damaged."""
     width, height, subsampling, space = (ctypes.c_int() for _ in range(4))
     with _decompressor() as handle:
         failed = _library().tjDecompressHeader3(
@@ -32,10 +32,10 @@ def colour_space(jpeg: bytes) -> int | None:
 
 
 def decompress(jpeg: bytes, height: int, width: int, channels: int) -> NDArray[np.uint8]:
-    """Decode to (height, width, channels): RGB, also from grey, or 4 channels of CMYK as stored.
+    """Decode to (height, width, channels): 3 for RGB, also from grey; 4 for CMYK as stored.
 
     Raises:
-        ValueError: At the first thing that libjpeg warns of.
+        ValueError: At the first warning of libjpeg.
     """
     pixels = np.empty((height, width, channels), np.uint8)
     with _decompressor() as handle:
@@ -66,7 +66,10 @@ def _decompressor() -> Iterator[ctypes.c_void_p]:
 
 @cache
 def _library() -> ctypes.CDLL:
-    """The library through FFCV's, which is linked to it; importing FFCV itself takes seconds."""
+    """libjpeg-turbo by way of FFCV's library, which is linked to it.
+
+    FFCV itself is not imported, because that takes seconds.
+    """
     package = importlib.util.find_spec("ffcv")
     if package is None or not package.submodule_search_locations:
         raise ImportError("FFCV is not installed")

@@ -1,4 +1,4 @@
-"""Images of any channels as pictures for people."""
+"""Images with any number of channels as pictures to look at."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +10,11 @@ _DEVIATIONS = 2.0
 
 
 def visible(images: Pixels, normalization: Normalization) -> NDArray[np.uint8]:
-    """(..., H, W, channels) as (..., H, W, 3) of 8 bits.
+    """Convert (..., H, W, channels) to pictures (..., H, W, 3) of 8 bits.
 
-    RGB stays as it is. Of more channels the first three are red, green and blue, of fewer the first
-    is grey; black and white are two deviations from a channel's mean.
+    8-bit RGB stays as it is. Otherwise the first three channels are shown as red, green and blue
+    or, if there are fewer, the first one as grey. Black and white are two standard deviations below
+    and above the mean of a channel.
     """
     if images.dtype == np.uint8 and images.shape[-1] == 3:
         return images.astype(np.uint8, copy=False)

@@ -1,7 +1,7 @@
 """The operations on GPUs, in Triton, forward and backward; for any floating dtype and any C.
 
-In eager mode they are autograd functions, which start faster; torch.compile is given operators
-(`operators`, imported when a graph is traced), whose programs it keeps in its graph.
+In eager mode they are autograd functions, which start faster. torch.compile is given operators
+(`operators`, imported when a graph is traced), whose programs become part of its graph.
 """
 
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ TRITON_IS_INSTALLED = find_spec("triton") is not None
 
 
 def usable(x: Tensor, *parameters: Tensor) -> bool:
-    """Whether these kernels take `x`: on a GPU, floating point, parameters alike, with Triton."""
+    """Whether these kernels take `x`: floating point on a GPU, parameters alike, with Triton."""
     return (
         x.is_cuda
         and x.is_floating_point()
@@ -32,7 +32,7 @@ def usable(x: Tensor, *parameters: Tensor) -> bool:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """As `plain.layer_norm`; torch.compile makes its own of it."""
+    """Like `plain.layer_norm`; torch.compile generates its own kernel."""
     if torch.compiler.is_compiling():
         return F.layer_norm(x, weight.shape, weight, bias, eps)
     out: Tensor = norm.LayerNorm.apply(x, weight, bias, eps)
@@ -40,7 +40,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
-    """As `plain.gelu_grn`; the GELU of 16-bit tensors is within 6e-6 of the exact one."""
+    """Like `plain.gelu_grn`; the GELU of 16-bit tensors is within 6e-6 of the exact one."""
     if torch.compiler.is_compiling():
         from convnextv2.kernels.gpu import operators
 
@@ -50,7 +50,7 @@ def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> Tensor:
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """As `plain.depthwise`, and x for the shortcut."""
+    """Like `plain.depthwise`; also returns x for the shortcut."""
     return _convolve(x, weight, bias, None)
 
 
@@ -62,9 +62,9 @@ def patch_depthwise(
     grid: tuple[int, int],
     neighbours: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `plain.patch_depthwise`, up to 7x7, and x for the shortcut.
+    """Like `plain.patch_depthwise`, for kernels up to 7x7; also returns x for the shortcut.
 
-    `neighbours` is the patches' table if at hand.
+    `neighbours` is the patches' `neighbour_table`, if it has been built.
     """
     if neighbours is None:
         neighbours = neighbour_table(patches, grid, LARGEST_KERNEL)
@@ -78,7 +78,7 @@ def _convolve(
     if torch.compiler.is_compiling():
         from convnextv2.kernels.gpu import operators
 
-        # What adds the two gradients of x there is the compiler's to choose.
+        # The compiler itself chooses how the two gradients of x are added.
         return operators.depthwise(x, weight, bias, neighbours), x
     out, shortcut = depthwise_conv.Depthwise.apply(x, weight, bias, neighbours)
     return out, shortcut

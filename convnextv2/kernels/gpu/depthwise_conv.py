@@ -1,9 +1,9 @@
 """Depthwise convolution in Triton: on dense maps and among visible patches.
 
-Only sites that are there are stored, read and written; the halo of a tile is read from the tiles
-around it where they lie, and costs nothing where a patch is masked.
+Only visible sites are stored, read and written. The halo of a tile is read directly from the tiles
+around it, and costs nothing where a patch is masked.
 
-Legend: N maps (N, H, W, C): images, or the visible patches of a batch; K kernel size.
+Legend: N maps (N, H, W, C), which are images or the visible patches of a batch; K kernel size.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from torch.autograd.function import once_differentiable
 from convnextv2.kernels.gpu.launch import blocks, launch, sum_dtype
 
 TILES = (4, 7, 6, 5, 3, 2, 1)
-"""Sides of a tile by preference; larger ones read less twice, but their code takes a minute."""
+"""Sides of a tile, preferred first; larger tiles re-read less but take a minute to compile."""
 PROGRAMS = 2048
-"""The weight's gradient is summed in so many programs, their sums then in a fixed order."""
+"""At most this many programs sum the weight's gradient; their sums are added in fixed order."""
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None) -> Tensor:
     """Convolve (N, H, W, C) by (C, 1, K, K).
 
-    `neighbours` (N, R, R) numbers the maps around each, -1 where none is, for K up to R; without
-    it every map is alone.
+    `neighbours` (N, R, R) holds the numbers of the maps around each map, -1 where there is none,
+    and serves kernels up to K = R. Without it, no map has neighbours.
     """
     return _convolve(x.contiguous(), weight, neighbours, bias=bias)
 
@@ -53,7 +53,7 @@ def _convolve(
     bias: Tensor | None = None,
     shortcut: Tensor | None = None,
 ) -> Tensor:
-    """Forward with a bias. Without one, from the output's gradient to the input's."""
+    """Forward if there is a bias; otherwise from the output's gradient to the input's."""
     from convnextv2.kernels.gpu import depthwise_programs as programs
 
     shape = _shape(x, weight, neighbours, _channel_block)
@@ -100,9 +100,9 @@ def _sums(
 
 
 class Depthwise(torch.autograd.Function):
-    """`forward` with its gradients, and x again for the shortcut around it.
+    """`forward` with its gradients; also returns x for the shortcut around it.
 
-    A shortcut that took x itself would have autograd add two gradients of x in a pass of its own.
+    If the shortcut took x itself, autograd would add the two gradients of x in a separate pass.
     """
 
     @staticmethod
@@ -127,7 +127,7 @@ def _shape(
     neighbours: Tensor | None,
     block_of: Callable[[int, int], tuple[int, int]],
 ) -> dict[str, int]:
-    """What the programs are compiled for."""
+    """The constants for which the programs are compiled."""
     _, height, width, channels = (int(length) for length in x.shape)
     tile = next(side for side in TILES if height % side == 0 and width % side == 0)
     block, warps = block_of(channels, tile)
@@ -144,19 +144,19 @@ def _shape(
 
 
 def _channel_block(channels: int, tile: int) -> tuple[int, int]:
-    """Channels and warps of a program that convolves, as measured on an H200."""
+    """Channels and warps of a program that convolves, chosen by measurements on an H200."""
     if tile <= 2:
         return 64, 1
     return (64, 2) if _fits_64(channels) else (32, 1)
 
 
 def _weight_channel_block(channels: int, tile: int) -> tuple[int, int]:
-    """The same of one that holds a sum for every place of the kernel."""
+    """The same for a program that holds a sum for every position of the kernel."""
     return (64, 1) if tile <= 2 or (tile <= 4 and _fits_64(channels)) else (32, 1)
 
 
 def _fits_64(channels: int) -> bool:
-    """Whether blocks of 64 leave few lanes without a channel."""
+    """Whether blocks of 64 channels leave few lanes idle."""
     return channels % 64 == 0 or channels > 256
 
 

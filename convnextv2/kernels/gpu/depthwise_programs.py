@@ -1,12 +1,12 @@
-"""The Triton program of the depthwise convolution, apart because it needs Triton to be imported.
+"""The Triton program of the depthwise convolution, in its own module because it imports Triton.
 
 A program owns one tile of TILE x TILE sites of some channels and keeps all of its sums in
-registers. It goes through the tiles around its own: those that are not there cost a comparison, of
-the others every site is read once and multiplied into all sums that it reaches. What is known when
-a program is compiled (the geometry, C) leaves addresses that are one register and a constant.
+registers. It visits the tiles around its own. A missing tile costs one comparison; of the others,
+every site is read once and multiplied into all sums that it reaches. The geometry and C are known
+when a program is compiled, so that an address is one register plus a constant.
 """
 
-# Triton unrolls loops over tuples that grow, which a type checker takes for one tuple.
+# Triton unrolls loops in which a tuple grows; a type checker sees one variable of several types.
 # mypy: disable-error-code="assignment"
 
 import triton
@@ -37,10 +37,10 @@ def row_into_row(
     MASKED: tl.constexpr,
     SUM: tl.constexpr,
 ) -> tl.tuple:
-    """Add a row of a tile, RIGHT tiles away, times one row of the kernel to a row of sums."""
+    """Add to a row of sums a row of a tile, RIGHT tiles away, times a row of the kernel."""
     FIRST: tl.constexpr = KERNEL // 2 + RIGHT * TILE
     STEP: tl.constexpr = -C if BACKWARD else C
-    # How far to the right of its sum a site lies, by their columns in their own tiles.
+    # The column of a site in its own tile, minus the column of the sum in its tile.
     for shift in tl.static_range(1 - TILE, TILE):
         if (FIRST + shift >= 0) & (FIRST + shift < KERNEL):
             factor = fetch(weight + (FIRST + shift) * STEP, exists, MASKED, SUM)
@@ -73,7 +73,7 @@ def tile_into_sums(
     SUM: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> tl.tuple:
-    """Add what a tile, at `x` and at an offset in tiles, gives to the sums of a tile."""
+    """Add to a tile's sums what the tile at `x`, DOWN and RIGHT tiles away, contributes."""
     HALF: tl.constexpr = KERNEL // 2
     FIRST: tl.constexpr = HALF + DOWN * TILE
     STEP: tl.constexpr = -KERNEL * C if BACKWARD else KERNEL * C
@@ -120,7 +120,7 @@ def sums_at_start(
     MASKED: tl.constexpr,
     SUM: tl.constexpr,
 ) -> tl.tuple:
-    """The sums of a tile before anything is convolved; `own` is the number of its first site."""
+    """A tile's sums before anything is convolved; `own` is the number of its first site."""
     if SHORTCUT:
         return read_tile(start + own * C + channel, exists, WIDTH, C, TILE, MASKED, SUM)
     elif BACKWARD:
@@ -147,13 +147,13 @@ def convolve(
     BACKWARD: tl.constexpr,
     SHORTCUT: tl.constexpr,
 ) -> None:
-    """One tile of the output; `weight` (K*K, C) is in the dtype of sums.
+    """Compute one tile of the output; `weight` (K*K, C) is in the dtype of sums.
 
-    Forward, `start` is the bias (C). With BACKWARD the kernel is turned around: x is the output's
-    gradient, and the result is the input's. With SHORTCUT `start` is a gradient like it that is
-    added; the convolution's sums start from it, which is cheaper than a pass of its own.
+    In the forward pass, `start` is the bias (C). With BACKWARD the kernel is turned by 180 degrees:
+    x is the gradient of the output, and the result is that of the input. With SHORTCUT, `start` is
+    another gradient of the input; the sums start from it, which is cheaper than a separate pass.
 
-    With SKIP, a tile that is not there costs a comparison; without, its sites are read as zeros.
+    With SKIP, a missing tile costs one comparison; without it, the tile's sites are read as zeros.
     """
     SUM: tl.constexpr = weight.dtype.element_ty
     MASKED: tl.constexpr = C % CHANNELS != 0

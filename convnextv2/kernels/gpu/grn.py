@@ -1,6 +1,6 @@
 """GELU + GRN in Triton: two passes over the widest tensors of a block in each direction.
 
-Legend: groups, each with statistics of its own; rows, the sites of a group; C channels.
+Legend: groups, each with its own statistics; rows, the sites of a group; C channels.
 """
 
 from typing import Any
@@ -12,16 +12,16 @@ from convnextv2.kernels.gpu.launch import blocks, launch, power_of_2, sum_dtype
 
 EPS = 1e-6
 ROWS, CHANNELS = 32, 128
-"""The largest share of one program: so many rows of so many channels."""
+"""The largest block of one program: ROWS rows of CHANNELS channels."""
 PROGRAMS = 4096
-"""Sums over rows are taken in parts until there are about so many programs."""
+"""Sums over rows are split into parts until there are about this many programs."""
 WARPS = 4
 
 
 def grn_forward(
     x: Tensor, gamma: Tensor, beta: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, norms and scales (groups, C) of a contiguous `x` (..., C)."""
+    """Output, and norms and scales (groups, C), of a contiguous `x` (..., C)."""
     from convnextv2.kernels.gpu import grn_programs as programs
 
     rows, splits, shape = _shares(x, groups)
@@ -46,7 +46,7 @@ def grn_forward(
 def grn_sums(
     x: Tensor, grad: Tensor, beta: Tensor, scale: Tensor, out: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Sums of grad x GELU(x) and of grad in parts (groups, parts, C); fills `out` if given."""
+    """Sums of grad x GELU(x) and of grad, (groups, parts, C); writes `out`, if given."""
     from convnextv2.kernels.gpu import grn_programs as programs
 
     groups = len(scale)
@@ -70,7 +70,7 @@ def grn_backward(
     scale: Tensor,
     sums: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients with respect to x, gamma (C) and beta (C), from what `grn_sums` found."""
+    """Gradients with respect to x, gamma (C) and beta (C), from the sums of `grn_sums`."""
     from convnextv2.kernels.gpu import grn_programs as programs
 
     groups = len(norm)
@@ -91,7 +91,7 @@ def grn_backward(
 
 
 def _shares(x: Tensor, groups: int) -> tuple[int, int, dict[str, Any]]:
-    """Rows of a group, parts in which they are summed, and how the programs are compiled."""
+    """Rows of a group, number of parts in which they are summed, and the programs' constants."""
     channels = int(x.shape[-1])
     rows, block = x.numel() // (groups * channels), _channel_block(channels)
     parts = max(1, min(blocks(rows, ROWS), PROGRAMS // (groups * blocks(channels, block))))
@@ -101,6 +101,6 @@ def _shares(x: Tensor, groups: int) -> tuple[int, int, dict[str, Any]]:
 
 
 def _channel_block(channels: int) -> int:
-    """The power of two up to CHANNELS that leaves the fewest lanes without a channel."""
+    """The power of two up to CHANNELS that leaves the fewest lanes idle."""
     sizes = [1 << n for n in range(4, CHANNELS.bit_length())]
     return min(sizes, key=lambda size: (blocks(channels, size) * size, -size))

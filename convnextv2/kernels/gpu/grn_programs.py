@@ -1,4 +1,4 @@
-"""The Triton programs of GELU + GRN, apart because they need Triton to be imported.
+"""The Triton programs of GELU + GRN, in their own module because it imports Triton.
 
 Layout: x is (groups, rows, C); the statistics of GRN are taken over the rows of a group. Both
 directions read their inputs twice: once for the sums over rows, once to write the result. Sums are
@@ -17,9 +17,9 @@ MINUS_HALF_LOG2_E = tl.constexpr(-0.7213475204444817)
 def short_tail(size: tl.tensor) -> tl.tensor:
     """P(X > size) of a standard normal X, for size >= 0, with one exponential.
 
-    Its logarithm is so smooth that a polynomial of degree 5 does: GELU is within 6e-6 of the exact
-    one and its slope within 2e-5, a hundredth of what rounding to bf16 costs; far from zero the
-    tail keeps falling.
+    Its logarithm is so smooth that a polynomial of degree 5 suffices: GELU is within 6e-6 of the
+    exact one and its slope within 2e-5, a hundredth of the error of rounding to bf16. Far from zero
+    the tail keeps falling.
     """
     log2 = -0.0003259651130065322
     log2 = log2 * size + 0.005990710109472275
@@ -56,7 +56,7 @@ def gelu_and_slope(x: tl.tensor, EXACT: tl.constexpr) -> tl.tuple:
 
 @triton.jit
 def own_channels(C: tl.constexpr, CHANNELS: tl.constexpr) -> tl.tuple:
-    """This program's number among those of its channels, its channels, and which of them exist."""
+    """This program's number among those of the same channels, the channels, and which exist."""
     BLOCKS: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
     channel = tl.program_id(0) % BLOCKS * CHANNELS + tl.arange(0, CHANNELS)
     return tl.program_id(0) // BLOCKS, channel, channel < C
@@ -72,7 +72,7 @@ def rows_from(
     C: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> tl.tuple:
-    """Where ROWS rows of a group lie (ROWS, CHANNELS), from row `start` on, and which exist."""
+    """Offsets (ROWS, CHANNELS) of a group's rows from row `start` on, and which of them exist."""
     row = start + tl.arange(0, ROWS)
     at = (group * rows + row)[:, None] * C + channel[None, :]
     return at, (row < rows)[:, None] & exists[None, :]
@@ -112,7 +112,7 @@ def norms(
     EPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
-    """One group's norms (C), and 1 + gamma x the norm's share of their mean."""
+    """One group's norms (C) and scales (C): 1 + gamma x norm / mean of the norms."""
     SUM: tl.constexpr = parts.dtype.element_ty
     group = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, CHANNELS)
@@ -139,7 +139,7 @@ def respond(
     CHANNELS: tl.constexpr,
     EXACT: tl.constexpr,
 ) -> None:
-    """GELU(x) x scale + beta, one block of rows and channels of a group."""
+    """Write GELU(x) x scale + beta for one block of rows and channels of a group."""
     SUM: tl.constexpr = scale.dtype.element_ty
     group = tl.program_id(1).to(tl.int64)
     number, channel, exists = own_channels(C, CHANNELS)
@@ -202,7 +202,10 @@ def norm_gradients(
     EPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
-    """One group's share of the gradients, and `pull`: what GELU(x) adds to its own gradient."""
+    """One group's share of the gradients of gamma and beta, and `pull` (C).
+
+    GELU(x) x pull is the part of GELU's gradient that comes through the group's norms.
+    """
     SUM: tl.constexpr = along.dtype.element_ty
     group = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, CHANNELS)
@@ -218,7 +221,7 @@ def norm_gradients(
     by_response = products * tl.load(gamma + channel, mask=exists, other=0).to(SUM)
     by_mean = tl.sum(by_response * root, axis=0) / (mean * mean * C)
     by_norm = by_response / mean - by_mean
-    # A channel that is zero everywhere has no direction: its norm's gradient is zero.
+    # Where a channel is zero everywhere, its norm has no gradient: zero is taken.
     direction = tl.where(root > 0, by_norm / root, 0.0)
     at = group * C + channel
     tl.store(pull + at, direction, mask=exists)
@@ -239,7 +242,7 @@ def input_gradient(
     CHANNELS: tl.constexpr,
     EXACT: tl.constexpr,
 ) -> None:
-    """The gradient with respect to x, one block of rows and channels of a group."""
+    """Write the gradient with respect to x for one block of rows and channels of a group."""
     SUM: tl.constexpr = scale.dtype.element_ty
     group = tl.program_id(1).to(tl.int64)
     number, channel, exists = own_channels(C, CHANNELS)

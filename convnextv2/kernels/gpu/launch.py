@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 def launch(program: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """Start `program` on the GPU of its first argument, a tensor.
 
-    Inside an operator that is being traced it goes into the graph instead.
+    While an operator is being traced, the program becomes part of the graph instead.
     """
-    # A wrapped program goes through PyTorch's dispatcher, which takes the host as long as ten
-    # launches, and only a dispatch mode (tracing is one) sees it there.
+    # A wrapped program goes through PyTorch's dispatcher, which costs the host as much as ten
+    # launches. Only a dispatch mode, such as tracing, has to see it there.
     started = wrap_triton(program) if is_in_torch_dispatch_mode() else program
     if started is not program:
         started[grid](*arguments, **constants)
@@ -24,7 +24,7 @@ def launch(program: Any, grid: tuple[int, ...], *arguments: Any, **constants: An
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
-    """Sums are taken in fp32, or fp64 for fp64, whatever the tensors are."""
+    """The dtype of sums: fp64 for fp64 tensors, fp32 for all others."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -34,5 +34,5 @@ def blocks(length: int, block: int) -> int:
 
 
 def power_of_2(length: int) -> int:
-    """The smallest one that is not less, as Triton wants its blocks."""
+    """The smallest power of two that is not less than `length`, as Triton wants its blocks."""
     return 1 << (length - 1).bit_length()

@@ -1,14 +1,15 @@
-"""Which visible patches lie around each: built once for a batch, read by every depthwise layer."""
+"""Which visible patches lie around each: built once per batch, read by every depthwise layer."""
 
 import torch
 from torch import Tensor
 
 
 def neighbour_table(patches: Tensor, grid: tuple[int, int], around: int) -> Tensor:
-    """The patch at each offset from each of `patches` (B, V), -1 where none is visible.
+    """The number of the patch at each offset from each of `patches` (B, V), -1 if none is visible.
 
-    (B*V, around, around) int32, on the patches' device and without waiting for it; the numbers go
-    through the batch. A kernel of size K needs `around` >= K at one site to a patch, less at more.
+    Returns (B*V, around, around) int32 on the patches' device, without waiting for the device.
+    Patches are numbered through the batch. A kernel of size K needs `around` >= K if a patch is a
+    single site, and less if it is larger.
     """
     batch, visible = patches.shape
     reach = around // 2

@@ -1,4 +1,4 @@
-"""LayerNorm in Triton. PyTorch's own spends most of its time idle where C is small.
+"""LayerNorm in Triton; PyTorch's own kernel is idle most of the time if C is small.
 
 Legend: rows, all sites; C channels.
 """
@@ -12,13 +12,13 @@ from torch.autograd.function import once_differentiable
 from convnextv2.kernels.gpu.launch import blocks, launch, power_of_2, sum_dtype
 
 ELEMENTS = 2048
-"""What one program takes: whole rows, about so many values."""
+"""About how many values one program takes, in whole rows."""
 PROGRAMS = 1024
-"""The parameters' gradients are summed in so many programs, their sums then in a fixed order."""
+"""At most this many programs sum the parameters' gradients, which are added in fixed order."""
 
 
 class LayerNorm(torch.autograd.Function):
-    """As `plain.layer_norm`; keeps its input and nothing else."""
+    """Like `plain.layer_norm`; keeps its input but no statistics."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -50,7 +50,7 @@ class LayerNorm(torch.autograd.Function):
 
 
 def _layout(x: Tensor, eps: float) -> tuple[int, dict[str, Any]]:
-    """Rows, and how the programs are compiled."""
+    """Number of rows, and the constants for which the programs are compiled."""
     from convnextv2.kernels.gpu.norm_programs import SUM_TYPES
 
     channels = x.shape[-1]

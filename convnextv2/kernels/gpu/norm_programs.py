@@ -1,7 +1,7 @@
-"""The Triton programs of LayerNorm, apart because they need Triton to be imported.
+"""The Triton programs of LayerNorm, in their own module because it imports Triton.
 
-Layout: x is (rows, C). A program holds whole rows. Mean and deviation are computed again on the
-way back: x is read there anyway, and for few channels they are not small beside it.
+Layout: x is (rows, C). A program holds whole rows. Mean and deviation are recomputed in the
+backward pass: it reads x anyway, and with few channels they would take much memory compared to x.
 """
 
 import torch
@@ -15,7 +15,7 @@ SUM_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 def standardised(
     values: tl.tensor, exists: tl.tensor, C: tl.constexpr, EPS: tl.constexpr
 ) -> tl.tuple:
-    """Rows (ROWS, CHANNELS) without their mean, over their deviation; and one over that."""
+    """Rows (ROWS, CHANNELS) minus their mean, over their deviation; and 1 / deviation."""
     centred = tl.where(exists[None, :], values - (tl.sum(values, axis=1) / C)[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / C
     inverse = 1.0 / tl.sqrt(variance + EPS)
@@ -26,7 +26,7 @@ def standardised(
 def rows_from(
     start: tl.tensor, rows: tl.tensor, channel: tl.tensor, C: tl.constexpr, ROWS: tl.constexpr
 ) -> tl.tuple:
-    """Where ROWS rows lie (ROWS, CHANNELS), from row `start` on, and which of them exist."""
+    """Offsets (ROWS, CHANNELS) of the rows from row `start` on, and which of them exist."""
     row = start + tl.arange(0, ROWS)
     at = row.to(tl.int64)[:, None] * C + channel[None, :]
     return at, (row < rows)[:, None] & (channel < C)[None, :]
@@ -45,7 +45,7 @@ def normalise(
     CHANNELS: tl.constexpr,
     SUM: tl.constexpr,
 ) -> None:
-    """ROWS rows of the output."""
+    """Write ROWS rows of the output."""
     channel = tl.arange(0, CHANNELS)
     exists = channel < C
     at, mask = rows_from(tl.program_id(0) * ROWS, rows, channel, C, ROWS)
@@ -70,7 +70,10 @@ def norm_gradients(
     CHANNELS: tl.constexpr,
     SUM: tl.constexpr,
 ) -> None:
-    """Every P-th block of rows, of P programs; `parts` (P, 2, C) sums by weight and by bias."""
+    """Gradients of every P-th block of rows, where P is the number of programs.
+
+    `parts` (P, 2, C) receives each program's sums for the gradients of the weight and of the bias.
+    """
     channel = tl.arange(0, CHANNELS)
     exists = channel < C
     factor = tl.load(weight + channel, mask=exists, other=0).to(SUM)

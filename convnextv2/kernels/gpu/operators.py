@@ -1,7 +1,7 @@
 """The operations as operators for torch.compile, which puts their programs into its graph.
 
-A module of its own because registering an operator that starts Triton programs imports Dynamo and
-Inductor, which takes a second that only compiling is worth: it is imported while a graph is traced.
+They have a module of their own, imported only while a graph is traced: registering an operator that
+starts Triton programs imports Dynamo and Inductor, which takes a second.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from convnextv2.kernels.gpu import depthwise_conv, grn
 
 @triton_op("convnextv2::depthwise", mutates_args=())
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None) -> Tensor:
-    """`depthwise_conv.forward`."""
+    """`depthwise_conv.forward` as an operator."""
     return depthwise_conv.forward(x, weight, bias, neighbours)
 
 
@@ -22,13 +22,13 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor | None
 def depthwise_backward(
     grad: Tensor, x: Tensor, weight: Tensor, neighbours: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`depthwise_conv.backward`."""
+    """`depthwise_conv.backward` as an operator."""
     return depthwise_conv.backward(grad, x, weight, neighbours)
 
 
 @triton_op("convnextv2::gelu_grn", mutates_args=())
 def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`grn.grn_forward`."""
+    """`grn.grn_forward` as an operator."""
     return grn.grn_forward(x.contiguous(), gamma, beta, groups)
 
 
@@ -36,7 +36,7 @@ def gelu_grn(x: Tensor, gamma: Tensor, beta: Tensor, groups: int) -> tuple[Tenso
 def gelu_grn_backward(
     grad: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, norm: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`grn.grn_sums` and `grn.grn_backward`."""
+    """`grn.grn_sums` and `grn.grn_backward` as one operator."""
     x, grad = x.contiguous(), grad.contiguous()
     sums = grn.grn_sums(x, grad, beta, scale, None)
     grad_x, *others = grn.grn_backward(x, grad, gamma, norm, scale, sums)

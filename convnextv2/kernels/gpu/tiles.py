@@ -1,10 +1,11 @@
 """Where tiles of sites lie and how they are read, for the Triton programs of the depthwise layers.
 
-Layout: x is (patches, HEIGHT, WIDTH, C). `neighbours` (patches, AROUND, AROUND) numbers the
-patch at each offset, -1 where none is; AROUND 0 has no table, and every patch is alone.
+Layout: x is (patches, HEIGHT, WIDTH, C). `neighbours` (patches, AROUND, AROUND) holds the number of
+the patch at each offset, -1 where there is none. With AROUND 0 there is no table, and no patch has
+neighbours.
 """
 
-# Triton unrolls loops over tuples that grow, which a type checker takes for one tuple.
+# Triton unrolls loops in which a tuple grows; a type checker sees one variable of several types.
 # mypy: disable-error-code="assignment"
 
 import triton
@@ -15,7 +16,7 @@ import triton.language as tl
 def fetch(
     pointer: tl.tensor, exists: tl.tensor, MASKED: tl.constexpr, SUM: tl.constexpr
 ) -> tl.tensor:
-    """Load as the dtype of sums; a mask costs an instruction, so none where C fits the block."""
+    """Load in the dtype of sums; a mask costs an instruction, so it is used only with MASKED."""
     if MASKED:
         return tl.load(pointer, mask=exists, other=0).to(SUM)
     else:
@@ -32,7 +33,7 @@ def patch_at(
     COLUMNS: tl.constexpr,
     AROUND: tl.constexpr,
 ) -> tl.tensor:
-    """Number of the patch that holds the tile at an offset of `tile`, -1 where none does."""
+    """Number of the patch with the tile DOWN and RIGHT tiles from `tile`, -1 if none has it."""
     HALF: tl.constexpr = AROUND // 2
     patch = tile // (ROWS * COLUMNS)
     row = tile // COLUMNS % ROWS + DOWN
@@ -57,8 +58,8 @@ def first_site(
     COLUMNS: tl.constexpr,
     TILE: tl.constexpr,
 ) -> tl.tensor:
-    """Number of the first site of the tile at an offset of `tile`, which lies in `patch`."""
-    # However far it is in patches, its place in its own is the remainder.
+    """Number of the first site of the tile DOWN and RIGHT tiles from `tile`, in `patch`."""
+    # Whichever patch the tile lies in, the remainder is its place there.
     row = (tile // COLUMNS % ROWS + DOWN + TILE * ROWS) % ROWS
     column = (tile % COLUMNS + RIGHT + TILE * COLUMNS) % COLUMNS
     WIDTH: tl.constexpr = COLUMNS * TILE
@@ -74,7 +75,7 @@ def patches_around(
     COLUMNS: tl.constexpr,
     AROUND: tl.constexpr,
 ) -> tl.tuple:
-    """`patch_at` every offset up to REACH, read at once: nothing waits for them one by one."""
+    """`patch_at` every offset up to REACH; all are read at once, so that none waits for another."""
     patches = ()
     for down in tl.static_range(-REACH, REACH + 1):
         for right in tl.static_range(-REACH, REACH + 1):
@@ -84,7 +85,7 @@ def patches_around(
 
 @triton.jit
 def repeated(value: tl.core.base_value, COUNT: tl.constexpr) -> tl.tuple:
-    """COUNT times the same."""
+    """A tuple of COUNT times the same value."""
     values = ()
     for _ in tl.static_range(COUNT):
         values += (value,)
@@ -101,7 +102,7 @@ def read_tile(
     MASKED: tl.constexpr,
     SUM: tl.constexpr,
 ) -> tl.tuple:
-    """The rows of a tile whose first site lies at `x`, in maps WIDTH sites wide."""
+    """The sites of a tile, row by row; the first lies at `x`, in maps WIDTH sites wide."""
     rows = ()
     for i in tl.static_range(TILE):
         row = ()
@@ -121,7 +122,7 @@ def write_square(
     SIDE: tl.constexpr,
     MASKED: tl.constexpr,
 ) -> None:
-    """Store SIDE rows of SIDE places from `to` on, where a row is WIDTH places long."""
+    """Store SIDE rows of SIDE vectors, the first at `to`, in maps WIDTH places wide."""
     for i in tl.static_range(SIDE):
         for j in tl.static_range(SIDE):
             if MASKED:
@@ -142,7 +143,7 @@ def read_row(
     SUM: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> tl.tuple:
-    """The sites of a tile's row that the kernel reaches from RIGHT tiles away; zeros elsewhere."""
+    """A row of the tile RIGHT tiles away; zeros for the sites that the kernel does not reach."""
     values = ()
     for j in tl.static_range(TILE):
         if (RIGHT * TILE + j >= -(KERNEL // 2)) & (RIGHT * TILE + j < TILE + KERNEL // 2):

@@ -1,10 +1,11 @@
-"""The Triton program of the depthwise weight's gradient, apart because it needs Triton.
+"""The Triton program of the depthwise weight's gradient, apart because it imports Triton.
 
-A program keeps the sums of all K*K places, and the bias's, of some channels in registers while it
-goes through its share of the tiles: of each the gradient is read once, and the sites around it.
+A program handles some channels. It keeps the sums for all K*K positions of the kernel, and for the
+bias, in registers while it goes through its share of the tiles. For each tile, it reads the
+gradient, and the sites around it, once.
 """
 
-# Triton unrolls loops over tuples that grow, which a type checker takes for one tuple.
+# Triton unrolls loops in which a tuple grows; a type checker sees one variable of several types.
 # mypy: disable-error-code="assignment"
 
 import triton
@@ -57,7 +58,7 @@ def tile_by_tile(
     SUM: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> tl.tuple:
-    """Add the products of a tile of sites, at an offset in tiles, and a tile of the gradient."""
+    """Add the products of a tile of sites, DOWN and RIGHT tiles away, and one of the gradient."""
     HALF: tl.constexpr = KERNEL // 2
     FIRST: tl.constexpr = HALF + DOWN * TILE
     for i in tl.static_range(TILE):
@@ -90,7 +91,7 @@ def weight_gradient(
     AROUND: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
-    """Sums over every G-th tile, of G programs: `parts` (G, K*K + 1, C), the last by the bias."""
+    """Sum over every G-th tile, of G programs, into `parts` (G, K*K + 1, C), the bias last."""
     SUM: tl.constexpr = parts.dtype.element_ty
     MASKED: tl.constexpr = C % CHANNELS != 0
     REACH: tl.constexpr = (KERNEL // 2 + TILE - 1) // TILE
@@ -103,7 +104,7 @@ def weight_gradient(
     by_bias = tl.zeros((CHANNELS,), dtype=SUM)
     sums = repeated(repeated(by_bias, KERNEL), KERNEL)
     for number in range(group, tiles, tl.num_programs(0)):
-        # A tensor in the interpreter too.
+        # Makes `tile` a tensor in Triton's interpreter, too.
         tile = tl.zeros((), dtype=tl.int32) + number
         patches = patches_around(neighbours, tile, REACH, ROWS, COLUMNS, AROUND)
         own = first_site(tile // (ROWS * COLUMNS), tile, 0, 0, ROWS, COLUMNS, TILE)

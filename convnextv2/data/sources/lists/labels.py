@@ -1,4 +1,4 @@
-"""What the columns of a list mean: which names images, which labels, and of what classes."""
+"""What the columns of a list mean: which names the images, which hold labels, which classes."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from convnextv2.data.collection import UNLABELLED, DataError
 from convnextv2.data.labels.label_sets import LabelSets
 from convnextv2.data.sources.parquet import Columns
 
-# Names as they are without case, blanks and underscores; the first that is there is meant.
+# Usual column names in lower case, without blanks and underscores. The first one present is used.
 _IMAGES = (
     "filename", "file", "path", "filepath", "imagepath", "imgpath", "image", "img", "imagename",
     "imagefile", "imageindex", "imageid",
@@ -31,7 +31,7 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class ChosenColumns:
-    """The column that names images, and those with labels: one, or a mark for each class."""
+    """The column that names the images, and those of labels: one, or a 0/1 column per class."""
 
     image: str
     labels: tuple[str, ...] = ()
@@ -41,8 +41,8 @@ class ChosenColumns:
 class Labels:
     """Labels of the images of a list.
 
-    `numbers` (N,) are classes or, with `sets`, numbers of these. `first_rows` (N,) are the rows of
-    the list where the images are named first.
+    `numbers` (N,) are class numbers or, if `sets` is given, indices into it. `first_rows` (N,) are
+    the rows of the list that name each image for the first time.
     """
 
     numbers: NDArray[np.int32]
@@ -52,13 +52,13 @@ class Labels:
 
 
 def choose_list_columns(path: Path, table: pa.Table, wanted: Columns) -> ChosenColumns:
-    """The columns of a list that are read.
+    """Choose the columns of a list to read.
 
-    Several labels of an image are in one column or, where none is called so, in a column of 0 and
-    1 (or -1 and 1) for each class.
+    If images have several labels, these are in one label column or, if there is none, in a column
+    of 0 and 1 (or -1 and 1) for each class.
 
     Raises:
-        DataError: When no column names images, or one that is asked for is not there.
+        DataError: When no column names images, or a requested column does not exist.
     """
     names = table.column_names
     for what, name in (("image", wanted.image), ("label", wanted.label)):
@@ -80,12 +80,12 @@ def choose_list_columns(path: Path, table: pa.Table, wanted: Columns) -> ChosenC
 def read_labels(
     path: Path, table: pa.Table, columns: ChosenColumns, multi_label: bool
 ) -> tuple[pa.StringArray, Labels]:
-    """Paths of the images of a list, each once, and their labels.
+    """Read the paths of a list's images, each once, and their labels.
 
-    With `multi_label` an image may have several, in one row or in as many rows.
+    With `multi_label` an image may have several labels, in one row or spread over several rows.
 
     Raises:
-        DataError: When an image is named twice and may have one label only; or has several.
+        DataError: When an image is named twice or has several labels, but `multi_label` is not set.
     """
     paths = table[columns.image].combine_chunks()
     if isinstance(paths, pa.ChunkedArray):
@@ -121,7 +121,7 @@ def read_labels(
 def _single(
     kinds: NDArray[np.integer], names: Sequence[Sequence[str]], first_rows: NDArray[np.int64]
 ) -> Labels:
-    """One label an image; numbers stay what they are, names are numbered as they are sorted."""
+    """One label per image: numbers stay as they are, names are numbered in sorted order."""
     texts = ["".join(one) for one in names]
     told = [text for text in texts if text]
     if told and all(map(_NUMBER.fullmatch, told)):
@@ -141,7 +141,7 @@ def _several(
     first_rows: NDArray[np.int64],
     classes: Sequence[str],
 ) -> Labels:
-    """Any number of labels an image: those of all of its rows."""
+    """Any number of labels per image, collected from all of its rows."""
     told = {name for one in names for name in one}
     if not classes and told and all(map(_NUMBER.fullmatch, told)):
         names = [[str(_number(name)) for name in one] for one in names]
@@ -159,7 +159,7 @@ def _several(
 
 
 def _names_of(path: Path, texts: Sequence[str], multi_label: bool) -> list[list[str]]:
-    """The labels in each of the different texts of a column."""
+    """The labels in each distinct text of a column."""
     separator = next((mark for mark in _SEPARATORS if any(mark in text for text in texts)), None)
     names = []
     for text in texts:
@@ -169,7 +169,7 @@ def _names_of(path: Path, texts: Sequence[str], multi_label: bool) -> list[list[
             except json.JSONDecodeError as error:
                 raise DataError(f"{path} has a label {text[:60]}, no list of JSON") from error
         else:
-            # No class is called a|b, while "tench, Tinca tinca" is one.
+            # Class names may contain commas ("tench, Tinca tinca") but no "|".
             found = text.split(separator if multi_label else "|")
         found = [name.strip() for name in found if name.strip()]
         if len(found) > 1 and not multi_label:
@@ -182,7 +182,7 @@ def _names_of(path: Path, texts: Sequence[str], multi_label: bool) -> list[list[
 
 
 def _marks(table: pa.Table, columns: Sequence[str]) -> NDArray[np.bool_]:
-    """(N, classes): which classes an image is marked with."""
+    """(N, classes): whether each row is marked with each class."""
     marked = [pc.equal(pc.utf8_trim_whitespace(table[name]), pa.scalar("1")) for name in columns]
     return np.stack([column.to_numpy() for column in marked], axis=1)
 

@@ -1,7 +1,7 @@
-"""Files that list images and their labels: CSV, TSV, JSON, JSON lines, and `path label` a line.
+"""Files that list images and labels: CSV, TSV, JSON, JSON lines, and lines of `path label`.
 
-They are read into columns of text, a row for each line; a label that is a list in JSON stays the
-text of one. What the columns mean is decided in `convnextv2.data.sources.lists.labels`.
+They are read into columns of text, one row per entry. A label that is a list in JSON stays JSON
+text. `convnextv2.data.sources.lists.labels` decides what the columns mean.
 """
 
 import csv
@@ -19,16 +19,16 @@ from convnextv2.data.sources.listing import is_image
 
 LIST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt")
 METADATA = ("metadata.csv", "metadata.jsonl")
-"""Lists that Hugging Face's image folders have beside their images."""
+"""Lists that image folders of Hugging Face `datasets` have beside their images."""
 PATH, LABEL = "file_name", "label"
-"""Columns of what has no header."""
+"""Column names for formats that do not name their columns."""
 
 
 def read_list(path: Path) -> pa.Table:
-    """The rows of a list, all columns as text.
+    """Read the rows of a list, with all columns as text.
 
     Raises:
-        DataError: When it cannot be read as what its suffix says; it says where.
+        DataError: When the file cannot be read in the format that its suffix names.
     """
     try:
         if path.suffix in (".csv", ".tsv"):
@@ -47,7 +47,7 @@ def _read_csv(path: Path) -> pa.Table:
     names = next(csv.reader([first], delimiter=delimiter), [])
     if not names:
         raise DataError(f"{path} is empty")
-    # Without a header the first row is one of the images.
+    # A file without a header starts with an image.
     headless = any(is_image(name) for name in names)
     if headless:
         names = [PATH, LABEL, *(f"column {n}" for n in range(3, len(names) + 1))][: len(names)]
@@ -62,7 +62,7 @@ def _read_csv(path: Path) -> pa.Table:
 
 
 def _read_lines(path: Path) -> pa.Table:
-    """`path label`: the path ends at the first word that is named as an image."""
+    """Lines of `path label`: the path ends with the first word that is an image's name."""
     paths, labels = [], []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         words = re.split(r"(\s+)", line.strip())
@@ -78,7 +78,7 @@ def _read_lines(path: Path) -> pa.Table:
 
 
 def _read_json(path: Path) -> list[Mapping[str, Any]]:
-    """Rows: of JSON lines, of a list of objects, of an object path: label, of COCO's instances."""
+    """Rows of JSON lines, a list of objects, an object {path: label}, or COCO's annotations."""
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix != ".json":
         return [json.loads(line) for line in text.splitlines() if line.strip()]
@@ -91,7 +91,7 @@ def _read_json(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _coco(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Images with the categories of their annotations."""
+    """Images with the names of their annotations' categories."""
     names = {category["id"]: category["name"] for category in content["categories"]}
     found: dict[int, set[str]] = {image["id"]: set() for image in content["images"]}
     for annotation in content["annotations"]:

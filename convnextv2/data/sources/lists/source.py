@@ -1,7 +1,7 @@
-"""Images as a list names them: CSV, TSV, JSON, text lines, and `metadata.csv` of an image folder.
+"""Images named by a list: CSV, TSV, JSON, lines of text, or an image folder's `metadata.csv`.
 
-Paths are relative to the list's folder. The list is read once in every process; rows are put in a
-drawn order and cut into parts, so that lists sorted by class give shards that are mixed.
+Paths are relative to the list's folder. Every process reads the list once. Its rows are shuffled in
+a fixed order and cut into parts, so that a list sorted by class still gives mixed shards.
 """
 
 import hashlib
@@ -37,7 +37,10 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class ListSource:
-    """Images of a list; an image's offset is its number there. Without `split` all are meant."""
+    """The images of a list. The offset of an image is its number in the list.
+
+    Without `split`, all images of the list are read.
+    """
 
     path: Path
     columns: Columns
@@ -88,7 +91,10 @@ class ListSource:
 
 @dataclass(frozen=True, eq=False)
 class Listed:
-    """What a list says: the `paths` and `labels` of images; `chosen` are those of a split."""
+    """What a list says: the `paths` and `labels` of its images, and which are of the split.
+
+    `chosen` are the numbers of the split's images or, without a split, of all images.
+    """
 
     path: Path
     paths: pa.StringArray
@@ -99,7 +105,11 @@ class Listed:
         return self.path.parent / str(self.paths[image])
 
     def size(self, image: int) -> int:
-        """Bytes of a file; raises DataError when it is missing, which names others that are."""
+        """Size of a file in bytes.
+
+        Raises:
+            DataError: When the file is missing; the message also names other missing files.
+        """
         try:
             return self.file(image).stat().st_size
         except OSError:
@@ -111,7 +121,10 @@ class Listed:
             ) from None
 
     def key_name(self, image: int) -> str:
-        """The name that an image of one named class has in class folders, too."""
+        """The name from which the image's key is made.
+
+        An image of one named class has the same name as in a class folder.
+        """
         path, label = str(self.paths[image]), int(self.labels.numbers[image])
         if self.labels.sets is not None or not self.labels.classes or label == UNLABELLED:
             return os.path.normpath(path)
@@ -119,10 +132,11 @@ class Listed:
 
 
 def open_list(path: Path, split: Split, columns: Columns, has_splits: bool = False) -> ListSource:
-    """Open those images of a list that are of a split.
+    """Open the images of a list that belong to a split.
 
-    A column `split` tells it; without one, `train.csv` may have a `val.csv` beside it; else the
-    list has no splits, unless it `has_splits` by its folder.
+    The column `split` says which do. If the list has no such column, the split may have a file of
+    its own beside it (`train.csv` and `val.csv`). Otherwise the list has no splits, unless
+    `has_splits` says that its folder has them.
 
     Raises:
         DataError: When the list cannot be read, has no such split, or names an image twice.
@@ -151,7 +165,7 @@ def open_list(path: Path, split: Split, columns: Columns, has_splits: bool = Fal
 
 
 def find_metadata(root: Path, columns: Columns) -> Path | None:
-    """The list of an image folder, if it tells labels: captions and boxes are none."""
+    """The list of an image folder, if it has labels; lists of captions or boxes are not used."""
     for path in (root / name for name in METADATA):
         if path.is_file():
             table = _table(path, _stamp(path))
@@ -191,7 +205,7 @@ def _split_column(table: pa.Table) -> str | None:
 
 
 def _list_of(path: Path, split: Split) -> Path | None:
-    """The list of a split, beside one of the other, where their names tell which is which."""
+    """The list of `split`, if two lists lie side by side whose names say which splits they are."""
     names = "|".join(word for names in SPLIT_NAMES.values() for word in names)
     pattern = re.compile(rf"(?<![a-z])({names})(?![a-z])", re.IGNORECASE)
 

@@ -1,4 +1,4 @@
-"""Hugging Face parquet files: where they lie, which columns are read, what labels mean."""
+"""Hugging Face parquet files: where they lie, which columns are read, and what labels mean."""
 
 from convnextv2.data.sources.parquet.columns import Columns
 from convnextv2.data.sources.parquet.files import (

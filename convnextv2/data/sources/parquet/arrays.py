@@ -1,8 +1,8 @@
-"""Images as numbers in a column: lists of lists of numbers, or tensors of a fixed shape.
+"""Images stored as numbers in a column: nested lists, or tensors of a fixed shape.
 
-The first are also what Array2D and Array3D of the library `datasets` are kept as; the second are
-Arrow's `arrow.fixed_shape_tensor`. A row is handed on as the .npy file of its array, so that there
-is one rule for what such an array may be (`convnextv2.data.pixels.npy`).
+Nested lists are also how the library `datasets` stores Array2D and Array3D; the tensors are Arrow's
+`arrow.fixed_shape_tensor`. Each row is passed on as the .npy file of its array, so that one place
+(`convnextv2.data.pixels.npy`) decides which arrays are images.
 """
 
 from io import BytesIO
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 
 def dimensions(kind: pa.DataType) -> int:
-    """How many dimensions the arrays in a column have, 0 where it holds none of numbers.
+    """Number of dimensions of the arrays in a column; 0 if it holds no arrays of numbers.
 
-    A list without lists in it has one: its shape is told nowhere, and it is no image.
+    A flat list has one dimension: nothing tells the shape, so it is no image.
     """
     if isinstance(kind, pa.FixedShapeTensorType):
         return len(kind.shape)
@@ -28,7 +28,7 @@ def dimensions(kind: pa.DataType) -> int:
 
 
 def has_whole_numbers(kind: pa.DataType) -> bool:
-    """Whether arrays are of integers, as images are, and not of coordinates or features."""
+    """Whether arrays hold integers, as images do, and not coordinates or features."""
     values = _stored_as(kind)
     while _is_list(values):
         values = values.value_type
@@ -36,9 +36,9 @@ def has_whole_numbers(kind: pa.DataType) -> bool:
 
 
 def npy_of(row: pa.Scalar) -> bytes:
-    """The array of a row as a .npy file; nothing of a null.
+    """The array of a row as a .npy file; empty bytes for a null.
 
-    Where lists that belong together differ in length, it is one long row, which is no image.
+    If lists at the same depth differ in length, the array is flat, which is rejected as an image.
     """
     if not row.is_valid:
         return b""
@@ -50,7 +50,7 @@ def npy_of(row: pa.Scalar) -> bytes:
 def _array_of(row: pa.Scalar) -> NDArray[Any]:
     kind = row.type
     if isinstance(kind, pa.FixedShapeTensorType):
-        # pyarrow's own to_numpy mixes up the pixels of a tensor whose axes are turned round.
+        # pyarrow's own to_numpy mixes up the pixels of a tensor with permuted axes.
         stored = _numbers(row.value.values).reshape(kind.shape)
         return stored if kind.permutation is None else stored.transpose(kind.permutation)
     values = (row.value if isinstance(row, pa.ExtensionScalar) else row).values
@@ -64,7 +64,7 @@ def _array_of(row: pa.Scalar) -> NDArray[Any]:
 
 
 def _numbers(values: pa.Array) -> NDArray[Any]:
-    """Values as an array; as fractions, which are no pixels, if some are null."""
+    """Values as an array. If some are null, it holds floats, which are rejected as pixels."""
     known = values.cast(pa.float64()) if values.null_count else values
     numbers: NDArray[Any] = known.to_numpy(zero_copy_only=False)
     return numbers

@@ -19,9 +19,10 @@ _SETTINGS = {"image": "--image-column (data.image_column)",
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns with the images and with their labels; where it is None, the one that fits.
+    """The columns of images and of labels; None stands for the one that `choose_columns` finds.
 
-    With `multi_label` an image may have several labels; they are read from lists.
+    With `multi_label`, an image may have several labels; only list files (CSV, JSON, ...) have
+    them.
     """
 
     image: str | None = None
@@ -30,20 +31,22 @@ class Columns:
 
 
 def choose_columns(path: Path, schema: pa.Schema, wanted: Columns) -> Columns:
-    """The columns of a file to be read; without a label column the images are unlabelled.
+    """Choose the columns of a file to read; without a label column, images are unlabelled.
 
-    Images are in `image`; or the one column that `datasets` knows as images; or that has a usual
-    name; or the one with bytes; or with arrays that `datasets` knows, or of whole numbers in three
-    dimensions. Labels are in `label`; or the one column of class labels; or the
-    one with such a word in its name.
+    The image column is `image`, or else the only column that `datasets` marks as images, that has a
+    usual name, that holds bytes, that `datasets` marks as arrays, or that holds three-dimensional
+    arrays of whole numbers, tried in this order. The label column is `label`, or else the only
+    column that `datasets` marks as class labels, or that has a word such as `class` or `target` in
+    its name.
 
     Raises:
-        DataError: When there are no images, or several columns could be meant; all are listed.
+        DataError: When there is no image column, or several columns fit; the message lists the
+            columns.
     """
     features = features_of(schema)
     files = [field.name for field in schema if is_image_type(field.type)]
     arrays = [field.name for field in schema if dimensions(field.type) in (2, 3)]
-    # Arrays in other columns may be boxes, outlines or features.
+    # Other arrays may be boxes, outlines or features.
     pictures = [name for name in arrays if _is_picture(schema.field(name).type)]
     labels = [field.name for field in schema if _is_label_type(field.type)]
     image = _only(
@@ -71,7 +74,7 @@ def choose_columns(path: Path, schema: pa.Schema, wanted: Columns) -> Columns:
 
 
 def is_image_type(kind: pa.DataType) -> bool:
-    """Bytes, a struct with a field `bytes`, or a list of these."""
+    """Whether values are bytes, structs with a field `bytes`, or lists of these."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         kind = kind.value_type
     if pa.types.is_struct(kind):
@@ -88,7 +91,7 @@ def _only(
     usable: Sequence[str],
     choices: Iterable[Sequence[str]],
 ) -> str | None:
-    """The wanted column or, of the first choices that are there, the only one."""
+    """The wanted column, or else the only usable one among the first choices that match any."""
     if wanted is not None:
         if wanted in usable:
             return wanted
@@ -109,7 +112,7 @@ def _only(
 
 
 def features_of(schema: pa.Schema) -> dict[str, dict[str, object]]:
-    """What the library `datasets` keeps in the schema about its columns."""
+    """What the library `datasets` stores about its columns in the schema."""
     told = (schema.metadata or {}).get(b"huggingface")
     about = json.loads(told) if told else {}
     return about.get("info", {}).get("features", {}) or {}
@@ -125,7 +128,7 @@ def _is_picture(kind: pa.DataType) -> bool:
 
 
 def _about_flat_lists(schema: pa.Schema, wanted: str | None = None) -> str:
-    """What is wrong with lists of numbers that have no shape, where they may be meant."""
+    """The end of an error message: why columns of flat lists are no images; may be empty."""
     flat = [field.name for field in schema
             if dimensions(field.type) == 1 and wanted in (None, field.name)]  # fmt: skip
     if not flat:
@@ -137,7 +140,7 @@ def _about_flat_lists(schema: pa.Schema, wanted: str | None = None) -> str:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of the values of a column, however they are kept."""
+    """The type of a column's values, also if they are dictionary-encoded."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face parquet files: a column of images, and one of labels where they have them."""
+"""Hugging Face parquet files: a column of images and, in some, a column of labels."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,17 +19,21 @@ from convnextv2.data.sources.parquet.labels import class_names, find_classes, la
 
 NEAR = ("*.parquet", "data/*.parquet")
 BELOW = ("*/*.parquet", "*/*/*.parquet")
-"""As the Hugging Face hub has them: `data/train-00000-of-00001.parquet` is near, `<config>/train/
-0000.parquet` and `data/<config>/train-00000-of-00001.parquet` are below."""
+"""Where the Hugging Face hub puts parquet files.
+
+`data/train-00000-of-00001.parquet` is near; `<config>/train/0000.parquet` and
+`data/<config>/train-00000-of-00001.parquet` are below.
+"""
 _ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class ParquetFiles:
-    """Parquet files below `root`. An image's offset is its row, its size the mean of its row group.
+    """Parquet files below `root`.
 
-    Its key name is `<file>:<row>`: the names that may be in the column need not be different. Of a
-    list of images in a row, the first is read.
+    An image's offset is its row, and its size is the mean size in its row group. Its key name is
+    `<file>:<row>`, because names in the column need not be unique. If a row holds a list of images,
+    the first one is read.
     """
 
     root: Path
@@ -88,7 +92,7 @@ class ParquetFiles:
     def _images(
         self, file: pq.ParquetFile, group: int, rows: NDArray[np.int64]
     ) -> Iterator[tuple[int, bytes]]:
-        """Encoded images of these (sorted) rows of a row group, few of the others in memory."""
+        """The encoded images in these (sorted) rows of a row group, read in small batches."""
         first = 0
         for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[self.image]):
             column = batch.column(0)
@@ -115,9 +119,9 @@ class ParquetFiles:
             )
 
     def _further_images(self, file: pq.ParquetFile) -> int:
-        """Images in lists of several, beyond the first of each row."""
+        """Number of images that are not read because they are not the first of their row."""
         if dimensions(file.schema_arrow.field(self.image).type):
-            return 0  # The lists are one image.
+            return 0  # The nested lists are the pixels of one image.
         return sum(
             leaf.num_values - file.metadata.row_group(group).num_rows
             for group in range(file.num_row_groups)
@@ -125,7 +129,7 @@ class ParquetFiles:
         )
 
     def _leaves(self, file: pq.ParquetFile, group: int) -> list[pq.ColumnChunkMetaData]:
-        """Where the values of the image column lie: `image.bytes` and `image.path`, or `image`."""
+        """Column chunks of the image column: `image.bytes` and `image.path`, or `image` alone."""
         about = file.metadata.row_group(group)
         leaves = map(about.column, range(about.num_columns))
         return [leaf for leaf in leaves
@@ -136,11 +140,11 @@ class ParquetFiles:
 def open_parquet_files(
     root: Path, names: Sequence[str], split: Split, has_splits: bool, wanted: Columns
 ) -> ParquetFiles:
-    """Open those of the files `names` below `root` that are of a split, by their names.
+    """Open the files `names` below `root` whose names say that they belong to a split.
 
     Raises:
-        DataError: When they have no column of images, or it is not clear which is meant, or
-            the classes of their files cannot be matched by name.
+        DataError: When there is no column of images, several columns could be it, or the files name
+            different classes.
     """
     chosen, told = choose_split(root, names, split)
     paths = [root / name for name in chosen]
@@ -160,7 +164,7 @@ def open_parquet_files(
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a file; raises DataError when it is none."""
+    """Open a file; raises DataError when it is not a readable parquet file."""
     try:
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
@@ -168,10 +172,10 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def find_parquet_files(root: Path, patterns: Sequence[str]) -> list[str]:
-    """Names of the parquet files in `root` that match the first of the patterns that any matches.
+    """Names of the parquet files in `root` that match the first pattern with any match.
 
     Raises:
-        DataError: When they are of several configurations.
+        DataError: When the files belong to several configurations.
     """
     names: list[str] = []
     for pattern in patterns:
@@ -187,13 +191,13 @@ def find_parquet_files(root: Path, patterns: Sequence[str]) -> list[str]:
 
 
 def _config_folder(file: PurePosixPath) -> PurePosixPath:
-    """The folder of a configuration: the file's own, unless only that tells the split."""
+    """The folder of a configuration: the file's own, or the one above if its own is a split's."""
     told_by_folder = not split_words(file.name) and split_words(file.parent.name)
     return file.parent.parent if told_by_folder else file.parent
 
 
 def _bytes_of(row: pa.Scalar) -> bytes:
-    """The image of a row. A null (of an image that is elsewhere) is an empty one."""
+    """The image in a row; empty bytes for a null, whose image is stored elsewhere."""
     value = row.as_py()
     if isinstance(value, list):
         value = value[0] if value else None

@@ -1,4 +1,4 @@
-"""What the labels in parquet files mean: numbers by the names of their file, or values as names."""
+"""What labels in parquet files mean: numbers, named in the schema or not, or names."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ _NAMED = 5
 
 
 def class_names(schema: pa.Schema, label: str | None) -> tuple[str, ...]:
-    """Names that the library `datasets` keeps in the schema for a column of numbers."""
+    """Class names that the library `datasets` stores in the schema for a column of numbers."""
     if label is None or not pa.types.is_integer(plain_type(schema.field(label).type)):
         return ()
     about = features_of(schema).get(label)
@@ -24,11 +24,10 @@ def class_names(schema: pa.Schema, label: str | None) -> tuple[str, ...]:
 def find_classes(
     paths: Sequence[Path], open_file: Callable[[Path], pq.ParquetFile], label: str
 ) -> tuple[str, ...]:
-    """The classes of files that belong together; labels that are no numbers are sorted names.
+    """The classes of files that belong together; text labels are class names, in sorted order.
 
     Raises:
-        DataError: When one file names classes that others do not, or has text where others have
-            numbers.
+        DataError: When files name different classes, or some have numbers and others text.
     """
     named: dict[Path, tuple[str, ...]] = {}
     texts: set[str] = set()
@@ -53,7 +52,7 @@ def find_classes(
 
 
 def _same_names(named: Mapping[Path, tuple[str, ...]]) -> tuple[str, ...]:
-    """The names that all files have which have any, in the order of the first."""
+    """The class names that all files with names share, in the order of the first such file."""
     files = [(path, names) for path, names in named.items() if names]
     for path, names in files:
         first, others = files[0]
@@ -68,10 +67,12 @@ def _same_names(named: Mapping[Path, tuple[str, ...]]) -> tuple[str, ...]:
 def label_numbers(
     where: Path, row: int, column: pa.ChunkedArray, names: Sequence[str], numbers: Mapping[str, int]
 ) -> list[int]:
-    """Labels of the rows from `row` on, by the names of the file or by its values.
+    """Class numbers of a column whose first value is in row `row` of the file.
+
+    `names` are the class names of this file, `numbers` the class numbers of the collection by name.
 
     Raises:
-        DataError: When one is beyond the names.
+        DataError: When a label is beyond the class names, or not among them.
     """
     renumbered = [numbers[name] for name in names] or list(range(len(numbers)))
     found = []
@@ -100,7 +101,7 @@ def _is_told(value: object) -> bool:
 
 
 def _alone(names: Sequence[str], others: Sequence[str]) -> str:
-    """The names that the others lack."""
+    """The names that are not among `others`, cut to a few for messages."""
     alone = [name for name in names if name not in others]
     more = f" and {len(alone) - _NAMED:,} more" if len(alone) > _NAMED else ""
     return (", ".join(alone[:_NAMED]) or "none") + more

@@ -1,1 +1,1 @@
-"""Tars read in place: one per class, of class folders, of images alone; ImageNet's own."""
+"""Tars read in place: a tar per class, a tar of class folders, a tar of images, ImageNet's own."""

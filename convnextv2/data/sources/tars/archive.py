@@ -1,7 +1,8 @@
 """Tar files read in place, by their headers.
 
-An archive of a million images is listed without an object per member, and a member is found again
-by the place of its header alone. Formats: ustar, GNU (long names), pax (path and size records).
+An archive of a million images is listed without keeping an object per member, and a member is found
+again by the offset of its header alone. Formats: ustar, GNU (long names), pax (path and size
+records).
 """
 
 import os
@@ -16,14 +17,17 @@ from convnextv2.data.collection import DataError
 _BLOCK = 512
 _MOST_META = 1 << 20
 _REGULAR = (b"0", b"\0", b"7")
-_LINKS_AND_FOLDERS = (b"1", b"2", b"3", b"4", b"5", b"6")  # No bytes follow, whatever their size.
+_LINKS_AND_FOLDERS = (b"1", b"2", b"3", b"4", b"5", b"6")  # No data follows, whatever the size.
 _FOLDER = b"5"
 _LONG_NAME, _PAX = b"L", b"x"
 _ABOUT_THE_NEXT = (_LONG_NAME, b"K", _PAX, b"g")
 
 
 class Entry(NamedTuple):
-    """A regular file: where its headers begin, where its bytes lie; absolute offsets."""
+    """A regular file: where its first header starts, and the offset and size of its data.
+
+    `start` and `offset` are bytes from the beginning of the file on disk.
+    """
 
     name: str
     start: int
@@ -33,7 +37,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar: a file, or bytes [start, end) of one. `name` is for messages."""
+    """A tar: a whole file, or bytes [start, end) of one. `name` is used in messages."""
 
     path: Path
     name: str
@@ -41,7 +45,7 @@ class Archive:
     end: int | None = None
 
     def open(self) -> BinaryIO:
-        """Open the file; raises DataError when that cannot be."""
+        """Open the file; raises DataError when it cannot be opened."""
         try:
             return self.path.open("rb", buffering=0)
         except OSError as error:
@@ -50,12 +54,12 @@ class Archive:
     def entries(
         self, file: BinaryIO, start: int | None = None, passed_over: Counter[str] | None = None
     ) -> Iterator[Entry]:
-        """Walk over the regular files, from the header at `start` on.
+        """Yield the regular files, starting with the header at `start`.
 
-        Links and special files, of which no bytes are there, are counted in `passed_over`.
+        Links and special files, which have no data, are counted in `passed_over`.
 
         Raises:
-            DataError: When what follows is no tar, or the tar is cut short.
+            DataError: When the bytes are not a tar, or the tar is damaged or cut short.
         """
         end = os.fstat(file.fileno()).st_size if self.end is None else self.end
         position = first = self.start if start is None else start
@@ -92,7 +96,7 @@ class Archive:
             position = following
 
     def bytes_of(self, file: BinaryIO, entry: Entry) -> bytes:
-        """Read a member."""
+        """Read a member's data; raises DataError when the file has become shorter."""
         content = os.pread(file.fileno(), entry.size, entry.offset)
         if len(content) < entry.size:
             raise DataError(f"{self.name} was cut short while it was read")
@@ -112,12 +116,12 @@ def _read_header(file: BinaryIO, position: int, end: int) -> bytes | None:
 
 
 def _checksum(header: bytes) -> int:
-    # Its own eight bytes count as spaces.
+    # The checksum field itself counts as eight spaces.
     return sum(header) - sum(header[148:156]) + 8 * ord(" ")
 
 
 def _number(field: bytes) -> int:
-    """Octal digits or, for what these cannot hold, a big-endian number marked by its top bit."""
+    """Octal digits or, for larger numbers, a big-endian number marked by its top bit."""
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     digits = field.split(b"\0", 1)[0].strip()
@@ -133,7 +137,7 @@ def _read_meta(file: BinaryIO, offset: int, size: int) -> bytes:
 
 
 def _pax(meta: bytes) -> dict[str, bytes]:
-    """Records `<length> <key>=<value>` and a newline; the length counts all of its record."""
+    """Records of `<length> <key>=<value>` and a newline; the length counts the whole record."""
     records = {}
     while meta.strip(b"\0"):
         digits, _, _ = meta.partition(b" ")
@@ -149,7 +153,7 @@ def _pax(meta: bytes) -> dict[str, bytes]:
 def _name(header: bytes) -> str:
     name = header[:100].split(b"\0", 1)[0]
     prefix = header[345:500].split(b"\0", 1)[0]
-    # GNU keeps other things where ustar has the prefix.
+    # Only ustar has a prefix here; GNU stores other things in its place.
     return _text(prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name)
 
 

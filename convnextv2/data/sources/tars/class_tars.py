@@ -20,9 +20,10 @@ from convnextv2.data.sources.tars.archive import Archive
 
 @dataclass(frozen=True)
 class ClassTars:
-    """Tars `<class>.tar` in the folder `root` or, where they have `spans`, inside the tar `root`.
+    """Tars `<class>.tar` in the folder `root` or, if there are `spans`, inside the tar `root`.
 
-    A member's offset is that of its header in the file.
+    `spans` are where each class tar begins and ends in `root`. A member's offset is that of its
+    header in the file on disk.
     """
 
     root: Path

@@ -1,4 +1,4 @@
-"""One tar of images: unlabelled, or with a label file as ImageNet-1K's validation tar."""
+"""One tar of images: unlabelled, or with a label file like ImageNet-1K's validation tar."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
 @dataclass(frozen=True)
 class FlatTar:
-    """The images of a tar; `labels` is the file that tells their classes, if any does."""
+    """The images of a tar; `labels` is the file of their classes, if there is one."""
 
     path: Path
     classes: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class FlatTar:
         return hash_files(self.path.parent, [self.path.name], self.classes, labels)
 
     def _synsets(self, entries: Sequence[Entry]) -> dict[str, str]:
-        """Class of each image by its file name; nothing when they are unlabelled."""
+        """Class of each image by its file name; empty if the images are unlabelled."""
         if self.labels is None:
             return {}
         return read_val_labels(self.labels, [_base(entry) for entry in entries], self.classes)
@@ -72,10 +72,11 @@ class FlatTar:
 def open_val_tar(path: Path, labels: Path | None, has_splits: bool) -> FlatTar:
     """Open ImageNet-1K's validation tar.
 
-    Its classes are those of the train tar beside it or, without that, those of its images.
+    Its classes are those of the train tar beside it or, if there is none, those of its own images.
 
     Raises:
-        DataError: When its label file is not there or not understood.
+        DataError: When its label file is missing, has no known format, or names a class that the
+            train tar lacks.
     """
     labels = labels or find_val_labels(path)
     train = path.with_name(TRAIN_TAR)
@@ -88,10 +89,10 @@ def open_val_tar(path: Path, labels: Path | None, has_splits: bool) -> FlatTar:
 
 
 def image_entries(path: Path, passed_over: Counter[str] | None = None) -> list[Entry]:
-    """The images in a tar; other files are counted by their kind in `passed_over`.
+    """The images in a tar; other files are counted by kind in `passed_over`.
 
     Raises:
-        DataError: When there are none.
+        DataError: When there are no images.
     """
     archive = Archive(path, str(path))
     kinds: Counter[str] = Counter()

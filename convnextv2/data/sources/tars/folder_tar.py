@@ -23,7 +23,7 @@ Steps = tuple[str, ...]
 
 @dataclass(frozen=True)
 class FolderTar:
-    """The images of a tar in folders below `above`, whose names are the classes."""
+    """The images of a tar in the folders below `above`; these folders are the classes."""
 
     path: Path
     above: Steps
@@ -67,13 +67,14 @@ class FolderTar:
 
 
 def open_single_tar(path: Path, split: Split, has_splits: bool) -> FolderTar | FlatTar:
-    """Read a tar of images as the folder that was packed: class folders, or images alone.
+    """Open a tar of images like the folder that was packed: class folders, or images alone.
 
-    Folders that hold all others (`cats-and-dogs/`) are no classes. Below them may be folders for
-    the splits. Images in one folder, or beside folders, are unlabelled.
+    A folder that holds everything else (`cats-and-dogs/`) is not a class. Below it, there may be
+    folders for the splits. Images that are all in one folder, or lie beside folders, are
+    unlabelled.
 
     Raises:
-        DataError: When the tar has no images, or folders for other splits only.
+        DataError: When the tar has no images, or has folders for other splits only.
     """
     folders = {_steps(entry.name)[:-1] for entry in image_entries(path)}
     above, names = _top(folders)
@@ -91,7 +92,7 @@ def open_single_tar(path: Path, split: Split, has_splits: bool) -> FolderTar | F
 
 
 def _top(folders: set[Steps]) -> tuple[Steps, set[str]]:
-    """The folder below which the images' folders part, and the names there."""
+    """The deepest folder that holds all images, and the names of the folders in it."""
     above: Steps = ()
     while len(names := _names_below(folders, above)) == 1:
         above = (*above, *names)
@@ -99,7 +100,7 @@ def _top(folders: set[Steps]) -> tuple[Steps, set[str]]:
 
 
 def _names_below(folders: set[Steps], above: Steps) -> set[str]:
-    """Names of the folders in `above`; none where images lie in `above` itself."""
+    """Names of the folders in `above`; empty if images lie in `above` itself."""
     return set() if above in folders else {steps[len(above)] for steps in folders}
 
 

@@ -41,11 +41,11 @@ def find_val_labels(tar: Path) -> Path:
 def read_val_labels(path: Path, names: Sequence[str], synsets: Sequence[str]) -> dict[str, str]:
     """Synset of each of the images `names` (file names without folders).
 
-    `synsets` are the classes in the order of their numbers, if they are known: a file of class
-    numbers needs them.
+    `synsets` are the classes in the order of their numbers, if known; label files that hold class
+    numbers need them.
 
     Raises:
-        DataError: When the file is none of those that are understood, or lacks labels.
+        DataError: When the file has no known format, or lacks labels.
     """
     try:
         told = _read(path, sorted(names), synsets)

@@ -16,13 +16,13 @@ _LOOKED_AT = 1000
 
 
 def read_label(name: str, content: bytes, numbers: Mapping[str, int]) -> int | None:
-    """The label in a `.cls` or `.txt` (a number, or a name in `numbers`), or in a `.json`.
+    """Read the label in a `.cls` or `.txt` (a number, or a name in `numbers`), or in a `.json`.
 
     In a `.json` it is the value of `label` (or `class_id`, `class`, `cls`), which may itself be an
-    object with an `index`, `id` or `name`; without such a value there is none.
+    object with an `index`, `id` or `name`. A `.json` without such a value has no label: None.
 
     Raises:
-        DataError: When that is no label, or beyond the names.
+        DataError: When the content is no label, or its number is beyond the class names.
     """
     told: int | str | None
     try:
@@ -58,7 +58,11 @@ def _json_label(told: object) -> int | str | None:
 
 
 def look_at_texts(path: Path, classes: tuple[str, ...]) -> tuple[str | None, bool]:
-    """A caption among the texts at the head of a shard, if there is one; and if all are labels."""
+    """Look at the texts at the head of a shard.
+
+    Returns a caption, if one of the texts is no label, and whether there are texts and all are
+    labels.
+    """
     archive, labels = Archive(path, str(path)), 0
     with archive.open() as file:
         head = list(islice(archive.entries(file), _LOOKED_AT))
@@ -72,5 +76,5 @@ def look_at_texts(path: Path, classes: tuple[str, ...]) -> tuple[str | None, boo
 
 
 def is_text(entry: Entry) -> bool:
-    """Whether it is a label only if all texts are."""
+    """Whether the file is a text, which is a label only if all texts of its shards are."""
     return entry.name.lower().endswith(".txt")

@@ -1,9 +1,9 @@
-"""Samples of a WebDataset shard: which of its files belong together, and which is the image.
+"""Samples of a WebDataset shard: which files belong together, and which of them is the image.
 
-The format defines a key as all of a name before the first dot of its base name; what follows names
-the field: `0001.jpg` and `0001.cls`, or `0001.image.jpg` and `0001.label.cls`, are one sample. Keys
-with dots of their own (`IMG_2.7.jpg`, `IMG_2.8.jpg`) break that rule, and are common: they are
-told by several images that share what stands before the first dot. See `_split_key`.
+In this format, a file's key is everything before the first dot of its base name, and its field is
+what follows: `0001.jpg` and `0001.cls`, or `0001.image.jpg` and `0001.label.cls`, are one sample.
+Keys that contain dots (`IMG_2.7.jpg`, `IMG_2.8.jpg`) break that rule, but are common. They are
+recognised by several images with the same text before the first dot; see `_split_key`.
 """
 
 from collections import Counter, defaultdict
@@ -18,29 +18,29 @@ from convnextv2.data.sources.tars.archive import Entry
 
 _FIRST_ENDS = ("jpg", "jpeg", "png", "webp")
 IMAGE_ENDS = (*_FIRST_ENDS, *sorted({suffix[1:] for suffix in IMAGE_SUFFIXES} - {*_FIRST_ENDS}))
-"""Of several images of a sample, one whose name ends in what stands first here is taken."""
+"""Endings of image files, in order of preference if a sample has several images."""
 LABEL_ENDS = ("cls", "class", "json", "txt")
-"""Of several files of a sample that may hold its label, one of the first kind is read first."""
+"""Endings of files that may hold a label, in the order in which they are read."""
 _IMAGE_FIELDS = ("", "image", "img")
 
 Files = dict[str, Entry]
 
 
 class Sample(NamedTuple):
-    """An image, and the files that may hold its label; the first that does is meant."""
+    """An image, and the files that may hold its label; the first one that holds a label is used."""
 
     image: Entry
     labels: tuple[Entry, ...]
 
 
 def samples_of(shard: str, entries: Iterable[Entry], passed_over: Counter[str]) -> Iterator[Sample]:
-    """The samples among the files of a shard, wherever in it they lie.
+    """Group the files of a shard into samples, wherever in the shard they lie.
 
-    Files that belong to none are counted by kind in `passed_over`. Memory: about 430 bytes for each
-    file of the shard.
+    Files that belong to no sample are counted by kind in `passed_over`. This takes about 430 bytes
+    of memory for each file of the shard.
 
     Raises:
-        DataError: When a file is there twice.
+        DataError: When the shard holds a file twice.
     """
     keys: defaultdict[str, Files] = defaultdict(dict)
     for entry in entries:
@@ -56,19 +56,19 @@ def samples_of(shard: str, entries: Iterable[Entry], passed_over: Counter[str]) 
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and (lower case) field: what comes before and after the first dot of the file name."""
+    """Key and field (in lower case): what comes before and after the base name's first dot."""
     folder, slash, base = name.rpartition("/")
     key, _, field = base.partition(".")
     return folder + slash + key, field.lower()
 
 
 def has_label_beside(names: Iterable[str]) -> bool:
-    """Whether there are labels among some files of a tar, or texts named as images are."""
+    """Whether some of these files are labels, or texts with the same key as an image."""
     ends: defaultdict[str, set[str]] = defaultdict(set)
     for name in names:
         key, field = split_name(name)
         ends[key].add(ending(field))
-    # A text alone may be a readme.
+    # A text without an image may be a readme.
     return any(
         those.intersection(LABEL_ENDS[:-1]) or ("txt" in those and those.intersection(IMAGE_ENDS))
         for those in ends.values()
@@ -76,16 +76,17 @@ def has_label_beside(names: Iterable[str]) -> bool:
 
 
 def ending(field: str) -> str:
-    """The last part of a field, which tells what kind of file it is: `jpg` of `image.jpg`."""
+    """The last part of a field, which tells the kind of file: `jpg` for `image.jpg`."""
     return field.rpartition(".")[2]
 
 
 def _split_key(files: Files) -> list[Files]:
-    """The samples among files with the same key: one, unless their keys have dots.
+    """Split the files of one key into samples: a single one, unless keys contain dots.
 
-    They have dots where several images differ before their last dot, unless a label is for all of
-    them (`left.jpg`, `right.jpg`, `cls`), or one has the plain key, and others no label of their
-    own (`jpg`, `cls`, `seg.png`).
+    Keys contain dots if several images differ in what stands before their last dot. In two cases
+    such images are one sample all the same: a label belongs to all of them (`left.jpg`,
+    `right.jpg`, `cls`), or one has the plain key and others have no label of their own (`jpg`,
+    `cls`, `seg.png`).
     """
     stems: defaultdict[str, Files] = defaultdict(dict)
     for field, entry in files.items():

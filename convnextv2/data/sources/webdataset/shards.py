@@ -25,10 +25,11 @@ from convnextv2.data.sources.webdataset.samples import samples_of
 
 @dataclass(frozen=True)
 class WebDataset:
-    """Shards in the folder `root`; without `classes` labels, if there are any, are numbers.
+    """Shards in the folder `root`. Without `classes`, labels (if there are any) are numbers.
 
-    Keys may be the same in two shards, so an image's key name has its shard's name in it.
-    `texts_are_labels` tells what `.txt` files are: classes, or captions, which are not read.
+    Two shards may use the same keys, so an image's key name contains the name of its shard.
+    `texts_are_labels` says whether `.txt` files hold labels; if not, they are captions and not
+    read.
     """
 
     root: Path
@@ -90,10 +91,10 @@ def open_webdataset(
     has_splits: bool,
     notes: tuple[str, ...] = (),
 ) -> WebDataset:
-    """Open those of the shards in `root` that are of a split, by their names.
+    """Open the shards in `root` whose names say that they belong to a split.
 
-    Text beside an image is a caption or a class. It is taken for classes if all that is found at
-    the head of the first shard are numbers, or names that `classnames.txt` has.
+    A text beside an image is a caption or a class. Texts are taken as classes if all texts at the
+    head of the first shard are numbers or names listed in `classnames.txt`.
     """
     chosen, told = choose_split(root, shards, split)
     names = root / CLASS_NAMES
