@@ -130,7 +130,7 @@ def _together(
     problems = {problem: kind for _, problem, kind in answers if problem}
     if problems:
         kinds = set(problems.values())
-        # A retry can only help if all workers failed for the same reason.
+        # A retry can only help if all failures are of the same kind.
         raised = kinds.pop() if len(kinds) == 1 else CheckpointError
         raise raised(f"checkpoint not saved ({what} failed): " + "; ".join(problems))
     return [outcome for outcome, *_ in answers] if everywhere else answers[0][0]

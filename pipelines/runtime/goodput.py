@@ -133,7 +133,7 @@ def total(accounts: Iterable[Account]) -> Account:
 
 
 def accounts_of(run_dir: Path, but: Path | None = None) -> list[Account]:
-    """The accounts of all training stages in a run folder, except the one in `but`, by start."""
+    """The accounts of a run's training stages, by start time, without the stage in `but`."""
     faults = incidents.read(run_dir)
     found = []
     for directory in run_dir.glob("stages/*/*"):

@@ -104,7 +104,7 @@ def _sizes(photographs: Photographs) -> list[tuple[int, int]]:
 def _in_threads(
     photographs: Photographs, run: Callable[[list[tuple[int, tuple[int, int, int, int]]]], int]
 ) -> Epoch:
-    """Draw the crops of an epoch first, then `run` them in threads, one per worker."""
+    """Draw the crops once, before timing; an epoch is to `run` them in threads, one per worker."""
     from convnextv2.data.loading.views import RandomView, random_crop
 
     numbers = RandomView(size=(CROP, CROP), scale=SCALE).parameters[1]
