@@ -14,11 +14,11 @@ from cluster.workers.messages import Order, Site, Status
 
 LEAVING_SECONDS = 1.0
 CALLS = 8
-"""That an agent answers at a time: `status` waits while others are made."""
+"""Calls that an agent answers at the same time: `status` blocks while others are served."""
 
 
 class PlacedAgent(Agent):
-    """An agent that learns from Ray where it is."""
+    """An agent that asks Ray for its node, its address and its GPUs."""
 
     def __init__(self, preparation: bytes, *, keep_spare: bool) -> None:
         import ray
@@ -34,7 +34,7 @@ class PlacedAgent(Agent):
 
 
 class RayAgent:
-    """An actor as the conductor sees it; it may still wait for a place."""
+    """The conductor's handle on an agent's actor, which may still be waiting for resources."""
 
     def __init__(self, placement: Placement, preparation: bytes, avoid: frozenset[str]) -> None:
         import ray
@@ -97,7 +97,7 @@ class RayPlacer:
         import ray
 
         if time.monotonic() - self._looked > LEAVING_SECONDS:
-            # Ray Train's own watcher asks for it in this way; there is no public one.
+            # Ray has no public call for it; Ray Train's own watcher uses this one.
             self._leaving = frozenset(ray._private.state.state.get_draining_nodes())
             self._looked = time.monotonic()
         return self._leaving
@@ -115,7 +115,7 @@ class RayPlacer:
 
 
 def _answer(ref: Any) -> Future[Any]:
-    """The future of a call. Whatever Ray reports, the agent cannot be relied on any more."""
+    """The future of a call to an actor. Any error from Ray counts as the loss of the agent."""
     answer: Future[Any] = Future()
 
     def take(source: Future[Any]) -> None:

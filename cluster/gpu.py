@@ -1,4 +1,4 @@
-"""Whether this process has a GPU that can be used, and in one sentence why not."""
+"""Opens the GPU of this process, or says in one sentence why it cannot be used."""
 
 from typing import TYPE_CHECKING
 
@@ -8,20 +8,20 @@ if TYPE_CHECKING:
 LEAST_CAPABILITY = (8, 0)
 GIB = 1 << 30
 OWN_CONTEXT = 1.5
-"""GiB that a process takes by having opened the GPU, and some more."""
+"""GiB that opening the GPU costs a process, with some room to spare."""
 
 
 class UnusableGPU(RuntimeError):
-    """There is no GPU, or one that is too old, or so is its driver; the message says which."""
+    """There is no GPU, or it or its driver is too old; the message says which."""
 
 
 def open_gpu() -> "torch.device":
-    """The current GPU, opened.
+    """Open the current GPU.
 
     Raises:
-        UnusableGPU: In one sentence.
+        UnusableGPU: When there is none, or it or its driver is too old.
     """
-    import torch  # The driver places workers without it.
+    import torch  # Imported here because the driver runs without PyTorch.
 
     if torch.version.cuda is None:
         raise UnusableGPU(
@@ -31,7 +31,7 @@ def open_gpu() -> "torch.device":
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        # PyTorch's own words tell a missing driver from one that is too old.
+        # PyTorch's message tells a missing driver from one that is too old.
         words = str(error).split(". ")[0].rstrip(".")
         advice = "; update the driver" if "too old" in words else ""
         raise UnusableGPU(f"no GPU can be used: {words}{advice}") from error
@@ -51,7 +51,7 @@ def refuse_old(name: str, capability: tuple[int, int]) -> None:
 
 
 def taken_by_others(free: float, total: float) -> str:
-    """Words for memory (GiB) in use by other processes; none when it is as good as free."""
+    """A phrase on the memory (GiB) that other processes use; "" when there is next to none."""
     taken = total - free - OWN_CONTEXT
     if taken < 0.02 * total:
         return ""

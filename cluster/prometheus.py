@@ -1,6 +1,6 @@
-"""Metrics at Ray's own Prometheus endpoint, where a cluster's monitoring looks for them.
+"""Metrics at Ray's own Prometheus endpoint, which a cluster's monitoring already scrapes.
 
-Ray puts "ray_" before their names, and every node serves those of its processes.
+Ray prefixes their names with "ray_", and every node serves the metrics of its own processes.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ class RayMetrics:
     """Gauges and counters of this process, which is connected to Ray.
 
     Args:
-        descriptions: What there is, by name.
-        labels: Of all of them, such as the run's name.
+        descriptions: The description of each metric, by name.
+        labels: Labels that every metric carries, such as the run's name.
     """
 
     def __init__(self, descriptions: Mapping[str, str], labels: Mapping[str, str]) -> None:
@@ -22,13 +22,13 @@ class RayMetrics:
         self._counters: dict[str, Counter] = {}
 
     def set(self, name: str, value: float) -> None:
-        """What a gauge stands at."""
+        """Set a gauge."""
         if name not in self._gauges:
             self._gauges[name] = Gauge(name, self._descriptions[name], tuple(self._labels))
         self._gauges[name].set(value, tags=self._labels)
 
     def count(self, name: str, **labels: str) -> None:
-        """One more of a counter, by these labels besides."""
+        """Add one to a counter, with these labels in addition to the common ones."""
         every = self._labels | labels
         if name not in self._counters:
             self._counters[name] = Counter(name, self._descriptions[name], tuple(every))

@@ -1,4 +1,4 @@
-"""Functions called on many items by Ray, a process each: for work without a group of workers."""
+"""Calls a function on many items in Ray tasks, for work that needs no group of workers."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -22,16 +22,16 @@ def run_tasks(
 ) -> Iterator[Result]:
     """Call `function` on every item, one CPU each, and yield results as they come.
 
-    `items` are asked for as there is room. One whose process dies is tried once more.
+    `items` is consumed lazily, `at_a_time` ahead. An item whose process dies is tried once more.
     `while_waiting` is called a few times a second.
 
     Raises:
         ClusterError: When a process died twice on the same item (out of memory?).
-        BaseException: What `function` raised, as it was.
+        BaseException: Whatever `function` raised, unchanged.
     """
     import ray
 
-    def call(item: Item) -> Result:  # Ray takes functions, and no other callables.
+    def call(item: Item) -> Result:  # Ray accepts plain functions only, no other callables.
         return function(item)
 
     task = ray.remote(num_cpus=1, max_retries=0)(call)
@@ -62,16 +62,16 @@ def run_tasks(
 
 
 class _ProcessDied(RuntimeError):
-    """The process of a task died, or its result with its node."""
+    """The process of a task died, or its result was lost with its node."""
 
 
 def _result_of(ref: Any) -> Any:
-    """What a task that is done returned.
+    """The result of a finished task.
 
     Raises:
         _ProcessDied: When the task may be tried again.
         ClusterError: When Ray failed in another way.
-        BaseException: What the task raised, as it was.
+        BaseException: Whatever the task raised, unchanged.
     """
     import ray
     from ray.exceptions import (

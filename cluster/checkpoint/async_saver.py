@@ -1,13 +1,13 @@
-"""Saving while training goes on: the loop waits only until the states are copied to the host.
+"""Saves while training continues: the loop waits only until the states are copied to the host.
 
-    save(step)  wait for the save before -> copy to the host -> return
-                                            thread: write, fsync, hash, agree, rename, prune
+    save(step)  wait for the previous save -> copy to the host -> return
+                                              thread: write, fsync, hash, agree, rename, prune
 
-What the storage does not take is tried again and then given up. The next checkpoint is a new
-chance; when several in a row are lost, training ends.
+A save that fails because of the storage is retried, and given up after the last try. Training goes
+on to the next checkpoint, and ends when several saves in a row were given up.
 
-The thread talks to those of the other workers through a group of its own (gloo), so that its
-messages never mix with the training's.
+The threads of the workers communicate through a gloo group of their own, so their messages never
+mix with those of training.
 """
 
 import logging
@@ -33,12 +33,12 @@ from cluster.workers.current import Final
 log = logging.getLogger(__name__)
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Seconds between tries: storage that is gone for a minute costs no checkpoint."""
+"""Seconds between tries: storage that is away for a minute costs no checkpoint."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A save that is done: the checkpoint, and how long it was written in the background."""
+    """A finished save: the checkpoint, and the seconds that writing it took in the background."""
 
     checkpoint: Checkpoint
     seconds: float
@@ -46,8 +46,8 @@ class Saved:
 
 @dataclass(frozen=True)
 class Unsaved:
-    """A save that the storage did not take: why, how often it was tried, and the how-manyth it is
-    in a row.
+    """A save that was given up because of the storage: the reason, the number of tries, and how
+    many saves in a row have been given up, including this one.
     """
 
     step: int
@@ -57,7 +57,7 @@ class Unsaved:
 
 
 class SavesFailed(CheckpointError, Final):
-    """Too many checkpoints in a row were lost."""
+    """Too many saves in a row were given up."""
 
 
 class Saver:
@@ -65,13 +65,13 @@ class Saver:
 
     Args:
         root: Folder of the run's checkpoints, on storage that all workers share.
-        policy: Which of them stay.
-        asynchronous: Write in a thread; else `save` returns when the checkpoint is published.
-        lease: Of this attempt, if there may be others.
-        pauses: Seconds to wait before each new try of a save that the storage did not take. The
-            next save ends them: what it saves is newer.
-        max_failed: So many saves in a row that the storage did not take are an error.
-        lost: Called with a save that was given up, by `save` or `wait` on every worker.
+        policy: Which checkpoints to keep.
+        asynchronous: Write in a thread; otherwise `save` returns after publishing.
+        lease: The lease of this attempt, if there can be others.
+        pauses: Seconds to wait before each retry after a storage failure. The next save ends the
+            retries, because its state is newer.
+        max_failed: This many given up saves in a row are an error.
+        lost: Called on every worker, by `save` or `wait`, with a save that was given up.
 
     All workers call its methods in the same order.
     """
@@ -98,7 +98,7 @@ class Saver:
         self._error: BaseException | None = None
 
     def prepare(self, fragments: list[StateFragment]) -> None:
-        """Take the memory for copies now, so that the first save does not do it amid training.
+        """Allocate the memory for copies now, so that the first save does not have to.
 
         Raises:
             MemoryError: When there is not enough.
@@ -110,11 +110,12 @@ class Saver:
     def save(
         self, step: int, fragments: list[StateFragment], notes: dict[str, Any]
     ) -> Saved | None:
-        """Begin to save a step; returns the save before it, unless `wait` has returned it.
+        """Begin to save a step; returns the previous save, unless `wait` has returned it.
 
         Raises:
-            CheckpointError: On every worker, when the save before this one failed (or this one,
-                if not asynchronous), and it was not the storage, or once too often.
+            CheckpointError: On every worker, when the previous save (or this one, if not
+                asynchronous) failed for another reason than the storage; `SavesFailed` when the
+                storage has failed too often in a row.
             Superseded: On every worker, when a newer attempt saves there.
         """
         self._newer_waits.set()
@@ -133,7 +134,7 @@ class Saver:
         return before if self.asynchronous else self.wait()
 
     def finish(self) -> Saved | None:
-        """Wait for the last save, which is the one that counts.
+        """Wait for the last save, which must succeed: it holds the result of training.
 
         Raises:
             CheckpointError: On every worker, when it failed.
@@ -144,11 +145,10 @@ class Saver:
         return saved
 
     def wait(self) -> Saved | None:
-        """Wait until the save that is under way is published; None when there was none, or it was
-        given up.
+        """Wait for the save in progress; returns None when there was none, or it was given up.
 
         Raises:
-            CheckpointError: As `save`.
+            CheckpointError: As in `save`.
         """
         if self._thread is None:
             return None
@@ -179,11 +179,11 @@ class Saver:
             try:
                 prune(self.root, self.policy)
             except Exception as error:
-                # The step is saved: training goes on, and the next save prunes again.
+                # The checkpoint itself is published; the next save prunes again.
                 log.warning("old checkpoints in %s stay: %s", self.root, error)
 
     def _persist(self, step: int, write: Write, notes: dict[str, Any]) -> Saved | Unsaved:
-        """Publish, again and again while the storage does not take it; all workers alike."""
+        """Publish, with retries while the storage fails; all workers retry together."""
         begin, tries = time.perf_counter(), 0
         while True:
             tries += 1
@@ -216,5 +216,5 @@ class Saver:
 
 
 def _own_parts(fragments: list[StateFragment]) -> list[StateFragment]:
-    """What this worker saves of the fragments it keeps."""
+    """The parts of its fragments that this worker saves."""
     return [fragment.saved_by(group.rank(), group.world_size()) for fragment in fragments]

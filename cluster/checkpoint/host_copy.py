@@ -1,7 +1,7 @@
-"""A worker's fragments copied to the host's memory, from where they are written.
+"""Copies a worker's fragments to host memory, from which they are written to disk.
 
-The memory is taken once, before training begins, and by the byte: PyTorch's own page-locked memory
-comes in powers of two, up to twice as much.
+The memory is allocated once, before training begins, with the exact size: PyTorch's own allocator
+of page-locked memory rounds up to powers of two, which can double it.
 """
 
 import math
@@ -16,34 +16,34 @@ from torch import Tensor
 from cluster.checkpoint.fragments import StateFragment
 
 ALIGNMENT = 64
-"""Bytes; tensors begin at multiples of it, which every element type divides."""
+"""Tensors begin at multiples of this many bytes, a multiple of the size of every element type."""
 
 
 def on_host(fragments: Iterable[StateFragment]) -> bool:
-    """Whether all of it is in the host's memory."""
+    """Whether all fragments are already in host memory."""
     return not any(tensor.is_cuda for fragment in fragments for tensor in fragment.tensors.values())
 
 
 class HostMemory:
-    """So many bytes of the host's memory; page-locked as long as this object lives.
+    """A block of host memory, page-locked as long as this object lives.
 
     Args:
         size: In bytes.
-        page_locked: Cannot be swapped out, and a GPU copies into it at the bus's speed while the
-            host goes on.
+        page_locked: Whether to exclude it from swapping, so that a GPU can copy into it at full bus
+            speed and asynchronously.
 
     Attributes:
-        content: (size,) uint8; outlives this object, and then is not page-locked any more.
+        content: (size,) uint8; may outlive this object, but is then no longer page-locked.
 
     Raises:
-        MemoryError: When so much cannot be page-locked.
+        MemoryError: When this much memory cannot be page-locked.
     """
 
     def __init__(self, size: int, *, page_locked: bool) -> None:
-        # Not of length 0, which the kernel refuses; private, as what malloc gives.
+        # The kernel refuses length 0. MAP_PRIVATE is what malloc uses.
         memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.content = torch.frombuffer(memory, dtype=torch.uint8)[:size]
-        self.content.zero_()  # The kernel gives pages when they are first written: now.
+        self.content.zero_()  # The kernel allocates a page at the first write.
         if page_locked and size:
             runtime = torch.cuda.cudart()
             status = runtime.cudaHostRegister(self.content.data_ptr(), size, 0)
@@ -53,8 +53,8 @@ class HostMemory:
                     f"copies that checkpoints are written from (CUDA error {int(status)}): give "
                     "workers more memory, or more of them to share the states (cluster.zero.stage)"
                 )
-            # A device must forget the pages before the kernel gives their addresses to others:
-            # the content is an argument so that it is there until then.
+            # CUDA must unregister the pages before the kernel reuses their addresses; passing the
+            # content as an argument keeps it alive until then.
             weakref.finalize(self, _unlock, self.content).atexit = False
 
 
@@ -63,7 +63,7 @@ def _unlock(content: Tensor) -> None:
 
 
 class HostCopy:
-    """Fragments copied to the host's memory, the same memory for every save."""
+    """Copies fragments to host memory, the same memory for every save."""
 
     def __init__(self) -> None:
         self._memory: HostMemory | None = None
@@ -71,16 +71,16 @@ class HostCopy:
         self._buffers: list[Tensor] = []
 
     def allocate(self, fragments: Sequence[StateFragment]) -> None:
-        """Take the memory for copies of such fragments, unless it is there.
+        """Allocate memory for copies of these fragments, unless that has been done.
 
         Raises:
-            MemoryError: When so much cannot be page-locked.
+            MemoryError: When this much memory cannot be page-locked.
         """
         tensors = list(_tensors(fragments))
         layout = [(tensor.dtype, tensor.shape) for tensor in tensors]
         if self._memory is not None and layout == self._layout:
             return
-        self._buffers, self._memory = [], None  # The old memory goes before the new comes.
+        self._buffers, self._memory = [], None  # Free the old memory before allocating the new.
         sizes = [ALIGNMENT * math.ceil(tensor.nbytes / ALIGNMENT) for tensor in tensors]
         self._memory = HostMemory(sum(sizes), page_locked=not on_host(fragments))
         pieces = self._memory.content.split(sizes)
@@ -91,7 +91,7 @@ class HostCopy:
         self._layout = layout
 
     def take(self, fragments: Sequence[StateFragment]) -> list[StateFragment]:
-        """Copy; what comes back is good until the next call."""
+        """Copies of the fragments, valid until the next call."""
         self.allocate(fragments)
         buffers = iter(self._buffers)
         copies = [

@@ -1,11 +1,11 @@
-"""How workers put a checkpoint on disk together: whole, or not at all.
+"""Publishes a checkpoint that all workers write together: complete, or not at all.
 
-It is written under a name of its own by all workers, every file is fsynced and hashed, the manifest
-is written last, and the directory renamed (`cluster.checkpoint.store` has the layout).
+All workers write into a directory with a unique name. Every file is fsynced and hashed, the
+manifest is written last, and the directory is renamed (`cluster.checkpoint.store` has the layout).
 
-Two runs that save into one folder, say because a worker of a lost attempt is still alive, never
-make a mixture: no name is used twice, and nothing that is good is replaced. With a lease
-(`cluster.resilience.lease`) the older one finds out, and stops.
+If two runs save into one folder, for example because a worker of a lost attempt is still alive,
+their files never mix: names are never reused, and a good checkpoint is never replaced. With a lease
+(`cluster.resilience.lease`) the older attempt notices the newer one and stops.
 """
 
 import json
@@ -45,11 +45,11 @@ Manifest = dict[str, Any]
 
 
 class StorageError(CheckpointError):
-    """The file system failed: full, read-only, gone. Trying again later may help."""
+    """The file system failed: it is full, read-only or gone. A later try may succeed."""
 
 
 class WorkerLost(CheckpointError):
-    """A worker has gone, or does not answer the others any more."""
+    """A worker died, or does not answer the others any more."""
 
 
 def publish(
@@ -66,18 +66,18 @@ def publish(
 
     Args:
         root: Folder of the run's checkpoints, on storage that all workers share.
-        step: Of which there must be no good checkpoint yet, nor of a later one.
-        write: Returns what it wrote by file name, fsynced and hashed.
-        notes: JSON values; those of rank 0 are kept.
-        workers: The group to agree in, the default one without.
-        lease: Of this attempt; rank 0 looks whether it still has it.
-        again: Whether the same has been tried before. It may be there, and only the storage's
-            answer was lost.
+        step: The step to save; there must be no good checkpoint of it or of a later step.
+        write: Writes and fsyncs files, and returns their digests by file name.
+        notes: JSON values to record; those of rank 0 are used.
+        workers: The process group to use, by default the default group.
+        lease: The lease of this attempt; rank 0 checks that it still holds it.
+        again: Whether this save has been tried before. It may have succeeded, with only the
+            storage's reply lost.
 
     Raises:
-        CheckpointError: On every worker, when any of them failed or was lost: `StorageError` or
-            `WorkerLost` if it was that. No checkpoint of this step exists then, unless it came
-            after the last byte was written.
+        CheckpointError: On every worker, when any of them failed or was lost; `StorageError` or
+            `WorkerLost` where that was the cause. No checkpoint of this step exists then, unless
+            the failure came after the last byte was written.
         Superseded: On every worker, when a newer attempt saves here.
     """
     final = root / f"step-{step:08d}"
@@ -93,12 +93,12 @@ def publish(
             lambda: _commit(partial, final, _manifest(step, files, notes), lease, again),
         )
     except (CheckpointError, Superseded) as error:
-        # A full disk can be reported as "input/output error", so the free space is said, too.
+        # A full disk may be reported as "input/output error", so the message has the free space.
         room = _room(root)
         if group.rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         if lease is not None and not isinstance(error, WorkerLost | Superseded):
-            # A newer attempt sweeps what this one writes: that is why it failed, then.
+            # The cause may be a newer attempt, which removes what this one is writing.
             together("look for the lease", lease.check)
         raise type(error)(f"{error}; {room}") from error
     size = sum(entry.bytes for part in files for entry in part.values())
@@ -112,7 +112,7 @@ def _together(
     *,
     everywhere: bool,
 ) -> Any:
-    """Run `act` on rank 0 (or everywhere) and agree on the outcome before anyone goes on."""
+    """Run `act` on rank 0 (or everywhere); all workers agree on the outcome before they go on."""
     outcome, problem = None, None
     kind: type[CheckpointError | Superseded] = CheckpointError
     if everywhere or group.rank() == 0:
@@ -130,21 +130,21 @@ def _together(
     problems = {problem: kind for _, problem, kind in answers if problem}
     if problems:
         kinds = set(problems.values())
-        # Trying again helps when nothing else is wrong.
+        # A retry can only help if all failures are of the same kind.
         raised = kinds.pop() if len(kinds) == 1 else CheckpointError
         raise raised(f"checkpoint not saved ({what} failed): " + "; ".join(problems))
     return [outcome for outcome, *_ in answers] if everywhere else answers[0][0]
 
 
 def _kind_of(error: Exception) -> type[CheckpointError | Superseded]:
-    """What an error of one worker is raised as on all of them."""
+    """The type that an error of one worker is raised as on all of them."""
     if isinstance(error, Superseded):
         return Superseded
     return StorageError if isinstance(error, OSError) else CheckpointError
 
 
 def _prepare(root: Path, name: str, lease: Lease | None) -> str:
-    """Make the folder to write into; returns its name."""
+    """Create the folder to write into, and return its name."""
     durable.make_folder(root)
     generation = None
     if lease is not None:
@@ -166,12 +166,12 @@ def _prepare(root: Path, name: str, lease: Lease | None) -> str:
 
 
 def _manifest(step: int, files: list[dict[str, FileDigest]], notes: dict[str, Any]) -> Manifest:
-    """What the files of all workers must be, sealed."""
+    """The sealed manifest of the files of all workers."""
     entries = {name: entry for part in files for name, entry in part.items()}
     if len(entries) < sum(map(len, files)):
         raise CheckpointError("two workers wrote a file of the same name")
     listed = {name: asdict(entry) for name, entry in entries.items()}
-    # As it will be read: tuples become lists, for one.
+    # In the form in which it will be read: tuples become lists, for example.
     manifest = json.loads(
         json.dumps({"schema": SCHEMA, "step": step, "files": listed, "notes": notes})
     )
@@ -181,7 +181,7 @@ def _manifest(step: int, files: list[dict[str, FileDigest]], notes: dict[str, An
 def _commit(
     partial: Path, final: Path, manifest: Manifest, lease: Lease | None, again: bool
 ) -> None:
-    # Rank 0 must see what the others wrote: not so when each has the folder on its own disk.
+    # Rank 0 must see what the others wrote, which fails if the folder is on a local disk.
     entries = {name: FileDigest(**entry) for name, entry in manifest["files"].items()}
     check_files(partial, entries, contents=False)
     durable.write(partial / MANIFEST, [json.dumps(manifest, indent=1).encode()])
@@ -200,7 +200,7 @@ def _commit(
 
 
 def _holds(path: Path, seal: str) -> bool:
-    """Whether a checkpoint is there, whole, and of the very same content."""
+    """Whether a complete checkpoint with exactly this content exists."""
     try:
         verify(path)
         return bool(json.loads((path / MANIFEST).read_text())["seal"] == seal)
@@ -209,7 +209,7 @@ def _holds(path: Path, seal: str) -> bool:
 
 
 def _set_aside(path: Path) -> None:
-    """Rename a checkpoint that does not verify: it is kept, but must not be the newest."""
+    """Rename a checkpoint that fails verification, to keep it without it being the newest."""
     try:
         verify(path)
     except CheckpointError:

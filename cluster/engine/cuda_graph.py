@@ -1,11 +1,12 @@
-"""Forward and backward pass of one micro batch as CUDA graphs, which start in one call each.
+"""The forward and backward passes of a micro batch as two CUDA graphs, each launched by one call.
 
     batch -> fixed inputs -> copied to where the graph reads -> forward graph -> loss
     loss.backward() -> backward graph -> gradients, copied out -> accumulated by autograd
 
-A small model's step is as long as the host takes to launch its kernels; recorded, they are launched
-by one call. Accumulation stays outside: on it hang ZeRO's hooks, which keep books in Python and
-talk to other workers, and a replay would pass them by. So do the optimizer and what it waits for.
+The time of a small model's step is the time that the host needs to launch its kernels; a graph
+launches all of them with one call. Accumulating gradients stays outside of the graph because it
+triggers ZeRO's hooks, which update state in Python and communicate: a replay would skip them. The
+optimizer and the communication before it stay outside, too.
 
 No GPU has run this yet. The tests record and replay PyTorch's operations on a CPU.
 """
@@ -19,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
 WARM_UP_PASSES = 3
-"""Before recording: compilers and libraries make what they keep on their first calls."""
+"""Passes before recording: compilers and libraries allocate and cache on their first calls."""
 
 
 class Output(Protocol):
@@ -32,8 +33,8 @@ class Output(Protocol):
 class Graphable(Protocol):
     """A module whose pass over a batch is `compute(*fixed_inputs(batch))`.
 
-    `fixed_inputs` does all that depends on values or on the host, and returns tensors on the device
-    of the same shapes every time. `compute` neither waits for the device nor looks at values.
+    `fixed_inputs` does everything that depends on values or on the host, and returns tensors on the
+    device, of the same shapes every time. `compute` neither synchronises nor branches on values.
     """
 
     training: bool
@@ -47,15 +48,15 @@ class Graphable(Protocol):
 
 
 class GraphedOutput(NamedTuple):
-    """Copies of what a replay computed: the next one writes to the same memory."""
+    """Copies of the results of a replay, because the next replay overwrites the same memory."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
 
 
 class GraphedForward:
-    """Takes the place of a module's `forward`: in training the first batch is recorded, and that
-    and all others are computed by replays. In evaluation it is the module's own.
+    """Replaces a module's `forward`. In training the first batch is recorded, and every batch,
+    including the first, is computed by a replay. In evaluation the module's own `forward` runs.
     """
 
     def __init__(self, module: Graphable) -> None:
@@ -72,15 +73,15 @@ class GraphedForward:
 
 
 class Recording:
-    """A computation and its backward pass, recorded once with memory of their own.
+    """A computation and its backward pass, recorded once, in a private memory pool.
 
-    Random numbers are those of eager mode: a replay reads the device's generator as it is then.
+    Random numbers are those of eager mode: a replay reads the current state of the generator.
 
     Args:
-        compute: What is recorded.
-        parameters: Whose gradients are computed, where they are trained. They must stay where they
-            are, in place; their values may change.
-        examples: Inputs of the shapes and types of all that will come.
+        compute: The computation to record.
+        parameters: Gradients are computed for those that require them. Their values may change in
+            place, but their memory must not move.
+        examples: Inputs with the shapes and types that all later inputs must have.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Recording:
         random = torch.cuda.get_rng_state()
         self._warm_up(compute)
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        # Other threads go on: the loader's copies, a checkpoint's, NCCL's watchdog.
+        # Other threads use CUDA during the recording: the loader, a checkpoint, NCCL's watchdog.
         how: dict[str, Any] = {
             "pool": torch.cuda.graph_pool_handle(),
             "capture_error_mode": "thread_local",
@@ -119,14 +120,14 @@ class Recording:
         torch.cuda.current_stream().wait_stream(stream)
 
     def _differentiate(self, loss: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # Returns gradients instead of accumulating them: no hook of ZeRO is called.
+        # Returns gradients instead of accumulating them, so that no ZeRO hook is called.
         return torch.autograd.grad(loss, self._parameters, gradient, allow_unused=True)
 
     def run(self, inputs: Sequence[Tensor]) -> GraphedOutput:
-        """Compute by a replay; the loss has a backward pass, good until the next call.
+        """Compute by a replay. The backward pass of the loss must run before the next call.
 
         Raises:
-            ValueError: When the inputs are of other shapes or types than the examples.
+            ValueError: When the inputs differ from the examples in shape or type.
             RuntimeError: When a parameter has moved in memory.
         """
         self._check(inputs)
@@ -136,13 +137,13 @@ class Recording:
         return GraphedOutput(loss, {name: value.clone() for name, value in self._metrics.items()})
 
     def replay_forward(self) -> tuple[Tensor, int]:
-        """The loss, and a number that `replay_backward` wants back."""
+        """The loss, and the number of this replay, which `replay_backward` expects."""
         self._forward.replay()
         self._turn += 1
         return self._loss.detach().clone(), self._turn
 
     def replay_backward(self, gradient: Tensor, turn: int) -> list[Tensor | None]:
-        """The parameters' gradients: copies, because autograd keeps the first ones it gets."""
+        """Copies of the gradients, because autograd keeps the first tensors that it is given."""
         if turn != self._turn:
             raise RuntimeError(
                 "a CUDA graph keeps the activations of its last forward pass alone: each one needs "
@@ -174,7 +175,7 @@ class Recording:
 
 
 class _Replay(torch.autograd.Function):
-    """Puts replays where autograd looks for a loss and its gradients."""
+    """Makes the two replays the forward and backward pass of one autograd function."""
 
     @staticmethod
     def forward(ctx: Any, recording: Recording, *parameters: Tensor) -> Tensor:

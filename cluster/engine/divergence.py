@@ -1,7 +1,7 @@
-"""Whether the workers still hold the same weights: silent corruption is found, and by whom.
+"""Checks that all workers still hold the same weights, and finds the worker that does not.
 
-A flipped bit, a broken core or a lost message gives no error. Of the weights that every worker
-keeps whole each adds up the bits as integers: one that differs in a single bit has another sum.
+A flipped bit, a defective core or a corrupted message raises no error. Every worker sums the bits
+of the weights it holds unsharded, as integers; a single flipped bit changes the sum.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def checksum(weights: Iterable[Tensor]) -> Tensor:
-    """() int64 on their device: the sum of all elements' bits, modulo 2^64."""
+    """The sum of all elements' bits, modulo 2^64: () int64 on the device of the weights."""
     sums = [
         weight.detach().view(_INTEGERS[weight.element_size()]).sum(dtype=torch.int64)
         for weight in weights
@@ -27,10 +27,10 @@ def checksum(weights: Iterable[Tensor]) -> Tensor:
 
 
 def check_replicas(weights: Iterable[Tensor], step: int) -> None:
-    """Compare weights that should be the same on all workers, who all call; one small message.
+    """Compare weights that should be the same on all workers; collective, one small message.
 
     Raises:
-        Diverged: On every worker, naming those that differ from most of them.
+        Diverged: On every worker, naming those whose weights differ from the majority's.
     """
     own = checksum(weights)
     sums = [torch.empty_like(own) for _ in range(group.world_size())]

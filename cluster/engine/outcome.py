@@ -1,4 +1,4 @@
-"""Whether a step was left out, on the device at once and on the host a step later; the counts."""
+"""Whether a step was skipped: the device knows at once, the host one step later. And counts."""
 
 from dataclasses import dataclass
 
@@ -9,22 +9,22 @@ from cluster import group
 
 
 class NonFinite(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is NaN or infinite."""
+    """Too many consecutive steps had a loss or gradient that is NaN or infinite."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A step whose loss or gradients may be NaN or infinite, which the device finds out.
+    """Whether the loss or gradients of a step were finite, as the device computes it.
 
-    Asking the device makes the host wait until it has computed the step, and the device then waits
-    for the host to begin the next one. So the optimizer is handed `found_inf`, and the host reads
-    it when the next step is under way.
+    If the host read this at once, it would wait for the device to finish the step, and the device
+    would then idle until the host launches the next one. So the optimizer reads `found_inf` on the
+    device, and the host reads it while the next step is running.
 
     Attributes:
-        found_inf: () fp32 on the device, 1 if the step is to be left out by all workers.
-        own: () what this worker gave to that: not finite if it is to blame.
-        loss: () of this worker.
-        indices: Of this worker's samples.
+        found_inf: () fp32 on the device; 1 if all workers must skip the step.
+        own: () this worker's contribution; not finite if this worker caused the skip.
+        loss: () the loss of this worker.
+        indices: The indices of this worker's samples.
     """
 
     found_inf: Tensor
@@ -38,12 +38,12 @@ class Outcome:
     def of(
         cls, total: Tensor, stop: Tensor, own: Tensor, loss: Tensor, indices: list[int]
     ) -> "Outcome":
-        """Judge by `total`, the sum of all workers' `own`: what is not finite makes it so.
+        """Judge by `total`, the sum of all workers' `own`, which is finite only if each of them is.
 
-        `stop` is how many workers were asked to stop.
+        `stop` is the number of workers that were asked to stop.
         """
         found_inf = (~total.isfinite()).float()
-        # Without a wait PyTorch takes page-locked memory for the copy.
+        # With non_blocking, PyTorch allocates page-locked memory for the copy.
         on_host = torch.stack([found_inf, stop.float()]).to("cpu", non_blocking=True)
         arrived = None
         if found_inf.is_cuda:
@@ -52,25 +52,25 @@ class Outcome:
         return cls(found_inf, own, loss, indices, on_host, arrived)
 
     def left_out(self) -> bool:
-        """Whether the step was left out; waits for the device to get there."""
+        """Whether the step was skipped; waits until the device has computed it."""
         if self._arrived is not None and not self._arrived.query():
             self._arrived.synchronize()
         return bool(self._on_host[0])
 
     def stops(self) -> bool:
-        """Whether some worker was asked to stop; for whoever has asked `left_out` before."""
+        """Whether any worker was asked to stop; valid only after `left_out` has been read."""
         return bool(self._on_host[1])
 
 
 class StepCounts:
-    """Steps done and left out, which all workers count alike.
+    """Steps done and skipped, the same on all workers.
 
     Args:
-        max_skipped_steps: So many left out in a row are an error.
+        max_skipped_steps: This many skipped steps in a row are an error.
 
     Attributes:
         updates: Optimizer steps done.
-        skipped_steps: Steps left out because the loss or gradient of a worker was not finite.
+        skipped_steps: Steps skipped because the loss or gradient of a worker was not finite.
     """
 
     def __init__(self, max_skipped_steps: int) -> None:
@@ -82,14 +82,14 @@ class StepCounts:
 
     @property
     def steps(self) -> int:
-        """Done and left out."""
+        """Steps done and skipped."""
         return self.updates + self.skipped_steps
 
     def take(self, outcome: Outcome) -> bool:
-        """Count a step; whether it was done. Waits for the device to get there.
+        """Count a step and return whether it was done; waits until the device has computed it.
 
         Raises:
-            NonFinite: When it was one too many in a row; on all workers, which call alike.
+            NonFinite: On all workers, when too many steps in a row were skipped.
         """
         if not outcome.left_out():
             self.updates += 1

@@ -1,4 +1,4 @@
-"""What the training engine is told."""
+"""The settings of the training engine."""
 
 from dataclasses import dataclass, field
 
@@ -7,11 +7,11 @@ from cluster.engine.zero_config import Precision, ZeroSettings
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """Sharding, precision (bf16 keeps fp32 masters), clipping, averaging.
+    """Sharding, precision (bf16 keeps fp32 master weights), clipping, averaging.
 
-    `ema_decay` None keeps no moving average. After `max_skipped_steps` steps in a row whose loss
-    or gradient is not finite training stops, at the latest in the step after. `cuda_graph` is for
-    modules that are `cluster.engine.cuda_graph.Graphable`, on GPUs, in stages 0 to 2.
+    With `ema_decay` None there is no moving average. Training stops after `max_skipped_steps`
+    consecutive steps with a non-finite loss or gradient, at most one step later. `cuda_graph` needs
+    a `cluster.engine.cuda_graph.Graphable` module, GPUs, and ZeRO stage 0, 1 or 2.
     """
 
     zero: ZeroSettings = field(default_factory=ZeroSettings)

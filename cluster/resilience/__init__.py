@@ -1,1 +1,1 @@
-"""Faults on purpose, and where the time went."""
+"""Recovery of worker groups: finding faults, starting again, incidents, goodput, test faults."""

@@ -1,11 +1,11 @@
-"""The conductor: one group of workers after another, until the work is done.
+"""The conductor runs one group of workers after another until the job is done.
 
-    assemble agents -> order their children to work -> watch -> done
-          ^                                             | fault, stop
-          +---- note it, end the group's children <-----+
+    assemble agents -> give orders to their children -> watch -> done
+          ^                                               | fault, stop
+          +------ note it, end the group's children <-----+
 
-It lives in the driver and knows agents only from afar (`cluster.resilience.crew`), so it works the
-same on Ray and on threads of a test.
+It runs in the driver and talks to agents through the interfaces in `cluster.resilience.crew`, so it
+works the same on Ray and, in tests, on threads.
 """
 
 import logging
@@ -23,19 +23,19 @@ from cluster.resilience.watchdog import FACTOR, Limits, overdue, to_blame
 from cluster.workers.messages import Order, Status
 
 SETTLE_SECONDS = 2.0
-"""After errors of collectives, for the news of the worker that caused them to arrive."""
+"""Seconds to wait after a failed collective for the report of the worker that caused it."""
 LEAVE_SECONDS = 15.0
-"""An interrupted group that gets no further for so long is left where it is."""
+"""An interrupted group that makes no progress for this long is not waited for any longer."""
 
 log = logging.getLogger(__name__)
 
 
 class GroupFailed(RuntimeError):
-    """A group failed in a way that is not mended; the message says how and why not."""
+    """A group failed and no new one is started; the message says how it failed and why."""
 
 
 class Why(Enum):
-    """Why a group that works well is asked to save and leave."""
+    """Why a healthy group is asked to save and stop."""
 
     LEAVE = "the driver was interrupted"
     NODE = "a node is about to go"
@@ -47,15 +47,15 @@ class Conductor:
     """Runs a job on groups of workers.
 
     Args:
-        placer: Where agents come from.
-        sizes: How many workers a group may have, ascending: the largest that there is room for.
+        placer: Places agents on the cluster.
+        sizes: Allowed numbers of workers, ascending; a group gets the largest there is room for.
         stage: A name for messages and incidents.
-        max_failures: Faults of one cause that are mended between two checkpoints.
+        max_failures: Faults of one cause to recover from between two checkpoints.
         start_timeout: Seconds to wait for agents.
         use_gpu: Whether a worker has a GPU.
-        limits: When a worker hangs.
-        note: Gets every incident, when it happens and when training goes on.
-        say: Gets a sentence for the screen now and then.
+        limits: After how long a worker counts as hung.
+        note: Called with every incident, when it happens and again when training continues.
+        say: Called with sentences for the screen.
         tick: Called a few times a second.
     """
 
@@ -81,12 +81,12 @@ class Conductor:
         self._moved = 0.0
 
     def run(self, job: bytes) -> None:
-        """Until the job's function has returned on all workers of a group.
+        """Run groups until the job's function has returned on all workers of one.
 
         Raises:
-            GroupFailed: When a fault is not to be mended.
-            NoRoom: When there are not enough agents in time.
-            KeyboardInterrupt: As it came; the workers have saved and left, unless it came twice.
+            GroupFailed: When a fault must not, or can no longer, be recovered from.
+            NoRoom: When too few agents have arrived in time.
+            KeyboardInterrupt: After the workers have saved and stopped; at once the second time.
         """
         try:
             while True:
@@ -104,7 +104,7 @@ class Conductor:
             self.roster.dismiss(self.roster.members)
 
     def _order(self, job: bytes) -> None:
-        """Hand every worker of the group its order."""
+        """Send every worker of the group its order."""
         self._generation += 1
         if self._recovery is not None:
             self._recovery.assembled(len(self._group))
@@ -118,7 +118,7 @@ class Conductor:
             member.start(order)
 
     def _watch(self) -> Fault | None:
-        """Until the group ends; the fault, or None when it ended well."""
+        """Wait until the group ends; returns the fault, or None when there was none."""
         while True:
             try:
                 look_at(self._group, TICK_SECONDS)
@@ -126,7 +126,7 @@ class Conductor:
                 self._ask_to_stop(self._reason_to_stop())
             except KeyboardInterrupt:
                 if self._why is Why.LEAVE:
-                    raise  # The second: at once.
+                    raise  # A second interrupt ends the run at once.
                 self.say("saving a checkpoint of this step; once more to stop at once")
                 self._ask_to_stop(Why.LEAVE)
                 continue
@@ -137,7 +137,7 @@ class Conductor:
             if all(status.ended is not None for status in statuses):
                 stopped = any(s.ended is not None and s.ended.how == "stopped" for s in statuses)
                 if not stopped:
-                    self._why = None  # It was done before it heard of stopping.
+                    self._why = None  # It finished before the request to stop arrived.
                 return None
             if any(overdue(status, self.limits) for status in statuses):
                 return self._find_hang(statuses)
@@ -146,7 +146,7 @@ class Conductor:
                 return self._find_hang(statuses)
 
     def _is_stuck(self, statuses: Sequence[Status]) -> bool:
-        """Whether nobody has got on since the workers were asked to leave, nor is saving."""
+        """Whether, since the request to stop, no worker has made progress and none is saving."""
         now = time.monotonic()
         steps = [(status.beat.step, status.beat.passes) for status in statuses]
         if steps != self._steps or any(s.beat.phase == "checkpoint" for s in statuses):
@@ -185,7 +185,7 @@ class Conductor:
             self._recovery = None
 
     def _find_fault(self) -> Fault:
-        """The fault behind what has failed: the others' errors are about the one that is gone."""
+        """The fault that caused the others, such as failed collectives with a lost worker."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while all(fault.of_group for fault in self._faults()) and time.monotonic() < deadline:
             look_at(self._group, TICK_SECONDS)
@@ -210,10 +210,10 @@ class Conductor:
         )
 
     def _take_down(self, fault: Fault) -> None:
-        """Note a fault, and end what is left of its group.
+        """Record a fault, and end the rest of its group.
 
         Raises:
-            GroupFailed: When it is not to be mended.
+            GroupFailed: When the fault must not, or can no longer, be recovered from.
         """
         self._recovery = Recovery.of(
             fault, self.stage, self._generation, self._statuses(), self._recovery

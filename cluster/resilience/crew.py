@@ -1,4 +1,4 @@
-"""The members of a worker group, asked how they stand through their agents, all at a time."""
+"""The members of a worker group, whose agents are asked for their status in parallel."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -11,15 +11,15 @@ from cluster.workers.messages import Order, Site, Status
 
 T = TypeVar("T")
 LOST_SECONDS = 10.0
-"""An agent that answers nothing for so long is lost, whatever the cluster thinks of its node."""
+"""An agent that does not answer for so long is lost, whatever the cluster says of its node."""
 
 
 class AgentLost(RuntimeError):
-    """The agent is gone: its process, its node, or the way to it."""
+    """The agent cannot be reached: its process, its node or the network has failed."""
 
 
 class RemoteAgent(Protocol):
-    """An agent somewhere; calls return at once. Their futures may raise `AgentLost`."""
+    """An agent on some node. Calls return at once; their futures may raise `AgentLost`."""
 
     def site(self) -> Future[Site]: ...
     def free_port(self) -> Future[int]: ...
@@ -32,27 +32,28 @@ class RemoteAgent(Protocol):
     def close(self) -> Future[None]: ...
 
     def dismiss(self) -> None:
-        """Give its place back at once; also that of one that is not there yet, or no longer."""
+        """Release its resources at once, even if the agent has not started or is lost."""
 
 
 class Placer(Protocol):
-    """Where agents come from."""
+    """Places agents on nodes."""
 
     def place(self, count: int, avoid: frozenset[str]) -> Sequence[RemoteAgent]:
-        """Ask for agents on nodes that are not to be avoided; they arrive when there is room."""
+        """Request `count` agents on nodes not in `avoid`; each starts once there is room for it."""
 
     def leaving(self) -> frozenset[str]:
-        """Nodes that have been told to go: preempted, or drained."""
+        """Nodes that are about to go away: preempted or drained."""
 
     def room(self) -> str:
-        """What the cluster has, in words."""
+        """The resources of the cluster, in words."""
 
 
 @dataclass
 class Member:
-    """One worker.
+    """One worker, as its agent reports it.
 
-    `lost` says why it takes no part any more, `trace` at length; `answers` whether its agent does.
+    `lost` says in a line why it is no longer usable, and `trace` has the details; `answers` tells
+    whether its agent responds.
     """
 
     agent: RemoteAgent
@@ -83,18 +84,18 @@ class Member:
         return "" if self.site is None else self.site.devices
 
     def start(self, order: Order) -> None:
-        """Hand over an order; what was known of the group before is forgotten."""
+        """Send an order, and forget the status of the group before."""
         self.status = self._asking = None
         self._starting = self.agent.start(order)
 
     def status_in(self, generation: int) -> Status:
-        """What is known of the child of a generation; at first, nothing."""
+        """The status of the child of this generation; an empty one until it has reported."""
         if self.status is None or self.status.generation != generation:
             return Status(generation=generation)
         return self.status
 
     def fault(self, rank: int, generation: int) -> Fault | None:
-        """What befell this worker of a group, if anything did."""
+        """The fault of this worker in a group, if it has one."""
         status = self.status_in(generation)
         ended = status.ended
         cause: Cause
@@ -124,7 +125,7 @@ class Member:
         )
 
     def look(self) -> Future[Site] | Future[Status] | None:
-        """Take the answer that has come, and ask again; what to wait for."""
+        """Take an answer that has arrived and ask again; returns the future to wait for."""
         if self.lost:
             return None
         try:
@@ -153,7 +154,7 @@ class Member:
 
 
 def look_at(members: Iterable[Member], seconds: float) -> None:
-    """Bring every member's status up to date; waits at most `seconds` for something new."""
+    """Update every member's status; waits at most `seconds` for an answer."""
     asked: list[Future[Any]] = [
         future for member in members if (future := member.look()) is not None
     ]
@@ -166,7 +167,7 @@ def look_at(members: Iterable[Member], seconds: float) -> None:
 
 
 def ask_all(futures: Sequence[Future[T]], seconds: float) -> list[T | None]:
-    """The answers of those that give one in time; None of the others."""
+    """The results that arrive within `seconds`; None in place of the others."""
     wait(futures, timeout=seconds)
     return [
         future.result() if future.done() and future.exception() is None else None

@@ -4,8 +4,9 @@ A plan is one environment variable, for example
 
     CONVNEXTV2_FAULT="sigkill rank=1 step=30 marker=/tmp/fired"
 
-The worker of that rank kills itself before that step (or raises, or hangs for good) and leaves the
-marker file; while the file is there the fault does not fire again. Tests assert that it fired.
+The worker of that rank kills itself before that step (or raises, or hangs forever) after it has
+written the marker file. While that file exists, the fault does not fire again; tests use it to
+assert that the fault has fired.
 """
 
 import os
@@ -35,7 +36,11 @@ class Fault:
 
     @classmethod
     def planned(cls) -> Self | None:
-        """Read the plan from the environment; raises ValueError when it cannot be understood."""
+        """Read the plan from the environment; None if there is none.
+
+        Raises:
+            ValueError: When the plan cannot be parsed.
+        """
         text = os.environ.get(VARIABLE)
         if not text:
             return None
@@ -48,7 +53,7 @@ class Fault:
         return cls(kind, int(rank), int(step), Path(marker))
 
     def fire(self, rank: int, step: int) -> None:
-        """Fail if this is the worker and the step, and it has not happened before."""
+        """Fail if the plan names this worker and step, and has not fired before."""
         if (rank, step) != (self.rank, self.step) or self.marker.exists():
             return
         self.marker.write_text(f"{self.kind} rank {rank} step {step}\n")

@@ -1,4 +1,4 @@
-"""What can befall a worker group, and how often it may before the run ends."""
+"""The faults of a worker group, and how many of them a run recovers from."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,21 +10,21 @@ Cause = Literal["error", "divergence", "killed", "memory", "hang", "node", "pree
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One failure of a group, by the worker that is to blame.
+    """One failure of a group, described by the worker that caused it.
 
     Attributes:
-        cause: "error" is an exception that the worker raised, "divergence" weights that are not the
-            other workers', "killed" a signal or exit.
-        rank: Of the worker.
+        cause: "error" is an exception that the worker raised, "divergence" weights that differ from
+            the other workers', "killed" a signal or exit.
+        rank: The worker's rank.
         node: Ray's id of its node, "" if that is unknown.
-        phase: What it was doing.
+        phase: What the worker was doing.
         step: Optimizer steps that it had done.
         error: What happened, in a line.
         trace: A traceback or the end of its output, for the log.
-        of_group: Whether it is a collective's error: another worker's end, seen from here.
-        final: Whether it must not be mended, whatever the budget.
-        ago: Seconds between the fault and when it was noticed.
-        stacks: Of a hang, where the threads of every worker were, by rank.
+        of_group: Whether a collective failed because another worker died.
+        final: Whether to end the run, whatever the budget.
+        ago: Seconds from the fault until it was noticed.
+        stacks: After a hang, the thread stacks of every worker, by rank.
     """
 
     cause: Cause
@@ -45,9 +45,10 @@ class Fault:
 
     @property
     def weight(self) -> tuple[int, float]:
-        """The first by this order is the cause when several workers of a group have failed.
+        """Sort key: when several workers of a group have failed, the first fault is the cause.
 
-        What is gone explains the errors of the others; of two alike the earlier comes first.
+        A worker that is gone explains the errors of the others. Between faults of the same kind,
+        the earlier one comes first.
         """
         explains = ("node", "memory", "killed", "hang", "preemption", "divergence", "error")
         return explains.index(self.cause) + self.of_group, -self.ago
@@ -55,10 +56,10 @@ class Fault:
 
 @dataclass
 class Budget:
-    """How many faults of each cause are mended before the run ends.
+    """How many faults of each cause a run recovers from before it ends.
 
-    A new checkpoint gives the whole budget back: a run that gets somewhere may go on for ever. A
-    preemption is nobody's fault and is not counted.
+    Every new checkpoint restores the whole budget, so the faults of a whole run are not limited.
+    Preemptions are not counted.
     """
 
     each: int
@@ -67,13 +68,13 @@ class Budget:
     _last: tuple[str, int] | None = None
 
     def progress(self, saved: int) -> None:
-        """There is a checkpoint of step `saved`."""
+        """Restore the budget if the checkpoint of step `saved` is a new one."""
         if saved > self._saved:
             self._saved = saved
             self._spent.clear()
 
     def why_not(self, fault: Fault) -> str | None:
-        """Count a fault; a sentence when it must not be mended again."""
+        """Count a fault; returns a sentence when the run must end, else None."""
         if fault.final:
             return "another group of workers would fare no better"
         this = (fault.error, fault.step)
@@ -95,16 +96,16 @@ class Budget:
 
 @dataclass
 class Quarantine:
-    """Nodes that failed too often to be given workers again."""
+    """Nodes that have failed too often and get no more workers."""
 
     after: int = 3
     _failures: Counter[str] = field(default_factory=Counter)
 
     def note(self, fault: Fault) -> bool:
-        """Count a fault against its node; whether this was one too many.
+        """Count a fault against its node; returns whether that puts the node in quarantine.
 
-        An exception is the program's, and a node that goes on notice did nothing wrong. Of workers
-        that see another's fault none is known to have failed.
+        Not counted are exceptions, which are the program's fault; nodes that leave on notice; and
+        workers that only saw a collective fail, because the failed one is unknown.
         """
         if not fault.node or fault.of_group or fault.cause in ("error", "preemption"):
             return False

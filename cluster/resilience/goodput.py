@@ -13,7 +13,7 @@ OTHER = "other"
 class Stopwatch:
     """Seconds by phase. A phase inside a phase pauses the outer one, so the sum is wall time.
 
-    The `beacon` shows the phase to whoever watches this worker, with how long it took at most.
+    The `beacon` shows the agent the current phase, and the longest that it has taken so far.
     """
 
     def __init__(self, beacon: Beacon | None = None) -> None:

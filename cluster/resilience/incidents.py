@@ -1,7 +1,7 @@
-"""Incidents: what befell a run, what it cost, and where the seconds went until it went on.
+"""Incidents: the faults of a run, and how long each phase of the recovery took.
 
-One JSON line when it happens and one when training goes on, under the same `id` and `time`; the
-later counts.
+An incident is written as a JSON line when it happens, and again when training continues, with the
+same `id` and `time`; readers use the later line.
 """
 
 import json
@@ -24,7 +24,7 @@ PHASES = (
     "first batch",
     "first step",
 )
-"""Of a recovery, in their order: seconds of each, which add up to the whole."""
+"""The phases of a recovery, in order; their seconds add up to its whole time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +32,21 @@ class Incident:
     """One fault and its recovery.
 
     Attributes:
-        id: Of the run folder: the stage's name, and a number.
+        id: The stage's name and a number.
         time: When it happened (epoch seconds).
-        stage: Of the pipeline.
-        generation: Of the group that it befell.
+        stage: The stage of the pipeline.
+        generation: That of the group that failed.
         cause: "error", "divergence", "killed", "memory", "hang", "node" or "preemption".
-        rank: Of the worker that is to blame.
+        rank: The rank of the worker that caused it.
         node: Ray's id of that worker's node; `host` is its address.
-        phase: What the worker was doing.
+        phase: What that worker was doing.
         step: Optimizer steps that were done.
         error: What happened, in a line.
-        workers: How many the group had, and how many the next one has.
+        workers: The number of workers in the group, and in the next one.
         lost_steps: Steps that were done and had to be done again.
         seconds: By phase of the recovery, see `PHASES`.
-        stacks: Where the workers' threads were, by rank, if they hung.
-        recovered: Whether the next group has done a step.
+        stacks: The workers' thread stacks after a hang, by rank.
+        recovered: Whether every worker of the next group has done a step.
     """
 
     id: str
@@ -78,17 +78,17 @@ def _journal(path: Path) -> Journal:
 
 
 def append(run_dir: Path, incident: Incident) -> None:
-    """Note an incident; with the next one, if the disk is full."""
+    """Append an incident; if the disk is full, it is written together with the next one."""
     _journal(run_dir / FILE).append(json.dumps(asdict(incident)))
 
 
 def read(run_dir: Path) -> list[Incident]:
-    """All incidents of a run, in their order; a line that a full disk cut off is left out."""
+    """All incidents of a run, in order, without a line that a full disk has cut off."""
     path = run_dir / FILE
     if not path.exists():
         return []
     whole, _, _ = path.read_text().rpartition("\n")
-    found: dict[tuple[str, float], Incident] = {}  # Every driver counts its groups from 1.
+    found: dict[tuple[str, float], Incident] = {}  # Ids repeat: every driver counts groups from 1.
     for line in whole.splitlines():
         fields = json.loads(line)
         stacks = {int(rank): text for rank, text in fields.pop("stacks").items()}

@@ -1,4 +1,4 @@
-"""A file of appended lines that nobody has to wait for when its disk is full."""
+"""An append-only file of lines; a full disk delays lines, but never stops the caller."""
 
 import logging
 import os
@@ -8,9 +8,10 @@ log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Appends lines to a file; what cannot be written now is kept, and written before the next.
+    """Appends lines to a file; a line that cannot be written is kept, and written before the next.
 
-    A last line without an end, of a process whose disk was full or whose node was lost, is dropped.
+    An incomplete last line, left by a process that ended with a full disk or a lost node, is
+    dropped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,6 +38,6 @@ class Journal:
                 file.truncate(len(whole + newline))
                 self._mended = True
             while self._unwritten:
-                # A disk that fills up takes a part: the rest of the line comes after it, later.
+                # A disk that fills up may take a part of the line; the rest is written later.
                 written = os.write(file.fileno(), self._unwritten)
                 self._unwritten = self._unwritten[written:]

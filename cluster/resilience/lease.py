@@ -1,20 +1,20 @@
-"""One attempt at a time: the group of workers that began last may publish, all older ones stop.
+"""Leases: only the group of workers that began last may publish; all older ones stop.
 
-Two groups can train the same stage at once: pods that Kubernetes has given up are still alive, or
-the workers of a node that was cut off and came back. Each takes a lease in the folder of the
-checkpoints, which is on storage that all of them share.
+Two groups, called attempts here, can train the same stage at the same time: pods that Kubernetes
+has given up may still be alive, and a node that was cut off may come back. Each attempt takes a
+lease in the folder of the checkpoints, which is on shared storage.
 
-    checkpoints/generation-7     of the attempt that may publish; inside, who that is
+    checkpoints/generation-7     the lease of the attempt that may publish; names its owner
 
-An attempt makes the file of the next number, then removes those of older ones, and only then
-sweeps what these were writing and looks for the checkpoint to go on from. Who finds its file gone
-is superseded. There is no lock and no renaming: on NFS clients trust their caches for names that
-were missing and for what a folder holds, but the server alone answers O_EXCL, and opening a file
-that is known asks it, too.
+An attempt creates the file with the next number, then removes the files of older attempts, and
+only then removes their unfinished saves and looks for the checkpoint to resume from. An attempt
+whose file is gone is superseded. No locks or renames are used, because NFS clients cache missing
+names and folder listings; but creating a file with O_EXCL, and opening a known file, always ask
+the server.
 
-An older attempt may be paused anywhere and cannot publish afterwards. Its folder of a save was
-either made before the newer attempt swept: then that has moved it, and publishing, which is a
-renaming, fails; or it was made later: then the look for the lease that follows finds it gone.
+An older attempt may be paused at any point and still cannot publish afterwards. If it created the
+folder of its save before the newer attempt cleaned up, that folder is gone, and the rename that
+publishes it fails. If it created the folder later, the check of its lease that follows fails.
 """
 
 import json
@@ -33,19 +33,19 @@ _NAME = re.compile(r"generation-(\d+)")
 
 
 class Superseded(Final):
-    """A newer attempt has taken this one's place: it must not write any more."""
+    """A newer attempt has replaced this one, which must not write any more."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to publish checkpoints in `folder`, for the attempt of this number (from 1)."""
+    """The right of the attempt `generation` (from 1) to publish checkpoints in `folder`."""
 
     folder: Path
     generation: int
 
     @classmethod
     def take(cls, folder: Path) -> Self:
-        """All workers call it, before they look for a checkpoint; rank 0 takes the lease."""
+        """Take the lease on rank 0; collective, and called before a checkpoint is looked for."""
         number = 0
         if group.rank() == 0:
             number = _next_generation(folder)
@@ -53,11 +53,11 @@ class Lease:
         return cls(folder, group.broadcast(number))
 
     def check(self) -> None:
-        """Look whether the lease is still there.
+        """Check that this attempt still holds the lease.
 
         Raises:
             Superseded: When a newer attempt has taken it.
-            OSError: When the storage does not say.
+            OSError: When the storage cannot be read.
         """
         path = _file(self.folder, self.generation)
         try:
@@ -65,7 +65,7 @@ class Lease:
         except FileNotFoundError:
             newest = max(_generations(self.folder), default=0)
             if newest <= self.generation:
-                raise  # The folder itself is gone: the storage, not another attempt.
+                raise  # The folder itself is gone: a storage failure, not a newer attempt.
             raise Superseded(
                 f"attempt {self.generation} in {self.folder} stops: attempt {newest} has begun, "
                 f"{_owner(self.folder, newest)}. What was saved last is what it goes on from"
@@ -73,7 +73,7 @@ class Lease:
 
 
 def _next_generation(folder: Path) -> int:
-    """Take the number after all others; returns it when the older files are gone."""
+    """Create the file with the next number, remove the older ones, and return the number."""
     durable.make_folder(folder)
     number = 0
     while True:
@@ -107,7 +107,7 @@ def _file(folder: Path, generation: int) -> Path:
 
 
 def _owner(folder: Path, generation: int) -> str:
-    """Who holds a lease and since when, as far as its file says."""
+    """Who holds a lease and since when, as far as its file tells."""
     path = _file(folder, generation)
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))

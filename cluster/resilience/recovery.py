@@ -1,4 +1,4 @@
-"""A recovery as it goes on: which phase took how long, until the first new step."""
+"""Measures the phases of a recovery, from the fault until the first new step."""
 
 import time
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ LAST = "first step"
 
 @dataclass
 class Recovery:
-    """An incident that is not over. Times are of the conductor's monotonic clock."""
+    """An incident that is not over. Times are on the conductor's monotonic clock."""
 
     incident: Incident
     _since: float
@@ -28,9 +28,9 @@ class Recovery:
         statuses: Sequence[Status],
         before: "Recovery | None",
     ) -> "Recovery":
-        """Begins when a fault is noticed; `before` is a recovery that it interrupts.
+        """Begin when a fault is noticed; `before` is the recovery that it interrupts, if any.
 
-        What the one before had not made up for, the new one has to.
+        Lost steps that the interrupted recovery has not repeated count for the new one.
         """
         steps = max(status.beat.step for status in statuses)
         incident = Incident(
@@ -59,12 +59,12 @@ class Recovery:
         self.incident = replace(self.incident, workers=(self.incident.workers[0], workers))
 
     def over(self, statuses: Sequence[Status]) -> bool:
-        """Whether every worker of the new group has done a step; then the incident is whole."""
+        """Whether every worker of the new group has done a step, which completes the incident."""
         if not all(LAST in status.milestones for status in statuses):
             return False
         slowest = max((status.milestones for status in statuses), key=lambda m: m[LAST])
         took, before = time.monotonic() - self._since, 0.0
-        # A child that was still importing when its order came began to count late.
+        # A child that was still importing when the order was sent started its clock late.
         seconds = {"imports": max(0.0, took - slowest[LAST])}
         for name, reached in slowest.items():
             seconds[name], before = reached - before, reached

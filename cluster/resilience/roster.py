@@ -1,4 +1,4 @@
-"""Who can be in a group: agents that have arrived, those that are waited for, those to avoid."""
+"""Which workers can join a group: agents that run, agents still awaited, and nodes to avoid."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,13 +9,13 @@ from cluster.resilience.faults import Quarantine
 
 TICK_SECONDS = 0.25
 ARRIVAL_SECONDS = 5.0
-"""An elastic group starts without those that have not arrived so long after the last one."""
+"""An elastic group starts once no agent has arrived for so long, without the missing ones."""
 SAY_SECONDS = 5.0
 CLOSE_SECONDS = 10.0
 
 
 class NoRoom(RuntimeError):
-    """The agents that were asked for did not arrive in time."""
+    """Too few agents started in time."""
 
 
 @dataclass
@@ -23,10 +23,10 @@ class Roster:
     """The members of a job, one for each worker that its largest group may have.
 
     Args:
-        placer: Where agents come from.
-        sizes: How many workers a group may have, ascending.
+        placer: Places agents on the cluster.
+        sizes: Allowed numbers of workers, ascending.
         start_timeout: Seconds to wait for agents.
-        say: Gets a sentence for the screen now and then.
+        say: Called with sentences for the screen.
     """
 
     placer: Placer
@@ -37,10 +37,10 @@ class Roster:
     members: list[Member] = field(default_factory=list)
 
     def assemble(self, tick: Callable[[], None]) -> list[Member]:
-        """Members for the largest group that is allowed and has room, by rank.
+        """Members, by rank, for the largest allowed group that there is room for.
 
         Raises:
-            NoRoom: When there are not enough in time.
+            NoRoom: When too few agents have arrived within `start_timeout`.
         """
         began = said = time.monotonic()
         while True:
@@ -61,7 +61,7 @@ class Roster:
                 said = now
 
     def present(self) -> list[Member]:
-        """Members that have arrived where they may stay; those of a node side by side."""
+        """Members whose agents run on nodes not to be avoided; those of a node are adjacent."""
         avoid = self._avoid()
         for member in self.members:
             if member.node in avoid:
@@ -70,27 +70,27 @@ class Roster:
         return sorted(here, key=lambda member: (member.host, member.devices))
 
     def has_more_than(self, group: Sequence[Member]) -> bool:
-        """Whether those who are there could make a larger group than this one."""
+        """Whether the members present could form a larger group than this one."""
         if len(group) == self.sizes[-1]:
             return False
-        self._replace_lost(group)  # One that is waited for may have been meant for a dead node.
+        self._replace_lost(group)  # A pending agent may have been placed on a dead node.
         look_at([member for member in self.members if member not in group], 0.0)
         here = len(self.present())
         return any(len(group) < size <= here for size in self.sizes)
 
     def leaving(self, group: Sequence[Member]) -> bool:
-        """Whether a node of the group has been told to go."""
+        """Whether a node of the group is about to go away."""
         leaving = self.placer.leaving()
         return any(member.node in leaving for member in group)
 
     def dismiss(self, members: Sequence[Member]) -> None:
-        """End agents and what they started, and give their places back."""
+        """End agents and their children, and release their resources."""
         ask_all([member.agent.close() for member in members if member.answers], CLOSE_SECONDS)
         for member in members:
             member.agent.dismiss()
 
     def _replace_lost(self, group: Sequence[Member] = ()) -> None:
-        """Ask for agents in place of those that are lost; a group at work keeps its own."""
+        """Request replacements for lost agents, except for those of the group at work."""
         lost = [member for member in self.members if member.lost and member not in group]
         self.dismiss(lost)
         self.members = [member for member in self.members if member not in lost]

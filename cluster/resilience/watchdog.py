@@ -1,7 +1,7 @@
-"""Finds a group that does not move, and the worker that holds it up.
+"""Finds a group that has hung, and the worker that causes it.
 
-A worker that waits in a collective for another hangs as much as the other does. The one to blame
-is suspended, or else is the one that is least far.
+A worker that waits for another in a collective looks as hung as the other does. The cause is the
+worker that is suspended, or else the one that has made the least progress.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.workers.messages import Beat, Status
 
 FACTOR = 5.0
-"""A phase may take so many times what it took when it was longest."""
+"""A phase counts as hung after this many times the longest that it has taken before."""
 Seconds = Annotated[float, Field(gt=0)]
 WAITING = "waiting"
 
 
 class Limits(BaseModel):
-    """Seconds that something may take, however short it was before.
+    """Seconds that a phase may always take, however short it was before.
 
-    The first step of a group has the limit of setting up: it compiles kernels.
+    The first step of a group has the limit of the set-up, because it compiles kernels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -28,7 +28,7 @@ class Limits(BaseModel):
     setup: Seconds = 1800.0
     """Imports, process group, engine, restoring, and the first step."""
     step: Seconds = 120.0
-    """Waiting for data, and computing."""
+    """Waiting for data, and computing a step."""
     evaluation: Seconds = 1800.0
     checkpoint: Seconds = 1800.0
 
@@ -45,7 +45,7 @@ def overdue(status: Status, limits: Limits) -> bool:
 
 
 def to_blame(statuses: Sequence[Status]) -> int:
-    """Which of the workers of a group that stands still holds it up."""
+    """The rank of the worker that causes a hang."""
 
     def progress(rank: int) -> tuple[bool, int, int, float]:
         status = statuses[rank]

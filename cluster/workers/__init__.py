@@ -1,1 +1,1 @@
-"""The processes that train: an agent at every worker's place, and the child it keeps there."""
+"""The processes of a worker: an agent, and the child process that it starts, which trains."""

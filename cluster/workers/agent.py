@@ -1,7 +1,7 @@
-"""An agent keeps the child of one worker: starts it, watches it, ends it, and has a spare ready.
+"""An agent starts, watches and ends the child process of one worker, and keeps a spare ready.
 
-It imports no PyTorch, so it is there within a second and cannot be pulled down by what a child
-does. Whoever places agents calls its methods from several threads.
+It imports no PyTorch, so it starts within a second and a child cannot crash it. Its methods are
+called from several threads.
 """
 
 import socket
@@ -13,23 +13,24 @@ from cluster.workers.messages import Order, Site, Status
 from cluster.workers.process import Child
 
 PATIENCE_SECONDS = 1.0
-"""How long `status` waits for something new."""
+"""How long `status` waits for a change."""
 SILENCE_SECONDS = 30.0
-"""An agent that nobody has asked for so long ends its child: another group may be at work."""
+"""An agent that gets no call for so long ends its child: another group may be training by then."""
 
 
 class Agent:
     """The agent of one worker.
 
     Args:
-        site: Where it is.
-        preparation: What a child does before it waits for an order, see `Child`.
-        keep_spare: Have a second child ready once the first has trained a step.
+        site: The node, address, process and GPUs of this agent.
+        preparation: What a child runs before it waits for an order, see `Child`.
+        keep_spare: Whether to start a second child once the first has trained a step.
     """
 
     def __init__(self, site: Site, preparation: bytes, *, keep_spare: bool) -> None:
         self._site, self._preparation, self._keep_spare = site, preparation, keep_spare
-        # The kernel ends a child with the thread that started it, so one thread starts them all.
+        # The kernel kills a child when the thread that started it ends, so one thread that lives
+        # as long as the agent starts them all.
         self._starter = ThreadPoolExecutor(1, "starts children")
         self._changed = threading.Condition()
         self._child: Child | None = None
@@ -45,23 +46,23 @@ class Agent:
         return self._site
 
     def free_port(self) -> int:
-        """A port that is free here now, for rank 0's store."""
+        """A port that is free on this node now, for rank 0's store."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return int(probe.getsockname()[1])
 
     def start(self, order: Order) -> None:
-        """Hand the order to the child that stands by; one of an older generation is ended."""
+        """Give the order to the waiting child, after ending any child of an older generation."""
         self.clear()
         child, self._spare = self._spare or self._spawn(), None
-        if not child.alive:  # It may have been killed while it waited.
+        if not child.alive:  # It may have been killed while waiting.
             child.close()
             child, self._spare = self._spawn(), None
         self._child, self._generation = child, order.generation
         child.obey(order)
 
     def status(self, known: Status | None = None) -> Status:
-        """How it stands; when that is as `known` says, what is new within `PATIENCE_SECONDS`."""
+        """The child's status, once it differs from `known` or after `PATIENCE_SECONDS`."""
         self._asked = time.monotonic()
         with self._changed:
             self._changed.wait_for(lambda: self._is_new(known), PATIENCE_SECONDS)
@@ -73,25 +74,25 @@ class Agent:
         return status
 
     def request_stop(self) -> None:
-        """Ask the child to save and leave at its next step."""
+        """Ask the child to save a checkpoint and exit after its next step."""
         with self._changed:
             if self._child is not None:
                 self._child.page.request_stop()
 
     def stacks(self) -> str:
-        """Where every thread of the child is."""
+        """The stack of every thread of the child."""
         with self._changed:
             return "" if self._child is None else self._child.stacks()
 
     def clear(self) -> None:
-        """End the child, if there is one, and wait until it is gone."""
-        with self._changed:  # Nobody reads what is closed.
+        """Kill the child, if there is one, and wait until it has exited."""
+        with self._changed:  # No other thread may read a closed child.
             child, self._child = self._child, None
         if child is not None:
             child.close()
 
     def close(self) -> None:
-        """End everything that was started here."""
+        """Kill every process that this agent has started."""
         self._closed.set()
         self.clear()
         with self._changed:

@@ -1,7 +1,7 @@
-"""A page of memory between a child and its agent: where the child is, and whether it shall stop.
+"""A page of memory shared by a child and its agent: the child's progress, and a request to stop.
 
-The child writes it in passing; the agent reads it when it likes, also of a child that hangs or is
-suspended. A file that both have mapped costs no system call.
+The child writes it as it trains. The agent can read it at any time, even while the child hangs or
+is suspended. Both map the same file, so reading and writing cost no system call.
 """
 
 import mmap
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from cluster.workers.messages import Beat
 
 _LAYOUT = struct.Struct("=Q24sddqqqqQ")
-"""Turn, phase, since (monotonic s, one clock for the whole machine), usual, step, passes, began,
-saved, turn again: a reader that sees two different turns came in the middle of a write."""
+"""Turn, phase, since (seconds of the machine's monotonic clock), usual, step, passes, began, saved,
+and the turn again: two different turns mean that the page was read in the middle of a write."""
 _STOP = _LAYOUT.size
 SIZE = mmap.PAGESIZE
 
 
 @dataclass
 class Beacon:
-    """The child's side. Without a file, it is for nobody: a process that no agent watches."""
+    """The child's side. Without a file nothing is written: no agent watches this process."""
 
     page: mmap.mmap
     phase: str = "imports"
@@ -35,14 +35,14 @@ class Beacon:
 
     @classmethod
     def on(cls, descriptor: int | None) -> "Beacon":
-        """On the page that an agent has handed over as an open file; None is for nobody."""
+        """Map the page from the open file that an agent has passed on; None without an agent."""
         page = mmap.mmap(-1 if descriptor is None else descriptor, SIZE)
         beacon = cls(page, since=time.monotonic())
         beacon.show()
         return beacon
 
     def enter(self, phase: str, usual: float = 0.0) -> None:
-        """A phase begins; so far it took at most `usual` seconds."""
+        """Begin a phase, which has taken at most `usual` seconds so far."""
         self.phase, self.usual, self.since = phase, usual, time.monotonic()
         self.show()
 
@@ -57,7 +57,7 @@ class Beacon:
         self.show()
 
     def show(self) -> None:
-        """Write what is noted here to the page."""
+        """Write the current values to the page."""
         self._turn += 1
         phase = self.phase.encode()[:24]
         where = (phase, self.since, self.usual, self.step, self.passes, self.began, self.saved)
@@ -65,12 +65,12 @@ class Beacon:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the agent asks this worker to save and leave."""
+        """Whether the agent has asked this worker to save and exit."""
         return self.page[_STOP] == 1
 
 
 class Page:
-    """The agent's side, on a file in memory: nothing is left behind, however it ends."""
+    """The agent's side, on a file in memory, which disappears with the processes that use it."""
 
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("page")
@@ -78,7 +78,7 @@ class Page:
         self._page = mmap.mmap(self.descriptor, SIZE)
 
     def read(self) -> Beat:
-        """Where the child is; if it was suspended in the middle of a write, as far as it came."""
+        """The child's progress; may be half updated if the child was suspended during a write."""
         for _ in range(100):
             first, phase, since, usual, step, passes, began, saved, last = _LAYOUT.unpack_from(
                 self._page

@@ -2,8 +2,8 @@
 
     prepare (imports and the like) -> "ready" -> wait for an order -> join the group -> work -> end
 
-It waits with everything imported, so that a group that lost a worker goes on within seconds. Its
-work runs in the main thread. When its agent dies, however that happens, the kernel ends it.
+It imports everything before it gets an order, so that a group that lost a worker continues within
+seconds. The job runs in the main thread. When the agent dies for any reason, the kernel kills it.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from cluster.workers.messages import Order
 
 PR_SET_PDEATHSIG = 1
 GROUP_TIMEOUT = timedelta(seconds=600)
-"""For a collective of a group that nobody watches; the watchdog is quicker."""
-# What gloo says in a plain RuntimeError when the other end is gone.
+"""The timeout of collectives, a last resort: the watchdog acts sooner."""
+# Parts of the plain RuntimeError that gloo raises when the other process is gone.
 GONE = ("gloo/transport", "Connection closed by peer", "Connection reset", "Broken pipe")
 
 
@@ -64,14 +64,15 @@ def main() -> None:
     messages.write(json.dumps({"ended": ended}) + "\n")
     sys.stdout.flush()
     sys.stderr.flush()
-    # Rank 0 has the group's store: it leaves when all have told their end, and so do the others.
+    # The store of the group lives in rank 0, so every child stays until the agent closes the pipe,
+    # which it does when all workers have reported their end.
     sys.stdin.buffer.read()
-    # Python's own way out sometimes ends in an abort: DeepSpeed's globals hold groups to the last.
+    # A normal exit of Python sometimes aborts: DeepSpeed's globals keep process groups alive.
     os._exit(0)
 
 
 def obey(order: Order, beacon: Beacon, messages: IO[str]) -> None:
-    """Join the group and run the job's function; it raises what that raises."""
+    """Join the process group and run the job's function; its exceptions pass through."""
     began = time.monotonic()
 
     def tell(name: str) -> None:
@@ -99,7 +100,7 @@ def obey(order: Order, beacon: Beacon, messages: IO[str]) -> None:
 
 
 def _set_environment(order: Order) -> None:
-    """As every launcher of PyTorch does; GPUs are chosen before CUDA is touched."""
+    """Set what PyTorch's launchers set, and choose the GPU before CUDA is initialised."""
     host, _, port = order.address.rpartition(":")
     os.environ |= {
         "RANK": str(order.rank),
@@ -122,7 +123,7 @@ def _die_with(parent: int) -> None:
 
 
 def _of_group(error: BaseException) -> bool:
-    """Whether another worker is behind it: its end, or its weights."""
+    """Whether another worker caused the error: it died, or its weights differ."""
     if isinstance(error, current.Diverged):
         return not error.to_blame
     dist = sys.modules.get("torch.distributed")

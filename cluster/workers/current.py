@@ -1,6 +1,6 @@
-"""The worker that this process is, for the function that trains: where it tells how far it is.
+"""The worker of this process, to which the training function reports its progress.
 
-Outside a child nobody listens, and every call does nothing.
+Outside a child process nobody listens, and the calls do nothing.
 """
 
 from collections.abc import Callable
@@ -9,16 +9,16 @@ from cluster.workers.beacon import Beacon
 
 
 class Stopped(Exception):
-    """Raised by the function that a worker runs when it has saved and left because it was asked."""
+    """Raised by the training function after it has saved, when it was asked to stop."""
 
 
 class Final(RuntimeError):
-    """Raised when another group of workers would fare no better: the job ends with it."""
+    """Raised when a new group of workers would fail in the same way: it ends the job."""
 
 
 class Diverged(RuntimeError):
-    """Raised by all workers when their weights are not the same; `to_blame` are those that differ
-    from most.
+    """Raised by all workers when their weights are not the same. `to_blame` is true on a worker
+    whose weights differ from those of most others.
     """
 
     def __init__(self, message: str, *, to_blame: bool) -> None:
@@ -27,7 +27,7 @@ class Diverged(RuntimeError):
 
 
 class CurrentWorker:
-    """What the process has to tell: its place by a page of memory, its milestones by messages."""
+    """Reports progress through a page of shared memory, and milestones through messages."""
 
     def __init__(self, beacon: Beacon, send: Callable[[str], None] = lambda name: None) -> None:
         self.beacon = beacon
@@ -35,7 +35,7 @@ class CurrentWorker:
         self._reached: set[str] = set()
 
     def milestone(self, name: str) -> None:
-        """Something is ready that a restart has to wait for; the first time counts."""
+        """Report that a part of the start is done, so that its time can be told; once per name."""
         if name not in self._reached:
             self._reached.add(name)
             self._send(name)
@@ -49,6 +49,6 @@ def worker() -> CurrentWorker:
 
 
 def become(worker: CurrentWorker) -> None:
-    """Called once, by the child's main program."""
+    """Set the worker of this process; the child's main program calls it once."""
     global _worker
     _worker = worker

@@ -1,4 +1,4 @@
-"""What the conductor, its agents and their children tell each other; plain data, no libraries."""
+"""The messages between the conductor, its agents and their children: plain data, no libraries."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,10 +9,10 @@ How = Literal["done", "stopped", "raised", "killed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What a child is to do: its place in a process group, and the job as it was pickled.
+    """What a child is to do: its rank in a process group, and the pickled job.
 
     Attributes:
-        generation: Counts the groups of a run; a child of an older one has nothing to say.
+        generation: Counts the groups of a run; reports from older ones are ignored.
         address: `host:port` where rank 0 opens the group's store.
         devices: CUDA_VISIBLE_DEVICES of all workers on the node, or "" on CPUs. They see each
             other's GPUs, which NCCL needs for copies between them.
@@ -34,7 +34,7 @@ class Order:
     def for_group(
         cls, sites: Sequence["Site"], port: int, generation: int, job: bytes, *, use_gpu: bool
     ) -> list["Order"]:
-        """One order for every worker, by rank; the workers of a node stand side by side."""
+        """One order for every worker, by rank; in `sites` the workers of a node are adjacent."""
         nodes = list(dict.fromkeys(site.node for site in sites))
         orders = []
         for rank, site in enumerate(sites):
@@ -58,16 +58,16 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Beat:
-    """Where a child is.
+    """The progress of a child.
 
     Attributes:
-        phase: What it does, as its stopwatch names it.
-        seconds: For how long it has done it.
-        usual: How long this phase took so far when it was longest (s); 0 the first time.
+        phase: What it is doing, by the name that its stopwatch uses.
+        seconds: How long this phase has lasted.
+        usual: The longest that this phase has taken before (s); 0 the first time.
         step: Optimizer steps done.
-        passes: Forward and backward passes done since.
-        began: The step that this group went on from; -1 before it knows.
-        saved: Step of the newest checkpoint that it has published; -1 for none.
+        passes: Forward and backward passes done since that step.
+        began: The step that this group started from; -1 until it is known.
+        saved: Step of the newest checkpoint that it has published; -1 if there is none.
     """
 
     phase: str = "imports"
@@ -84,14 +84,14 @@ class Ended:
     """How a child ended.
 
     Attributes:
-        how: "done" when the function returned, "stopped" when it left because it was asked to.
+        how: "done" when the function returned, "stopped" when it exited on request.
         error: Type and message of what was raised, or the signal that killed it.
         trace: The traceback of what was raised.
-        of_group: Whether the error is that of a collective: another worker's end, seen from here.
-        diverged: Whether weights were found that differ from the other workers'.
-        final: Whether another group would fare no better.
-        memory: Whether the kernel killed it for want of memory.
-        ago: Seconds since.
+        of_group: Whether a collective failed because another worker died.
+        diverged: Whether this worker's weights were found to differ from the others'.
+        final: Whether a new group would fail in the same way.
+        memory: Whether the kernel killed it because memory ran out.
+        ago: Seconds since it ended.
     """
 
     how: How
@@ -109,10 +109,10 @@ class Status:
     """What an agent knows of its child.
 
     Attributes:
-        generation: The child's.
+        generation: That of the child's group.
         suspended: Whether the child is stopped by a signal (SIGSTOP).
-        spare: Whether a second child stands by with everything imported.
-        milestones: Seconds from the order to what the child had ready since, in order.
+        spare: Whether a second child is ready, with everything imported.
+        milestones: Seconds from the order until each milestone, in the order reached.
     """
 
     generation: int
@@ -125,13 +125,13 @@ class Status:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Where an agent is.
+    """The place of an agent.
 
     Attributes:
         node: Ray's id of the node.
-        host: Its address, for the other workers.
-        pid: Of the agent.
-        devices: GPUs that Ray gave it, as CUDA_VISIBLE_DEVICES has them; "" for none.
+        host: The address of the node, for the other workers.
+        pid: The agent's process id.
+        devices: The GPUs that Ray assigned, as in CUDA_VISIBLE_DEVICES; "" for none.
     """
 
     node: str

@@ -1,4 +1,4 @@
-"""A child as its agent sees it: the process, its page, and what it has told."""
+"""The agent's side of a child: its process, its page of memory, and its messages."""
 
 import contextlib
 import json
@@ -25,7 +25,8 @@ class Child:
     """A process of `cluster.workers.child`.
 
     Args:
-        preparation: A pickled pair: a function that it calls first, and the job's, for its imports.
+        preparation: A pickled pair of functions: the first is called at once; the second is the
+            job's, unpickled early for its imports.
         changed: Notified when it is ready, reaches a milestone or ends.
     """
 
@@ -33,7 +34,7 @@ class Child:
         self.page = Page()
         self.ready = self.has_ended = False
         self.milestones: dict[str, float] = {}
-        # Files in memory: nothing is left behind, however this ends.
+        # Files in memory disappear with the processes that hold them open, even after a crash.
         self._output, self._stacks = os.memfd_create("output"), os.memfd_create("stacks")
         self._changed = changed
         self._told: Ended | None = None
@@ -55,7 +56,7 @@ class Child:
             stdout=self._output,
             stderr=subprocess.STDOUT,
             pass_fds=tuple(handed.values()),
-            # Ctrl-C in a terminal is for the driver, which asks workers to save and leave.
+            # Ctrl-C in a terminal must reach the driver alone, which asks the workers to stop.
             start_new_session=True,
         )
         os.close(writing)
@@ -70,11 +71,11 @@ class Child:
         return self._process.poll() is None
 
     def obey(self, order: Order) -> None:
-        """Hand over the order; a child that is still importing reads it later."""
+        """Send the order; a child that is still importing reads it when it is ready."""
         self._send(order)
 
     def ended(self) -> Ended | None:
-        """How it ended: by its own word, or by the signal that the kernel names."""
+        """How it ended: by its own report, or else by its exit code or signal."""
         if not self.has_ended:
             return None
         ago = time.monotonic() - self._ended_at
@@ -96,7 +97,7 @@ class Child:
         return stat.rpartition(")")[2].split()[0] in "Tt"
 
     def stacks(self) -> str:
-        """Where its threads are; of one that is suspended there is nothing to learn."""
+        """The stacks of its threads; a suspended process cannot tell them."""
         if not self.alive or self.suspended():
             return ""
         before = os.fstat(self._stacks).st_size
@@ -112,7 +113,7 @@ class Child:
         return text
 
     def close(self) -> None:
-        """End it and wait until it is gone."""
+        """Kill it and wait until it has exited."""
         self._process.kill()
         self._process.wait()
         self._listener.join()
@@ -125,7 +126,7 @@ class Child:
 
     def _send(self, item: bytes | Order) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # Its end is told by `ended`.
+        with contextlib.suppress(BrokenPipeError):  # `ended` reports that it is gone.
             pickle.dump(item, self._process.stdin)
             self._process.stdin.flush()
 
@@ -155,13 +156,13 @@ class Child:
 
 
 def _end_of(descriptor: int, start: int) -> str:
-    """What an open file holds from `start` on; its writer's place stays."""
+    """The content of an open file from `start` on, without moving the position of its writer."""
     size = os.fstat(descriptor).st_size
     return os.pread(descriptor, max(0, size - start), start).decode(errors="replace").strip()
 
 
 def _memory_kills() -> int:
-    """How many processes of this container the kernel has killed for want of memory."""
+    """How many processes of this container the kernel has killed because memory ran out."""
     try:
         words = MEMORY_EVENTS.read_text().split()
     except OSError:

@@ -1,1 +1,1 @@
-"""Benchmarks: `make bench`. Every figure is measured in pairs on this machine, none is stored."""
+"""Benchmarks: `make bench`. All contenders are measured on this machine, in turns."""

@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def show(compared: Comparison) -> None:
-    """The figures as a table."""
+    """Print the figures as a table."""
     table = Table("benchmark", "figure", "value")
     table.add_row(
         compared["what"],

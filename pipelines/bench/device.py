@@ -1,4 +1,4 @@
-"""Where a benchmark computes, and times by that device's own clock."""
+"""The device of a benchmark, and times measured with its own clock."""
 
 import argparse
 import sys
@@ -18,10 +18,10 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def name_of(device: str) -> str:
-    """The device's name for the results; ends the program where there is no such device.
+    """The name of the device, for the results.
 
     Raises:
-        SystemExit: With 1, after one sentence: there is no GPU, or none that can be used.
+        SystemExit: With status 1, after a sentence on why, when there is no usable GPU.
     """
     if device == "cpu":
         return "cpu"
@@ -36,7 +36,7 @@ def name_of(device: str) -> str:
 
 
 def seconds_on(device: "torch.device", act: Callable[[], object]) -> float:
-    """How long a call takes: on a GPU from event to event, so without the wait of its host."""
+    """Seconds that a call takes; on a GPU between two events, without the overhead of the host."""
     if device.type == "cpu":
         begin = time.perf_counter()
         act()

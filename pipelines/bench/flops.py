@@ -1,7 +1,7 @@
-"""The least arithmetic a step can do: multiply-adds of one image, counted from the geometry.
+"""The least arithmetic of a step: multiply-adds of one image, counted from the geometry.
 
-Visible sites only in the encoder, and a prediction for masked patches only. Forward; the backward
-needs twice as many.
+The encoder counts visible sites only, the prediction masked patches only. All counts are for the
+forward pass; the backward pass needs twice as many.
 """
 
 from convnextv2.fcmae import FCMAE
@@ -9,16 +9,16 @@ from convnextv2.sizes import size_of, visible_count
 
 KERNEL = 49
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12}
-"""Dense bf16 FLOP/s by the data sheets of what fits a server's board (SXM)."""
+"""Dense bf16 FLOP/s from the data sheets, of the SXM version where there is one."""
 
 
 def peak_of(device: str) -> float | None:
-    """Dense bf16 FLOP/s of a GPU by its name, as PyTorch tells it; None if it is not known."""
+    """Dense bf16 FLOP/s of a GPU, by its name in PyTorch; None if it is not known."""
     return next((rate for name, rate in PEAKS.items() if name in device), None)
 
 
 def encoder_macs(size: str, image_size: int, visible: float = 1.0, stem_stride: int = 4) -> float:
-    """Multiply-adds of the encoder on one image of which `visible` is visible."""
+    """Multiply-adds of the encoder on one image; `visible` is the share of visible patches."""
     chosen, stride, previous, total = size_of(size), stem_stride, 3 * stem_stride**2, 0.0
     for depth, dim in zip(chosen.depths, chosen.dims, strict=True):
         sites = (image_size / stride) ** 2 * visible
@@ -29,7 +29,7 @@ def encoder_macs(size: str, image_size: int, visible: float = 1.0, stem_stride: 
 
 
 def fcmae_macs(size: str, model: FCMAE) -> float:
-    """Multiply-adds of a step's forward on one image, default decoder, patches of one site."""
+    """Multiply-adds of a forward pass on one image, with the default decoder."""
     patches = model.grid[0] * model.grid[1]
     visible = visible_count(patches, model.mask_ratio)
     dim = model.proj.out_channels

@@ -1,8 +1,8 @@
 """`make bench-model`: FCMAE by backend and size, and our dense model beside timm's and HF's.
 
-Every figure comes from a process of its own, so that peak memory is that model's; the models of a
-comparison take turns, so that a machine whose speed drifts treats all alike; the speed of the plain
-matrix product, which is the ceiling, is measured between the steps of the very same process. CPUs
+Every measurement runs in a process of its own, so that the peak memory is that of one model. The
+models of a comparison take turns, so that changes in the machine's speed affect all of them. The
+peak rate, that of a plain matrix product, is measured between the steps in the same process. CPUs
 compute in fp32, GPUs (`--device cuda`) in bf16.
 """
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 IMAGE_SIZE, CLASSES = 224, 1000
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
-# Steps to warm up, steps that are timed, side of the matrix product. A GPU compiles and picks its
-# kernels in the first ones.
+# Warm-up steps, timed steps, side of the matrix product. On a GPU the first steps compile and
+# select kernels.
 REPEATS = {"cpu": (2, 5, 2048), "cuda": (10, 30, 8192)}
 BACKENDS = ("gather", "spconv", "masked-dense")
 DENSE = ("ours", "timm", "hf")
 
 
 Comparison = dict[str, dict[str, float]]
-"""By kind of model: what `measure` prints, and how much faster the first kind is."""
+"""By kind of model: the figures of `measure`, and how much faster the first kind is."""
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
 def compare(
     size: str, kinds: tuple[str, ...], turns: int, *, batch: int, threads: int, device: str
 ) -> Comparison:
-    """Medians over the turns of each kind, with the speed against the first kind pair by pair."""
+    """Medians over the turns of each kind, and the median ratio to the first kind's speed."""
     contenders = {
         kind: partial(_in_own_process, kind, size, batch=batch, threads=threads, device=device)
         for kind in kinds
@@ -100,10 +100,10 @@ def _in_own_process(
 
 
 def measure(kind: str, size: str, batch: int, threads: int, device: str) -> None:
-    """Print the figures of one model, from training steps after some to warm up.
+    """Print the figures of one model, from training steps after a warm-up.
 
-    Of forward + backward: images/s; the share of the matrix product's rate that is used, and that
-    rate in GFLOP/s ("sgemm", in the model's precision); peak MB above the start.
+    They are, for forward + backward: images/s; the share of the matrix product's rate, and that
+    rate in GFLOP/s ("sgemm", in the model's precision); peak memory above the start, in MB.
     """
     import torch
 
@@ -114,7 +114,7 @@ def measure(kind: str, size: str, batch: int, threads: int, device: str) -> None
     warm_up, steps, side = REPEATS[device]
     square = torch.randn(side, side).to(where, getattr(torch, DTYPES[device]))
     for _ in range(3):
-        # The ceiling's own buffers are no part of the model's memory.
+        # The buffers of the matrix product must not count as the model's memory.
         square @ square
     before = _peak_mb(device)
     seconds, rates = [], []
@@ -149,7 +149,7 @@ def build(
 
         fcmae = FCMAE.from_size(size, image_size=IMAGE_SIZE, backend=kind)  # type: ignore[arg-type]
         fcmae.to(where, dtype)
-        # Masks are drawn on the CPU, as in training: a GPU need not be waited for.
+        # Masks are drawn on the CPU, as in training, so that the host never waits for the GPU.
         generator = torch.Generator().manual_seed(0)
 
         def pretraining_step() -> None:
@@ -159,7 +159,7 @@ def build(
         return pretraining_step, fcmae_macs(size, fcmae)
     model = build_dense(kind, size).to(where, dtype)
     if device == "cuda":
-        # What timm and Hugging Face advise for convolutions on GPUs; ours lie so anyway.
+        # timm and Hugging Face recommend it for convolutions on GPUs; our model uses it anyway.
         images = images.to(memory_format=torch.channels_last)
         model = model.to(memory_format=torch.channels_last)
 
@@ -203,7 +203,7 @@ def _peak_mb(device: str) -> float:
 
 
 def table(title: str, sizes: dict[str, Comparison]) -> Table:
-    """A row for every kind of every size."""
+    """A table with a row for every kind of every size."""
     shown = Table(
         *("size", "kind", "images/s", "of sgemm", "peak MB", "first is faster by"), title=title
     )

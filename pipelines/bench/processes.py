@@ -1,4 +1,4 @@
-"""Figures from a process of their own: its start-up and its peak memory belong to them alone."""
+"""Runs a measurement in a process of its own, with its own start-up and peak memory."""
 
 import json
 import os
@@ -12,10 +12,10 @@ def figures_of(
 ) -> dict[str, float]:
     """The last line that a Python process with these arguments prints, parsed as JSON.
 
-    `environment` is added to the process's variables.
+    `environment` is added to the environment of the process.
 
     Raises:
-        RuntimeError: When it fails, with `name` and the last line of its output.
+        RuntimeError: When the process fails; has `name` and the last line of its output.
     """
     done = subprocess.run(
         [sys.executable, *arguments],

@@ -1,4 +1,4 @@
-"""Publishing a benchmark's figures: a JSON file that records where they are from, and tables."""
+"""Publishes the figures of a benchmark: as tables, and as JSON with the machine and versions."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ def add_output_options(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def origin() -> dict[str, object]:
-    """What figures depend on: the machine, the time, the code, the libraries."""
+    """What the figures depend on: the machine, the time, the code, the library versions."""
     return {
         "machine": {"cores": len(os.sched_getaffinity(0)), "processor": platform.machine()},
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -32,7 +32,7 @@ def origin() -> dict[str, object]:
 def publish(
     results: Mapping[str, object], options: argparse.Namespace, show: Callable[[], None]
 ) -> None:
-    """Write the results to `options.output` and print them: as JSON, or as what `show` prints."""
+    """Write the results to `options.output`, and print them as JSON or with `show`."""
     text = json.dumps(results, indent=1)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(text + "\n")

@@ -1,9 +1,8 @@
 """The whole stack against a bare PyTorch loop: same model, batch and threads.
 
 The stack is the demo's pretraining as users run it: Ray, DeepSpeed ZeRO-1, FFCV, MLflow and
-checkpoints, one worker. The bare loop has its images in the device's memory, normalised, and does
-nothing but forward, backward and AdamW. Both run until their speed is steady; start-up is not
-counted.
+checkpoints, one worker. The bare loop has normalised images in the device's memory, and does only
+forward, backward and AdamW. Both run until their speed is steady; start-up is not counted.
 """
 
 import itertools
@@ -42,7 +41,7 @@ SETTINGS = (
 
 
 class Comparison(TypedDict):
-    """Medians of `pairs` turns, images/s; `what` says in words what was run."""
+    """Medians over `pairs` turns, in images/s; `what` describes the run."""
 
     what: str
     stack_images_per_second: float
@@ -52,12 +51,12 @@ class Comparison(TypedDict):
 
 
 def compare(folder: Path, pairs: int, device: str = "cpu") -> Comparison:
-    """images/s of both and their ratio, pair by pair."""
+    """Images/s of both, and the median of their ratio over the pairs."""
     config = load_preset("demo", [*SETTINGS, f"cluster.use_gpu={str(device == 'cuda').lower()}"])
     assert config.pretrain is not None
     turns = []
     for turn in range(pairs):
-        # Bare before and after: the machine's speed drifts during a run of the stack.
+        # The bare loop runs before and after, because the machine's speed drifts during the run.
         before, stack = bare_rate(config), stack_rate(config, folder / str(turn))
         turns.append((stack, (before + bare_rate(config)) / 2))
     ratios = sorted(stack / bare for stack, bare in turns)
@@ -72,7 +71,7 @@ def compare(folder: Path, pairs: int, device: str = "cpu") -> Comparison:
 
 
 def stack_rate(config: PipelineConfig, run_dir: Path) -> float:
-    """images/s between the first and the last point of a pretraining run."""
+    """Images/s between the first and the last logged point of a pretraining run."""
     images = np.random.default_rng(0).integers(0, 255, (IMAGES, 28, 28), np.uint8)
     run_dir.mkdir(parents=True)
     source = run_dir / "noise"
@@ -89,7 +88,7 @@ def stack_rate(config: PipelineConfig, run_dir: Path) -> float:
 
 
 def bare_rate(config: PipelineConfig, steps: int = 40, warm_up: int = 5) -> float:
-    """images/s of the plain loop on images that are there already."""
+    """Images/s of the plain loop on images that are in memory already."""
     device = worker_device(use_gpu=config.cluster.use_gpu)
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)

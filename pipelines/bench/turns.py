@@ -1,4 +1,4 @@
-"""Taking turns: a machine whose speed drifts treats all contenders alike."""
+"""Measures contenders in turns, so that changes in the machine's speed affect all of them."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ Measured = TypeVar("Measured")
 def take_turns(
     contenders: Mapping[str, Callable[[], Measured]], turns: int, warm_up: int = 0
 ) -> dict[str, list[Measured]]:
-    """The measurements of each contender, one a round; `warm_up` rounds before are dropped."""
+    """One measurement of each contender per round, after `warm_up` rounds that are discarded."""
     table: dict[str, list[Measured]] = {name: [] for name in contenders}
     for turn in range(warm_up + turns):
         for name, measure in contenders.items():
@@ -21,5 +21,5 @@ def take_turns(
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Median over the turns of the ratio of ours to theirs."""
+    """Median of the ratio of ours to theirs in each turn."""
     return statistics.median(own / other for own, other in zip(ours, theirs, strict=True))

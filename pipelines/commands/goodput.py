@@ -1,4 +1,4 @@
-"""Command `goodput`: how much of the time that a run has trained was progress."""
+"""Command `goodput`: the productive share of a run's training time, and where the rest went."""
 
 import argparse
 import json
@@ -44,7 +44,7 @@ def _act(options: argparse.Namespace) -> int:
 
 
 def _parts(accounts: Sequence["Account"]) -> str:
-    """A column for every stage and one for all of them: seconds and share of every part."""
+    """Seconds and share of every part, in a column for each stage and one for all together."""
     from pipelines.runtime.goodput import PARTS, total
 
     columns = [*accounts, total(accounts)] if len(accounts) > 1 else [*accounts]

@@ -1,4 +1,4 @@
-"""Command `incidents`: what befell a run, and what it cost."""
+"""Command `incidents`: the faults of a run, and what they cost."""
 
 import argparse
 import json

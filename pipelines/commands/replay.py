@@ -1,4 +1,4 @@
-"""`replay`: a step that was left out because a number was not finite, on its very samples."""
+"""Command `replay`: runs a step that was skipped for a NaN or infinity on the same samples."""
 
 import argparse
 import json

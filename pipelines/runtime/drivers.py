@@ -1,7 +1,7 @@
-"""When a driver was at work on a stage: lines in its folder, begun and ended.
+"""Records in a stage's folder when drivers were running it: a line at the start, one at the end.
 
-A driver that was killed leaves no end. While it is alive it touches the file, so the time of the
-file says until when it lived.
+A driver that is killed writes no end. While it runs it touches the file, so the modification time
+of the file tells when it was last alive.
 """
 
 import json
@@ -20,7 +20,7 @@ ALIVE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Span:
-    """A driver was at work from `began` to `ended` (epoch seconds), or is so still."""
+    """A driver ran from `began` to `ended` (epoch seconds), or is still running."""
 
     began: float
     ended: float
@@ -28,9 +28,9 @@ class Span:
 
 @contextmanager
 def at_work(directory: Path) -> Iterator[Callable[[], None]]:
-    """Note that a driver is at work on the stage in `directory`.
+    """Record that this driver is running the stage in `directory`.
 
-    Yields what it is to call a few times a second, to be known as alive.
+    Yields a function that the driver must call a few times a second to show that it is alive.
     """
     path, touched = directory / FILE, time.monotonic()
     journal = Journal(path)
@@ -43,7 +43,7 @@ def at_work(directory: Path) -> Iterator[Callable[[], None]]:
         nonlocal touched
         if time.monotonic() - touched > ALIVE_SECONDS:
             touched = time.monotonic()
-            with suppress(OSError):  # Of a disk that is away for a while; the next one counts.
+            with suppress(OSError):  # The disk may be away for a while; a later call will do.
                 os.utime(path)
 
     try:
@@ -53,7 +53,7 @@ def at_work(directory: Path) -> Iterator[Callable[[], None]]:
 
 
 def read_spans(directory: Path) -> list[Span]:
-    """When drivers were at work on a stage, in their order; the last may be so still."""
+    """When drivers were running a stage, in order; the last may still be running."""
     path = directory / FILE
     if not path.exists():
         return []

@@ -1,10 +1,10 @@
 """The event log: what a stage measured, as JSON lines in its folder, written by rank 0 only.
 
-The progress bar, MLflow and the report are made from it. Lines are appended and never
-changed: after a restart a "start" line says from which step training went on, and readers drop
-what was written beyond that step before it. Lines of training carry the generation of its lease
-(`cluster.resilience.lease`), "generation": 3. Workers of an older one may still be alive: readers
-drop what these append once a newer one has started.
+The progress bar, MLflow and the report are made from it. Lines are appended and never changed.
+After a restart, a "start" line has the step that training continued from, and readers ignore
+earlier lines of later steps. Lines of training carry the generation of their lease
+(`cluster.resilience.lease`), as in "generation": 3. Workers of an older generation may still be
+alive; readers ignore what they append once a newer one has started.
 
     {"kind": "start", "step": 400, "time": ..., "workers": 2, "total": 1248, "hosts": [...],
      "seconds": {...}}
@@ -36,7 +36,7 @@ EVENTS_FILE = "metrics.jsonl"
 class Event:
     """Something that happened at a step, at `time` (epoch seconds).
 
-    `generation` is that of the attempt, 0 where there is only one.
+    `generation` is that of the lease, 0 where there is no lease.
     """
 
     kind: ClassVar[str]
@@ -47,16 +47,16 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Timed(Event):
-    """With rank 0's `seconds` by phase since its worker group started, if it has a stopwatch."""
+    """An event with rank 0's `seconds` by phase since its worker group started, if it has them."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Timed):
-    """A worker group begins, or goes on from `step`, of `total` steps.
+    """A worker group starts from `step`, of `total` steps.
 
-    `hosts` are the names of the workers' machines, by rank.
+    `hosts` has the names of the workers' machines, by rank.
     """
 
     kind: ClassVar[str] = "start"
@@ -67,14 +67,14 @@ class Start(Timed):
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(Event):
-    """Metrics by name; in a line of the file they are fields like the others."""
+    """An event with metrics by name, which are fields of the line in the file."""
 
     values: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point(Measured, Timed):
-    """The progress of a stage: how far it is and what it measures."""
+    """Progress of a stage: the current step and the latest metrics."""
 
     kind: ClassVar[str] = "point"
 
@@ -88,7 +88,7 @@ class Validation(Measured):
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped(Event):
-    """A step was skipped, the `skipped_steps`th in this training."""
+    """A step was skipped, the `skipped_steps`th of this training."""
 
     kind: ClassVar[str] = "skipped"
     skipped_steps: int
@@ -96,7 +96,7 @@ class Skipped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Timed):
-    """A checkpoint of `bytes` is on disk, written in `written_seconds` while training went on."""
+    """A checkpoint of `bytes` is on disk; writing it in the background took `written_seconds`."""
 
     kind: ClassVar[str] = "checkpoint"
     bytes: int
@@ -105,7 +105,7 @@ class Checkpoint(Timed):
 
 @dataclass(frozen=True, kw_only=True)
 class SaveFailed(Event):
-    """The checkpoint of this step was given up after so many `tries`; the `in_a_row`th."""
+    """The checkpoint of this step was given up after `tries`; the `in_a_row`th one in a row."""
 
     kind: ClassVar[str] = "save_failed"
     reason: str
@@ -115,7 +115,7 @@ class SaveFailed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected(Event):
-    """A checkpoint that is not whole was passed over."""
+    """A damaged checkpoint was passed over."""
 
     kind: ClassVar[str] = "rejected"
     path: str
@@ -124,7 +124,7 @@ class Rejected(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class End(Timed):
-    """Training is at its last step."""
+    """Training has reached its last step."""
 
     kind: ClassVar[str] = "end"
 
@@ -138,7 +138,7 @@ KINDS: Mapping[str, type[Event]] = {
 class EventLog:
     """Appends an attempt's events to the file in `directory`, if it is `active` (rank 0).
 
-    A full disk stops nobody: the events are kept and written with a later one.
+    A full disk does not stop training: events are kept and written together with a later one.
     """
 
     def __init__(self, directory: Path, *, active: bool, generation: int = 0) -> None:
@@ -152,7 +152,7 @@ class EventLog:
 
 
 class EventReader:
-    """Reads what was appended since the last look."""
+    """Reads the events appended since the last call."""
 
     def __init__(self, directory: Path, *, from_end: bool = False) -> None:
         self._path = directory / EVENTS_FILE
@@ -170,7 +170,7 @@ class EventReader:
         return list(self._of_newest(event_of(line) for line in whole.splitlines() if line))
 
     def _of_newest(self, events: Iterable[Event]) -> Iterator[Event]:
-        """Without what an older generation has appended since a newer one's start."""
+        """The events without those that an older generation appended after a newer one's start."""
         for event in events:
             if isinstance(event, Start):
                 self._generation = max(self._generation, event.generation)
@@ -191,7 +191,7 @@ def event_of(line: bytes | str) -> Event:
     """The event of a line.
 
     Raises:
-        ValueError: When the line is no JSON, or of no kind that is known.
+        ValueError: When the line is not JSON, or its kind is unknown.
     """
     fields = json.loads(line)
     kind = fields.pop("kind")
@@ -210,12 +210,12 @@ def read_events(directory: Path) -> list[Event]:
 
 
 def curve(events: Sequence[Event]) -> list[Point]:
-    """The points that count: without those that a restart took back."""
+    """The points without those of steps that a restart discarded."""
     return [event for event in measurements(events) if isinstance(event, Point)]
 
 
 def measurements(events: Sequence[Event]) -> list[Measured]:
-    """Points and validations that count: without those that a restart took back."""
+    """Points and validations without those of steps that a restart discarded."""
     found: list[Measured] = []
     for event in events:
         if isinstance(event, Start):
@@ -226,11 +226,11 @@ def measurements(events: Sequence[Event]) -> list[Measured]:
 
 
 def restarts(events: Sequence[Event]) -> list[Start]:
-    """The starts after the first: each is a worker group that took over."""
+    """The starts after the first, one for each later worker group."""
     return [event for event in events if isinstance(event, Start)][1:]
 
 
 def groups(events: Sequence[Event]) -> list[Sequence[Event]]:
-    """The events of each worker group, from its start on."""
+    """The events of each worker group, beginning with its start."""
     starts = [index for index, event in enumerate(events) if isinstance(event, Start)]
     return [events[start:end] for start, end in itertools.pairwise([*starts, len(events)])]

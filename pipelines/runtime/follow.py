@@ -1,4 +1,4 @@
-"""What the screen and MLflow are told of a stage while its workers write events."""
+"""Passes the events of a stage on to the screen and MLflow while its workers write them."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ from pipelines.runtime.tracking import Tracker
 
 
 class Follower:
-    """Follows a stage from now on.
+    """Follows a stage, from the events written after this object is made.
 
     Args:
-        directory: The stage's folder.
-        run: Name of its run in MLflow.
-        live: Reckons its goodput.
-        screen: Gets notes, and the bar of progress.
-        tracker: Gets what was measured.
+        directory: The folder of the stage.
+        run: The name of its run in MLflow.
+        live: Computes its goodput.
+        screen: Receives notes and progress.
+        tracker: Receives the measurements.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Follower:
         self._total = 1
 
     def look(self) -> None:
-        """Tell what is new."""
+        """Report the new events."""
         events = self._reader.new_events()
         summaries = self._live.follow(events)
         for event in events:
@@ -56,7 +56,7 @@ class Follower:
 
 
 def in_words(event: Event) -> str | None:
-    """A sentence for the screen, about what does not happen all the time."""
+    """A sentence for the screen on an uncommon event; None for a common one."""
     match event:
         case Start() if event.step:
             return f"training goes on from step {event.step}"

@@ -1,15 +1,15 @@
-"""Goodput: how much of the time that a run has trained was progress, and where the rest went.
+"""Goodput: the share of a run's training time that was productive, and where the rest went.
 
-A training stage counts from when a driver first set out for it until it is done, or until now.
-What lies between its drivers counts, too. Every second belongs to one part:
+The time of a training stage runs from the start of its first driver until the stage is done, or
+until now, including the time between two drivers. Every second belongs to exactly one part:
 
     driver begins     group is ready                    fault         next is ready       stage ends
           |-- set-up -------|-- step, data, checkpoint, ... --|-- restart ----|-- step, ... --|
                                         |------- lost --------|
-                                 the step that the next group goes on from
+                                 the step that the next group starts from
 
-What rank 0 noted in the event log, the drivers' own notes and the incidents are put together; the
-stopwatch of rank 0 says what a group's time was spent on.
+The sources are the event log of rank 0, the drivers' own notes and the incidents. The stopwatch of
+rank 0, whose times are in the event log, tells what a group's time was spent on.
 """
 
 import itertools
@@ -44,22 +44,23 @@ PARTS: Mapping[str, str] = {
     IDLE: "idle, no driver",
     OTHER: "other",
 }
-"""In the order they are shown. Other is logging, handing over, and what the loop itself takes."""
+"""In the order of display. "Other" is logging, exporting weights, and the loop's own overhead."""
 BETWEEN = ("evaluate", "checkpoint")
-"""Phases that lie between a step and the next."""
+"""Phases between one step and the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupTime:
-    """Where the time of one worker group went, with what it took to bring it about.
+    """Where the time of one worker group went, including its set-up or restart.
 
     Attributes:
-        began: When the group before it had ended, or the driver began (epoch seconds).
-        ended: When it was done, or befallen by `cause`; `cause` is "" if nothing befell it.
-        first_step: The step that it went on from.
-        last_step: The last that is known to be done.
-        lost_steps: How many of them the next group did again.
-        seconds: By part; they add up to `ended - began`.
+        began: When the previous group ended or the driver began (epoch seconds).
+        ended: When the group finished or failed (epoch seconds).
+        cause: The cause of the failure; "" if there was none.
+        first_step: The step that the group started from.
+        last_step: The last step that is known to be done.
+        lost_steps: How many of its steps the next group repeated.
+        seconds: Seconds by part; they add up to `ended - began`.
     """
 
     workers: int
@@ -74,7 +75,7 @@ class GroupTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """Where the time of a stage went, or of several; `seconds` by part add up to `wall`."""
+    """Where the time of one or more stages went; the `seconds` of all parts add up to `wall`."""
 
     stage: str
     wall: float
@@ -83,7 +84,7 @@ class Account:
 
     @property
     def goodput(self) -> float:
-        """Productive share of the time."""
+        """The productive share of the time, from 0 to 1."""
         return self.seconds.get(PRODUCTIVE, 0.0) / self.wall if self.wall > 0 else 0.0
 
 
@@ -96,10 +97,10 @@ def account_of(
     """Where the time of one stage went.
 
     Args:
-        stage: Its name.
-        events: Of its folder.
-        spans: When drivers were at work on it; from the first start to the last event if empty.
-        faults: Incidents; those of other stages do not count.
+        stage: The name of the stage.
+        events: The events in its folder.
+        spans: When drivers were running it; if empty, from the first start to the last event.
+        faults: The incidents of the run; those of other stages are ignored.
     """
     faults = [fault for fault in faults if fault.stage == stage]
     runs = [_Group.of(each) for each in groups(events)]
@@ -121,7 +122,7 @@ def account_of(
 
 
 def total(accounts: Iterable[Account]) -> Account:
-    """Several stages as one."""
+    """The sum of several stages."""
     each = list(accounts)
     seconds: Counter[str] = Counter()
     for account in each:
@@ -132,7 +133,7 @@ def total(accounts: Iterable[Account]) -> Account:
 
 
 def accounts_of(run_dir: Path, but: Path | None = None) -> list[Account]:
-    """Of every training stage of a run folder, by when it began; without the one in `but`."""
+    """The accounts of a run's training stages, by start time, without the stage in `but`."""
     faults = incidents.read(run_dir)
     found = []
     for directory in run_dir.glob("stages/*/*"):
@@ -150,11 +151,11 @@ def accounts_of(run_dir: Path, but: Path | None = None) -> list[Account]:
 
 @dataclass
 class _Group:
-    """One worker group by its events."""
+    """The events of one worker group."""
 
     start: Start
     timed: list[Timed]
-    """What tells rank 0's stopwatch; the start first."""
+    """Events that carry rank 0's stopwatch; the start is the first."""
 
     @classmethod
     def of(cls, events: Sequence[Event]) -> "_Group":
@@ -180,9 +181,9 @@ class _Group:
         *,
         first: bool,
     ) -> GroupTime:
-        """Its time from when the one before had ended until it ended itself.
+        """Its time, from the end of the previous group until its own end.
 
-        Steps that the `following` group does again, and all that came after them, are lost.
+        Lost is all time after the step that the `following` group starts from.
         """
         ready = self.start.time
         until = following.start.time if following else math.inf
@@ -191,7 +192,7 @@ class _Group:
             fault, ended = None, self.last.time
         elif fault is not None:
             ended = max(fault.time, self.last.time)
-        else:  # The driver was killed, or the group is still at work.
+        else:  # The driver was killed, or the group is still running.
             span = next((each for each in reversed(spans) if each.began <= ready), spans[0])
             ended = max(min(span.ended, until), self.last.time)
         last_step = max(self._notes[-1].step, -1 if fault is None else fault.step)
@@ -215,7 +216,7 @@ class _Group:
 
     @property
     def _notes(self) -> list[Timed]:
-        """Those that were made when a step was done."""
+        """The timed events that were written at the end of a step."""
         return [each for each in self.timed if isinstance(each, Start | Point | End)]
 
     def _kept(self, step: int, last_step: int, ended: float) -> tuple[float, Mapping[str, float]]:
@@ -240,7 +241,7 @@ class _Group:
         return when, self._spent_until(when)
 
     def _spent_until(self, when: float) -> Mapping[str, float]:
-        """Rank 0's seconds by phase; what came after its last note are steps."""
+        """Rank 0's seconds by phase; the time after its last event counts as steps."""
         index = bisect_right(self.timed, when, key=lambda each: each.time)
         noted = self.timed[max(0, index - 1)]
         spent = Counter(noted.seconds)
@@ -248,7 +249,7 @@ class _Group:
         return spent
 
     def _parts(self, when: float, spent: Mapping[str, float]) -> dict[str, float]:
-        """Seconds by part from when it was ready; they add up to that time."""
+        """Seconds by part since the group was ready; they add up to that time."""
         before = self.start.seconds
         parts = {
             phase: spent.get(phase, 0.0) - before.get(phase, 0.0)
@@ -259,7 +260,7 @@ class _Group:
 
 
 def _gap(since: float, until: float, spans: Sequence[Span], part: str) -> dict[str, float]:
-    """Seconds in which no group was at work: of `part` while a driver was there, else idle."""
+    """Seconds without a group: they count as `part` while a driver was running, else as idle."""
     there = math.fsum(max(0.0, min(until, span.ended) - max(since, span.began)) for span in spans)
     return {part: there, IDLE: until - since - there}
 

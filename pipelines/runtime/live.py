@@ -1,4 +1,4 @@
-"""What is told of a training stage while it goes on: its goodput, slow workers, and metrics."""
+"""Reports on a training stage while it runs: goodput, slow workers, and Prometheus metrics."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ from pipelines.runtime.events import Checkpoint, End, Event, Measured, Point, St
 from pipelines.runtime.goodput import Account, account_of, accounts_of, total
 
 COST = 0.01
-"""Share of the driver's time that goodput may take to be reckoned: a long log takes longer."""
+"""The share of its time that the driver may spend on computing goodput, which reads the log."""
 SLOW, POINTS = 1.25, 5
-"""A worker is slow that needs so many times the median, at so many points of the log in a row."""
+"""A worker is slow if it needs SLOW times the median at POINTS points of the log in a row."""
 STEP, RATE, LOSS, GOODPUT, WORKERS, CHECKPOINT, INCIDENTS = (
     "convnextv2_step",
     "convnextv2_images_per_second",
@@ -33,25 +33,25 @@ METRICS = {
     CHECKPOINT: "Step of the newest checkpoint",
     INCIDENTS: "What befell the run since its driver began, by cause",
 }
-"""At Ray's Prometheus endpoint; docs/recovery.md has them, too."""
+"""Descriptions of the metrics at Ray's Prometheus endpoint; docs/recovery.md lists them, too."""
 
 
 class Metrics(Protocol):
-    """Where monitoring looks: `cluster.prometheus.RayMetrics`."""
+    """The interface of `cluster.prometheus.RayMetrics`."""
 
     def set(self, name: str, value: float) -> None: ...
     def count(self, name: str, **labels: str) -> None: ...
 
 
 class Live:
-    """Follows the events of a stage that this driver is at work on.
+    """Follows the events of the stage that this driver is running.
 
     Args:
-        run_dir: The run's folder.
-        directory: The stage's, where the driver has noted that it is at work.
-        stage: Its name.
-        metrics: Gets `METRICS`.
-        say: Gets sentences for the screen.
+        run_dir: The folder of the run.
+        directory: The folder of the stage, which has the driver's own notes, too.
+        stage: The name of the stage.
+        metrics: Receives `METRICS`.
+        say: Called with sentences for the screen.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Live:
         self._due = 0.0
 
     def follow(self, events: Sequence[Event]) -> list[Measured]:
-        """Take new events in; returns the goodput at every checkpoint and at the end."""
+        """Process new events; returns the goodput at every checkpoint and at the end."""
         self._events += events
         for event in events:
             match event:
@@ -91,13 +91,13 @@ class Live:
 
     @property
     def words(self) -> str:
-        """The run's goodput so far; "" where nothing has been trained."""
+        """The run's goodput so far, in words; "" before anything has been trained."""
         if time.monotonic() > self._due:
             self._reckon()
         return f"goodput {self._goodput:.0%}" if self._goodput else ""
 
     def note(self, incident: Incident) -> None:
-        """Put an incident down: when it happens, and again when training goes on."""
+        """Record an incident; called when it happens, and again when training continues."""
         incidents.append(self._run_dir, incident)
         self._faults = incidents.read(self._run_dir)
         if not incident.recovered:
@@ -113,7 +113,7 @@ class Live:
             self._say(sentence)
 
     def _reckon(self) -> Account:
-        """Where the stage's time went until now, this driver's included."""
+        """Where the stage's time has gone so far, up to now."""
         began = time.monotonic()
         spans = [*self._before, Span(self._driver.began, time.time())]
         account = account_of(self._stage, self._events, spans, self._faults)
@@ -124,14 +124,14 @@ class Live:
 
 
 class SlowWorkers:
-    """Finds the worker that the others wait for; `hosts` are the workers' machines by rank."""
+    """Finds the worker that the others wait for; `hosts` has the workers' machines by rank."""
 
     def __init__(self, hosts: Sequence[str] = ()) -> None:
         self._hosts = hosts
         self._rank, self._in_a_row = -1, 0
 
     def look(self, point: Point) -> str | None:
-        """A sentence when a worker has been slow for a while; it is said once."""
+        """A sentence, once, when a worker has been slow for `POINTS` points; else None."""
         values = point.values
         if not values.get("median_seconds"):
             return None
@@ -149,6 +149,6 @@ class SlowWorkers:
 
 
 def _numbers(account: Account) -> dict[str, float]:
-    """For MLflow: `goodput`, and the seconds of every part."""
+    """The metrics for MLflow: `goodput`, and the seconds of every part."""
     parts = {f"seconds.{part}": seconds for part, seconds in account.seconds.items()}
     return {"goodput": account.goodput, **parts}

@@ -1,4 +1,4 @@
-"""From a job's configuration to the parts a training run is made of."""
+"""Builds the parts of a training run from a job's configuration."""
 
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from pipelines.training.validation import Validation
 
 
 def build_engine(job: TrainJob, batch_layout: BatchLayout, pace: Pace) -> DeepSpeedEngine:
-    """The task with its optimizer, shared among the workers."""
+    """The training engine: the task and its optimizer, sharded over the workers."""
     recipe = job.recipe
     torch.set_float32_matmul_precision(recipe.matmul_precision)
     device = worker_device(use_gpu=job.cluster.use_gpu)
@@ -51,7 +51,7 @@ def build_engine(job: TrainJob, batch_layout: BatchLayout, pace: Pace) -> DeepSp
 
 
 def group_rule(recipe: PretrainConfig | FinetuneConfig) -> GroupRule:
-    """What decay and rate a parameter of the recipe's model gets."""
+    """The rule that gives each parameter its weight decay and learning rate."""
     rule = GroupRule(weight_decay=recipe.weight_decay, exempt=recipe.decay_exempt)
     if isinstance(recipe, FinetuneConfig):
         rule = replace(rule, layer_decay=recipe.layer_decay, grouping=recipe.layer_decay_groups)
@@ -59,7 +59,7 @@ def group_rule(recipe: PretrainConfig | FinetuneConfig) -> GroupRule:
 
 
 def build_loader(job: TrainJob) -> BetonLoader:
-    """The training images in the recipe's views, from the node's cache if there is one."""
+    """A loader of the augmented training images, from the node's cache if there is one."""
     recipe, data = job.recipe, job.data
     cache = None
     if data.cache is not None:
@@ -77,7 +77,7 @@ def build_loader(job: TrainJob) -> BetonLoader:
 
 
 def build_validation(job: TrainJob) -> Validation:
-    """The split beside the images that `job` trains on, at the size it trains at."""
+    """The validation split of the dataset that `job` trains on, at the same image size."""
     return Validation.opened(
         job.shards.with_name("val"),
         image_size_of(job.recipe, job.model),

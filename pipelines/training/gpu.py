@@ -1,4 +1,4 @@
-"""Whether a stage can train on a worker's GPU, before the model is put there."""
+"""Checks that a stage can train on a worker's GPU before the model is moved there."""
 
 import logging
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from pipelines.training.memory import training_memory
 from pipelines.training.transforms import image_size_of
 
 MARGIN = 0.9
-"""The share of the free memory that the formula, which is good to a tenth, may fill."""
+"""The share of the free memory that may be planned for: the formula errs by up to a tenth."""
 ALL_STAGES = (0, 1, 2, 3)
 
 log = logging.getLogger(__name__)
@@ -27,10 +27,10 @@ class DoesNotFit(RuntimeError):
 
 
 def check_gpu(job: TrainJob, device: torch.device) -> None:
-    """Refuse what cannot work; say in the worker's log what may be slow.
+    """Refuse a stage that cannot train here; warn in the worker's log of what may be slow.
 
     Raises:
-        DoesNotFit: When Triton is missing, or the memory does not do.
+        DoesNotFit: When Triton is missing, or the memory does not suffice.
     """
     if device.type == "cpu":
         return
@@ -49,7 +49,7 @@ def check_gpu(job: TrainJob, device: torch.device) -> None:
 
 
 def memory_problem(job: TrainJob, free: int) -> str:
-    """Words for a micro batch that does not fit into so many free bytes; none when it does."""
+    """A sentence on a micro batch that does not fit into `free` bytes; "" when it fits."""
     room = MARGIN * free
     needed = _needed(job, job.recipe)
     if needed <= room:
@@ -65,7 +65,7 @@ def memory_problem(job: TrainJob, free: int) -> str:
 
 
 def _what_fits(job: TrainJob, room: float) -> Iterator[str]:
-    """A smaller micro batch, activation checkpointing, or where neither alone does, both."""
+    """Settings that fit: a smaller micro batch, activation checkpointing, or both together."""
     recipe = job.recipe
     again = recipe.model_copy(update={"activation_checkpointing": ALL_STAGES})
     smaller = _largest(job, recipe, room)
@@ -78,7 +78,7 @@ def _what_fits(job: TrainJob, room: float) -> Iterator[str]:
 
 
 def _largest(job: TrainJob, recipe: PretrainConfig | FinetuneConfig, room: float) -> int:
-    """The largest smaller micro batch that fits and divides the global batch; 0 for none."""
+    """The largest micro batch that fits and divides the global batch; 0 if there is none."""
     for size in micro_batch_sizes(recipe.global_batch_size, job.cluster.most_workers):
         if size < recipe.micro_batch_size:
             tried = recipe.model_copy(update={"micro_batch_size": size})

@@ -2,9 +2,9 @@
 
     resume -> { batches, step, log, evaluate, compare, checkpoint } -> end
 
-Everything random is a function of (seed, step) or (seed, epoch, sample), so the position is one
-integer, the step, and a run that was killed and resumed on the same workers is bitwise the run
-that was not. On other workers it sees the same global batches.
+Everything random is a function of (seed, step) or (seed, epoch, sample), so the whole position is
+one integer, the step. A run that is killed and resumed on the same number of workers has bitwise
+the result of an uninterrupted one; on another number it sees the same global batches.
 """
 
 from cluster import group
@@ -19,9 +19,9 @@ def train(job: TrainJob) -> None:
     """Train on this worker to the job's last step.
 
     Raises:
-        Stopped: When the workers were asked to save and leave, after the step that they agreed on.
-        Superseded: When a newer group trains this stage.
-        Diverged: When the workers' weights are not the same any more.
+        Stopped: After a checkpoint, when the workers were asked to save and stop.
+        Superseded: When a newer group of workers trains this stage.
+        Diverged: When the weights of the workers are no longer the same.
     """
     here, compare_every = current.worker(), job.cluster.divergence_check_every
     with worker_log(job.log, group.rank()):

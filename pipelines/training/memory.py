@@ -1,4 +1,4 @@
-"""What a recipe takes of a worker's memory, by formula: nothing is built or run."""
+"""The memory that a recipe needs on a worker, by formula: nothing is built or run."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from pipelines.config import ClusterConfig, FinetuneConfig, ModelConfig, Pretrai
 
 VALUE_BYTES = {"fp32": 4, "bf16": 2}
 NUM_CLASSES = 1000
-"""Of the head, whose size hardly matters."""
+"""Assumed classes of the head, whose size hardly matters."""
 
 
 class TrainingMemory(NamedTuple):
-    """Bytes of one worker at a step's peak. DeepSpeed's buckets come on top."""
+    """Bytes on one worker at the peak of a step, without DeepSpeed's communication buckets."""
 
     activations: float
     parameters: float
@@ -32,15 +32,15 @@ def training_memory(
     cluster: ClusterConfig,
     kernels: Kernels = "triton",
 ) -> TrainingMemory:
-    """Of a stage on one of the cluster's workers; what is offloaded is not on the GPU.
+    """The memory of a stage on one worker, without what is offloaded to the host.
 
-    Of decoders the default one is counted, and `gather` for the backends that are near to it.
+    Every decoder is counted as the default one, and backends close to `gather` as `gather`.
     """
     step = step_of(model, recipe, kernels)
     whole = trained = parameter_count(step, NUM_CLASSES)
     activations = activation_bytes(step, recipe.micro_batch_size).total
     if isinstance(recipe, FinetuneConfig) and recipe.trainable == "head":
-        # Nothing is kept for a backward pass, but a block's own tensors are there for a moment.
+        # No activations are kept for a backward pass, but those of one block exist at a time.
         trained = (step.shape.dims[-1] + 1) * NUM_CLASSES
         again = replace(step, checkpoint_stages=(0, 1, 2, 3))
         activations = activation_bytes(again, recipe.micro_batch_size).passing
@@ -65,7 +65,7 @@ def training_memory(
 def step_of(
     model: ModelConfig, recipe: PretrainConfig | FinetuneConfig, kernels: Kernels = "triton"
 ) -> Step:
-    """The forward pass of a recipe, as the formula knows it."""
+    """The forward pass of a recipe, as the input of the formula."""
     step = Step(
         size=model.size,
         image_size=model.image_size,

@@ -1,9 +1,10 @@
-"""Steps that were left out for a NaN or an infinity, as files that `convnextv2 replay` runs again.
+"""Records of steps skipped because of a NaN or an infinity, which `convnextv2 replay` runs again.
 
-    nonfinite/step-120-rank-1.json     in the stage's folder, by every worker that may be to blame
+    nonfinite/step-120-rank-1.json     in the stage's folder, from every worker that may have
+                                       caused it
 
-A file names the samples of the worker's micro batches and holds the job's settings. Everything
-random is a function of (seed, step) or (seed, epoch, sample), so that is all there is to say.
+A file has the sample indices of the worker's micro batches and the settings of the job. Everything
+random is a function of (seed, step) or (seed, epoch, sample), so this is enough to repeat the step.
 """
 
 import json
@@ -33,7 +34,7 @@ from pipelines.training.job import TrainJob
 
 FOLDER = "nonfinite"
 MOST = 20
-"""Files of a stage: the first ones tell, and a run that fails at every step must not fill disks."""
+"""Files per stage: a run that fails at every step must not fill the disk."""
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelConfig,
     "data": DataConfig,
@@ -50,15 +51,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """What one worker did in a step that was left out.
+    """What one worker did in a skipped step.
 
     Attributes:
-        step: Of the run, from 1, as the event log counts.
-        rank: Of the worker.
-        epoch: Of its samples.
-        loss: Mean over its micro batches, in words ("nan").
-        micro_batches: Sample indices of each.
-        settings: The job's, see `settings_of`.
+        step: The step of the run, counted from 1 as in the event log.
+        rank: The rank of the worker.
+        epoch: The epoch of its samples.
+        loss: The mean over its micro batches, as text ("nan").
+        micro_batches: The sample indices of each micro batch.
+        settings: The settings of the job, see `settings_of`.
     """
 
     step: int
@@ -83,7 +84,7 @@ class LeftOut:
         )
 
     def write(self, stage: Path) -> None:
-        """Into a stage's folder, unless there are enough; a full disk does not stop training."""
+        """Write to a stage's folder unless it has `MOST` files; a full disk does not stop a run."""
         folder = stage / FOLDER
         try:
             folder.mkdir(exist_ok=True)
@@ -95,10 +96,10 @@ class LeftOut:
 
 
 def read(path: Path) -> LeftOut:
-    """The file of a step.
+    """Read the file of a skipped step.
 
     Raises:
-        ValueError: When it is none.
+        ValueError: When the file is not such a record.
     """
     try:
         return LeftOut(**json.loads(path.read_text()))
@@ -110,7 +111,7 @@ def read(path: Path) -> LeftOut:
 
 
 def settings_of(job: TrainJob) -> dict[str, Any]:
-    """What makes the same job again; paths are relative to the stage's folder."""
+    """The settings that rebuild the same job; paths are relative to the stage's folder."""
     weights = job.initial_weights
     return {
         **{name: getattr(job, name).model_dump(mode="json") for name in SECTIONS},
@@ -125,7 +126,7 @@ def settings_of(job: TrainJob) -> dict[str, Any]:
 
 
 def job_of(left_out: LeftOut, stage: Path, build_task: Callable[[TrainJob], nn.Module]) -> TrainJob:
-    """The job of a step, on this machine alone: it reads the original shards, and eagerly."""
+    """The job of a step, for this machine alone: original shards instead of a cache, eager mode."""
     settings = left_out.settings
     sections: dict[str, Any] = {
         name: section.model_validate(settings[name]) for name, section in SECTIONS.items()
@@ -150,10 +151,10 @@ def job_of(left_out: LeftOut, stage: Path, build_task: Callable[[TrainJob], nn.M
 
 
 def note_left_out(job: TrainJob, step: int, outcome: Outcome) -> None:
-    """Write down what this worker did in a step that was left out; all workers call.
+    """Record what this worker did in a skipped step; collective.
 
-    Those whose loss is not finite do. Of gradients nobody knows whose they were, once they are
-    reduced: if all losses are fine, every worker does.
+    Workers whose loss is not finite write a record. If all losses are finite, every worker does:
+    once the gradients are reduced, nobody can tell whose gradient was not finite.
     """
     fine = bool(outcome.loss.isfinite())
     all_fine = all(group.all_gather(fine))

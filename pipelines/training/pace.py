@@ -1,9 +1,9 @@
-"""How fast training goes: images/s, what share of the GPUs' peak that is, and which worker is slow.
+"""The speed of training: images/s, the share of the GPUs' peak (MFU), and the slowest worker.
 
-Workers wait for each other in every step, so all of them take as long as the slowest. What a worker
-needs for itself is waiting for its data and its forward passes: behind these, in the backward pass,
-gradients begin to go round. Under ZeRO-3 parameters do so in the forward pass, too, and slow
-workers cannot be told from those that wait for them.
+Workers wait for each other in every step, so all take as long as the slowest. The time that is a
+worker's own is that of its data and its forward passes; in the backward pass workers already wait
+for each other, to reduce gradients. Under ZeRO-3 they wait in the forward pass, too, to gather
+parameters, and the slow worker cannot be told from those that wait for it.
 """
 
 import statistics
@@ -21,15 +21,15 @@ from pipelines.training.job import TrainJob
 from pipelines.training.transforms import image_size_of
 
 FORWARD_AND_BACKWARD = 6
-"""FLOPs of a training step by multiply-add of its forward pass."""
+"""FLOPs of a training step per multiply-add of its forward pass."""
 
 
 class Pace:
     """Measures the steps between two points of the log.
 
     Args:
-        job: What is trained.
-        clock: Of the loop; its phase "data" is waiting for data.
+        job: The training job.
+        clock: The stopwatch of the loop; its phase "data" is the wait for data.
     """
 
     def __init__(self, job: TrainJob, clock: Stopwatch) -> None:
@@ -46,15 +46,15 @@ class Pace:
         task.register_forward_hook(self._forward_ends)
 
     def begin(self, step: int) -> None:
-        """`step` steps are done; those from here on are measured."""
+        """Start to measure, after `step` steps."""
         self._forward, self._data = 0.0, self._clock.seconds.get("data", 0.0)
         self._on_device.clear()
         self._step, self._since = step, time.monotonic()
 
     def own_seconds(self, step: int) -> float:
-        """What this worker has needed for itself, per step since `begin`; 0 if that is not known.
+        """This worker's own seconds per step since `begin`; 0 if they cannot be told.
 
-        Waits for the device to have done these steps.
+        Waits until the device has finished these steps.
         """
         forward = self._forward
         for began, ended in self._on_device:
@@ -66,7 +66,7 @@ class Pace:
         return (forward + data) / (step - self._step)
 
     def values(self, step: int, each: Sequence[float]) -> dict[str, float]:
-        """For the log, of the steps since `begin`; `each` is what every worker needs per step."""
+        """Values to log for the steps since `begin`; `each` has every worker's `own_seconds`."""
         steps, seconds = step - self._step, time.monotonic() - self._since
         images_per_second = steps * self._job.recipe.global_batch_size / seconds
         values = {"images_per_second": images_per_second}
@@ -83,7 +83,7 @@ class Pace:
         return values
 
     def _peak(self) -> float | None:
-        """FLOP/s of this worker's GPU, in the precision that is trained in."""
+        """Peak FLOP/s of this worker's GPU in the training precision; None if it is not known."""
         if not self._job.cluster.use_gpu or self._job.recipe.dtype != "bf16":
             return None
         return peak_of(torch.cuda.get_device_name())
@@ -108,7 +108,7 @@ class Pace:
 
 
 def flops_of_image(job: TrainJob, task: nn.Module) -> float:
-    """FLOPs of one image's forward and backward pass; 0 where they are not counted."""
+    """FLOPs of one image's forward and backward pass; 0 for models that are not counted."""
     recipe, model = job.recipe, job.model
     if isinstance(task, PretrainTask):
         assert isinstance(recipe, PretrainConfig)

@@ -1,4 +1,4 @@
-"""A step that was left out, run again on its very samples by one process that looks everywhere."""
+"""Runs a skipped step again on the same samples, and checks every module for non-finite values."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -21,15 +21,15 @@ from pipelines.training.nonfinite import LeftOut
 
 @dataclass
 class Replayed:
-    """What came of it.
+    """The result of a replay. Names are "" where every value is finite.
 
     Attributes:
-        weights_of: Step of the checkpoint whose weights were taken; 0 for the initial ones.
-        losses: By micro batch.
-        gradient_norms: By parameter group, in words.
-        in_weights: The first parameter that holds a value that is not finite; "" for none.
-        in_forward: The first module, in the order of the forward pass, that puts one out.
-        in_backward: The first parameter, in the order of the backward pass, whose gradient does.
+        weights_of: Step of the checkpoint that the weights are from; 0 for the initial ones.
+        losses: The loss of each micro batch.
+        gradient_norms: The norm of each parameter group, as text.
+        in_weights: The first parameter that holds a non-finite value.
+        in_forward: The first module, in the order of the forward pass, with such an output.
+        in_backward: The first parameter, in the order of the backward pass, with such a gradient.
     """
 
     weights_of: int
@@ -41,7 +41,7 @@ class Replayed:
 
 
 def replay(job: TrainJob, left_out: LeftOut) -> Replayed:
-    """Forward and backward passes of a step, on the weights of the nearest checkpoint before it."""
+    """Repeat the passes of a step with the weights of the newest good checkpoint before it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision(job.recipe.matmul_precision)
     seed_step(job.seed, 0, 0)
@@ -66,7 +66,7 @@ def replay(job: TrainJob, left_out: LeftOut) -> Replayed:
 
 
 def _take_weights(task: nn.Module, job: TrainJob, step: int) -> int:
-    """Load the newest good checkpoint from before `step`; returns its step, 0 if there is none."""
+    """Load the newest good checkpoint before `step`; returns its step, 0 if there is none."""
     root = job.directory / "checkpoints"
     for path in reversed([path for path in steps(root) if step_of(path) < step]):
         try:
@@ -83,11 +83,12 @@ def _take_weights(task: nn.Module, job: TrainJob, step: int) -> int:
 
 @contextmanager
 def watched(task: nn.Module, found: Replayed) -> Iterator[None]:
-    """Note where the first value that is not finite comes up."""
+    """Record where the first non-finite value appears."""
 
     def forward(name: str) -> Any:
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            # A module is done after those inside it: the first one is the innermost.
+            # Hooks of inner modules run before those of outer ones, so the first hit is the
+            # innermost module.
             if not found.in_forward and not all(map(_is_finite, _tensors(output))):
                 found.in_forward = name or type(module).__name__
 

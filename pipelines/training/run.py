@@ -1,4 +1,4 @@
-"""A training run on one worker: its parts, and what the loop does with them."""
+"""A training run on one worker: its parts, and the actions of the loop on them."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass
 class Run:
-    """The parts of a training run on one worker; `noted` are the latest metrics."""
+    """The parts of a training run on one worker; `noted` has the latest metrics."""
 
     job: TrainJob
     clock: Stopwatch
@@ -86,8 +86,10 @@ class Run:
         )
 
     def resume(self) -> int:
-        """Load the last good checkpoint, if there is one, and make room for the next; returns the
-        step to go on from.
+        """Load the last good checkpoint, if there is one, and allocate the memory for saving.
+
+        Returns:
+            The step to continue from.
         """
         root = self.job.directory / CHECKPOINTS
         search = group.broadcast(latest_good(root) if group.rank() == 0 else None)
@@ -143,7 +145,7 @@ class Run:
                 yield batch
 
     def log(self, step: int, metrics: dict[str, torch.Tensor]) -> None:
-        """Write a point of means over workers; of a step that was skipped, only that it was."""
+        """Write the metrics of a step, as means over workers; or only that the step was skipped."""
         values, each = group.mean_and_each(metrics, self.pace.own_seconds(step))
         pace = self.pace.values(step, each)
         self.pace.begin(step)
@@ -163,7 +165,7 @@ class Run:
         )
 
     def evaluate(self, step: int) -> None:
-        """Score the validation split with the weights and, if one is kept, with their average."""
+        """Score the validation split with the weights and with their moving average, if any."""
         assert self.validator is not None
         with self.engine.evaluating() as module:
             values = self.validator.run(module, self.engine.device)
@@ -175,11 +177,11 @@ class Run:
         self.event_log.write(events.Validation(step=step, values=values))
 
     def save(self, step: int) -> None:
-        """Begin a checkpoint; it is written while training goes on."""
+        """Begin a checkpoint, which is written while training continues."""
         self._told(self.saver.save(step, self.engine.fragments, self._notes(step)))
 
     def finish(self, step: int) -> None:
-        """Wait for the last checkpoint, close the cache and write the end."""
+        """Wait for the last checkpoint, close the cache and log the end."""
         with self.clock.phase("checkpoint"):
             self._told(self.saver.finish())
         if self.loader.cache is not None:
@@ -187,7 +189,7 @@ class Run:
         self.event_log.write(events.End(step=step, seconds=self.clock.seconds))
 
     def _told(self, saved: Saved | None) -> None:
-        """Write an event for a checkpoint that is now on disk, and how long it took to write."""
+        """Log an event for a checkpoint that is now on disk, with the time that writing it took."""
         if saved is not None:
             current.worker().beacon.saved = saved.checkpoint.step
             self.event_log.write(
@@ -200,8 +202,9 @@ class Run:
             )
 
     def _notes(self, step: int) -> dict[str, object]:
-        """What a checkpoint records besides the fragments. The schedule and every random number are
-        functions of the step, so there is no other state.
+        """What a checkpoint records besides the fragments.
+
+        The schedule and all random numbers are functions of the step, so there is no other state.
         """
         return {
             "samples": step * self.order.global_batch_size,

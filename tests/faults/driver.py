@@ -1,6 +1,6 @@
 """The driver of a fault test: `python -m tests.faults.driver FOLDER`, with `plan.json` in it.
 
-Leaves what is said in `said`, incidents as a run does, and the error that ended it in `error`.
+It writes its messages to `said`, incidents as a run does, and the error that ended it to `error`.
 """
 
 import json
@@ -15,7 +15,7 @@ from tests.cluster.resilience import steps
 
 @dataclass(frozen=True)
 class Plan:
-    """What a driver runs: `Steps` of these fields on a group of one of these sizes."""
+    """What a driver runs: `Steps` with these fields, on a group of one of these sizes."""
 
     address: str
     steps: dict[str, object]

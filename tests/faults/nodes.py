@@ -1,9 +1,9 @@
-"""A Ray cluster of several nodes on this machine, and its processes, to be ended as faults go.
+"""A Ray cluster of several nodes on this machine, whose processes tests can kill or suspend.
 
-Every node is a `ray start` of its own: a raylet with its own address of the loopback network. The
-node of a process is known by its session, or by a variable in its environment if it has a session
-of its own, also when its parents are gone. (Ray's workers write their titles over their
-environment.)
+Every node is a `ray start` of its own: a raylet with its own loopback address. The node of a
+process is found by its session or, if it has started a session of its own, by a variable in its
+environment; both work after its parents are gone. (The environment alone is not enough, because
+Ray's workers overwrite it with their titles.)
 """
 
 import contextlib
@@ -25,13 +25,13 @@ LABORATORY, NODE = "CONVNEXTV2_LABORATORY", "CONVNEXTV2_NODE"
 RAYLET = "raylet/raylet"
 STARTED = "Ray runtime started"
 DEADLINE_SECONDS = 120.0
-# The head has no CPU: whatever befalls the other nodes, the driver's own stays.
+# The head has no CPU and so no workers: faults of the other nodes never hit the driver's node.
 HEAD = "head"
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node by its name; `host` is its address, None that of the machine."""
+    """A node by its name; `host` is its address, or None for that of the machine."""
 
     name: str
     host: str | None
@@ -54,7 +54,7 @@ class Laboratory:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of everything here: Ray's token is the laboratory's own, not the machine's."""
+        """The environment of all processes here: Ray's token is the laboratory's own."""
         mine = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
         mine |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
         return mine | {"RAY_AUTH_TOKEN": self.id * 4, LABORATORY: self.id}
@@ -68,14 +68,14 @@ class Laboratory:
         self._await_start(head, self._start(head, *own, "--include-dashboard=false"))
 
     def have(self, count: int) -> None:
-        """Exactly so many nodes beside the head, of one CPU; they are there when this returns."""
+        """Start or end nodes until there are `count` beside the head, with one CPU each."""
         whole = [node for node in self.nodes if self._is_whole(node)]
         for node in [node for node in self.nodes if node not in whole[:count]]:
             self.end(node)
         self.add(count - len(self.nodes))
 
     def add(self, count: int) -> None:
-        """More nodes."""
+        """Add nodes."""
         numbers = range(self._numbered + 2, self._numbered + count + 2)
         self._numbered += count
         new = [Node(f"node-{number}", f"127.0.0.{number}") for number in numbers]
@@ -86,7 +86,7 @@ class Laboratory:
         self.nodes += new
 
     def drive(self, *words: str) -> subprocess.Popen[bytes]:
-        """A driver of this cluster: `python -m ...` on the head's node."""
+        """Start a driver of this cluster on the head's node, as `python -m ...`."""
         environment = self.environment | {NODE: "driver"}
         driver = subprocess.Popen(
             [sys.executable, "-m", *words], env=environment, start_new_session=True
@@ -95,7 +95,7 @@ class Laboratory:
         return driver
 
     def processes(self, node: str | None = None, having: str = "") -> list[psutil.Process]:
-        """Those of a node, or of all, whose command line has these words."""
+        """The processes of a node, or of all, whose command line contains `having`."""
         return [
             process
             for process in psutil.process_iter()
@@ -115,27 +115,27 @@ class Laboratory:
         return self.processes(node, "cluster.workers.child")
 
     def at_work(self) -> list[Node]:
-        """Nodes that have a worker, in the order of its rank."""
+        """The nodes that have a worker, by its rank."""
         at_work = [node for node in self.nodes if self.children(node.name)]
         return sorted(at_work, key=lambda node: node.host or "")
 
     def preempt(self, node: Node) -> None:
-        """Tell a node that it is to go, as Kubernetes does: the process that started it drains."""
+        """Announce to a node that it will go away, as Kubernetes does: Ray then drains the node."""
         [starter] = self.processes(node.name, "--block")
         starter.terminate()
 
     def freeze(self, node: Node) -> None:
-        """Stop all processes of a node, as a machine that hangs would."""
+        """Suspend all processes of a node, like a machine that hangs."""
         for process in self.processes(node.name):
             process.send_signal(signal.SIGSTOP)
 
     def end(self, node: Node) -> None:
-        """Take a node away for good."""
+        """Remove a node for good."""
         self.kill(node.name)
         self.nodes.remove(node)
 
     def kill(self, name: str | None = None) -> None:
-        """Kill every process of a node, or of all, whatever state it is in."""
+        """Kill every process of a node, or of all nodes, even suspended ones."""
         deadline = time.monotonic() + DEADLINE_SECONDS
         while left := self.processes(name):
             for process in left:
@@ -185,8 +185,8 @@ class Laboratory:
 
 @contextlib.contextmanager
 def laboratory() -> Iterator[Laboratory]:
-    """A head without workers; all that was started is ended."""
-    # Sockets have short paths.
+    """A head without workers; at the end, everything that was started is killed."""
+    # In /tmp, because the paths of sockets must be short.
     with tempfile.TemporaryDirectory(prefix="lab-", dir="/tmp", ignore_cleanup_errors=True) as path:
         lab = Laboratory(Path(path))
         try:

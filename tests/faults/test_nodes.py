@@ -1,4 +1,4 @@
-"""Faults on a real Ray cluster of several nodes: what befalls them, and what is left afterwards."""
+"""Faults on a real Ray cluster of several nodes: training continues, and no process is left."""
 
 import itertools
 import subprocess
@@ -25,14 +25,14 @@ def head() -> Iterator[Laboratory]:
 
 @pytest.fixture
 def lab(head: Laboratory) -> Iterator[Laboratory]:
-    """The cluster; nodes that a test before left whole are still there."""
+    """The cluster; nodes that the previous test left intact are reused."""
     yield head
     head.kill("driver")
 
 
 @dataclass
 class Training:
-    """A driver and what it has left in its folder."""
+    """A driver, and the files that it has written to its folder."""
 
     lab: Laboratory
     folder: Path
@@ -46,7 +46,7 @@ class Training:
         return cls(lab, folder, lab.drive(DRIVER, str(folder)))
 
     def steps(self) -> list[tuple[int, int]]:
-        """(step, world size) as rank 0 did them, one after another."""
+        """(step, world size) of all steps that rank 0 did, in order."""
         path = self.folder / "steps-0"
         lines = path.read_text().splitlines() if path.exists() else []
         return [(int(step), int(size)) for step, size in map(str.split, lines)]
@@ -66,20 +66,20 @@ class Training:
         assert self.done() >= step, self.said()
 
     def wait_for_recovery(self) -> Incident:
-        """The one incident, once training goes on."""
+        """The only incident, once training has continued."""
         wait_until(lambda: any(each.recovered for each in self.incidents()), self.said())
         [incident] = self.incidents()
         return incident
 
     def finish(self) -> None:
-        """Have it end in the middle of its steps; nothing may be left of it."""
+        """Let training end early; none of its processes may be left."""
         (self.folder / "finish").touch()
         assert self.driver.wait(120) == 0, self.said()
         wait_until(lambda: not self.lab.children() + self.lab.agents(), "no worker is left", 60)
 
 
 def check(incident: Incident, cause: str) -> None:
-    """That the record of a recovery is whole."""
+    """Check that the record of a recovery is complete."""
     assert incident.recovered
     assert incident.cause == cause
     assert {"detection", "teardown", "placement", "process group"} <= set(incident.seconds)
@@ -87,7 +87,7 @@ def check(incident: Incident, cause: str) -> None:
 
 
 def check_steps(training: Training, every: int | None = None) -> None:
-    """That each step follows the one before, or the last checkpoint, written `every` so many."""
+    """Check that each step follows the one before or the last checkpoint, of `every` steps."""
     steps = [step for step, _ in training.steps()]
     assert steps[0] == 1
     for before, after in itertools.pairwise(steps):
@@ -96,7 +96,7 @@ def check_steps(training: Training, every: int | None = None) -> None:
 
 
 LONG: dict[str, object] = {"total": 100_000, "every": 10, "pause": 0.05}
-"""Of a training that the test ends; a fault costs as many steps as since the last ten."""
+"""Steps of a training that the test ends; with a save every ten, a fault costs at most ten."""
 UNSAVED = LONG | {"every": 100_000}
 
 

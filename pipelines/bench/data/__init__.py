@@ -1,8 +1,8 @@
-"""`make bench-data`: our loader beside others on the same photographs, and what it costs.
+"""`make bench-data`: our loader compared to others on the same photographs.
 
-Nothing heavy is imported here: the start-up of libraries is one of the things measured.
+Nothing heavy is imported here, because the import time of libraries is measured, too.
 """
 
 CROP, BATCH, WORKERS = 224, 64, 2
 SCALE = (0.2, 1.0)
-"""Bounds of a random crop's share of the area."""
+"""Bounds of the share of an image's area that a random crop covers."""

@@ -1,7 +1,7 @@
-"""`make bench-data`: our loader beside FFCV's, torchvision's, timm's and WebDataset's.
+"""`make bench-data`: our loader compared to those of FFCV, torchvision, timm and WebDataset.
 
-All read the same JPEGs and take turns. Then what decoding less than everything does to pixels,
-start-up, memory per sample and the speed of writing.
+All read the same JPEGs, in turns. It also measures how partial decoding changes pixels, the
+start-up time, the memory per sample and the speed of writing.
 """
 
 import argparse
@@ -50,14 +50,14 @@ def main() -> None:
 
 
 def measure_loaders(photographs: Photographs, turns: int, seconds: float) -> Figures:
-    """images/s of every contender, with ratios taken turn by turn."""
+    """Images/s of every contender, and the median ratios over the turns."""
     starts = {name: partial(start, photographs) for name, start in CONTENDERS.items()}
     rates = rates_of(starts, turns, seconds)
     return summary(rates, {"of_bare": BARE, "ours_is_faster_by": REFERENCE})
 
 
 def measure_decode(photographs: Photographs, turns: int, seconds: float) -> Decoding:
-    """images/s of our loader by how much it decodes, and what that does to pixels."""
+    """Images/s of our loader in each decoding mode, and how the mode changes pixels."""
     starts = {
         f"{crop} {decode}": partial(ours, photographs, crop, decoding(decode))
         for crop in CROPS

@@ -1,6 +1,6 @@
-"""Contenders that read epochs: each lives in a process of its own and runs when it is told to.
+"""Runs contenders that read epochs, each in a process of its own, one at a time.
 
-Whoever's turn it is has the machine to itself.
+A contender that waits for its turn does nothing, so the current one has the whole machine.
 """
 
 import multiprocessing
@@ -13,19 +13,19 @@ from multiprocessing.context import SpawnProcess
 from pipelines.bench.turns import take_turns
 
 Epoch = Callable[[int], int]
-"""Runs epoch n from its first image to its last; returns how many images that were."""
+"""Runs the epoch of this number to its end; returns its number of images."""
 
 
 def rates_of(
     contenders: Mapping[str, Callable[[], Epoch]], turns: int, seconds: float
 ) -> dict[str, list[float]]:
-    """images/s of every contender in each of `turns` rounds, each of at least `seconds`.
+    """Images/s of every contender in each of `turns` turns, which take at least `seconds`.
 
-    A turn is made of whole epochs. An epoch before the first turn is not counted: it compiles,
-    starts workers and fills the page cache.
+    A turn consists of whole epochs. One epoch before the first turn is not counted, because it
+    compiles, starts workers and fills the page cache.
 
     Raises:
-        RuntimeError: Naming the contender whose process ended early.
+        RuntimeError: When the process of a contender ended early; names the contender.
     """
     context = multiprocessing.get_context("spawn")
     running: dict[str, tuple[SpawnProcess, Connection]] = {}
@@ -58,7 +58,7 @@ def _ask(process: SpawnProcess, connection: Connection) -> float:
 
 
 def _serve(connection: Connection, start: Callable[[], Epoch], seconds: float) -> None:
-    """Run a turn whenever asked to, until nobody is there to ask."""
+    """Run a turn for every request, until the other end of the connection is closed."""
     run = start()
     number = 0
     while True:
@@ -67,7 +67,7 @@ def _serve(connection: Connection, start: Callable[[], Epoch], seconds: float) -
         except EOFError:
             return
         images, begin = 0, time.perf_counter()
-        # The first turn, which is not counted, is one epoch.
+        # The first turn, which is not counted, is a single epoch.
         while images == 0 or (number > 1 and time.perf_counter() - begin < seconds):
             images += run(number)
             number += 1

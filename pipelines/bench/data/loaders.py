@@ -1,7 +1,7 @@
-"""The contenders: each gives random crops (0.2 to 1 of the area, 224 px, flipped half the time).
+"""The contenders: each yields random crops (0.2 to 1 of the area, 224 px, half of them flipped).
 
-All but the bare loops give batches of 64 as uint8. Libraries are imported by those that use them:
-each contender runs in a process of its own.
+All but the bare loops yield uint8 batches of 64. Each contender imports its own libraries, because
+it runs in a process of its own.
 """
 
 import io
@@ -28,7 +28,7 @@ FINE_TUNING = AugmentConfig(
 
 
 def decoding(decode: "Decode") -> AugmentConfig:
-    """The default view, decoding so much of a JPEG."""
+    """The default augmentation with this decoding mode."""
     return AugmentConfig(crop_scale=SCALE, decode=decode)
 
 
@@ -104,7 +104,7 @@ def _sizes(photographs: Photographs) -> list[tuple[int, int]]:
 def _in_threads(
     photographs: Photographs, run: Callable[[list[tuple[int, tuple[int, int, int, int]]]], int]
 ) -> Epoch:
-    """`run` the epoch's crops, chosen beforehand, on all workers."""
+    """Draw the crops once, before timing; an epoch is to `run` them in threads, one per worker."""
     from convnextv2.data.loading.views import RandomView, random_crop
 
     numbers = RandomView(size=(CROP, CROP), scale=SCALE).parameters[1]
@@ -120,7 +120,7 @@ def _in_threads(
 
 
 def ffcv(photographs: Photographs) -> Epoch:
-    """FFCV's own loader on the very same .beton file."""
+    """FFCV's own loader on the same .beton file."""
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, ToTensor
@@ -154,7 +154,7 @@ def torchvision(photographs: Photographs) -> Epoch:
 
 
 def timm(photographs: Photographs) -> Epoch:
-    """Timm's create_loader, without the prefetcher, which belongs to a GPU."""
+    """Timm's create_loader, without the prefetcher, which needs a GPU."""
     import torch
     from timm.data import create_loader, create_transform
 
@@ -168,7 +168,7 @@ def timm(photographs: Photographs) -> Epoch:
         use_prefetcher=False,
         device=torch.device("cpu"),
     )
-    # create_loader itself would have it normalised here, as float32: four times the bytes.
+    # The default of create_loader would normalise here, to float32: four times the bytes.
     dataset.transform = create_transform(
         CROP,
         is_training=True,
@@ -181,7 +181,7 @@ def timm(photographs: Photographs) -> Epoch:
 
 
 def webdataset(photographs: Photographs) -> Epoch:
-    """WebDataset: tars of the same files, its loader on PyTorch's."""
+    """WebDataset on tars of the same files, in PyTorch's DataLoader."""
     import webdataset as wds
 
     transform = _torchvision_transform()

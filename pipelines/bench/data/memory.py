@@ -1,8 +1,8 @@
-"""Memory per sample: what a loader's processes own, on a file of 2 million tiny samples.
+"""Memory per sample of a loader's processes, on a file of 2 million tiny samples.
 
-Two processes read the same file, as two ranks of a node do. What a process owns (private pages of
-/proc/self/smaps_rollup) grows with the loader's code and buffers too: the same loader on a
-file of few samples is subtracted. Pss counts shared pages, divided by the processes that share.
+Two processes read the same file, as two ranks of a node do. The private pages of a process
+(/proc/self/smaps_rollup) include the loader's code and buffers, so those of the same loader on a
+file with few samples are subtracted. Pss also counts shared pages, divided by their processes.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def measure_memory(folder: Path, many: int = MANY, few: int = FEW) -> dict[str, 
 
 
 def write_tiny(folder: Path, samples: int) -> None:
-    """A folder of one shard of so many raw images of one pixel."""
+    """Write a folder with one shard of this many raw images of one pixel."""
     folder.mkdir(parents=True)
     path = folder / SHARD
     pixels = np.random.default_rng(0).integers(0, 256, (samples, 3), np.uint8)
@@ -63,7 +63,7 @@ def write_tiny(folder: Path, samples: int) -> None:
 
 
 def _growth(load: Callable[[Path], object], folder: Path) -> dict[str, float]:
-    """Mean growth of `RANKS` processes that have loaded, while all of them hold what they have."""
+    """Mean growth of `RANKS` processes by loading, measured while all of them hold their memory."""
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(RANKS)]
     processes = [context.Process(target=_rank, args=(theirs, load, folder)) for _, theirs in pipes]
@@ -89,14 +89,14 @@ def _growth(load: Callable[[Path], object], folder: Path) -> dict[str, float]:
 
 
 def _ask(ranks: list[Connection]) -> list[dict[str, float]]:
-    """What every rank owns, when all have done their next step."""
+    """The memory of every rank, once all have done their next step."""
     for rank in ranks:
         rank.send("next")
     return [rank.recv() for rank in ranks]
 
 
 def _rank(connection: Connection, load: Callable[[Path], object], folder: Path) -> None:
-    """Tell what this process owns: before loading, after it, and when all have loaded."""
+    """Report the memory of this process: before loading, after it, and when all have loaded."""
     connection.recv()
     connection.send(_owned())
     connection.recv()
@@ -108,7 +108,7 @@ def _rank(connection: Connection, load: Callable[[Path], object], folder: Path) 
 
 
 def _owned() -> dict[str, float]:
-    """Bytes of this process: private, and Pss."""
+    """Bytes of this process's memory: private, and Pss."""
     sizes: dict[str, int] = {}
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
         name, size, _ = line.split()
@@ -131,7 +131,7 @@ def _ours(folder: Path) -> object:
 
 
 def _ffcv(folder: Path) -> object:
-    """What FFCV's loader holds before its first batch."""
+    """The part of FFCV's loader that exists before its first batch."""
     from ffcv.memory_managers import OSCacheManager
     from ffcv.reader import Reader
 

@@ -1,6 +1,6 @@
-"""The photographs of the benchmark, in the shapes that the loaders read: the same JPEGs in each.
+"""The photographs of the benchmark: the same JPEGs, in the formats that the loaders read.
 
-folder/originals/train/photographs/*.jpg   as they were given, or made up
+folder/originals/train/photographs/*.jpg   as given by the user, or generated
 folder/files/train/photographs/*.jpg       shrunk to 500 px, JPEG q90
 folder/tars/*.tar                          the files above, for WebDataset
 folder/shards/                             the files above, byte for byte, as .beton
@@ -27,7 +27,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 @dataclass(frozen=True)
 class Photographs:
-    """Prepared photographs; `passes` of them make an epoch long enough to be timed."""
+    """Prepared photographs; an epoch reads each `passes` times, to be long enough to time."""
 
     folder: Path
     count: int
@@ -61,7 +61,7 @@ class Photographs:
 
 
 def prepare(folder: Path, given: Path | None, epoch: int) -> Photographs:
-    """Make all shapes of the photographs in the folder `given`, or of made-up ones.
+    """Write the photographs in the folder `given`, or generated ones, in all formats.
 
     An epoch gets at least `epoch` images.
 
@@ -95,7 +95,7 @@ def shrink(path: Path) -> bytes:
 
 
 def make_up(folder: Path) -> None:
-    """Images as costly to decode as photographs: smooth shapes with fine grain."""
+    """Generate images that cost as much to decode as photographs: smooth shapes, fine grain."""
     rng = np.random.default_rng(0)
     for number in range(MADE_UP):
         coarse = rng.integers(0, 255, (12, 16, 3), np.uint8)
@@ -106,7 +106,7 @@ def make_up(folder: Path) -> None:
 
 
 def _pack(photographs: Photographs) -> None:
-    """The files as tars of WebDataset, dealt out in turn."""
+    """Write the files as WebDataset tars, distributed round-robin."""
     target = photographs.folder / "tars"
     target.mkdir()
     for number in range(TARS):
@@ -119,7 +119,7 @@ def _pack(photographs: Photographs) -> None:
 
 
 def _write(photographs: Photographs) -> None:
-    """The files as one shard; all of them are small enough to be kept byte for byte."""
+    """Write the files as one shard, in which all are kept byte for byte."""
     root = photographs.files.parent
     source, selection = open_selected(root, Selection())
     settings = WriteSettings(num_shards=1)

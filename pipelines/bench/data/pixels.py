@@ -1,4 +1,4 @@
-"""What decode="reduced" does to pixels, against decoding everything: the same crops of both."""
+"""How decode="reduced" changes pixels, compared to full decoding of the same crops."""
 
 from dataclasses import asdict, dataclass
 
@@ -12,18 +12,18 @@ from pipelines.bench.data.photographs import Photographs
 from pipelines.training.transforms import training_view
 
 CROPS = (CROP, CROP // 2)
-"""At 112 px the photographs of 500 px are to the crop what 1,000 px are at 224."""
+"""With 112 px, photographs of 500 px stand for ones of 1,000 px with 224 px crops."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of the views of an epoch, decoded in two ways.
+    """Differences between the views of an epoch, decoded in two ways.
 
     Attributes:
-        affected: Share of the views with any other pixel.
-        mean: Absolute difference in those views, in levels of 255.
-        p99: Its 99th percentile.
-        largest: Its maximum.
+        affected: Share of the views in which any pixel differs.
+        mean: Mean absolute difference in those views, on the scale 0 to 255.
+        p99: 99th percentile of that difference.
+        largest: Maximum of that difference.
     """
 
     affected: float
@@ -33,7 +33,7 @@ class Difference:
 
 
 def measure_pixels(photographs: Photographs) -> dict[str, dict[str, dict[str, float]]]:
-    """`Difference` of "reduced" and of "exact" from "full", by the crop's size."""
+    """The `Difference` of "reduced" and "exact" from "full", by crop size."""
     decodes: tuple[Decode, ...] = ("reduced", "exact")
     return {
         str(crop): {decode: asdict(compare(photographs, crop, decode)) for decode in decodes}
@@ -42,7 +42,7 @@ def measure_pixels(photographs: Photographs) -> dict[str, dict[str, dict[str, fl
 
 
 def compare(photographs: Photographs, crop: int, decode: Decode) -> Difference:
-    """The views of an epoch decoded so, against all of it decoded."""
+    """Compare the views of an epoch in a decoding mode to fully decoded ones."""
     kinds: tuple[Decode, ...] = (decode, "full")
     loaders = [
         BetonLoader(
@@ -54,7 +54,7 @@ def compare(photographs: Photographs, crop: int, decode: Decode) -> Difference:
         for kind in kinds
     ]
     views, affected = 0, 0
-    # Differences are counted by size: 256 numbers, however many views.
+    # A histogram needs 256 numbers, however many views there are.
     counts = np.zeros(256, np.int64)
     order = photographs.order(0)
     for left, right in zip(*(loader.batches(order) for loader in loaders), strict=True):

@@ -1,4 +1,4 @@
-"""Start-up of a loader in a fresh process: seconds of the import, and on to the first batch."""
+"""Start-up of a loader in a fresh process: seconds to import, and to the first batch."""
 
 import json
 import statistics
@@ -15,7 +15,7 @@ KINDS = ("ours", "ffcv")
 
 
 def measure_startup(folder: Path, repeats: int) -> dict[str, dict[str, float]]:
-    """Medians over `repeats` processes after one that may compile; figures are seconds."""
+    """Median seconds over `repeats` processes, after one that may compile."""
     starts = {
         kind: partial(figures_of, f"start-up of {kind}", "-m", __name__, kind, str(folder))
         for kind in KINDS

@@ -1,6 +1,6 @@
-"""`python -m pipelines.bench.data.storage`: our loader by how images are stored, beside their size.
+"""`python -m pipelines.bench.data.storage`: our loader's speed and the size of images, by format.
 
-What a GPU needs of its host follows from it: cores, and bytes of a node's cache.
+From this follow the cores and the cache that a node needs to feed its GPUs.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
 def measure_storage(
     photographs: Photographs, folder: Path, turns: int, seconds: float
 ) -> dict[str, dict[str, float]]:
-    """By mode and longest side: images/s of a core, of the first one's, and bytes of an image."""
+    """By mode and longest side: images/s per core, ratio to the first, and bytes per image."""
     stored = {
         f"{mode}, {side} px": stored_as(photographs, folder / f"{mode}-{side}", mode, side)
         for mode, side in STORED
@@ -68,7 +68,7 @@ def measure_storage(
 def stored_as(
     photographs: Photographs, folder: Path, mode: Literal["jpg", "raw"], side: int
 ) -> Photographs:
-    """The same photographs in shards of their own."""
+    """The same photographs, stored with this mode and longest side (px)."""
     root = photographs.files.parent
     source, selection = open_selected(root, Selection())
     settings = WriteSettings(mode=mode, max_resolution=side, jpeg_quality=QUALITY, num_shards=1)
@@ -78,13 +78,13 @@ def stored_as(
 
 
 def size_of(stored: Photographs) -> float:
-    """Bytes of an image, with what the file has around it."""
+    """Bytes per image, including the overhead of the file format."""
     (path,) = stored.shards.glob("*.beton")
     return path.stat().st_size / stored.count
 
 
 def show(found: dict[str, dict[str, float]]) -> None:
-    """The figures as a table."""
+    """Print the figures as a table."""
     table = Table("stored", "images/s a core", "of the first", "kB", title=f"crops of {CROP} px")
     for name, figures in found.items():
         rate, share, size = figures.values()

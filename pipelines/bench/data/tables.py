@@ -1,4 +1,4 @@
-"""The figures of `make bench-data`: medians of the turns, and tables of them as Markdown."""
+"""The figures of `make bench-data`: medians over the turns, and Markdown tables of them."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,18 @@ from pipelines.bench.turns import median_ratio
 
 WIDTH = 140
 Figures = dict[str, dict[str, float]]
-"""By what was measured: figures by name."""
+"""Figures by name, for each thing measured."""
 
 
 class Decoding(TypedDict):
-    """Speed by crop and decode ("224 reduced"); what it does to pixels by crop, then by decode."""
+    """Speed by crop and mode ("224 reduced"), and changes of pixels by crop, then by mode."""
 
     pixels: dict[str, Figures]
     speed: Figures
 
 
 class Results(TypedDict):
-    """All figures: of `images` in so many `turns` of `seconds`; memory per sample of `samples`."""
+    """All figures, measured on `images` in `turns` of `seconds`; memory on `samples` samples."""
 
     images: str
     turns: int
@@ -40,7 +40,7 @@ def summary(rates: Mapping[str, Sequence[float]], against: Mapping[str, str]) ->
     """Median, lowest and highest rate of each contender, and its median ratios.
 
     `against` maps the name of a ratio to the contender it is relative to; ratios are taken turn by
-    turn. One whose name ends in "faster_by" is inverted: how much faster the other contender is.
+    turn. A ratio whose name ends in "faster_by" is inverted: it tells how much faster the other is.
     """
     rows = {}
     for name, own in rates.items():

@@ -1,4 +1,4 @@
-"""Writing shards in one process, against decoding and encoding the same images in a bare loop."""
+"""Writing shards in one process, compared to a bare loop that decodes and encodes the images."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ SHRUNK, AT_LEAST = 384, 1000
 def measure_writing(
     photographs: Photographs, folder: Path, turns: int
 ) -> dict[str, dict[str, float]]:
-    """Images/s on one core: shrunk to 384 px, and kept byte for byte after a look at them."""
+    """Images/s on one core: shrunk to 384 px, and kept byte for byte after a check."""
     root = _copies(photographs, folder / "source")
     contents = [path.read_bytes() for path in sorted((root / "train" / CLASS).iterdir())]
     threads = cv2.getNumThreads()
@@ -42,7 +42,7 @@ def measure_writing(
 
 
 def _copies(photographs: Photographs, root: Path) -> Path:
-    """The photographs under several names, so that writing takes seconds."""
+    """Several copies of the photographs, so that writing takes seconds."""
     target = root / "train" / CLASS
     target.mkdir(parents=True)
     for copy in range(-(-AT_LEAST // photographs.count)):
@@ -68,7 +68,7 @@ def _rate(work: Callable[[], int]) -> float:
 
 
 def _write(root: Path, target: Path, side: int | None) -> int:
-    """The whole of it: listing, planning, encoding, verifying, fsync, hashing, publishing."""
+    """All steps of writing: list, plan, encode, verify, fsync, hash, publish."""
     shutil.rmtree(target, ignore_errors=True)
     source, selection = open_selected(root, Selection())
     settings = WriteSettings(max_resolution=side, jpeg_quality=QUALITY, num_shards=1)

@@ -1,1 +1,1 @@
-"""`make bench-train`: what the engine costs, how it scales, what a checkpoint and a model take."""
+"""`make bench-train`: overhead and scaling of the engine, cost of checkpoints, memory of models."""

@@ -1,7 +1,7 @@
-"""`make bench-train`: what the engine costs, how it scales, what a checkpoint and a model take.
+"""`make bench-train`: overhead and scaling of the engine, cost of checkpoints, memory of models.
 
-On images in memory: data and start-up have benchmarks of their own. With `--device cuda` every part
-has one worker on one GPU; `scaling`, which shares out a machine's cores, is for CPUs.
+The images are in memory; data and start-up have benchmarks of their own. With `--device cuda` every
+part has one worker on one GPU; `scaling`, which divides the cores of a machine, is for CPUs only.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def overhead(turns: int, rounds: int, device: str) -> list[Row]:
-    """Engine over bare loop, one worker with all cores."""
+    """Time of the engine over that of a bare loop, one worker with all cores."""
     rows: list[Row] = []
     for stage in (0, 1):
         settings = {"stage": stage, "turns": turns, **PAPER}
@@ -82,8 +82,9 @@ def overhead(turns: int, rounds: int, device: str) -> list[Row]:
 def scaling(turns: int, rounds: int) -> list[Row]:
     """images/s of two workers with one thread each, over twice that of one.
 
-    With and without accumulation: a global batch of 4,096 on two workers is 32 micro batches. Two
-    workers in separate groups show what sharing the machine costs without communication.
+    It is measured with and without accumulation: a global batch of 4,096 on two workers has 32
+    micro batches. Two workers in separate groups show the cost of sharing the machine without
+    communication.
     """
     rows: list[Row] = []
     for stage, accumulation in itertools.product((0, 1), (1, 4)):
@@ -111,7 +112,7 @@ def scaling(turns: int, rounds: int) -> list[Row]:
 
 
 def step_seconds(workers: int, settings: Mapping[str, object]) -> float:
-    """Seconds of a step of a group of this many workers."""
+    """Seconds of a step in a group of this many workers."""
     (row,) = run_group("steps", workers, settings)
     return row["seconds"]
 
@@ -126,13 +127,13 @@ def checkpoint(turns: int, device: str) -> list[Row]:
 
 
 def groups(turns: int, device: str) -> list[Row]:
-    """A step without and with layer decay, and with a group for every layer."""
+    """Time of a step without layer decay, with it, and with a parameter group for every layer."""
     settings = {"size": "tiny", "turns": turns, **SMALL}
     return [{**row} for row in run_group("grouping", WORKERS[device], settings, device=device)]
 
 
 def memory(device: str) -> list[Row]:
-    """Every stage in both precisions, Tiny with an average; on two workers of a CPU."""
+    """Memory in every ZeRO stage and precision, for Tiny with EMA; two workers on a CPU."""
     return [
         model_states("tiny", stage, precision, batch=4, ema=True, device=device)
         for precision in ("fp32", "bf16")
@@ -143,7 +144,7 @@ def memory(device: str) -> list[Row]:
 
 
 def huge(device: str) -> list[Row]:
-    """A step of FCMAE Huge."""
+    """Time of a step of FCMAE Huge."""
     return [
         model_states("huge", stage, "bf16", batch=1, ema=False, device=device)
         for stage in (1, 2, 3)
@@ -153,7 +154,7 @@ def huge(device: str) -> list[Row]:
 def model_states(
     size: str, stage: int, precision: str, *, batch: int, ema: bool, device: str
 ) -> Row:
-    """MB of a worker above its start, beside the formula; what is freed goes back to the system."""
+    """MB of a worker above its start, and by formula; freed memory is returned to the system."""
     described: Row = {"size": size, "ZeRO": stage, "precision": precision}
     settings = {
         "size": size,
@@ -168,7 +169,7 @@ def model_states(
 
 
 def table(part: str, rows: Sequence[Row]) -> Table:
-    """The rows as they are."""
+    """A table of the rows."""
     shown = Table(*rows[0], title=part)
     for row in rows:
         shown.add_row(*(f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values()))

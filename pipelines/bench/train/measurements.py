@@ -1,5 +1,7 @@
-"""What a worker measures. FCMAE on images that are in memory already; every function whose name is
-given to `run_group` is run in all workers of a group, and returns rows of figures.
+"""The measurements of a worker, of FCMAE on images that are in memory already.
+
+All workers of a group run the function whose name is given to `run_group`; it returns rows of
+figures.
 """
 
 import statistics
@@ -38,7 +40,7 @@ Row = dict[str, float]
 
 
 def here() -> torch.device:
-    """Where this worker computes: its group's backend says it."""
+    """The device of this worker, which follows from the backend of its group."""
     return worker_device(use_gpu=torch.distributed.get_backend() == "nccl")
 
 
@@ -79,7 +81,7 @@ def new_engine(
 
 
 def overhead(size: str, image_size: int, batch: int, stage: int, turns: int) -> list[Row]:
-    """Seconds of a step of the engine and of a bare PyTorch loop, which take turns."""
+    """Seconds of a step of the engine and of a bare PyTorch loop, measured in turns."""
     images = new_batch(batch, image_size)
     engine = new_engine(new_task(size, image_size), batch, stage=stage)
     bare = new_task(size, image_size)
@@ -105,7 +107,7 @@ def overhead(size: str, image_size: int, batch: int, stage: int, turns: int) -> 
 def steps(
     size: str, image_size: int, batch: int, stage: int, accumulation: int, turns: int
 ) -> list[Row]:
-    """Seconds of a step of so many micro batches."""
+    """Seconds of a step of `accumulation` micro batches."""
     task = new_task(size, image_size)
     engine = new_engine(task, batch, stage=stage, accumulation=accumulation)
     images = [new_batch(batch, image_size)] * accumulation
@@ -115,8 +117,8 @@ def steps(
 
 
 def grouping(size: str, image_size: int, batch: int, turns: int) -> list[Row]:
-    """Seconds of a step without and with layer decay, which take turns; and with a group for
-    every layer, which is what DeepSpeed does with the groups that a recipe has.
+    """Seconds of a step without layer decay, with it, and with a parameter group for every layer,
+    as a recipe's groups would be in plain DeepSpeed; measured in turns.
     """
     images = new_batch(batch, image_size)
     engines: list[DeepSpeedEngine] = []
@@ -126,7 +128,7 @@ def grouping(size: str, image_size: int, batch: int, turns: int) -> list[Row]:
         rule = GroupRule(weight_decay=0.05, layer_decay=decay)
         groups = parameter_groups(task, rule, task.depths)
         if own_groups:
-            # Different decays keep them apart.
+            # Groups with different weight decays are not merged.
             groups = [{**each, "weight_decay": 0.05 + 1e-9 * n} for n, each in enumerate(groups)]
         engines.append(new_engine(task, batch, groups=groups))
         rows.append({"layer_decay": decay, "groups": len({g["weight_decay"] for g in groups})})
@@ -143,7 +145,7 @@ def grouping(size: str, image_size: int, batch: int, turns: int) -> list[Row]:
 
 
 def saving(size: str, image_size: int, batch: int, turns: int) -> list[Row]:
-    """Seconds that a checkpoint keeps the loop waiting, written at once and written behind."""
+    """Seconds that a checkpoint blocks the loop, written synchronously and in the background."""
     engine = new_engine(new_task(size, image_size), batch, ema=True)
     images = new_batch(batch, image_size)
     engine.train_step([images], RATE)
@@ -159,7 +161,7 @@ def saving(size: str, image_size: int, batch: int, turns: int) -> list[Row]:
             for behind, saver in savers.items():
                 begin = time.perf_counter()
                 saved = saver.save(number, engine.fragments, notes)
-                if number:  # The first one allocates the host's memory.
+                if number:  # The first one allocates host memory.
                     blocked[behind].append(time.perf_counter() - begin)
                 if behind:
                     beside = seconds_on(here(), lambda: engine.train_step([images], RATE))
@@ -181,8 +183,8 @@ def saving(size: str, image_size: int, batch: int, turns: int) -> list[Row]:
 def memory(
     size: str, image_size: int, batch: int, stage: int, precision: Precision, ema: bool
 ) -> list[Row]:
-    """MB of this worker's process (of PyTorch's, on a GPU) above its start, after two steps, beside
-    the formula.
+    """MB of this process (on a GPU, of PyTorch's allocator) above its start, after two steps; and
+    by formula.
     """
     new_engine(new_task("pocket", 64), 1)  # DeepSpeed's own memory is not the model's.
     before = _resident()

@@ -1,6 +1,6 @@
-"""Groups of worker processes for the benchmark, as a cluster places them (gloo, pages kept; NCCL).
+"""Groups of worker processes for the benchmark, set up as on a cluster, with gloo or NCCL.
 
-As a program it is one worker: MEASUREMENT RANK WORLD THREADS MEETING DEVICE SETTINGS.
+Run as a program it is one worker: MEASUREMENT RANK WORLD THREADS MEETING DEVICE SETTINGS.
 """
 
 import json
@@ -29,9 +29,9 @@ def run_group(
     keep_pages: bool = True,
     device: str = "cpu",
 ) -> list[dict[str, float]]:
-    """Start a group, and return what its rank 0 measured: a function of `measurements`.
+    """Run a function of `measurements` in a group, and return the figures of rank 0.
 
-    `keep_pages`: freed memory stays with the process, as on a cluster; faster, and takes more.
+    With `keep_pages`, freed memory stays with the process, as on a cluster: faster, but larger.
 
     Raises:
         RuntimeError: When a worker fails.
@@ -80,7 +80,7 @@ def main() -> None:
     result = getattr(measurements, name)(**json.loads(settings))
     print(json.dumps(result))
     sys.stdout.flush()
-    # Python's normal exit sometimes aborts: DeepSpeed's globals keep process groups alive.
+    # A normal exit of Python sometimes aborts: DeepSpeed's globals keep process groups alive.
     os._exit(0)
 
 

@@ -1,5 +1,5 @@
-"""`make gpu-check`: is this GPU machine right, and how fast is it; needs PyTorch and Triton alone.
+"""`make gpu-check`: checks a GPU machine and its speed; needs only PyTorch and Triton.
 
 Nothing here imports Ray, DeepSpeed, FFCV, spconv, MLflow or pydantic at the top of a file, so that
-the check runs on a bare GPU machine; what is missing there is said, part by part.
+the check runs on a bare GPU machine; every part reports what it misses there.
 """

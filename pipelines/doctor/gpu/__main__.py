@@ -26,8 +26,8 @@ from pipelines.doctor.gpu.speed.profile import profile
 from pipelines.doctor.gpu.speed.steps import BATCHES, speed
 from pipelines.doctor.gpu.table import render, row_line
 
-# By worth: where the time does not do for all, the last go without. What comes before `compiled`
-# leaves it a minute at the worst.
+# The most important first: if the time does not suffice, the last parts are not run. The parts
+# before `compiled` leave it at least a minute.
 PARTS = (
     Part("machine", 60, machine),
     Part("calibration", 15, calibration),
@@ -48,11 +48,11 @@ QUICK_SIZES = ("atto",)
 DRY_RUN_PATIENCE = 5
 SECONDS = 330.0
 LEAST_SECONDS = 2.0
-"""A part with less than that left is not begun."""
+"""A part is not begun with less time left than this."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the check; 0 when no part failed."""
+    """Run the check; returns the exit status, 0 when no part failed."""
     options = _parse(arguments)
     sizes = options.sizes or (QUICK_SIZES if options.quick else Setting.sizes)
     setting = Setting(device=options.device, quick=options.quick, sizes=tuple(sizes))
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def keep(outcomes: dict[str, Outcome]) -> None:
         write(options.out, setting, outcomes)
 
-    # A dry run proves that every part runs; how fast a CPU is is not the question.
+    # A dry run only proves that every part runs, so a slow CPU gets more time.
     patience = 1 if setting.on_gpu else DRY_RUN_PATIENCE
     chosen = [replace(part, seconds=patience * part.seconds) for part in chosen]
     outcomes = run_all(chosen, setting, patience * options.seconds, keep)
@@ -83,7 +83,7 @@ def run_all(
     seconds: float,
     keep: Callable[[dict[str, Outcome]], None],
 ) -> dict[str, Outcome]:
-    """Run parts one after another for so long in all; `keep` gets what there is after each row."""
+    """Run parts one after another, `seconds` in all; `keep` gets all outcomes after each row."""
     deadline = time.monotonic() + seconds
     outcomes: dict[str, Outcome] = {}
     for part in parts:
@@ -111,7 +111,7 @@ def run_all(
 
 
 def write(path: Path, setting: Setting, outcomes: dict[str, Outcome]) -> None:
-    """Write everything so far, so that a machine that is taken away loses nothing before it."""
+    """Write all outcomes so far, so that they are kept if the machine is taken away."""
     document = {
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         "device": setting.device,

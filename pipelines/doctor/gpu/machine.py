@@ -1,4 +1,4 @@
-"""Part `machine`: what is here, and whether any of it forbids the rest."""
+"""Part `machine`: lists versions and hardware, and ends the check where no GPU can be used."""
 
 import os
 import platform
@@ -15,10 +15,10 @@ DRY_RUN = "--device cpu --quick makes a dry run"
 
 
 def machine(setting: Setting) -> Iterator[Row]:
-    """Versions, the device, who else is on it.
+    """Versions, the device, and what other processes use of it.
 
     Raises:
-        Unusable: When there is no GPU, or one that is too old, or so is its driver.
+        Unusable: When there is no GPU, or it or its driver is too old.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Runs the parts of the check, each in a process of its own with its own time.
+"""Runs the parts of the check, each in a process of its own with its own time limit.
 
-A part is a generator of rows. Its process sends every row as it comes, so a part that is cut short,
-crashes the GPU's context or hangs in a library loses what it had not measured yet, and no more.
+A part is a generator of rows, and its process sends every row at once. So a part that is cut short,
+crashes the GPU's context or hangs in a library keeps the rows that it has measured.
 """
 
 import multiprocessing
@@ -14,26 +14,26 @@ from typing import Literal
 
 Verdict = Literal["ok", "fail", "cut", "skipped", "unusable"]
 PRELOADED = ["torch", "convnextv2.fcmae"]
-"""Imported once, in the process that those of the parts are forked from."""
+"""Modules to import once, in the process from which those of the parts are forked."""
 
 
 class Skipped(Exception):
-    """A part cannot run here; the words say why and what would help."""
+    """A part cannot run here; the message says why and what would help."""
 
 
 class Unusable(Exception):
-    """No part can run on this machine; the words say why and what would help."""
+    """No part can run on this machine; the message says why and what would help."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all parts are told.
+    """The settings of all parts.
 
     Attributes:
         device: "cuda", or "cpu" for a dry run.
-        quick: Small shapes and few steps.
+        quick: Whether to use small shapes and few steps.
         sizes: Model sizes to measure.
-        rates: What the calibration measured, by the names of its rows.
+        rates: The results of the calibration, by name.
     """
 
     device: str = "cuda"
@@ -48,7 +48,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """One case of a part: what was found, and in words what is wrong with it, if anything is."""
+    """One case of a part: its figures, and a sentence on what is wrong with them, if anything."""
 
     case: str
     figures: dict[str, float | str]
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """A named generator of rows, and the seconds it may take."""
+    """A named generator of rows, and its time limit in seconds."""
 
     name: str
     seconds: float
@@ -66,10 +66,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a part.
+    """The result of a part.
 
-    `verdict`: "ok" and "fail" of a part that came to its end, "cut" when its time was over,
-    "skipped" when something it needs is missing, "unusable" when the machine is no use at all.
+    `verdict` is "ok" or "fail" for a part that has finished, "cut" when its time was over,
+    "skipped" when something that it needs is missing, and "unusable" when no part can run here.
     """
 
     verdict: Verdict
@@ -87,7 +87,7 @@ class _End:
 def run_part(
     part: Part, setting: Setting, seconds: float, tell: Callable[[Row], None] = lambda row: None
 ) -> Outcome:
-    """Run a part for at most this long; `tell` is called with each row as it arrives."""
+    """Run a part for at most `seconds`; `tell` is called with each row as it arrives."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
@@ -126,7 +126,7 @@ def _next(receiver: Connection, left: float, seconds: float) -> Row | _End:
 
 
 def _work(rows: Callable[[Setting], Iterator[Row]], setting: Setting, sender: Connection) -> None:
-    """What the process of a part does."""
+    """The main function of a part's process."""
     try:
         for row in rows(setting):
             sender.send(row)

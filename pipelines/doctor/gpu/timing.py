@@ -1,4 +1,4 @@
-"""Times of what runs on a device, by its own clock."""
+"""Measures times on a device with its own clock."""
 
 import statistics
 import time
@@ -20,9 +20,9 @@ def seconds_of(
     calls: int = 1,
     warm: int = 3,
 ) -> float:
-    """Median over `rounds` of the time of a call, `calls` of them in a row without a pause.
+    """Seconds of a call: the median over `rounds` of the mean of `calls` calls without a pause.
 
-    In a row the host may run ahead of the device, as it does in training.
+    Within a round the host may run ahead of the device, as it does in training.
     """
     for _ in range(warm):
         act()

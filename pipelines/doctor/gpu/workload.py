@@ -1,4 +1,4 @@
-"""What the parts train: pretraining on random pixels, without a loader."""
+"""The workload of the parts: pretraining on random pixels, without a loader."""
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ def _batch_of(pixels: Tensor) -> Batch:
 
 
 def random_pixels(batch: int, size: int, device: torch.device, seed: int = 0) -> Tensor:
-    """(B, size, size, 3) uint8."""
+    """Random pixels (batch, size, size, 3) uint8 on `device`."""
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, size, size, 3)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)

@@ -1,4 +1,4 @@
-"""What the workers of a test run: steps on weights of which one worker's has a bit flipped once."""
+"""The job of a test's workers: steps on weights, where one worker has a bit flipped once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from cluster.workers.current import worker
 
 @dataclass(frozen=True)
 class Flip:
-    """Ten steps with a checkpoint, which is a file, at the fifth; the bit flips in the eighth."""
+    """Ten steps: a checkpoint, which is a file, after the fifth; the bit flips in the eighth."""
 
     folder: Path
     rank: int

@@ -1,7 +1,7 @@
-"""A process that is killed, or halted, at a chosen call of those that change the file system.
+"""Kills or halts a process at a chosen call that changes the file system.
 
-Calls are heard by Python's audit events (opening, making, renaming and removing, in whatever
-library) and by stand-ins for `os.write` and `os.fsync`, which have no such events.
+Calls are observed through Python's audit events (opening, creating, renaming and removing, in any
+library) and by replacing `os.write` and `os.fsync`, which have no such events.
 """
 
 import os
@@ -26,9 +26,9 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 @dataclass(frozen=True)
 class Kill:
-    """Before call number `call` (from 1) below `root`; `inside` it, if it is a write.
+    """Kills before call number `call` (from 1) below `root`, or `inside` it, if it is a write.
 
-    Every call is noted in `log` before it happens: the last line is where the process died.
+    Every call is logged to `log` before it happens, so the last line is where the process died.
     """
 
     root: Path
@@ -36,10 +36,10 @@ class Kill:
     call: int
     inside: bool = False
     reads: ClassVar[bool] = False
-    """Whether opening for reading is a call, too."""
+    """Whether opening for reading counts as a call, too."""
 
     def arm(self) -> None:
-        """From now on, in this process."""
+        """Start to observe calls in this process."""
         sys.addaudithook(_Watch(self).hear)
 
     def strike(self) -> None:
@@ -48,7 +48,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Pause(Kill):
-    """Halts the process there until it is told to go on."""
+    """Halts the process at the call until `go_on` is called."""
 
     reads = True
 
@@ -89,7 +89,7 @@ class _Watch:
             if (flags & WRITING or self.kill.reads) and not isinstance(path, int):
                 self._meet("open", path)
         elif event in EVENTS:
-            # Of a renaming the new name; of what is relative to an open folder the name alone.
+            # A rename counts by its new name; a path relative to an open folder by its name alone.
             self._meet(EVENTS[event], arguments[event in ("os.rename", "os.link", "os.symlink")])
 
     def _write(self, descriptor: int, content: Any) -> int:
@@ -103,7 +103,7 @@ class _Watch:
         self.fsync(descriptor)
 
     def _meet(self, kind: str, path: Any) -> bool:
-        """Note a call; whether to die inside it."""
+        """Log a call; returns whether to die inside it."""
         place = Path(os.fsdecode(path))
         if place.is_absolute() and not place.is_relative_to(self.kill.root):
             return False

@@ -1,4 +1,4 @@
-"""Agents in this process, each a node of its own, for conductors that need no Ray."""
+"""Agents in this process, each like a node of its own, to test conductors without Ray."""
 
 import pickle
 import time
@@ -17,7 +17,7 @@ PREPARATION = pickle.dumps((steps.prepare, steps.run))
 
 
 class LocalAgent:
-    """An agent whose calls run in threads. `cut` makes it answer no more, as a lost node would."""
+    """An agent whose calls run in threads. After `cut` it no longer answers, like a lost node."""
 
     def __init__(self, number: int, placer: "LocalPlacer") -> None:
         self._pool = ThreadPoolExecutor(4)
@@ -63,7 +63,7 @@ class LocalAgent:
         self._pool.shutdown()
 
     def cut(self) -> None:
-        """As if the node had lost its power."""
+        """Simulate a node that has lost power."""
         self.is_cut = True
         self._agent.result().close()
 
@@ -81,7 +81,7 @@ class LocalAgent:
 
 @dataclass
 class LocalPlacer:
-    """Gives agents, which arrive when there are nodes for them."""
+    """Places agents, which start when there are nodes for them."""
 
     nodes: int
     keep_spare: bool = False

@@ -1,4 +1,4 @@
-"""What the workers of these tests run: steps with one collective each, and a file as checkpoint."""
+"""The job of these tests' workers: steps with one collective each, and a file as checkpoint."""
 
 import os
 import signal
@@ -14,10 +14,10 @@ from cluster.workers.current import Stopped, worker
 
 @dataclass(frozen=True)
 class Steps:
-    """`total` steps with a checkpoint every `every`, or until there is a file `finish`.
+    """`total` steps with a checkpoint every `every`; they end early once the file `finish` exists.
 
-    `fault` befalls `rank` before step `at`, so `often`, and not before the file `wait_for` is
-    there. Every step adds one line to a log of its rank: whoever reads it sees what was done twice.
+    `fault` happens to `rank` before step `at`, `often` times, and only once the file `wait_for`
+    exists. Every step adds a line to the log of its rank, which shows the steps done twice.
     """
 
     folder: Path
@@ -32,7 +32,7 @@ class Steps:
 
 
 def prepare() -> None:
-    """PyTorch is imported with this module: nothing is left to do."""
+    """Nothing to do: unpickling this function imports the module, and with it PyTorch."""
 
 
 def run(steps: Steps) -> None:

@@ -1,4 +1,4 @@
-"""Groups of real processes under a conductor, on agents of this process: what befalls them."""
+"""The conductor with real worker processes, and agents in this process: faults and recovery."""
 
 import itertools
 import re
@@ -21,7 +21,7 @@ QUICK = Limits(step=2.0, setup=60.0)
 
 
 class Stage:
-    """A conductor and all that it says."""
+    """A conductor, and everything that it says."""
 
     def __init__(self, placer: LocalPlacer, sizes: list[int], max_failures: int = 3) -> None:
         self.placer = placer
@@ -43,7 +43,7 @@ class Stage:
 
 
 def steps_of(folder: Path, rank: int = 0) -> list[tuple[int, int]]:
-    """(step, world size) as that worker did them, one after another."""
+    """(step, world size) of all steps that this worker did, in order."""
     lines = (folder / f"steps-{rank}").read_text().splitlines()
     return [(int(step), int(size)) for step, size in map(str.split, lines)]
 
@@ -99,7 +99,7 @@ def test_a_spare_takes_over_without_importing_anything(tmp_path: Path) -> None:
     stage = Stage(LocalPlacer(2, keep_spare=True), [2])
 
     def when_spares_are_ready() -> None:
-        # The fault waits until both second processes stand by.
+        # The fault happens only after both spares are ready.
         ready = [m.status is not None and m.status.spare for m in stage.conductor.roster.members]
         if len(ready) == 2 and all(ready):
             (tmp_path / "go").touch()

@@ -1,4 +1,4 @@
-"""The stopwatch books every second once, on a clock the test turns by hand."""
+"""The stopwatch counts every second once, on a clock that the test advances."""
 
 from contextlib import suppress
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Lines are appended; those that a full disk does not take come later, whole and in order."""
+"""Lines that a full disk refuses are written later, complete and in order."""
 
 import errno
 import json

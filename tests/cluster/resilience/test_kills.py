@@ -1,8 +1,8 @@
 """A save that is killed at any call that changes the file system leaves a last good checkpoint.
 
-The walk: the same save again and again, killed before its first call, before its second and so on
-to the last, and inside every write, with half of it written. (`strace` of a save after one that was
-killed shows the same calls as the log of `Kill`, one for one.)
+The tests repeat one save, killed before its first call, before its second and so on to the last;
+and inside every write, when half of it is written. (`strace` of a save that follows a killed one
+shows exactly the calls in the log of `Kill`.)
 """
 
 import multiprocessing
@@ -31,8 +31,8 @@ from tests.cluster.checkpoint.fragments import (
 from tests.cluster.resilience.kills import Kill, calls_in
 
 STEP, NEXT = 300, 500
-PATIENCE = timedelta(seconds=60)  # Of workers that would else wait for one another for ever.
-TOLD = 3  # Exit code of a worker that heard of the other one's death.
+PATIENCE = timedelta(seconds=60)  # For workers that would otherwise wait for each other forever.
+TOLD = 3  # Exit code of a worker that noticed the other one's death.
 CLEAN = multiprocessing.get_context("forkserver")
 CLEAN.set_forkserver_preload([__name__])
 
@@ -53,7 +53,7 @@ def save_and_die(kill: Kill) -> None:
 
 
 def run(*processes: BaseProcess) -> list[int | None]:
-    """Start them, wait for them; their exit codes."""
+    """Start processes, wait for them, and return their exit codes."""
     for process in processes:
         process.start()
     for process in processes:
@@ -62,23 +62,23 @@ def run(*processes: BaseProcess) -> list[int | None]:
 
 
 def nothing(root: Path) -> None:
-    """The first save of a run, whose folder is not there."""
+    """The first save of a run, whose folder does not exist yet."""
 
 
 def two_saves(root: Path) -> None:
-    """The usual: the save after two, which removes the older one."""
+    """The usual save, after two others, which removes the oldest."""
     save(root, 100)
     save(root, 200)
 
 
 def a_left_over(root: Path) -> None:
-    """The save after one that was killed: it has to sweep first."""
+    """The save after one that was killed, whose remains it has to remove."""
     two_saves(root)
     shutil.copytree(root / "step-00000200", root / ".step-00000300.0f.partial")
 
 
 def a_torn_one(root: Path) -> None:
-    """The save after training went back because the newest was torn."""
+    """The save after training went back because the newest checkpoint was incomplete."""
     two_saves(root)
     shutil.copytree(root / "step-00000200", root / "step-00000400")
     os.truncate(root / "step-00000400" / "rank-00000.safetensors", 99)
@@ -88,7 +88,7 @@ BEGINNINGS: list[Callable[[Path], None]] = [nothing, two_saves, a_left_over, a_t
 
 
 def walk(folder: Path, begin: Callable[[Path], None]) -> Iterator[tuple[Kill, int | None]]:
-    """Kill a save at one call after the other; the exit codes, last that of the one that lived."""
+    """Kill a save at one call after another; yields exit codes, until a save survives."""
     begin(folder / "beginning")
     call = 0
     code: int | None = -signal.SIGKILL
@@ -106,7 +106,7 @@ def walk(folder: Path, begin: Callable[[Path], None]) -> Iterator[tuple[Kill, in
 
 
 def check_what_is_left(root: Path, done: list[tuple[str, str]], had: int | None) -> None:
-    """After the calls `done`: the last good one is whole, and saving goes on."""
+    """Check, after the calls `done`, that the last good checkpoint is intact and saving works."""
     published = ("rename", str(root / f"step-{STEP:08d}")) in done
     aside = any("rejected" in path for _, path in done)
     torn = {"step-00000400"} if (root / "step-00000400").exists() else set()
@@ -150,7 +150,7 @@ def test_a_kill_at_any_call_leaves_a_good_one(
 
 
 def enter(rank: int, meet: Path, root: Path, kill: Kill | None) -> None:
-    """One of two workers that save together; TOLD when it hears that the other one is gone."""
+    """One of two workers that save together; exits with TOLD when it notices the other's death."""
     dist.init_process_group(
         "gloo", init_method=f"file://{meet}", rank=rank, world_size=2, timeout=PATIENCE
     )
@@ -169,7 +169,7 @@ def enter(rank: int, meet: Path, root: Path, kill: Kill | None) -> None:
 
 
 def kill_one_of_two(folder: Path, rank: int, call: int, *, inside: bool = False) -> Kill | None:
-    """Worker `rank` is killed at the call, the other one must hear of it; None if both lived."""
+    """Kill worker `rank` at the call; the other must notice it. None if both survived."""
     name = f"{rank}-{call}-{inside}"
     root = folder / name
     kill = Kill(root, folder / f"{name}.log", call, inside)
@@ -197,7 +197,7 @@ def test_a_worker_that_is_killed_is_heard_of_and_nothing_torn_is_published(
     while kill := kill_one_of_two(tmp_path, rank, call, inside=inside):
         *done, (kind, _) = calls_in(kill.log)
         walked.append(f"in {kind}" if inside else kind)
-        # All that the other one did: it publishes nothing that this one has not finished.
+        # The other worker publishes nothing that the killed one has not finished.
         check_what_is_left(kill.root, done, had=200)
         inside = kind == "write" and not inside
         call += not inside

@@ -1,8 +1,8 @@
 """Two attempts at once: the older one stops and publishes nothing, wherever it was paused.
 
-The old attempt is a process that is halted before one of its calls that change the file system (or
-open the lease), for every such call of a save in turn. Then a new attempt begins, resumes, saves;
-and the old one goes on.
+The old attempt is a process that is halted before a call that changes the file system or opens the
+lease; the test repeats this for every such call of a save. Then a new attempt begins, resumes and
+saves, and the old one continues.
 """
 
 import multiprocessing
@@ -25,7 +25,7 @@ from tests.cluster.workers import run_group
 
 CLEAN = multiprocessing.get_context("forkserver")
 CLEAN.set_forkserver_preload([__name__])
-PATIENCE = 60.0  # Seconds until a test that would hang fails instead.
+PATIENCE = 60.0  # Seconds after which a test that hangs fails.
 OLD, NEW = 1, 2  # Seeds of what the two attempts save.
 PUBLISHED, SUPERSEDED, FAILED = 0, 3, 1
 
@@ -37,7 +37,7 @@ def save(root: Path, lease: Lease, step: int, seed: int) -> None:
 
 
 def old_attempt(lease: Lease, pause: Pause) -> None:
-    """Save step 300, once paused; then try step 400. The exit code says what became of it."""
+    """Save step 300, paused once, then try step 400. The exit code tells the outcome."""
     pause.arm()
     try:
         save(lease.folder, lease, 300, OLD)
@@ -50,7 +50,7 @@ def old_attempt(lease: Lease, pause: Pause) -> None:
 
 
 def pauses(folder: Path) -> Iterator[tuple[Path, list[tuple[str, str]], int | None]]:
-    """For every call of the old one's first save: the folder, its calls before, its exit code."""
+    """For every call of the first save: the folder, the calls before it, and the exit code."""
     begun = folder / "begun"
     save(begun, Lease.take(begun), 200, OLD)
     call = 0
@@ -70,7 +70,7 @@ def pauses(folder: Path) -> Iterator[tuple[Path, list[tuple[str, str]], int | No
             return
         new = Lease.take(root)
         found = last_good(root)
-        save(root, new, found.step + 50, NEW)  # Nothing that would be in the old one's way.
+        save(root, new, found.step + 50, NEW)  # Not a step of the old attempt.
         pause.go_on()
         process.join(PATIENCE)
         yield root, before, process.exitcode
@@ -81,7 +81,7 @@ def test_an_old_attempt_that_was_paused_publishes_nothing_any_more(tmp_path: Pat
     for root, before, code in pauses(tmp_path):
         kinds.append(calls_in(root.with_suffix(".log"))[len(before)][0])
         published = ("rename", str(root / "step-00000300")) in before
-        # What was renamed before the new attempt looked is what that goes on from.
+        # The new attempt resumes from the save if it was renamed before the attempt looked.
         assert [path.name for path in steps(root)] == (
             ["step-00000300", "step-00000350"] if published else ["step-00000200", "step-00000250"]
         )
@@ -111,7 +111,7 @@ def test_the_next_attempt_takes_the_next_number_and_takes_the_old_file_away(tmp_
 def test_a_number_that_an_old_look_at_the_folder_missed_is_not_taken_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a client of NFS may see a folder: without what others have made since it last looked."""
+    """Simulates an NFS client whose cached folder listing lacks the newest files of others."""
     stale = [[], ["generation-1"]]
     look = os.listdir
     for number in (1, 4):
@@ -142,10 +142,10 @@ def test_an_old_attempt_sweeps_nothing_of_a_newer_one(tmp_path: Path) -> None:
 
 
 def superseded_together(root: Path) -> None:
-    """Rank 0 looks, all workers hear of it."""
+    """Rank 0 checks the lease, and all workers learn the result."""
     lease = Lease.take(root)
     if dist.get_rank() == 0:
-        module._next_generation(root)  # Of a process that is in no group with these.
+        module._next_generation(root)  # As another process would, outside of this group.
     dist.barrier()
     with pytest.raises(Superseded, match="attempt 2 has begun"):
         save(root, lease, 100, OLD)

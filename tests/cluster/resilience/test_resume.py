@@ -1,7 +1,8 @@
-"""Checkpoints between runs: bitwise on the same workers, and on any others.
+"""Resuming: bitwise on the same number of workers, within rounding on any other.
 
-`Toy` is trained 100 steps in legs, each with its own number of workers, ZeRO stage and precision,
-each resumed from the last one's checkpoint; plain PyTorch goes straight through.
+`Toy` is trained for 100 steps in legs, each with its own number of workers, ZeRO stage and
+precision, and each resumed from the checkpoint of the one before. The reference is an uninterrupted
+run in plain PyTorch.
 """
 
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def resume(engine: DeepSpeedEngine, root: Path) -> int:
 
 
 def straight_and_resumed(folder: Path) -> None:
-    """Every stage and precision: save halfway while training goes on, then do that half again."""
+    """For every stage and precision: save halfway, finish, then resume and repeat the half."""
     found: dict[Any, Any] = {}
     for run in RUNS:
         root = folder / "-".join(map(str, run))
@@ -89,7 +90,7 @@ def straight_and_resumed(folder: Path) -> None:
 
 
 def frozen_and_resumed(root: Path, stage: Stage) -> dict[str, Any]:
-    """A layer that is not trained is saved and restored as the others, and has no moments."""
+    """A frozen layer is saved and restored like the others, but has no optimizer moments."""
     engine = new_engine(settings(stage), frozen=True)
     go_on(engine, 0, HALF)
     save(engine, root, HALF)
@@ -140,7 +141,7 @@ def test_a_resumed_run_is_the_straight_run_bitwise(
 
 @dataclass(frozen=True)
 class Leg:
-    """Steps up to `until` on so many workers."""
+    """Steps up to `until`, on this many workers."""
 
     workers: int
     stage: Stage
@@ -192,7 +193,7 @@ def test_a_run_that_changes_its_workers_stays_on_the_straight_run(
 
 
 def assert_near(checkpoint: Path, expected: dict[str, Any], rtol: float, atol: float) -> None:
-    """Weights and their average are those of the plain run's last step."""
+    """Check that weights and their average are those of the plain run's last step."""
     for kind, name in ((WEIGHT, "weights"), (EMA_WEIGHT, "average")):
         files = StateFiles(checkpoint)
         found = {parameter: files.whole(kind, parameter) for parameter in files}

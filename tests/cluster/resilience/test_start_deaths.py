@@ -1,4 +1,4 @@
-"""A worker that is killed while Ray sets its process group up, before our function runs."""
+"""A worker is killed while its process group is set up, before our function runs."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from cluster.launch import Cluster, Placement
 
 pytestmark = pytest.mark.soak
 
-# Python runs this at the start of every process that finds it.
+# Python runs this at the start of every process that has it on its path.
 SITE = """
 import os, signal, sys, threading, time
 

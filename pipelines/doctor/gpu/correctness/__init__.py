@@ -1,1 +1,1 @@
-"""Parts of the check that say whether results are right."""
+"""Parts of the check that test whether results are right."""

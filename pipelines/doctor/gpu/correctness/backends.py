@@ -1,4 +1,4 @@
-"""Part `backends`: loss and gradients of every backend against masked-dense, the oracle."""
+"""Part `backends`: loss and gradients of every backend against the reference, masked-dense."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -14,14 +14,14 @@ from pipelines.doctor.gpu.parts import Row, Setting
 
 BARS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2}
 GRADIENT_BARS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""In bf16 the two round at other places in every layer, on the way there and back."""
+"""In bf16 the backends round at different places, in the forward and backward of every layer."""
 BATCH = 16
 QUICK_BATCH = 4
 
 
 def backends(setting: Setting) -> Iterator[Row]:
     """One forward and backward of every backend that can be imported, in three precisions."""
-    # cuDNN would convolve fp32 in TF32, and the oracle would be the less exact of the two.
+    # By default cuDNN computes fp32 convolutions in TF32, which would spoil the reference.
     torch.backends.cudnn.allow_tf32 = False
     others: list[Backend] = ["gather"]
     if find_spec("spconv") is not None:
@@ -30,19 +30,19 @@ def backends(setting: Setting) -> Iterator[Row]:
         oracle = evaluate("masked-dense", dtype, setting)
         for backend in others:
             if backend == "spconv" and dtype == torch.float64 and setting.on_gpu:
-                continue  # It has no fp64 on GPUs.
+                continue  # This backend has no fp64 on GPUs.
             yield difference(backend, dtype, evaluate(backend, dtype, setting), oracle)
 
 
 def evaluate(backend: Backend, dtype: torch.dtype, setting: Setting) -> tuple[Tensor, Tensor]:
-    """The loss and all gradients end to end."""
+    """The loss, and all gradients in one flat vector."""
     device = torch.device(setting.device)
     size, pixels, batch = ("pocket", 128, QUICK_BATCH) if setting.quick else ("atto", 224, BATCH)
     torch.manual_seed(0)
     model = FCMAE.from_size(size, image_size=pixels, backend=backend)
     with torch.no_grad():
         for parameter in model.parameters():
-            # GRN begins as the identity, which would hide it.
+            # GRN is initialised as the identity, which would hide errors in it.
             parameter.add_(0.1 * torch.randn_like(parameter))
     model = model.to(device, dtype)
     images = torch.randn(batch, 3, pixels, pixels).to(device, dtype)

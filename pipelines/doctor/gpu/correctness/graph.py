@@ -1,4 +1,4 @@
-"""Part `graph`: training steps by CUDA graphs against eager ones, the losses and the speed."""
+"""Part `graph`: compares training steps with CUDA graphs to eager ones, in losses and speed."""
 
 from collections.abc import Iterator
 
@@ -16,14 +16,14 @@ from pipelines.doctor.gpu.workload import random_pixels
 
 STEPS = 5
 CASES = (("atto", 224, 64), ("atto", 224, 512), ("base", 224, 64))
-"""Size, side, images of a micro batch: from one that the host holds up to one that it does not."""
+"""Model, image size (px), micro batch: from a step bound by the host to one bound by the GPU."""
 QUICK_CASES = (("pocket", 64, 8),)
 
 
 def graph(setting: Setting) -> Iterator[Row]:
-    """Steps of two micro batches, in ZeRO's stages 1 and 2, bf16: the same losses, how much faster.
+    """Compare losses and speed in ZeRO stages 1 and 2, bf16, with two micro batches a step.
 
-    Every step trains on other pixels, so that a graph that goes on with old ones is found out.
+    Every step has new pixels, so that a graph that reads those of an earlier step is detected.
     """
     why = deepspeed_missing()
     if not setting.on_gpu:
@@ -37,7 +37,7 @@ def graph(setting: Setting) -> Iterator[Row]:
 
 
 def compare(stage: int, size: str, side: int, batch: int, device: torch.device) -> Row:
-    """One engine after the other: losses of some steps, then images/s."""
+    """Run the two engines one after the other: losses of some steps, then images/s."""
     losses: dict[str, list[float]] = {}
     rates: dict[str, float] = {}
     for name in ("eager", "graph"):

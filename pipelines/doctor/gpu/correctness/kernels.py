@@ -1,6 +1,6 @@
-"""Part `kernels`: every operation as it is dispatched here, against plain PyTorch in fp64.
+"""Part `kernels`: every operation as it is dispatched on this device, against PyTorch in fp64.
 
-And against itself: a second run must give the same bits.
+A second run of every operation must give the same bits.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,15 +17,15 @@ from pipelines.doctor.gpu.parts import Row, Setting, Skipped
 GRID = (7, 7)
 VISIBLE = 19
 BARS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 6e-3}
-"""Largest relative error of a depthwise by dtype. In bf16 it is rounded once, by up to 2^-8."""
+"""Largest relative error of a depthwise convolution; bf16 rounds it once, by up to 2^-8."""
 CHAIN_BARS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
-"""Of operations that plain PyTorch does in several steps, each of which it rounds."""
+"""Largest relative error of operations that PyTorch computes in several rounded steps."""
 
 Operation = Callable[..., Tensor]
 
 
 class Case(NamedTuple):
-    """Side of a patch in sites, channels, images, side of the kernel."""
+    """Sites on a side of a patch, channels, images, and sites on a side of the kernel."""
 
     side: int
     channels: int
@@ -33,7 +33,7 @@ class Case(NamedTuple):
     kernel: int = 7
 
 
-# Channels that are no multiple of 16 compile to scalar loads: another program than the others.
+# Channels that are not a multiple of 16 compile to another program, with scalar loads.
 EXACT = (Case(8, 40), Case(4, 48), Case(2, 24), Case(1, 40))
 ROUNDED = (*EXACT, Case(8, 128), Case(4, 80), Case(2, 352), Case(1, 2816), Case(8, 78))
 OTHERS = (Case(4, 40), Case(2, 128))
@@ -41,7 +41,7 @@ QUICK = (Case(1, 24, 1, kernel=3),)
 
 
 def kernels(setting: Setting) -> Iterator[Row]:
-    """Relative error of output and every gradient, at every side of a patch and three dtypes.
+    """Relative errors of outputs and gradients, for every patch size and three dtypes.
 
     Raises:
         Skipped: On a GPU without Triton.
@@ -49,7 +49,7 @@ def kernels(setting: Setting) -> Iterator[Row]:
     why = triton_missing()
     if why and setting.on_gpu:
         raise Skipped(why)
-    # cuDNN would convolve fp32 in TF32.
+    # By default cuDNN computes fp32 convolutions in TF32.
     torch.backends.cudnn.allow_tf32 = False
     device = torch.device(setting.device)
     for dtype in BARS:
@@ -61,7 +61,7 @@ def kernels(setting: Setting) -> Iterator[Row]:
 
 
 def triton_missing() -> str:
-    """Words for a Triton that cannot be imported; none when it can."""
+    """A sentence when Triton cannot be imported; else ""."""
     try:
         import triton  # noqa: F401
     except ImportError as error:
@@ -73,7 +73,7 @@ def triton_missing() -> str:
 
 
 def depthwise_of_patches(case: Case, dtype: torch.dtype, device: torch.device) -> Row:
-    """The depthwise convolution among the visible patches."""
+    """The depthwise convolution over the visible patches."""
     torch.manual_seed(case.side)
     patches = torch.stack([torch.randperm(GRID[0] * GRID[1])[:VISIBLE] for _ in range(case.batch)])
     seen = patches.to(device)
@@ -87,7 +87,7 @@ def depthwise_of_patches(case: Case, dtype: torch.dtype, device: torch.device) -
 
 
 def others(case: Case, dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
-    """Dense depthwise, GELU + GRN, LayerNorm."""
+    """The other operations: dense depthwise convolution, GELU + GRN, LayerNorm."""
     torch.manual_seed(case.channels)
     side, channels = GRID[0] * case.side, case.channels
     dense = ((case.batch, side, side, channels), (channels, 1, case.kernel, case.kernel))
@@ -107,7 +107,7 @@ def others(case: Case, dtype: torch.dtype, device: torch.device) -> Iterator[Row
 
 
 def with_shortcut(operation: Callable[..., tuple[Tensor, Tensor]]) -> Operation:
-    """Add an operation's two outputs, one of them doubled, so that their gradients differ."""
+    """Add the two outputs of an operation, one of them doubled so that their gradients differ."""
 
     def added(*leaves: Tensor) -> Tensor:
         out, shortcut = operation(*leaves)
@@ -129,7 +129,7 @@ def compare(
     leaves: list[Tensor],
     bars: dict[torch.dtype, float],
 ) -> Row:
-    """The operation on random inputs, twice, and the plain one on the same in fp64."""
+    """Run the operation twice on random inputs, and the plain one on the same inputs in fp64."""
     operation, oracle = pair
     dtype, towards = leaves[0].dtype, torch.randn_like(leaves[0])
     got, again = (outputs(operation, leaves, towards) for _ in range(2))
@@ -144,11 +144,11 @@ def compare(
 
 
 def outputs(operation: Operation, leaves: list[Tensor], towards: Tensor) -> list[Tensor]:
-    """The output, and the gradients to input and both parameters."""
+    """The output, and the gradients of the input and both parameters."""
     out = operation(*leaves)
     return [out.detach(), *torch.autograd.grad(out, leaves, towards)]
 
 
 def relative(got: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm; NaN stays NaN, and passes no bar."""
+    """Norm of the difference over the norm; NaN stays NaN, which fails every comparison."""
     return float((got.double() - expected.double()).norm() / expected.double().norm())

@@ -1,9 +1,10 @@
-"""Part `loader`: whether batches reach the device whole while their buffers are used again.
+"""Part `loader`: whether batches reach the device intact although their buffers are reused.
 
-A loader fills page-locked buffers and uses each again once the next batch is asked for. Copies to
-the device are asynchronous, so a device that is busy copies late: pixels of a later batch, under
-the labels of this one. The part makes the device late on purpose, and sends batches by way of
-`on_device`, as training does; plain copies are sent too, for they show that the device was late.
+A loader fills page-locked buffers, and may reuse a buffer once the next batch is requested. Copies
+to the device are asynchronous: a busy device may copy so late that it gets the pixels of a later
+batch with the labels of this one. This part keeps the device busy on purpose and sends batches
+through `on_device`, as training does. It also sends plain copies, which must arrive overwritten:
+this proves that the device was late.
 """
 
 from collections.abc import Generator, Iterable, Iterator
@@ -16,11 +17,11 @@ from pipelines.doctor.gpu.workload import random_pixels
 
 BATCHES, BUFFERS = 17, 2
 LATE_CYCLES = 20_000_000
-"""Of the device's clock: about 10 ms, many times what the copy takes."""
+"""Cycles of the device's clock to keep it busy: about 10 ms, far longer than the copy takes."""
 
 
 def loader(setting: Setting) -> Iterator[Row]:
-    """Batches that did not arrive whole, of those sent while the device was late."""
+    """Count the batches that arrive overwritten when they are sent to a busy device."""
     device = torch.device(setting.device)
     if not setting.on_gpu:
         raise Skipped("on a CPU batches are not copied; the tests simulate a late copy")
@@ -45,7 +46,7 @@ def counts(wrong: int) -> dict[str, float | str]:
 
 
 def overwritten(arriving: Iterable[Batch], sent: list[Batch]) -> int:
-    """How many differ from what was sent, with a busy device between them."""
+    """How many batches differ from those sent; the device is kept busy before each copy."""
     torch.cuda._sleep(LATE_CYCLES)
     arrived = []
     for batch in arriving:

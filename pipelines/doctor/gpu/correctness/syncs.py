@@ -14,11 +14,11 @@ from pipelines.doctor.gpu.workload import Pretraining, random_pixels
 
 WAITS = ((torch.cuda, "synchronize"), (torch.cuda.Event, "synchronize"),
          (torch.cuda.Stream, "synchronize"))  # fmt: skip
-"""Explicit waits, of which PyTorch's own debug mode does not warn."""
+"""Explicit synchronisation, which PyTorch's sync debug mode does not report."""
 
 
 def syncs(setting: Setting) -> Iterator[Row]:
-    """Waits in forward + backward, and in the engine's whole step where DeepSpeed is."""
+    """Waits in forward + backward, and in a step of the engine where DeepSpeed is installed."""
     if not setting.on_gpu:
         raise Skipped("on a CPU there is no device to wait for")
     device = torch.device(setting.device)
@@ -36,7 +36,7 @@ def syncs(setting: Setting) -> Iterator[Row]:
 
 
 def counted(name: str, step: Callable[[], object]) -> Row:
-    """The waits of one step, after two to warm up."""
+    """Count the waits of one step, after two warm-up steps."""
     for _ in range(2):
         step()
     torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Part `training`: 200 steps of a small FCMAE in fp32 and bf16 (fp32 masters), by hand."""
+"""Part `training`: 200 steps of a small FCMAE in fp32 and bf16 (fp32 masters), without engine."""
 
 from collections.abc import Iterator
 
@@ -13,16 +13,16 @@ from pipelines.doctor.gpu.parts import Row, Setting
 
 SIDE, PATCH, BATCH = 32, 8, 8
 WINDOW = 20
-"""Losses are compared as means over so many steps: single ones are noisy."""
+"""Steps to average losses over, because those of single steps are noisy."""
 LEARNS, BAND = 0.75, 0.05
-"""The last mean must be below this share of the first; bf16's within this share of fp32's."""
+"""The last mean must be below LEARNS times the first, and bf16's within BAND of fp32's."""
 
 
 def training(setting: Setting) -> Iterator[Row]:
-    """Whether the loss falls, bf16 follows fp32, and a second run gives the same bits."""
+    """Check that the loss falls, bf16 follows fp32, and a second run gives the same bits."""
     device = torch.device(setting.device)
     steps = 40 if setting.quick else 200
-    # Twenty steps of a dry run do not learn much.
+    # The twenty steps of a dry run are too few for the loss to fall that far.
     learns = 1.0 if setting.quick else LEARNS
     exact = curve(torch.float32, steps, device)
     yield judged_fall("fp32", exact, learns)
@@ -50,7 +50,7 @@ def judged_fall(name: str, losses: Tensor, fraction: float) -> Row:
 
 
 def curve(dtype: torch.dtype, steps: int, device: torch.device) -> Tensor:
-    """Losses (steps,) of a model that computes in `dtype`; fp32 weights are what is trained."""
+    """Losses (steps,) of a model that computes in `dtype` and is trained with fp32 weights."""
     torch.manual_seed(0)
     masters = small_model().to(device)
     model = small_model().to(device, dtype)

@@ -1,4 +1,4 @@
-"""Part `zero`: the training engine at every ZeRO stage by NCCL, saved and restored."""
+"""Part `zero`: the training engine in every ZeRO stage with NCCL, saved and restored."""
 
 import os
 import tempfile
@@ -22,7 +22,7 @@ BARS = {"fp32": 1e-5, "bf16": 5e-3}
 
 
 def zero(setting: Setting) -> Iterator[Row]:
-    """Losses of every stage and precision, and what a checkpoint brings back."""
+    """Compare the losses of all stages and precisions, and the loss after a restore."""
     why = deepspeed_missing()
     if why:
         raise Skipped(why)
@@ -51,7 +51,7 @@ def zero(setting: Setting) -> Iterator[Row]:
 
 
 def deepspeed_missing() -> str:
-    """Words for a DeepSpeed, or what it needs, that is not there; none when all is."""
+    """A sentence when DeepSpeed, or something it needs, is missing; else ""."""
     missing = [name for name in ("deepspeed", "pydantic") if find_spec(name) is None]
     return f"needs {' and '.join(missing)}: pip install deepspeed" if missing else ""
 
@@ -66,7 +66,7 @@ def build_engine(
     *,
     cuda_graph: bool = False,
 ) -> Any:
-    """The training engine as pipelines build it, on a group of one worker; two micro batches."""
+    """The training engine as the pipelines build it: one worker, two micro batches a step."""
     from cluster.batch_layout import BatchLayout
     from cluster.engine.deepspeed_engine import DeepSpeedEngine
     from cluster.engine.settings import EngineSettings
@@ -92,10 +92,10 @@ def build_engine(
 
 
 def join_group(device: torch.device) -> None:
-    """Make the process a group of one: by NCCL on a GPU."""
+    """Make this process a process group of its own, with NCCL on a GPU."""
     if torch.distributed.is_initialized():
         return
-    # Where one is missing DeepSpeed asks MPI, even though the group is there already.
+    # If one of these is missing, DeepSpeed asks MPI, even though the group exists already.
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -108,7 +108,11 @@ def one_step(engine: Any, pixels: torch.Tensor) -> float:
 
 
 def round_trip(engine: Any, stage: int, precision: str, pixels: torch.Tensor) -> str:
-    """Save, go on for a step, restore into a new engine, go the same step: the same loss?"""
+    """Save and do a step, then restore into a new engine and repeat it: the losses must match.
+
+    Returns:
+        A sentence when they do not; else "".
+    """
     from cluster.checkpoint.async_saver import Saver
     from cluster.checkpoint.retention import KeepPolicy
     from cluster.checkpoint.store import latest_good

@@ -1,1 +1,1 @@
-"""Parts of the check that say how fast the device and the training step are."""
+"""Parts of the check that measure the speed of the device and of training steps."""

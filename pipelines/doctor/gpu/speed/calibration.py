@@ -1,4 +1,4 @@
-"""Part `calibration`: the ceilings of this very device, which the other figures are shares of."""
+"""Part `calibration`: the peak rates of this device, to which the other figures are compared."""
 
 from collections.abc import Iterator
 
@@ -9,11 +9,11 @@ from pipelines.doctor.gpu.timing import seconds_of
 
 COPY, MATRIX = "copy", "matrix"
 BANDWIDTH, BF16_RATE = f"{COPY} TB/s", f"{MATRIX} bf16 TFLOP/s"
-"""Names under which `Setting.rates` has them."""
+"""Keys of `Setting.rates`."""
 
 
 def calibration(setting: Setting) -> Iterator[Row]:
-    """Copy bandwidth (read + written), rate of matrix products, host to device."""
+    """Copy bandwidth (read + written), FLOP/s of matrix products, bandwidth from the host."""
     device = torch.device(setting.device)
     yield Row(COPY, {"TB/s": copy_rate(1 << (20 if setting.quick else 28), device) / 1e12})
     side = 256 if setting.quick else 8192
@@ -38,7 +38,7 @@ def copy_rate(elements: int, device: torch.device) -> float:
 
 
 def matrix_rate(side: int, dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of square matrix products; of random numbers, for zeros are faster."""
+    """FLOP/s of square matrix products of random numbers, because zeros are faster."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / seconds_of(lambda: a @ b, device, calls=3)
 

@@ -1,7 +1,7 @@
-"""Part `compilation`: Triton's programs for what the later parts do, compiled on all cores at once.
+"""Part `compilation`: compiles the Triton programs of the later parts on all cores in parallel.
 
-Triton compiles a program when it is first called, on one core; those of the depthwise layers take
-seconds each, and the check calls some hundred. It keeps them on disk, where the parts find them.
+Triton compiles a program at its first call, on one core. The check needs about a hundred programs,
+and those of the depthwise layers take seconds each. Triton caches them on disk for the later parts.
 """
 
 import multiprocessing
@@ -31,9 +31,9 @@ from pipelines.doctor.gpu.correctness.kernels import (
 from pipelines.doctor.gpu.parts import Row, Setting, Skipped
 
 SECONDS = 100.0
-"""What is not compiled by then is left to the parts that need it."""
+"""Time limit (s); parts compile the remaining programs when they call them."""
 BATCH = 16
-"""Triton compiles for numbers that 16 divides apart from others: batches of training are such."""
+"""A multiple of 16, as in training: Triton compiles other programs for other numbers."""
 DECODER_DIM = 512
 
 
@@ -47,7 +47,7 @@ class Program(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """How long the programs of a layer took, and what went wrong, if anything did."""
+    """The seconds that the programs of a layer took, and the error, if there was one."""
 
     program: Program
     seconds: float
@@ -55,10 +55,10 @@ class Compiled(NamedTuple):
 
 
 def compilation(setting: Setting) -> Iterator[Row]:
-    """Compile; the row says how many programs took how long on how many cores.
+    """Compile the programs; the row has their number, the seconds and the cores.
 
     Raises:
-        Skipped: Where nothing is compiled by Triton.
+        Skipped: Where Triton is not used.
     """
     if not setting.on_gpu:
         raise Skipped("Triton's programs are for GPUs")
@@ -93,7 +93,7 @@ def compilation(setting: Setting) -> Iterator[Row]:
 
 
 def programs_of(setting: Setting) -> list[Program]:
-    """What the later parts call, without repetition; what takes longest first."""
+    """The programs of the later parts, without duplicates, slowest first."""
     found: dict[Program, None] = {}
     for size in setting.sizes:
         for stage, channels in enumerate(size_of(size).dims):
@@ -104,13 +104,13 @@ def programs_of(setting: Setting) -> list[Program]:
             found[Program("patches", dtype, case.side, case.channels)] = None
         for case in OTHERS:
             found[Program("dense", dtype, GRID[0] * case.side, case.channels)] = None
-    # What the parts `training` and `zero` train.
+    # The models of the parts `training` and `zero`.
     for dims, grid, decoder in (((8, 16, 24, 32), 4, 32), (size_of("pocket").dims, 2, DECODER_DIM)):
         for dtype in (torch.float32, torch.bfloat16):
             found[Program("dense", dtype, grid, decoder)] = None
             for stage, channels in enumerate(dims):
                 found[Program("patches", dtype, 8 >> stage, channels)] = None
-    # Classifiers and masked-dense see whole images; Atto is also compared in three precisions.
+    # Classifiers and masked-dense process whole images; `backends` runs Atto in three precisions.
     for size, dtypes in (("atto", tuple(BARS)), ("base", (torch.bfloat16,))):
         for dtype in dtypes if size in setting.sizes else ():
             for stage, channels in enumerate(size_of(size).dims):
@@ -120,7 +120,7 @@ def programs_of(setting: Setting) -> list[Program]:
 
 
 def compile_one(program: Program) -> Compiled:
-    """Call the layers of a program forward and backward once, on little."""
+    """Call the layers of a program once, forward and backward, on a small input."""
     begin = time.monotonic()
     try:
         _call(program)

@@ -1,4 +1,4 @@
-"""Part `compiled`: whether `torch.compile` pays for the dense model, and how timm's does by it."""
+"""Part `compiled`: whether `torch.compile` makes the dense model faster, ours and timm's."""
 
 from collections.abc import Iterator
 
@@ -10,13 +10,13 @@ SIZES = ("atto", "base")
 
 
 def compiled_speed(setting: Setting) -> Iterator[Row]:
-    """Ours and timm's, eager and compiled, one after the other; then FCMAE.
+    """Measure our model and timm's, eager and compiled, one after the other; then FCMAE.
 
-    Compiling takes from half a minute to two for each, so what the question needs comes first, and
-    there is an answer after our own two already.
+    Compiling a model takes half a minute to two minutes. The two measurements of our own model
+    come first, because they already tell which setting is faster.
 
     Raises:
-        Skipped: On a CPU, where it says nothing about a GPU.
+        Skipped: On a CPU, whose result would not hold for a GPU.
     """
     if not setting.on_gpu:
         raise Skipped("compiled for a CPU the models say nothing about a GPU")
@@ -34,7 +34,7 @@ def compiled_speed(setting: Setting) -> Iterator[Row]:
 
 
 def noted(what: Measured, name: str, rates: dict[str, float], setting: Setting) -> Iterator[Row]:
-    """Measure, and keep the images/s under `name`."""
+    """Measure, and store the images/s in `rates` under `name`."""
     for row in measured(what, setting):
         if "images/s" in row.figures:
             rates[name] = float(row.figures["images/s"])
@@ -42,7 +42,7 @@ def noted(what: Measured, name: str, rates: dict[str, float], setting: Setting) 
 
 
 def setting_of(size: str, rates: dict[str, float]) -> Row:
-    """Which value of the recipe's `compile` is the faster one, and whether timm's is faster yet."""
+    """The faster value of the recipe's `compile`; a problem if timm's model is faster still."""
     eager, compiled = rates["ours False"], rates["ours True"]
     faster = "true" if compiled > eager else "false"
     figures: dict[str, float | str] = {

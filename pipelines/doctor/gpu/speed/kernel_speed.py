@@ -1,4 +1,4 @@
-"""Part `kernel-speed`: the time of single operations against the least bytes they must move."""
+"""Part `kernel-speed`: times of single operations, compared to the bytes they must move."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +15,7 @@ from pipelines.doctor.gpu.timing import seconds_of
 
 GRID, VISIBLE = (7, 7), 19
 SIDES = (8, 4, 2, 1)
-"""Of a patch in sites, stage by stage."""
+"""Sites on a side of a patch, by stage."""
 
 Operation = Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
 
@@ -33,7 +33,7 @@ def kernel_speed(setting: Setting) -> Iterator[Row]:
             patches = torch.stack([torch.randperm(49)[:VISIBLE] for _ in range(batch)]).to(device)
             visible = (batch, VISIBLE, side, side, channels)
             wide = (*visible[:-1], 4 * channels)
-            # A quarter of the images: as many sites as FCMAE sees, about.
+            # A quarter of the images has about as many sites as FCMAE sees.
             dense = (max(1, batch // 4), 7 * side, 7 * side, channels)
             among = partial(kernels.patch_depthwise, patches=patches, grid=GRID)
             canvas = partial(plain.patch_depthwise, patches=patches, grid=GRID)
@@ -59,7 +59,7 @@ def timed(
     least: tuple[int, int],
     setting: Setting,
 ) -> Row:
-    """Forward and backward of `operation`; `least` bytes an element that they must move."""
+    """Time forward and backward of `operation`, which must move `least` bytes per element."""
     device = torch.device(setting.device)
     leaves = [
         torch.randn(size, device=device).to(torch.bfloat16).requires_grad_()

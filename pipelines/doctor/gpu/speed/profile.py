@@ -1,4 +1,4 @@
-"""Part `profile`: which kernels a pretraining step runs, how many, and what each takes."""
+"""Part `profile`: the kernels of a pretraining step, their number and their times."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ TOP = 14
 
 
 def profile(setting: Setting) -> Iterator[Row]:
-    """One step each of a size bound by the device and of one bound by launches."""
+    """Profile a step of a size bound by the device and of one bound by kernel launches."""
     side = 64 if setting.quick else 224
     for size in ("base", "atto"):
         if size in setting.sizes:
@@ -21,7 +21,7 @@ def profile(setting: Setting) -> Iterator[Row]:
 
 
 def kernels_of(step: Step, setting: Setting) -> dict[str, float | str]:
-    """The device's time in a step (ms), its launches, and the kernels that take most of it."""
+    """The device's time in a step (ms), its launches, and the kernels that take longest."""
     kind = torch.profiler.ProfilerActivity
     device = torch.device(setting.device)
     for _ in range(1 if setting.quick else 3):

@@ -1,8 +1,9 @@
-"""The least time a training step can take: every operation at a ceiling of the device.
+"""The roofline of a training step: every operation at the device's peak rates.
 
-An operation takes the larger of its bytes over the bandwidth and its arithmetic over the rate of
-the unit that does it. Counted as if all that can be fused were: GELU and GRN in two passes each
-way, LayerNorm with the residual, normalisation with the gather. bf16, without the optimizer.
+The time of an operation is its bytes over the bandwidth, or its arithmetic over the rate of the
+unit that does it, whichever is longer. Everything that can be fused counts as fused: GELU and GRN
+in two passes each way, LayerNorm with the residual, normalisation with the gather. All of it is in
+bf16 and without the optimizer.
 
 Legend: S sites of an image, C channels, K inputs and N outputs of a matrix product.
 """
@@ -12,19 +13,19 @@ from dataclasses import dataclass
 from convnextv2.sizes import size_of
 
 BYTES = 2
-"""Of a bf16 number."""
+"""Bytes of a bf16 number."""
 DECODER, PATCH_PIXELS, IMAGE_PIXELS = 512, 3 * 32 * 32, 3 * 224 * 224
 PATCHES, VISIBLE = 49, 19
 TAPS = 49
 FORWARD_ISSUE, WEIGHT_ISSUE = 2.4, 2.9
 """Instructions per multiply-add of a depthwise kernel that keeps rows of sites in registers."""
 ISSUE_SHARE = 0.75
-"""Of the issue slots, what a good kernel reaches."""
+"""The share of the instruction issue slots that a good kernel uses."""
 
 
 @dataclass(frozen=True)
 class Chip:
-    """Ceilings: bytes/s, bf16 FLOP/s of matrix products, lane-instructions/s."""
+    """Peak rates: bytes/s, bf16 FLOP/s of matrix products, lane-instructions/s."""
 
     bandwidth: float
     matrix_rate: float
@@ -54,10 +55,11 @@ class _Step:
 
     def block(self, sites: float, channels: int) -> None:
         elements = sites * channels
-        # Two products forward, of which the second adds the residual; four backward.
+        # Two products forward, the second of which adds the residual; four backward.
         for extra in (0.0, BYTES * elements, 0.0, 0.0, 0.0, 0.0):
             self.product(sites, channels, 4 * channels, extra)
-        # Forward reads twice and writes once; backward reads two tensors twice, writes two.
+        # GELU + GRN: forward reads twice and writes once, backward reads two tensors twice and
+        # writes two.
         self.move((6 + 12) * 4 * elements)
         self.move(2 * elements)  # gradient of a bias
         self.depthwise(elements)
@@ -72,7 +74,7 @@ class _Step:
 def images_per_second(size: str, chip: Chip, batch: int, *, dense: bool) -> float:
     """The roofline of a 224 px training step: FCMAE at mask ratio 0.6, or the `dense` classifier.
 
-    Forward and backward of `batch` images, of which the weights' traffic is shared.
+    It counts forward and backward of `batch` images, which share the reading of the weights.
     """
     chosen = size_of(size)
     step = _Step(chip, batch)

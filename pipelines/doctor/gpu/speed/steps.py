@@ -25,11 +25,11 @@ from pipelines.doctor.gpu.workload import Pretraining, random_pixels
 BATCHES = {"atto": 512, "tiny": 512, "base": 256, "large": 256, "huge": 128}
 LEAST_BATCH = 8
 GOALS = {"atto": 35_000, "base": 5_200, "large": 3_100, "huge": 1_260}
-"""Images/s of FCMAE on an H100: about three quarters of its roofline. Other devices have theirs."""
+"""Goals for FCMAE on an H100, images/s: about three quarters of its roofline."""
 ADVANTAGE = {"atto": "none", "base": "at least 2"}
-"""Of FCMAE, which computes 19 of 49 patches, over a dense training step."""
+"""Goals for the speed of FCMAE, which computes 19 of 49 patches, over a dense step."""
 CLOCK = 1.755e9
-"""Hz; an H100's under load, for devices that do not say theirs."""
+"""The clock of an H100 under load, in Hz, for devices that do not report theirs."""
 
 Step = Callable[[], object]
 MakeStep = Callable[[int], Step]
@@ -37,9 +37,10 @@ MakeStep = Callable[[int], Step]
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured: how to build a step for a batch size, and what it is held against.
+    """A step to measure: how to build it for a batch size, and what to compare it to.
 
-    `macs`: multiply-adds of an image's forward pass. `memory`: the same step for the formula.
+    `macs` are the multiply-adds of the forward pass of an image; `memory` describes the same step
+    for the memory formula.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Measured:
 
 
 def speed(setting: Setting) -> Iterator[Row]:
-    """The most important rows come first, since the time may not suffice for all."""
+    """Measure the steps, the most important ones first, since the time may not suffice for all."""
     side = 64 if setting.quick else 224
     sizes = setting.sizes
     rates: dict[str, float] = {}
@@ -83,7 +84,7 @@ def fcmae(
 
     def build(batch: int) -> Step:
         torch.manual_seed(0)
-        with device:  # Huge takes long to draw on the host.
+        with device:  # Initialising Huge on the host takes long.
             task = Pretraining(FCMAE.from_size(size, image_size=side, backend=backend))
         task.to(torch.bfloat16)
         if compiled:
@@ -116,7 +117,7 @@ def dense(size: str, who: str, side: int, setting: Setting, *, compiled: bool = 
         model = model.to(torch.bfloat16).to(memory_format=torch.channels_last)
         forward: Callable[[torch.Tensor], torch.Tensor] = model
         if compiled and isinstance(model, ConvNeXtV2):
-            model.compile()  # As the recipe's field does: in place.
+            model.compile()  # In place, as the recipe's field `compile` does.
         elif compiled:
             forward = torch.compile(model)
         images = torch.randn(batch, 3, side, side, device=device, dtype=torch.bfloat16)
@@ -136,7 +137,7 @@ def dense(size: str, who: str, side: int, setting: Setting, *, compiled: bool = 
 
 
 def forward_of(size: str, side: int, setting: Setting) -> Forward:
-    """What the formula for memory is told of a dense step in bf16."""
+    """The input of the memory formula for a dense step in bf16."""
     kernels: Kernels = "triton" if setting.on_gpu and not triton_missing() else "plain"
     return Forward(size=size, image_size=side, kernels=kernels)
 
@@ -156,7 +157,7 @@ def batch_of(size: str, setting: Setting) -> int:
 
 
 def measured(what: Measured, setting: Setting) -> Iterator[Row]:
-    """A row of figures, with the largest batch that fits."""
+    """Measure a step with the largest batch that fits."""
     if what.name.split()[2] == "timm" and find_spec("timm") is None:
         return
     batch = what.batch
@@ -169,7 +170,7 @@ def measured(what: Measured, setting: Setting) -> Iterator[Row]:
 
 
 def _what_would(what: Measured) -> str:
-    """Words for the batch that fits with activation checkpointing, by the formula."""
+    """A sentence on the batch that would fit with activation checkpointing, by the formula."""
     if what.memory is None:
         return ""
     free, _ = torch.cuda.mem_get_info()
@@ -181,13 +182,13 @@ def _what_would(what: Measured) -> str:
 
 
 def bytes_of(forward: Forward, batch: int) -> float:
-    """Of a step of `batch` images: activations, weights and their gradients, without optimizer."""
+    """Bytes of a step: activations, weights and gradients, without the optimizer."""
     states = 2 * forward.value_bytes * parameter_count(forward)
     return activation_bytes(forward, batch).total + states
 
 
 def seconds_of_step(what: Measured, batch: int, setting: Setting) -> float | None:
-    """The time of a step; None when the batch does not fit into the device's memory."""
+    """Seconds of a step; None when the batch does not fit into the device's memory."""
     if setting.on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -202,7 +203,7 @@ def seconds_of_step(what: Measured, batch: int, setting: Setting) -> float | Non
 def figures_of(
     what: Measured, batch: int, seconds: float, setting: Setting
 ) -> dict[str, float | str]:
-    """Speed, and its shares of the data sheet's rate and of the roofline."""
+    """The speed, as images/s and as shares of the data sheet's peak and of the roofline."""
     rate = batch / seconds
     figures: dict[str, float | str] = {"images/s": rate, "ms": 1e3 * seconds}
     figures["batch"] = str(batch) if batch == what.batch else f"{batch} ({what.batch} do not fit)"
