@@ -109,6 +109,7 @@ def test_nothing_is_set_aside_or_made(shards: Path, session: Session) -> None:
 def test_where_nothing_is_there_it_says_what_would_make_it(
     shards: Path, tmp_path: Path, capsys: Capture
 ) -> None:
+    (tmp_path / "run").mkdir()
     words = ["report", "--preset", "demo", "--data", shards, "--run-dir", tmp_path / "run"]
     assert run(*words, "--set", "seed=7") == 1
     assert capsys.readouterr().err.endswith(
@@ -126,6 +127,7 @@ def test_where_nothing_is_there_it_says_what_would_make_it(
 
 
 def test_it_redoes_no_other_stage(shards: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "run").mkdir()
     words = ["report", "--preset", "demo", "--data", shards, "--run-dir", tmp_path / "run"]
     assert run(*words, "--rerun", "pretrain") == 1
     assert "--rerun pretrain: this command has no stages but report" in capsys.readouterr().err
