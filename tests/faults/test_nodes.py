@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.laboratory.nodes import RAYLET, Laboratory, laboratory, wait_until
 from cluster.resilience import incidents
 from cluster.resilience.incidents import PHASES, Incident
 from tests.faults.driver import Plan
-from tests.faults.nodes import RAYLET, Laboratory, laboratory, wait_until
 
 DRIVER = "tests.faults.driver"
 

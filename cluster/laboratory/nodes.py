@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, whose processes tests can kill or suspend.
+"""A Ray cluster of several nodes on this machine, whose processes can be killed or suspended.
 
 Every node is a `ray start` of its own: a raylet with its own loopback address. The node of a
 process is found by its session or, if it has started a session of its own, by a variable in its
@@ -142,7 +142,8 @@ class Laboratory:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(left, timeout=5.0)
-            assert time.monotonic() < deadline, left
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"cannot be killed in {DEADLINE_SECONDS:.0f} s: {left}")
 
     def _is_whole(self, node: Node) -> bool:
         states = [raylet.status() for raylet in self.processes(node.name, RAYLET)]
@@ -166,7 +167,8 @@ class Laboratory:
     def _await_start(self, node: Node, starting: subprocess.Popen[bytes]) -> None:
         printed = self._printed(node)
         wait_until(lambda: STARTED in printed.read_text() or starting.poll(), f"{node} starts")
-        assert starting.poll() is None, printed.read_text()
+        if starting.poll() is not None:
+            raise RuntimeError(f"{node.name} did not start: {printed.read_text()}")
 
     def _printed(self, node: Node) -> Path:
         return self.folder / f"{node.name}.txt"
@@ -197,9 +199,15 @@ def laboratory() -> Iterator[Laboratory]:
 
 
 def wait_until(true: Callable[[], object], what: str, seconds: float = DEADLINE_SECONDS) -> None:
+    """Wait until `true()` is.
+
+    Raises:
+        TimeoutError: When it is not after that many seconds.
+    """
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for: {what}"
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:.0f} s for: {what}")
         time.sleep(0.1)
 
 
