@@ -1,20 +1,30 @@
 """Ray: connecting to a cluster, or starting one on this machine, and running worker groups on it.
 
-This, `cluster.agents` and `cluster.tasks` are the only files that import Ray. A worker group runs
-one function on every worker inside a ready process group; Ray places an agent for each, and the
-conductor (`cluster.resilience.conductor`) has them begin again when one is lost. What to go on from
-is the function's business (`cluster.checkpoint`).
+This, `cluster.agents`, `cluster.tasks`, `cluster.prometheus` and `cluster.ray_access` are the only
+files that import Ray. A worker group runs one function on every worker inside a ready process
+group; Ray places an agent for each, and the conductor (`cluster.resilience.conductor`) has them
+begin again when one is lost. What to go on from is the function's business (`cluster.checkpoint`).
 """
 
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cluster.agents import RayPlacer
 from cluster.placement import ClusterError, Placement, check_answers
+from cluster.ray_access import (
+    authentication,
+    chosen_mode,
+    ensure_token,
+    mode_of,
+    on_loopback,
+    open_warning,
+    private_folder,
+)
 from cluster.ray_start import reason, signals_kept, start_with_retry
 from cluster.resilience.conductor import Conductor, GroupFailed
 from cluster.resilience.incidents import Incident
@@ -35,36 +45,34 @@ Result = TypeVar("Result")
 
 
 class Cluster:
-    """A connection to Ray for the length of a `with` block; leaving it ends what it started."""
+    """A connection to Ray for the length of a `with` block; leaving it ends what it started.
+
+    Attributes:
+        warning: What the user should know about the cluster once it is entered; "" for nothing.
+    """
 
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
+        self.warning = ""
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        import ray
-
         address = self.placement.address or os.environ.get("RAY_ADDRESS")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray's default of 15 lets every other process of the machine starve the training.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        common: dict[str, Any] = {
+        options: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": logging.ERROR,
             "runtime_env": {"env_vars": self.placement.environment},
         }
-        with signals_kept():
-            if address:
-                self._connect(address, common)
+        with ExitStack() as stack:
+            if address and address != "local":
+                self._connect(stack, address, options)
             else:
-                own = self.placement.own_cluster
-                start_with_retry(
-                    lambda: ray.init(address="local", **common, **own), give_up=ray.shutdown
-                )
-        try:
+                self._start(stack, options)
             self._await_resources(address or "this machine")
-        except BaseException:
-            ray.shutdown()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -73,9 +81,7 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        import ray
-
-        ray.shutdown()
+        self._stack.close()
 
     def run(
         self,
@@ -153,15 +159,38 @@ class Cluster:
         at_a_time = int(self.placement.resources["CPU"])
         return run_tasks(function, items, at_a_time=at_a_time, while_waiting=while_waiting)
 
-    def _connect(self, address: str, common: dict[str, Any]) -> None:
+    def _start(self, stack: ExitStack, options: dict[str, Any]) -> None:
+        """Start a cluster of this machine alone, which nobody else can use."""
         import ray
 
+        own = self.placement.own_cluster | {"_temp_dir": private_folder()}
+        mode = chosen_mode() or "token"
+        if mode == "token":
+            ensure_token()
+        stack.enter_context(authentication(mode))
+        stack.callback(ray.shutdown)
+        with signals_kept(), on_loopback():
+            start_with_retry(
+                lambda: ray.init(address="local", **options, **own), give_up=ray.shutdown
+            )
+
+    def _connect(self, stack: ExitStack, address: str, options: dict[str, Any]) -> None:
+        import ray
+        from ray._private.services import canonicalize_bootstrap_address_or_die
+
         try:
-            check_answers(address)
-            ray.init(address=address, **common)
+            at = canonicalize_bootstrap_address_or_die(address) if address == "auto" else address
+            check_answers(at)
+            mode, chosen = mode_of(at), chosen_mode()
+            stack.enter_context(authentication(mode))
+            stack.callback(ray.shutdown)
+            with signals_kept():
+                ray.init(address=at, **options)
         except Exception as error:  # Ray raises many kinds, plain ones too.
             where = f"the Ray cluster at {address}"
             raise ClusterError(f"cannot connect to {where}: {reason(error)}") from error
+        if mode == "disabled" and chosen is None:
+            self.warning = open_warning(at)
 
     def _await_resources(self, where: str) -> None:
         """Wait until the cluster has room for the group; a full one would leave it pending."""

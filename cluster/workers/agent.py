@@ -48,7 +48,7 @@ class Agent:
     def free_port(self) -> int:
         """A port that is free on this node now, for rank 0's store."""
         with socket.socket() as probe:
-            probe.bind(("", 0))
+            probe.bind((self._site.host, 0))
             return int(probe.getsockname()[1])
 
     def start(self, order: Order) -> None:

@@ -13,16 +13,21 @@ import json
 import os
 import pickle
 import signal
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import IO
+from ipaddress import ip_address
+from typing import IO, TYPE_CHECKING
 
 from cluster.workers import current
 from cluster.workers.beacon import Beacon
 from cluster.workers.messages import Order
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
 
 PR_SET_PDEATHSIG = 1
 GROUP_TIMEOUT = timedelta(seconds=600)
@@ -88,7 +93,7 @@ def obey(order: Order, beacon: Beacon, messages: IO[str]) -> None:
         torch.cuda.set_device(order.local_rank)
     dist.init_process_group(
         "nccl" if order.use_gpu else "gloo",
-        init_method=f"tcp://{order.address}",
+        store=_store(order),
         rank=order.rank,
         world_size=order.world_size,
         timeout=GROUP_TIMEOUT,
@@ -99,9 +104,32 @@ def obey(order: Order, beacon: Beacon, messages: IO[str]) -> None:
     function(argument)
 
 
+def _store(order: Order) -> "TCPStore":
+    """The group's store. Rank 0 serves it at its node's address; PyTorch by itself would listen on
+    all addresses of the machine.
+    """
+    from torch.distributed import TCPStore
+
+    host, port = _host_and_port(order)
+    listening = socket.create_server((host, port)).detach() if order.rank == 0 else None
+    return TCPStore(
+        host,
+        port,
+        order.world_size,
+        is_master=order.rank == 0,
+        timeout=GROUP_TIMEOUT,
+        master_listen_fd=listening,
+    )
+
+
+def _host_and_port(order: Order) -> tuple[str, int]:
+    host, _, port = order.address.rpartition(":")
+    return host, int(port)
+
+
 def _set_environment(order: Order) -> None:
     """Set what PyTorch's launchers set, and choose the GPU before CUDA is initialised."""
-    host, _, port = order.address.rpartition(":")
+    host, port = _host_and_port(order)
     os.environ |= {
         "RANK": str(order.rank),
         "WORLD_SIZE": str(order.world_size),
@@ -109,8 +137,12 @@ def _set_environment(order: Order) -> None:
         "LOCAL_WORLD_SIZE": str(order.local_world_size),
         "NODE_RANK": str(order.node_rank),
         "MASTER_ADDR": host,
-        "MASTER_PORT": port,
+        "MASTER_PORT": str(port),
     }
+    if ip_address(host).is_loopback:
+        # A cluster of this machine alone: its workers listen where nobody else can connect.
+        for interface in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(interface, "lo")
     if order.use_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = order.devices
 

@@ -218,6 +218,8 @@ class Session:
                 start_timeout_seconds=cluster.start_timeout_seconds,
             )
             self._cluster = self._stack.enter_context(Cluster(placement))
+            if self._cluster.warning:
+                self.screen.note(self._cluster.warning)
         return self._cluster
 
 
