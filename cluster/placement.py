@@ -88,7 +88,6 @@ class Placement:
         device = (chosen or FEW_FRAGMENTS) if self.use_gpu else NO_GPU | KEEP_PAGES
         return {
             "OMP_NUM_THREADS": str(self.cpus_per_worker),
-            "RAY_CHDIR_TO_TRIAL_DIR": "0",
             **device,
         }
 

@@ -23,6 +23,7 @@ _DATA = (
 )
 _TRAIN = (
     "deepspeed",
+    "grpc",
     "jinja2",
     "matplotlib",
     "mlflow",

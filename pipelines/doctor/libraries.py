@@ -60,12 +60,12 @@ def gpus(interpreter: Interpreter) -> Check:
 
 def ray_starts(interpreter: Interpreter) -> Check:
     code, output = interpreter.run(
-        "import ray\n"
-        "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
-        "print('one task answered', ray.get(ray.remote(lambda: 6 * 7).remote()))"
+        "from cluster.launch import Cluster, Placement\n"
+        "with Cluster(Placement(num_workers=1, address='local')) as cluster:\n"
+        "    print('one task answered', *cluster.map(abs, [-42]))"
     )
     if code != 0:
-        advice = "the reason is in the newest session's logs, /tmp/ray/session_latest/logs"
+        advice = "the reason is in the newest session's logs, below /tmp or $RAY_TMPDIR"
         return Check("Ray", "fail", output, advice)
     return Check("Ray", "ok", output)
 

@@ -2,12 +2,23 @@
 
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
+from cluster.placement import ClusterError, check_answers
+from cluster.ray_access import (
+    MODE,
+    TOKEN,
+    chosen_mode,
+    find_token,
+    mode_of,
+    open_warning,
+    token_file,
+)
 from pipelines.doctor.check import GB, MB, SET_UP, Check
 from pipelines.runtime.limits import core_quotas, memory_limits
 
@@ -80,4 +91,41 @@ def ray_clusters() -> Check:
     return Check("Ray clusters", "ok", "none running")
 
 
-CHECKS: list[Callable[[], Check]] = [cores, memory, shared_memory, compiler, python, ray_clusters]
+def ray_token() -> Check:
+    """Whoever reaches a Ray cluster that asks for no token can run code as its user."""
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address not in ("local", "auto"):
+        return _token_of_cluster(address)
+    if chosen_mode() == "disabled":
+        found, advice = f"off, because {MODE} is set", f"unset {MODE}: users of this machine get in"
+        return Check("Ray token", "warn", found, advice)
+    token = find_token()
+    if token is None:
+        return Check("Ray token", "ok", f"none yet; the first run writes {token_file()}")
+    if token.source != TOKEN and token_file().stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        advice = f"chmod 600 {token.source}"
+        return Check("Ray token", "warn", f"{token.source} is readable by other users", advice)
+    return Check("Ray token", "ok", f"in {token.source}")
+
+
+def _token_of_cluster(address: str) -> Check:
+    try:
+        check_answers(address)
+        mode = mode_of(address)
+    except ClusterError as error:
+        advice = "docs/security.md has where the token belongs"
+        return Check("Ray token", "fail", f"cluster at {address}: {error}", advice)
+    if mode == "disabled":
+        return Check("Ray token", "warn", f"not used at {address}", open_warning(address))
+    return Check("Ray token", "ok", f"accepted at {address}")
+
+
+CHECKS: list[Callable[[], Check]] = [
+    cores,
+    memory,
+    shared_memory,
+    compiler,
+    python,
+    ray_clusters,
+    ray_token,
+]

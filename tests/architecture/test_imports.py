@@ -33,6 +33,7 @@ HOMES = {
         "cluster/agents.py",
         "cluster/launch.py",
         "cluster/prometheus.py",
+        "cluster/ray_access.py",
         "cluster/tasks.py",
     },
     "deepspeed": {"cluster/engine/deepspeed_engine.py"},

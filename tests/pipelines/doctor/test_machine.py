@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections import namedtuple
@@ -119,3 +120,47 @@ def test_a_running_cluster_is_noticed(tmp_path: Path, monkeypatch: Patch) -> Non
     assert check.status == "warn"
     assert str(process.pid) in check.found
     assert "ray stop" in check.advice
+
+
+@pytest.fixture
+def no_token_yet(tmp_path: Path, monkeypatch: Patch) -> Path:
+    """Where Ray's token would be."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    return tmp_path / ".ray/auth_token"
+
+
+def test_a_token_that_others_can_read(no_token_yet: Path) -> None:
+    assert machine.ray_token().found == f"none yet; the first run writes {no_token_yet}"
+    no_token_yet.write_text("abc")
+    no_token_yet.chmod(0o640)
+    check = machine.ray_token()
+    assert (check.status, check.advice) == ("warn", f"chmod 600 {no_token_yet}")
+    no_token_yet.chmod(0o600)
+    assert machine.ray_token() == Check("Ray token", "ok", f"in {no_token_yet}")
+
+
+def test_tokens_that_are_turned_off(no_token_yet: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    check = machine.ray_token()
+    assert (check.status, check.found) == ("warn", "off, because RAY_AUTH_MODE is set")
+    assert "unset RAY_AUTH_MODE" in check.advice
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "found"),
+    [("disabled", "warn", "not used at 127"), ("token", "ok", "accepted at 127")],
+)
+def test_the_token_of_the_cluster_that_runs_join(
+    mode: str, status: str, found: str, no_token_yet: Path, monkeypatch: Patch
+) -> None:
+    # What a cluster answers is asked of real ones in tests/cluster/test_ray_access.py.
+    monkeypatch.setattr(machine, "mode_of", lambda address: mode)
+    with socket.create_server(("127.0.0.1", 0)) as cluster:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{cluster.getsockname()[1]}")
+        check = machine.ray_token()
+    assert (check.status, found in check.found) == (status, True)
+    gone = machine.ray_token()
+    assert (gone.status, "nothing answers there" in gone.found) == ("fail", True)
