@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -42,7 +43,6 @@ def built(name: str, sources: Sequence[PathLike], flags: Sequence[str] = ()) -> 
     home = cache_folder()
     target = home / f"{name}-{key.hexdigest()[:16]}.so"
     if not target.exists():
-        home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home) as scratch:
             made = Path(scratch) / target.name
             command = [compiler, *FLAGS, str(sources[0]), *flags, "-o", str(made)]
@@ -52,8 +52,23 @@ def built(name: str, sources: Sequence[PathLike], flags: Sequence[str] = ()) -> 
 
 
 def cache_folder() -> Path:
-    """Where compiled code of this project is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "convnextv2"
+    """Where compiled code of this project is kept; nobody else may write there, for it is run.
+
+    Raises:
+        PermissionError: When it is another user's folder.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    folder = caches / "convnextv2"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid():
+        raise PermissionError(
+            f"compiled code is not kept in {folder}: another user owns it, and could put code "
+            "there; set XDG_CACHE_HOME to a folder of yours"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        folder.chmod(stat.S_IMODE(status.st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+    return folder
 
 
 def _instructions() -> str:

@@ -1,10 +1,12 @@
 """A Ray that does not start: once more, and then one sentence."""
 
+import socket
 from collections.abc import Callable
 
 import psutil
 import pytest
 
+from cluster import ray_access
 from cluster.launch import Cluster, ClusterError, Placement
 from cluster.ray_start import start_with_retry
 
@@ -106,8 +108,9 @@ def test_a_cluster_that_cannot_be_joined_is_told_in_one_sentence(
         raise error
 
     monkeypatch.setattr(ray, "init", fail)
-    with (
-        pytest.raises(ClusterError, match=f"cannot connect to the Ray cluster at auto: {error}"),
-        Cluster(Placement(num_workers=1, address="auto")),
-    ):
-        pass
+    monkeypatch.setattr(ray_access, "CONNECT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        words = f"cannot connect to the Ray cluster at {address}: {error}"
+        with pytest.raises(ClusterError, match=words):
+            Cluster(Placement(num_workers=1, address=address)).__enter__()

@@ -14,7 +14,10 @@ def samples(content: bytes) -> Samples:
     Raises:
         ValueError: When the file is damaged, or holds Python objects or an array of another shape.
     """
-    values = np.load(BytesIO(content), allow_pickle=False)
+    try:
+        values = np.load(BytesIO(content), allow_pickle=False)
+    except MemoryError as error:  # NumPy makes room for what the header says before it reads.
+        raise ValueError(f"its header is damaged: {error}") from error
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim != 3 or 0 in values.shape:

@@ -1,6 +1,8 @@
 """C++ compiled once: what a build depends on, and that it is whole or not there."""
 
 import ctypes
+import os
+import stat
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,3 +80,15 @@ def test_without_a_compiler_it_is_said_what_to_install(
         built("number", sources)
     with pytest.raises(RuntimeError, match="libjpeg-turbo with its headers"):
         decoding.library.__wrapped__()
+
+
+def test_code_is_kept_where_nobody_else_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert stat.filemode(cache_folder().stat().st_mode) == "drwx------"
+    (tmp_path / "convnextv2").chmod(0o777)
+    assert stat.filemode(cache_folder().stat().st_mode) == "drwxr-xr-x"
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(PermissionError, match=r"another user owns it.*set XDG_CACHE_HOME"):
+        cache_folder()
