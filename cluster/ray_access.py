@@ -161,15 +161,15 @@ def authentication(mode: Mode | None) -> Iterator[None]:
 
 
 def _set_mode(mode: str | None) -> None:
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._private.authentication import authentication_token_setup as setup
 
     if mode is None:
         os.environ.pop(MODE, None)
     else:
         os.environ[MODE] = mode
     # Ray read the environment when it was imported, and the token when it was first used.
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    setup.Config.initialize("")
+    setup.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def calls_in(code: str) -> Iterator[str]:
         if isinstance(node, ast.Call) and (found := unsafe(node, names)):
             yield found
         # A program that is kept as text, for another process.
-        if isinstance(node, ast.Constant) and "exec(" in str(node.value):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "exec(" in node.value:
             with suppress(SyntaxError):
                 yield from calls_in(node.value)
 

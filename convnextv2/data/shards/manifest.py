@@ -130,9 +130,20 @@ def read_manifest(folder: PathLike) -> Manifest:
             content["label_sets"] = LabelSetsFile(**content["label_sets"])
         for name in ("classes", "class_counts", "mean", "std"):
             content[name] = tuple(content.get(name, ()))
-        return Manifest(**content)
+        manifest = Manifest(**content)
+        _check_names(path, manifest)
+        return manifest
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is damaged ({error!r}); write the shards again") from error
+
+
+def _check_names(path: Path, manifest: Manifest) -> None:
+    """Files are read by these names, and written by hashes (the cache): they stay in the folder."""
+    sets = () if manifest.label_sets is None else (manifest.label_sets,)
+    names = [name for file in (*manifest.shards, *sets) for name in (file.name, file.sha256)]
+    foreign = [name for name in names if Path(name).name != name]
+    if foreign:
+        raise DataError(f"{path} must name files beside it, it names {', '.join(foreign)}")
 
 
 def write_manifest(folder: PathLike, manifest: Manifest) -> None:

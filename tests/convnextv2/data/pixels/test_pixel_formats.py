@@ -263,8 +263,8 @@ JPEG = stored(smooth(), "JPEG")
         (stored(smooth(), "GIF")[:200], "GIF: "),
         (stored(smooth(), "WEBP")[:100], "WEBP: "),
         (b"\x93NUMPY" + bytes(30), "NPY: "),
-        (npy(GREY).replace(b"(6, 8), }            ", b"(6000000000000, 8), }"), "NPY: its header is "
-         "damaged: Unable to allocate"),
+        (npy(GREY).replace(b"(6, 8), }            ", b"(6000000000000, 8), }"),
+         "NPY: its header is damaged: Unable to allocate"),
         (npy(np.zeros((2, 2, 2, 2), np.uint8)), "NPY: an array of shape (2, 2, 2, 2)"),
         (npy(np.zeros((4, 4), np.float32)), "NPY: its values are float32, of no known range"),
         (stored(smooth(), "AVIF"), "none of the formats JPEG, PNG, WEBP, GIF, BMP, TIFF, NPY: it "

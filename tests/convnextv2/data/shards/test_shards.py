@@ -1,6 +1,7 @@
 """Mapped shards: numbers that run through the files, and files that are not what they should be."""
 
 import ctypes
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from convnextv2.data.collection import DataError
 from convnextv2.data.decoding import Problem, library
-from convnextv2.data.shards.manifest import read_manifest
+from convnextv2.data.shards.manifest import MANIFEST, read_manifest
 from convnextv2.data.shards.mapped import RECORD, Shards, open_shards
 from convnextv2.data.writing import WriteSettings
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
@@ -155,3 +156,14 @@ def test_a_record_that_lies_is_damage(folder: Path, tmp_path: Path, lie: str) ->
 def records_at(path: Path) -> int:
     """Where the records of a file begin."""
     return int(Shards([path]).table["records"][0])
+
+
+@pytest.mark.parametrize("field", ["name", "sha256"])
+def test_a_manifest_names_nothing_outside_its_folder(
+    field: str, folder: Path, tmp_path: Path
+) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    content["shards"][1][field] = "../../.bashrc"
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"must name files beside it, it names \.\./\.\./\.bashrc"):
+        read_manifest(tmp_path)
