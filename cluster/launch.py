@@ -28,7 +28,7 @@ from cluster.ray_access import (
 from cluster.ray_start import reason, signals_kept, start_with_retry
 from cluster.resilience.conductor import Conductor, GroupFailed
 from cluster.resilience.incidents import Incident
-from cluster.resilience.roster import NoRoom
+from cluster.resilience.roster import Kept, NoRoom
 from cluster.resilience.watchdog import Limits
 from cluster.tasks import run_tasks
 
@@ -47,6 +47,8 @@ Result = TypeVar("Result")
 class Cluster:
     """A connection to Ray for the length of a `with` block; leaving it ends what it started.
 
+    The agents of a job stay for the next one, with new processes that have done their imports.
+
     Attributes:
         warning: What the user should know about the cluster once it is entered; "" for nothing.
     """
@@ -55,6 +57,8 @@ class Cluster:
         self.placement = placement
         self.warning = ""
         self._stack = ExitStack()
+        self._kept = Kept()
+        self._kept_for: object = None
 
     def __enter__(self) -> Self:
         address = self.placement.address or os.environ.get("RAY_ADDRESS")
@@ -81,6 +85,7 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.release_workers()
         self._stack.close()
 
     def run(
@@ -115,6 +120,10 @@ class Cluster:
         """
         from ray import cloudpickle
 
+        agents_for = (self.placement.worker_resources, self.placement.warm_spare, prepare)
+        if agents_for != self._kept_for:
+            self.release_workers()
+            self._kept_for = agents_for
         conductor = Conductor(
             RayPlacer(self.placement, cloudpickle.dumps((prepare, work))),
             sizes or self.placement.sizes,
@@ -126,6 +135,7 @@ class Cluster:
             note=note,
             say=say,
             tick=while_waiting,
+            kept=self._kept,
         )
         try:
             conductor.run(cloudpickle.dumps((work, job)))
@@ -133,6 +143,10 @@ class Cluster:
             raise ClusterError(f"the worker group failed for good:\n  {error}") from error
         except NoRoom as error:
             raise ClusterError(str(error)) from error
+
+    def release_workers(self) -> None:
+        """End the agents that stand by, so that others can have their CPUs and GPUs."""
+        self._kept.dismiss()
 
     def metrics(self, descriptions: Mapping[str, str], labels: Mapping[str, str]) -> "RayMetrics":
         """Where this process puts what Ray's Prometheus endpoint shows."""
@@ -150,12 +164,14 @@ class Cluster:
         """Call `function` on every item, one CPU each, and yield results as they come.
 
         As many run at a time as the placement has CPUs. An item whose process dies is tried once
-        more. `while_waiting` is called a few times a second.
+        more. `while_waiting` is called a few times a second. Workers that stand by are released,
+        for they hold CPUs.
 
         Raises:
             ClusterError: When a process died twice on the same item (out of memory?).
             BaseException: What `function` raised, as it was.
         """
+        self.release_workers()
         at_a_time = int(self.placement.resources["CPU"])
         return run_tasks(function, items, at_a_time=at_a_time, while_waiting=while_waiting)
 

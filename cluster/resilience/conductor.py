@@ -18,7 +18,7 @@ from cluster.resilience.crew import LOST_SECONDS, Member, Placer, ask_all, look_
 from cluster.resilience.faults import Budget, Fault
 from cluster.resilience.incidents import Incident
 from cluster.resilience.recovery import Recovery
-from cluster.resilience.roster import CLOSE_SECONDS, TICK_SECONDS, Roster
+from cluster.resilience.roster import CLOSE_SECONDS, TICK_SECONDS, Kept, Roster, dismiss
 from cluster.resilience.watchdog import FACTOR, Limits, overdue, to_blame
 from cluster.workers.messages import Order, Status
 
@@ -57,6 +57,8 @@ class Conductor:
         note: Called with every incident, when it happens and again when training continues.
         say: Called with sentences for the screen.
         tick: Called a few times a second.
+        kept: What the job before has left, and gets what this one leaves, if it succeeds. Without
+            it, no agent stays.
     """
 
     placer: Placer
@@ -69,11 +71,20 @@ class Conductor:
     note: Callable[[Incident], None] = lambda incident: None
     say: Callable[[str], None] = lambda sentence: None
     tick: Callable[[], None] = lambda: None
+    kept: Kept | None = None
 
     def __post_init__(self) -> None:
-        self.roster = Roster(self.placer, self.sizes, self.start_timeout, self.say)
+        before = self.kept or Kept()
+        self.roster = Roster(
+            self.placer,
+            self.sizes,
+            self.start_timeout,
+            self.say,
+            before.quarantine,
+            before.members,
+        )
         self._group: list[Member] = []
-        self._generation = 0
+        self._generation = before.generation
         self._budget = Budget(self.max_failures)
         self._recovery: Recovery | None = None
         self._why: Why | None = None
@@ -88,20 +99,28 @@ class Conductor:
             NoRoom: When too few agents have arrived in time.
             KeyboardInterrupt: After the workers have saved and stopped; at once the second time.
         """
+        stay: list[Member] = []
         try:
-            while True:
-                self._group = self.roster.assemble(lambda: self.tick())
-                self._order(job)
-                fault = self._watch()
-                if self._why is Why.LEAVE:
-                    raise KeyboardInterrupt
-                if fault is not None:
-                    self._take_down(fault)
-                elif self._why is None:
-                    return
-                self._why = None
+            self._run_groups(job)
+            if self.kept is not None:
+                stay = self.roster.stand_by()
         finally:
-            self.roster.dismiss(self.roster.members)
+            dismiss([member for member in self.roster.members if member not in stay])
+            if self.kept is not None:
+                self.kept.members, self.kept.generation = stay, self._generation
+
+    def _run_groups(self, job: bytes) -> None:
+        while True:
+            self._group = self.roster.assemble(lambda: self.tick())
+            self._order(job)
+            fault = self._watch()
+            if self._why is Why.LEAVE:
+                raise KeyboardInterrupt
+            if fault is not None:
+                self._take_down(fault)
+            elif self._why is None:
+                return
+            self._why = None
 
     def _order(self, job: bytes) -> None:
         """Send every worker of the group its order."""

@@ -19,6 +19,27 @@ class NoRoom(RuntimeError):
 
 
 @dataclass
+class Kept:
+    """What a job leaves to the next one of the same driver.
+
+    Attributes:
+        members: Agents that stand by, with new children that wait for an order.
+        quarantine: How often each node has failed.
+        generation: The number of the newest group. It never falls, so that an agent's late report
+            on a group of one job is not taken for one of the next.
+    """
+
+    members: list[Member] = field(default_factory=list)
+    quarantine: Quarantine = field(default_factory=Quarantine)
+    generation: int = 0
+
+    def dismiss(self) -> None:
+        """End the agents, and release their resources."""
+        members, self.members = self.members, []
+        dismiss(members)
+
+
+@dataclass
 class Roster:
     """The members of a job, one for each worker that its largest group may have.
 
@@ -27,6 +48,8 @@ class Roster:
         sizes: Allowed numbers of workers, ascending.
         start_timeout: Seconds to wait for agents.
         say: Called with sentences for the screen.
+        quarantine: How often each node has failed.
+        members: Agents that are there already; those that are too many are dismissed.
     """
 
     placer: Placer
@@ -35,6 +58,7 @@ class Roster:
     say: Callable[[str], None]
     quarantine: Quarantine = field(default_factory=Quarantine)
     members: list[Member] = field(default_factory=list)
+    _placed: float = float("-inf")
 
     def assemble(self, tick: Callable[[], None]) -> list[Member]:
         """Members, by rank, for the largest allowed group that there is room for.
@@ -45,13 +69,16 @@ class Roster:
         began = said = time.monotonic()
         while True:
             self._replace_lost()
+            self._dismiss_surplus()
             look_at(self.members, TICK_SECONDS)
             tick()
             here = self.present()
             size = max((size for size in self.sizes if size <= len(here)), default=0)
             now = time.monotonic()
             arrived = max((member.arrived for member in here), default=began)
-            if size == self.sizes[-1] or (size and now - max(arrived, began) > ARRIVAL_SECONDS):
+            if size == self.sizes[-1] or (
+                size and now - max(arrived, self._placed) > ARRIVAL_SECONDS
+            ):
                 return here[:size]
             lacking = f"waiting for {self.sizes[0] - len(here)} more of {self.sizes[0]} workers"
             if now - began > self.start_timeout:
@@ -83,21 +110,44 @@ class Roster:
         leaving = self.placer.leaving()
         return any(member.node in leaving for member in group)
 
-    def dismiss(self, members: Sequence[Member]) -> None:
-        """End agents and their children, and release their resources."""
-        ask_all([member.agent.close() for member in members if member.answers], CLOSE_SECONDS)
-        for member in members:
-            member.agent.dismiss()
+    def stand_by(self) -> list[Member]:
+        """End the children of a job that is done; returns the members that the next can have."""
+        here = self.present()
+        clearing = [member.agent.clear() for member in here]
+        ask_all(clearing, CLOSE_SECONDS)
+        cleared = [
+            member
+            for member, future in zip(here, clearing, strict=True)
+            if future.done() and future.exception() is None
+        ]
+        awaited = [member for member in self.members if member.site is None and not member.lost]
+        return cleared + awaited
 
     def _replace_lost(self, group: Sequence[Member] = ()) -> None:
         """Request replacements for lost agents, except for those of the group at work."""
         lost = [member for member in self.members if member.lost and member not in group]
-        self.dismiss(lost)
+        dismiss(lost)
         self.members = [member for member in self.members if member not in lost]
         missing = self.sizes[-1] - len(self.members)
-        if missing:
+        if missing > 0:
             agents = self.placer.place(missing, self._avoid())
             self.members += [Member(agent) for agent in agents]
+            self._placed = time.monotonic()
+
+    def _dismiss_surplus(self) -> None:
+        """Let go of agents beyond the largest group, first of those that have not started."""
+        here = self.present()
+        awaited = [member for member in self.members if member not in here]
+        size = self.sizes[-1]
+        dismiss([*here, *awaited][size:])
+        self.members = [*here, *awaited][:size]
 
     def _avoid(self) -> frozenset[str]:
         return self.quarantine.nodes | self.placer.leaving()
+
+
+def dismiss(members: Sequence[Member]) -> None:
+    """End agents and their children, and release their resources."""
+    ask_all([member.agent.close() for member in members if member.answers], CLOSE_SECONDS)
+    for member in members:
+        member.agent.dismiss()

@@ -37,9 +37,9 @@ class Agent:
         self._spare: Child | None = None
         self._asked = time.monotonic()
         self._generation = 0
-        self._spawn()
-        self._watch = threading.Thread(target=self._end_when_forgotten, daemon=True)
         self._closed = threading.Event()
+        self._have_spare()
+        self._watch = threading.Thread(target=self._end_when_forgotten, daemon=True)
         self._watch.start()
 
     def site(self) -> Site:
@@ -53,12 +53,11 @@ class Agent:
 
     def start(self, order: Order) -> None:
         """Give the order to the waiting child, after ending any child of an older generation."""
-        self.clear()
-        child, self._spare = self._spare or self._spawn(), None
-        if not child.alive:  # It may have been killed while waiting.
-            child.close()
-            child, self._spare = self._spawn(), None
-        self._child, self._generation = child, order.generation
+        self._end_child()
+        child = self._starter.submit(self._take_spare).result()
+        with self._changed:
+            self._child, self._generation = child, order.generation
+            self._changed.notify_all()
         child.obey(order)
 
     def status(self, known: Status | None = None) -> Status:
@@ -70,7 +69,7 @@ class Agent:
         self._asked = time.monotonic()
         beat = status.beat
         if self._keep_spare and self._spare is None and beat.step > beat.began >= 0:
-            self._spawn()
+            self._have_spare()
         return status
 
     def request_stop(self) -> None:
@@ -85,21 +84,27 @@ class Agent:
             return "" if self._child is None else self._child.stacks()
 
     def clear(self) -> None:
-        """Kill the child, if there is one, and wait until it has exited."""
-        with self._changed:  # No other thread may read a closed child.
-            child, self._child = self._child, None
-        if child is not None:
-            child.close()
+        """Kill the child, if there is one, wait until it has exited, and start the next one, which
+        does its imports while it waits for an order.
+        """
+        self._end_child()
+        self._have_spare()
 
     def close(self) -> None:
         """Kill every process that this agent has started."""
         self._closed.set()
-        self.clear()
+        self._end_child()
+        self._starter.shutdown()
         with self._changed:
             spare, self._spare = self._spare, None
         if spare is not None:
             spare.close()
-        self._starter.shutdown()
+
+    def _end_child(self) -> None:
+        with self._changed:  # No other thread may read a closed child.
+            child, self._child = self._child, None
+        if child is not None:
+            child.close()
 
     def _status(self) -> Status:
         child, spare = self._child, self._spare
@@ -117,19 +122,33 @@ class Agent:
 
     def _is_new(self, known: Status | None) -> bool:
         child, spare = self._child, self._spare
-        if known is None or known.generation != self._generation or child is None:
+        if known is None or known.generation != self._generation:
             return True
+        if child is None:
+            return known != self._status()
         return (
             (known.ended is None and child.has_ended)
             or len(known.milestones) != len(child.milestones)
             or (spare is not None and spare.ready != known.spare)
         )
 
+    def _have_spare(self) -> None:
+        self._starter.submit(self._spawn).result()
+
     def _spawn(self) -> Child:
-        self._spare = self._starter.submit(Child, self._preparation, self._changed).result()
+        """The spare; a new one if there is none, or if it was killed while it waited."""
+        if self._spare is not None and not self._spare.alive:
+            dead, self._spare = self._spare, None
+            dead.close()
+        if self._spare is None:
+            self._spare = Child(self._preparation, self._changed)
         return self._spare
+
+    def _take_spare(self) -> Child:
+        child, self._spare = self._spawn(), None
+        return child
 
     def _end_when_forgotten(self) -> None:
         while not self._closed.wait(PATIENCE_SECONDS):
-            if time.monotonic() - self._asked > SILENCE_SECONDS and self._child is not None:
-                self.clear()
+            if time.monotonic() - self._asked > SILENCE_SECONDS:
+                self._end_child()

@@ -12,7 +12,7 @@ class Order:
     """What a child is to do: its rank in a process group, and the pickled job.
 
     Attributes:
-        generation: Counts the groups of a run; reports from older ones are ignored.
+        generation: Counts the groups of a driver; reports from older ones are ignored.
         address: `host:port` where rank 0 opens the group's store.
         devices: CUDA_VISIBLE_DEVICES of all workers on the node, or "" on CPUs. They see each
             other's GPUs, which NCCL needs for copies between them.

@@ -203,6 +203,11 @@ class Session:
         """Call `function` on every item, on the cluster's CPUs."""
         return self._workers().map(function, items, while_waiting=while_waiting)
 
+    def release_workers(self) -> None:
+        """End the workers that stand by for another stage: there is none, or it needs no workers."""
+        if self._cluster is not None:
+            self._cluster.release_workers()
+
     def _workers(self) -> Cluster:
         if self._cluster is None:
             cluster = self.config.cluster

@@ -63,6 +63,7 @@ def build(setup: StageSetup) -> Stage:
         }
 
     def run(context: StageContext) -> Outputs:
+        session.release_workers()
         with session.attempt(context) as run:
             data = gather(context, config, setup.command, session, gaps)
             with atomically(context.directory / PAGE) as partial:

@@ -116,10 +116,12 @@ def test_cpu_workers_keep_the_memory_of_freed_tensors(cluster: Cluster, tmp_path
 
 
 @pytest.mark.slow
-def test_an_exception_names_rank_type_and_message(cluster: Cluster, tmp_path: Path) -> None:
-    once = Cluster(replace(cluster.placement, max_failures=0))
+def test_an_exception_names_rank_type_and_message(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "placement", replace(PLACEMENT, max_failures=0))
     with pytest.raises(ClusterError) as info:
-        once.run(fail_on_the_second, tmp_path, name="fail")
+        cluster.run(fail_on_the_second, tmp_path, name="fail")
     assert str(info.value).splitlines() == [
         "the worker group failed for good:",
         "  worker 1: KeyError: 'no such photograph'",
@@ -129,9 +131,11 @@ def test_an_exception_names_rank_type_and_message(cluster: Cluster, tmp_path: Pa
 
 
 @pytest.mark.soak
-def test_after_a_sigkill_the_group_starts_over(cluster: Cluster, tmp_path: Path) -> None:
-    twice = Cluster(replace(cluster.placement, max_failures=2))
-    twice.run(die_twice, tmp_path, name="die")
+def test_after_a_sigkill_the_group_starts_over(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "placement", replace(PLACEMENT, max_failures=2))
+    cluster.run(die_twice, tmp_path, name="die")
     assert {path.name for path in tmp_path.glob("killed*")} == {"killed at once", "killed later"}
     assert (tmp_path / "entered-1").read_text() == "xxx"
     assert [(tmp_path / f"finished-{rank}").read_text() for rank in (0, 1)] == ["[0, 1]"] * 2

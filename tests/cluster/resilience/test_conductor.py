@@ -10,7 +10,7 @@ import pytest
 
 from cluster.resilience.conductor import Conductor, GroupFailed, Why
 from cluster.resilience.incidents import PHASES, Incident
-from cluster.resilience.roster import NoRoom
+from cluster.resilience.roster import Kept, NoRoom
 from cluster.resilience.watchdog import Limits
 from tests.cluster.resilience.local_agents import LocalPlacer, job
 from tests.cluster.resilience.steps import Steps, run
@@ -23,7 +23,13 @@ QUICK = Limits(step=2.0, setup=60.0)
 class Stage:
     """A conductor, and everything that it says."""
 
-    def __init__(self, placer: LocalPlacer, sizes: list[int], max_failures: int = 3) -> None:
+    def __init__(
+        self,
+        placer: LocalPlacer,
+        sizes: list[int],
+        max_failures: int = 3,
+        kept: Kept | None = None,
+    ) -> None:
         self.placer = placer
         self.incidents: list[Incident] = []
         self.said: list[str] = []
@@ -36,6 +42,7 @@ class Stage:
             limits=QUICK,
             note=self.incidents.append,
             say=self.said.append,
+            kept=kept,
         )
 
     def run(self, steps: Steps) -> None:
