@@ -102,6 +102,16 @@ class RayPlacer:
             self._looked = time.monotonic()
         return self._leaving
 
+    @property
+    def nodes(self) -> int:
+        import ray
+
+        needed = self._placement.worker_resources
+        return sum(
+            node["Alive"] and all(node["Resources"].get(name, 0) >= needed[name] for name in needed)
+            for node in ray.nodes()
+        )
+
     def room(self) -> str:
         import ray
 

@@ -247,5 +247,5 @@ class Conductor:
         if why_not is not None:
             raise GroupFailed(f"{fault.in_words()}\n  ({why_not})")
         self.say(f"{fault.in_words()}; going on from the last checkpoint")
-        if self.roster.quarantine.note(fault):
+        if self.roster.quarantine.note(fault, self.placer.nodes):
             self.say(f"node {fault.host} failed too often: it gets no more work")

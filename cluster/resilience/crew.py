@@ -38,6 +38,10 @@ class RemoteAgent(Protocol):
 class Placer(Protocol):
     """Places agents on nodes."""
 
+    @property
+    def nodes(self) -> int:
+        """How many nodes can have a worker."""
+
     def place(self, count: int, avoid: frozenset[str]) -> Sequence[RemoteAgent]:
         """Request `count` agents on nodes not in `avoid`; each starts once there is room for it."""
 

@@ -99,19 +99,21 @@ class Quarantine:
     """Nodes that have failed too often and get no more workers."""
 
     after: int = 3
+    nodes: frozenset[str] = frozenset()
     _failures: Counter[str] = field(default_factory=Counter)
 
-    def note(self, fault: Fault) -> bool:
+    def note(self, fault: Fault, there: int) -> bool:
         """Count a fault against its node; returns whether that puts the node in quarantine.
 
-        Not counted are exceptions, which are the program's fault; nodes that leave on notice; and
+        The last of the `there` nodes stays in use: waiting for another would be in vain. Not
+        counted are exceptions, which are the program's fault; nodes that leave on notice; and
         workers that only saw a collective fail, because the failed one is unknown.
         """
         if not fault.node or fault.of_group or fault.cause in ("error", "preemption"):
             return False
         self._failures[fault.node] += 1
-        return self._failures[fault.node] == self.after
-
-    @property
-    def nodes(self) -> frozenset[str]:
-        return frozenset(node for node, count in self._failures.items() if count >= self.after)
+        if self._failures[fault.node] < self.after or len(self.nodes) + 1 >= there:
+            return False
+        new = fault.node not in self.nodes
+        self.nodes |= {fault.node}
+        return new

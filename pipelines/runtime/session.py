@@ -204,7 +204,7 @@ class Session:
         return self._workers().map(function, items, while_waiting=while_waiting)
 
     def release_workers(self) -> None:
-        """End the workers that stand by for another stage: there is none, or it needs no workers."""
+        """End the workers that stand by for another stage, where none will need them."""
         if self._cluster is not None:
             self._cluster.release_workers()
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -105,6 +106,26 @@ def test_every_worker_runs_in_one_group(cluster: Cluster, tmp_path: Path) -> Non
     assert len({pid0, pid1, os.getpid()}) == 3
     assert looks[0] == 0, "while_waiting is called while the workers start"
     assert looks[-1] == 2, "and once more when they are done"
+
+
+def leave_parent(folder: Path) -> None:
+    """Leave the agent's process, which is the parent of this one."""
+    (folder / f"{os.getppid()} {os.getpid()}").touch()
+
+
+@pytest.mark.slow
+def test_agents_stay_for_the_next_group_and_make_room_for_tasks(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.run(leave_parent, tmp_path, name="first")
+    cluster.run(leave_parent, tmp_path, name="second")
+    pairs = [path.name.split() for path in tmp_path.iterdir()]
+    assert len({child for _, child in pairs}) == 4
+    agents = {int(agent) for agent, _ in pairs}
+    assert len(agents) == 2
+    # Every CPU is taken by an agent, until tasks need them.
+    assert sorted(cluster.map(abs, [-1, -2, -3])) == [1, 2, 3]
+    assert not any(psutil.pid_exists(agent) for agent in agents)
 
 
 @pytest.mark.slow

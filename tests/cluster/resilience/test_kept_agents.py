@@ -10,6 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from cluster.resilience.conductor import Conductor, GroupFailed
+from cluster.resilience.faults import Fault, Quarantine
 from cluster.resilience.roster import Kept
 from tests.cluster.resilience.local_agents import LocalPlacer, job
 from tests.cluster.resilience.steps import Steps, run
@@ -113,3 +114,12 @@ def test_the_failures_of_a_node_are_counted_over_all_jobs(driver: Driver, tmp_pa
     driver.run([2], leave_traces, tmp_path / "third")
     assert driver.placer.avoided[-1] == {"node-1"}
     assert {member.node for member in driver.kept.members}.isdisjoint({"node-1"})
+
+
+@pytest.mark.parametrize(("there", "kept_away"), [(1, False), (2, True)])
+def test_the_only_node_stays_in_use_however_often_it_fails(there: int, kept_away: bool) -> None:
+    quarantine = Quarantine(after=2)
+    fault = Fault(cause="killed", rank=0, node="n", host="h", phase="step", step=1, error="gone")
+    found = [quarantine.note(fault, there) for _ in range(4)]
+    assert found == [False, kept_away, False, False]
+    assert quarantine.nodes == ({"n"} if kept_away else set())
