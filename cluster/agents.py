@@ -126,6 +126,8 @@ class RayPlacer:
 
 def _answer(ref: Any) -> Future[Any]:
     """The future of a call to an actor. Any error from Ray counts as the loss of the agent."""
+    from ray.exceptions import OutOfMemoryError
+
     answer: Future[Any] = Future()
 
     def take(source: Future[Any]) -> None:
@@ -133,7 +135,7 @@ def _answer(ref: Any) -> Future[Any]:
         if error is None:
             answer.set_result(source.result())
         else:
-            lost = AgentLost(_in_words(error))
+            lost = AgentLost(_in_words(error), of_memory=isinstance(error, OutOfMemoryError))
             lost.__cause__ = error
             answer.set_exception(lost)
 

@@ -15,7 +15,14 @@ LOST_SECONDS = 10.0
 
 
 class AgentLost(RuntimeError):
-    """The agent cannot be reached: its process, its node or the network has failed."""
+    """The agent cannot be reached: its process, its node or the network has failed.
+
+    `of_memory` is true if it was ended because its node ran out of memory.
+    """
+
+    def __init__(self, message: str, *, of_memory: bool = False) -> None:
+        super().__init__(message)
+        self.of_memory = of_memory
 
 
 class RemoteAgent(Protocol):
@@ -57,7 +64,7 @@ class Member:
     """One worker, as its agent reports it.
 
     `lost` says in a line why it is no longer usable, and `trace` has the details; `answers` tells
-    whether its agent responds.
+    whether its agent responds. `of_memory` is true if its node ended it for lack of memory.
     """
 
     agent: RemoteAgent
@@ -66,6 +73,7 @@ class Member:
     lost: str = ""
     trace: str = ""
     answers: bool = True
+    of_memory: bool = False
     answered: float = field(default_factory=time.monotonic)
     arrived: float = 0.0
     _arriving: Future[Site] | None = None
@@ -105,7 +113,8 @@ class Member:
         cause: Cause
         ago = time.monotonic() - self.answered
         if self.lost:
-            cause, error, trace = "node", self.lost, self.trace
+            cause = "memory" if self.of_memory else "node"
+            error, trace = self.lost, self.trace
         elif ended is not None and ended.how == "raised":
             cause = "divergence" if ended.diverged else "error"
             error, trace = ended.error, ended.trace
@@ -146,8 +155,7 @@ class Member:
                 self.status, self.answered = self._asking.result(), time.monotonic()
                 self._asking = None
         except AgentLost as error:
-            self.lost, self.answers = str(error), False
-            self.trace = str(error.__cause__ or "")
+            self.take_loss(error)
             return None
         if self._asking is None:
             self._asking = self.agent.status(self.status)
@@ -155,6 +163,11 @@ class Member:
             self.lost, self.answers = f"no answer for {LOST_SECONDS:.0f} s", False
             return None
         return self._asking
+
+    def take_loss(self, error: AgentLost) -> None:
+        """Note that the agent is lost."""
+        self.lost, self.answers, self.of_memory = str(error), False, error.of_memory
+        self.trace = str(error.__cause__ or "")
 
 
 def look_at(members: Iterable[Member], seconds: float) -> None:

@@ -1,8 +1,9 @@
 """Leases: only the group of workers that began last may publish; all older ones stop.
 
-Two groups, called attempts here, can train the same stage at the same time: pods that Kubernetes
+Two groups, called attempts here, can work at the same stage at the same time: pods that Kubernetes
 has given up may still be alive, and a node that was cut off may come back. Each attempt takes a
-lease in the folder of the checkpoints, which is on shared storage.
+lease in the folder that it publishes in, which is on shared storage: that of the checkpoints, or
+that of a stage whose workers write one result.
 
     checkpoints/generation-7     the lease of the attempt that may publish; names its owner
 
@@ -20,13 +21,14 @@ publishes it fails. If it created the folder later, the check of its lease that 
 import json
 import os
 import re
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from cluster import durable, group
-from cluster.checkpoint.store import sweep
+from cluster.checkpoint.store import sweep, unused_name
 from cluster.workers.current import Final
 
 _NAME = re.compile(r"generation-(\d+)")
@@ -38,7 +40,7 @@ class Superseded(Final):
 
 @dataclass(frozen=True)
 class Lease:
-    """The right of the attempt `generation` (from 1) to publish checkpoints in `folder`."""
+    """The right of the attempt `generation` (from 1) to publish in `folder`."""
 
     folder: Path
     generation: int
@@ -70,6 +72,26 @@ class Lease:
                 f"attempt {self.generation} in {self.folder} stops: attempt {newest} has begun, "
                 f"{_owner(self.folder, newest)}. What was saved last is what it goes on from"
             ) from None
+
+    def publish(self, name: str, content: bytes) -> None:
+        """Write a file of the folder, whole or not at all.
+
+        Raises:
+            Superseded: When a newer attempt has taken the lease.
+            OSError: When the storage fails.
+        """
+        partial = self.folder / unused_name(f"step-{name}", self.generation)
+        partial.mkdir()
+        try:
+            self.check()
+            durable.write(partial / name, [content])
+            os.replace(partial / name, self.folder / name)
+        except FileNotFoundError:
+            self.check()  # A newer attempt removes what this one is writing.
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        durable.sync_folder(self.folder)
 
 
 def _next_generation(folder: Path) -> int:

@@ -48,12 +48,12 @@ class Beacon:
 
     def stepped(self, step: int) -> None:
         """`step` optimizer steps are done."""
-        self.step, self.passes = step, 0
+        self.step, self.passes, self.since = step, 0, time.monotonic()
         self.show()
 
     def passed(self) -> None:
-        """One more forward or backward pass of this step is done."""
-        self.passes += 1
+        """One more forward or backward pass of this step, or batch of an evaluation, is done."""
+        self.passes, self.since = self.passes + 1, time.monotonic()
         self.show()
 
     def show(self) -> None:

@@ -62,10 +62,10 @@ class Beat:
 
     Attributes:
         phase: What it is doing, by the name that its stopwatch uses.
-        seconds: How long this phase has lasted.
+        seconds: How long ago this phase began, or the last step or pass in it ended.
         usual: The longest that this phase has taken before (s); 0 the first time.
         step: Optimizer steps done.
-        passes: Forward and backward passes done since that step.
+        passes: Forward and backward passes, or batches of an evaluation, done since that step.
         began: The step that this group started from; -1 until it is known.
         saved: Step of the newest checkpoint that it has published; -1 if there is none.
     """

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO
 
 from cluster.workers.beacon import Page
+from cluster.workers.memory_kills import memory_kills
 from cluster.workers.messages import Ended, Order
 
 STACK_SECONDS = 1.0
 TAIL_BYTES = 4000
-MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 
 
 class Child:
@@ -39,7 +39,7 @@ class Child:
         self._changed = changed
         self._told: Ended | None = None
         self._ended_at = 0.0
-        self._kills_before = _memory_kills()
+        self._kills_before = self._kills_after = memory_kills()
         reading, writing = os.pipe()
         handed = {
             "--page": self.page.descriptor,
@@ -85,7 +85,7 @@ class Child:
         error = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
         printed = os.fstat(self._output).st_size
         trace = _end_of(self._output, max(0, printed - TAIL_BYTES))
-        memory = code == -signal.SIGKILL and _memory_kills() > self._kills_before
+        memory = code == -signal.SIGKILL and self._kills_after > self._kills_before
         return Ended(how="killed", error=error, trace=trace, memory=memory, ago=ago)
 
     def suspended(self) -> bool:
@@ -151,6 +151,7 @@ class Child:
 
     def _end(self, told: Ended | None) -> None:
         with self._changed:
+            self._kills_after = memory_kills()
             self._told, self._ended_at, self.has_ended = told, time.monotonic(), True
             self._changed.notify_all()
 
@@ -159,12 +160,3 @@ def _end_of(descriptor: int, start: int) -> str:
     """The content of an open file from `start` on, without moving the position of its writer."""
     size = os.fstat(descriptor).st_size
     return os.pread(descriptor, max(0, size - start), start).decode(errors="replace").strip()
-
-
-def _memory_kills() -> int:
-    """How many processes of this container the kernel has killed because memory ran out."""
-    try:
-        words = MEMORY_EVENTS.read_text().split()
-    except OSError:
-        return 0
-    return int(dict(zip(words[::2], words[1::2], strict=True)).get("oom_kill", "0"))

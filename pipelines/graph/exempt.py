@@ -42,8 +42,9 @@ EXEMPT = frozenset(
         # Failures made on purpose, and clocks.
         "cluster.resilience.fault_injection",
         "cluster.resilience.goodput.Stopwatch",
-        # Who may publish a checkpoint.
+        # Who may publish a checkpoint or a result, and how far that is.
         "cluster.resilience.lease",
+        "pipelines.stages.scoring",
         # How lines get into a log.
         "cluster.resilience.journal",
         "pipelines.training.pace",

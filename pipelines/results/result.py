@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from cluster.resilience.lease import Lease
 from convnextv2.durable import write_json
 from pipelines.results.metrics import Metric, Part
 
@@ -121,16 +122,22 @@ class Result(Part):
         return next((table for table in self.tables if table.name == name), None)
 
 
-def write_result(directory: Path, result: Result) -> None:
+def write_result(directory: Path, result: Result, lease: Lease | None = None) -> None:
     """Write RESULT_FILE; the pictures are there already.
+
+    Workers that other workers may have replaced give their `lease` of the directory.
 
     Raises:
         FileNotFoundError: When a picture is not.
+        Superseded: When a newer attempt has taken the lease.
     """
     for name in result_files(result):
         if name != RESULT_FILE and not (directory / name).exists():
             raise FileNotFoundError(f"{directory / name}: the result names it as a picture")
-    write_json(directory / RESULT_FILE, result.model_dump())
+    if lease is None:
+        write_json(directory / RESULT_FILE, result.model_dump())
+    else:
+        lease.publish(RESULT_FILE, json.dumps(result.model_dump(), indent=1).encode())
 
 
 def read_result(directory: Path) -> Result:

@@ -16,13 +16,13 @@ from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.tasks.classify import ClassCounts, ClassifyTask
 from pipelines.config import EvaluateConfig, FinetuneConfig, ModelConfig
 from pipelines.graph import Outputs, Stage, StageContext, hash_files
-from pipelines.results import Result, write_result
+from pipelines.results import Result
 from pipelines.results.classification import MOST_CLASSES_OF_MATRIX, multi_label, single_label
-from pipelines.runtime.events import EventLog, Point, Start
 from pipelines.runtime.logs import worker_log
 from pipelines.stages import finetune
 from pipelines.stages.common import ema_name
 from pipelines.stages.finetune import ENCODER, build_classifier, recipe_of
+from pipelines.stages.scoring import Scoring
 from pipelines.stages.setup import StageSetup
 from pipelines.training.transforms import image_size_of
 from pipelines.training.validation import Validation, of_all_workers, worker_samples
@@ -110,19 +110,17 @@ def evaluate(job: EvaluateJob) -> None:
         )
         device = worker_device(use_gpu=job.use_gpu)
         images = len(worker_samples(validation.loader.shards.samples))
-        event_log = EventLog(job.directory, active=group.rank() == 0)
-        event_log.write(Start(step=0, total=images * len(job.files), workers=group.world_size()))
+        scoring = Scoring.begin(job.directory, images * len(job.files))
         results = []
-        for number, file in enumerate(job.files):
+        for file in job.files:
             begin = time.perf_counter()
             task = _load_task(job, file, len(classes)).to(device)
-            scored = _scored(task, validation, device, event_log, number * images)
+            scored = _scored(task, validation, device, scoring)
             result = _result(scored, validation, classes, device)
             seconds = time.perf_counter() - begin
             results.append(result.model_copy(update={"seconds": seconds}))
-        if group.rank() == 0:
-            ema = results[1] if len(results) == 2 else None
-            write_result(job.directory, results[0].model_copy(update={"ema": ema}))
+        ema = results[1] if len(results) == 2 else None
+        scoring.publish(results[0].model_copy(update={"ema": ema}))
 
 
 def _result(
@@ -138,13 +136,12 @@ def _result(
 
 
 def _scored(
-    task: ClassifyTask, validation: Validation, device: torch.device, event_log: EventLog, seen: int
+    task: ClassifyTask, validation: Validation, device: torch.device, scoring: Scoring
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores and labels of this worker's images, on the CPU; `seen` images were scored before."""
+    """Scores and labels of this worker's images, on the CPU."""
     for scores, labels in validation.scored(task, device):
         yield scores.cpu(), labels.cpu()
-        seen += len(labels)
-        event_log.write(Point(step=seen, values={"images": seen * group.world_size()}))
+        scoring.scored(len(labels))
 
 
 def counted(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cluster import group
 from cluster.placement import worker_device
+from cluster.workers import current
 from convnextv2.analysis.knn import merged, nearest, numbers_of, pooled, similarities, votes
 from convnextv2.analysis.models import read_encoder
 from convnextv2.data.loading.loader import BetonLoader
@@ -26,11 +27,11 @@ from convnextv2.tasks.batch import on_device
 from convnextv2.tasks.topk import num_correct
 from pipelines.config import EvaluateConfig, KnnConfig
 from pipelines.graph import Outputs, Stage, StageContext, hash_files
-from pipelines.results import Result, write_result
+from pipelines.results import Result
 from pipelines.results.classification import accuracies
-from pipelines.runtime.events import EventLog, Point, Start
 from pipelines.runtime.logs import worker_log
 from pipelines.stages import pretrain
+from pipelines.stages.scoring import Scoring
 from pipelines.stages.setup import StageSetup
 from pipelines.training.transforms import evaluation_view
 from pipelines.training.validation import worker_samples
@@ -110,12 +111,11 @@ def classify(job: KnnJob) -> None:
         begin = time.perf_counter()
         device = worker_device(use_gpu=job.use_gpu)
         encoder = read_encoder(job.weights).to(device)
-        event_log = EventLog(job.directory, active=group.rank() == 0)
         splits = {split: read_manifest(job.data / split) for split in ("train", "val")}
         total = sum(len(worker_samples(manifest.samples)) for manifest in splits.values())
-        event_log.write(Start(step=0, total=total, workers=group.world_size()))
-        bank, numbers = features(job, "train", encoder, event_log, 0)
-        queries, own = features(job, "val", encoder, event_log, len(bank))
+        scoring = Scoring.begin(job.directory, total)
+        bank, numbers = features(job, "train", encoder, scoring)
+        queries, own = features(job, "val", encoder, scoring)
 
         classes = splits["train"].classes
         voters = open_shards(job.data / "train", splits["train"])
@@ -134,22 +134,21 @@ def classify(job: KnnJob) -> None:
             # A class without a vote is no answer.
             counts += torch.tensor([len(wanted), *num_correct(scores, wanted, (1, 5), above=0)])
         images, top1, top5 = torch.stack(group.all_gather(counts)).sum(dim=0).tolist()
-        if group.rank() == 0:
-            result = Result(
-                metrics=accuracies(top1, top5, images),
-                facts={
-                    "bank": splits["train"].samples,
-                    "k": job.settings.k,
-                    "temperature": job.settings.temperature,
-                },
-                seconds=time.perf_counter() - begin,
-            )
-            write_result(job.directory, result)
+        result = Result(
+            metrics=accuracies(top1, top5, images),
+            facts={
+                "bank": splits["train"].samples,
+                "k": job.settings.k,
+                "temperature": job.settings.temperature,
+            },
+            seconds=time.perf_counter() - begin,
+        )
+        scoring.publish(result)
 
 
 @torch.no_grad()
 def features(
-    job: KnnJob, split: str, encoder: ConvNeXtV2, event_log: EventLog, seen: int
+    job: KnnJob, split: str, encoder: ConvNeXtV2, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
     """Features (N, C) of this worker's images of a split, and the images' numbers (N)."""
     loader = BetonLoader(
@@ -167,9 +166,7 @@ def features(
         images = normalize(batch.images, torch.float32)
         found[filled : filled + len(images)] = pooled(encoder, images)
         filled += len(images)
-        event_log.write(
-            Point(step=seen + filled, values={"images": (seen + filled) * group.world_size()})
-        )
+        scoring.scored(len(images))
     return found, torch.from_numpy(samples.astype("int64")).to(device)
 
 
@@ -185,6 +182,7 @@ def answered(queries: Tensor, bank: Tensor, numbers: Tensor, k: int) -> list[tup
             lists = _lists(asked, owner, bank, numbers, k)
             if owner == group.rank():
                 answers.append((rows, merged(lists, k)))
+            current.worker().beacon.passed()
     return answers
 
 

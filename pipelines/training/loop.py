@@ -29,6 +29,8 @@ def train(job: TrainJob) -> None:
         with clock.phase("start-up"):
             run = Run.assemble(job, clock)
             step = run.resume()
+            if step == run.plan.total_steps:  # Workers before these failed with the last step done.
+                here.milestone("first step")
         for batches in run.global_batches(step):
             run.fault_before(step)
             with clock.phase("step"):

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster import group
+from cluster.workers import current
 from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.shards.mapped import Indices
 from convnextv2.tasks import TaskOutput
@@ -99,6 +100,7 @@ class Validation:
                 with torch.no_grad():
                     scores = forward(batch).scores
                 assert scores is not None, "only tasks that classify can be evaluated"
+                current.worker().beacon.passed()
                 if number < own:
                     yield scores, batch.labels
 

@@ -16,7 +16,7 @@ from cluster.workers.current import Stopped, worker
 class Steps:
     """`total` steps with a checkpoint every `every`; they end early once the file `finish` exists.
 
-    `fault` happens to `rank` before step `at`, `often` times, and only once the file `wait_for`
+    `fault` happens to `rank` after step `at`, `often` times, and only once the file `wait_for`
     exists. Every step adds a line to the log of its rank, which shows the steps done twice.
     """
 
@@ -42,6 +42,8 @@ def run(steps: Steps) -> None:
     here.beacon.began = step
     here.beacon.stepped(step)
     here.milestone("weights")
+    if step == steps.total:
+        here.milestone("first step")
     while step < steps.total:
         fail(steps, rank, step)
         here.beacon.enter("step", usual=10.0 if steps.wait_for else 0.1)
@@ -66,6 +68,7 @@ def run(steps: Steps) -> None:
             here.beacon.show()
         if wanted[0] > 0:
             raise Stopped
+    fail(steps, rank, step)
 
 
 def fail(steps: Steps, rank: int, step: int) -> None:
