@@ -102,6 +102,19 @@ def test_a_group_goes_on_from_its_checkpoint(
         assert list(whole.stacks) == [0], "one that is suspended cannot say where it is"
 
 
+@pytest.mark.parametrize(("fault", "cause"), [("sigkill", "killed"), ("hang", "hang")])
+def test_a_fault_after_the_last_step_is_recovered_from(
+    fault: str, cause: str, tmp_path: Path
+) -> None:
+    """The other worker has ended by then; the new group finds no step left to do."""
+    stage = Stage(LocalPlacer(2), [2])
+    stage.run(Steps(tmp_path, fault=fault, at=20))
+    assert (tmp_path / "fired-0").exists()
+    assert [step for step, _ in steps_of(tmp_path)] == list(range(1, 21))
+    whole = stage.incidents[-1]
+    assert (whole.cause, whole.step, whole.lost_steps, whole.recovered) == (cause, 20, 0, True)
+
+
 def test_a_spare_takes_over_without_importing_anything(tmp_path: Path) -> None:
     stage = Stage(LocalPlacer(2, keep_spare=True), [2])
 

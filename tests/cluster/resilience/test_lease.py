@@ -155,3 +155,36 @@ def superseded_together(root: Path) -> None:
 @pytest.mark.slow
 def test_all_workers_of_an_old_attempt_hear_of_it(tmp_path: Path) -> None:
     run_group(superseded_together, 2, tmp_path, tmp_path / "checkpoints")
+
+
+def test_a_file_of_an_old_attempt_does_not_replace_that_of_a_newer_one(tmp_path: Path) -> None:
+    old = Lease.take(tmp_path)
+    old.publish("result.json", b"first")
+    new = Lease.take(tmp_path)
+    new.publish("result.json", b"second")
+    with pytest.raises(Superseded, match="attempt 2 has begun"):
+        old.publish("result.json", b"third")
+    assert (tmp_path / "result.json").read_bytes() == b"second"
+    assert sorted(os.listdir(tmp_path)) == ["generation-2", "result.json"]
+
+
+@pytest.mark.parametrize("call", ["write", "replace"])
+def test_an_attempt_that_is_replaced_while_it_publishes_leaves_no_file(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new attempt begins before the old one's last calls, after it has looked at its lease."""
+    old = Lease.take(tmp_path)
+    where = module.durable if call == "write" else module.os
+    original = getattr(where, call)
+    begun = []
+
+    def begin_another(*arguments: object) -> object:
+        if not begun:
+            begun.append(call)
+            Lease.take(tmp_path)
+        return original(*arguments)
+
+    monkeypatch.setattr(where, call, begin_another)
+    with pytest.raises(Superseded, match="attempt 2 has begun"):
+        old.publish("result.json", b"old")
+    assert os.listdir(tmp_path) == ["generation-2"]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cluster.resilience.lease import Lease, Superseded
 from convnextv2.analysis.models import read_encoder
 from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.shards.manifest import read_manifest, write_manifest
@@ -115,6 +116,25 @@ def test_one_worker_and_three_find_the_same(root: Path, tmp_path: Path) -> None:
         assert result.facts == {"bank": 25, "k": K, "temperature": TEMPERATURE}
         assert tuple(result.values.values()) == expected(root)
     assert 0 < results[0].main.value < 1
+
+
+def test_workers_that_others_have_replaced_publish_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "result"
+    score = knn.numbers_of
+
+    def begin_another(neighbours: Tensor) -> Tensor:
+        Lease.take(directory)
+        return score(neighbours)
+
+    monkeypatch.setattr(knn, "numbers_of", begin_another)
+    with pytest.raises(Superseded, match="attempt 2 has begun"):
+        knn.classify(job_in(root, directory))
+    assert not list(directory.glob("*result.json*"))
+    monkeypatch.undo()
+    knn.classify(job_in(root, directory))
+    assert read_result(directory).main.images == 10
 
 
 def test_classes_in_another_order_are_matched_by_name(root: Path, tmp_path: Path) -> None:

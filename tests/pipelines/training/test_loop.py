@@ -1,8 +1,14 @@
 """The training loop's start, with parts that only note what is asked of them."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import MagicMock
 
+import pytest
+
+from cluster.workers import current
+from cluster.workers.beacon import Beacon
+from pipelines.training import loop
 from pipelines.training.run import Run
 
 
@@ -13,3 +19,16 @@ def test_memory_for_checkpoints_is_taken_before_the_first_step(tmp_path: Path) -
     assert run.resume() == 0
     parts["saver"].prepare.assert_called_once_with(parts["engine"].fragments)
     parts["engine"].train_step.assert_not_called()
+
+
+def test_a_group_that_starts_at_the_end_has_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers before it failed after their last step: there is none left to wait for."""
+    run, told = MagicMock(), []
+    run.resume.return_value = run.plan.total_steps = 7
+    run.global_batches.return_value = []
+    monkeypatch.setattr(Run, "assemble", lambda job, clock: run)
+    monkeypatch.setattr(loop, "worker_log", lambda path, rank: nullcontext())
+    monkeypatch.setattr(current, "_worker", current.CurrentWorker(Beacon.on(None), told.append))
+    loop.train(MagicMock())
+    assert told == ["first step"]
+    run.finish.assert_called_once_with(7)
