@@ -192,6 +192,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _matching(folder: Path) -> list[Path]:
     if not folder.is_dir():
+        if folder.exists():
+            raise ValueError(f"{folder} is a file; give {DIR_HELP}")
         raise ValueError(f"there is no folder {folder}")
     return sorted(path for pattern in PLACES for path in folder.glob(pattern))
 

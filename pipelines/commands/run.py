@@ -1,5 +1,6 @@
 """Running a pipeline: from a resolved configuration to a closing table."""
 
+import shutil
 import time
 import traceback
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ from pipelines.runtime.events import curve, read_events
 from pipelines.runtime.logs import redirected
 from pipelines.runtime.session import Session
 from pipelines.runtime.tracking import open_hint
+
+DATA = "data"
+"""In the run folder: photographs that were fetched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +122,20 @@ def run_pipeline(request: Request) -> Outcome:
     """Run the stages that the request names; what libraries print goes to a log file.
 
     Raises:
-        ValueError: When a report is asked of a folder that is not there; none is made then.
+        ValueError: When the request is refused; then there is no new folder.
     """
     if request.render_only and not request.run_dir.is_dir():
         raise ValueError(f"--run-dir {request.run_dir}: there is no such folder to report on")
+    new = not request.run_dir.exists()
+    try:
+        return _run_in_folder(request)
+    except ValueError:
+        if new and not any((request.run_dir / name).exists() for name in (CONFIG, DATA)):
+            shutil.rmtree(request.run_dir)  # It has nothing but a log, and a lock that is free.
+        raise
+
+
+def _run_in_folder(request: Request) -> Outcome:
     log = request.run_dir / "logs" / "driver.log"
     request.run_dir.mkdir(parents=True, exist_ok=True)
     with redirected(log) as terminal:
@@ -181,7 +195,7 @@ def _source(request: Request, screen: Screen) -> Path:
         return request.config.data.source
     if not request.fetch_fashion_mnist:
         raise DataError("no data: give --data DIR (or --set data.source=DIR)")
-    return fashion_mnist.fetch(request.run_dir / "data" / "fashion-mnist", screen.note)
+    return fashion_mnist.fetch(request.run_dir / DATA / "fashion-mnist", screen.note)
 
 
 def closing_words(outcome: Outcome) -> Text:

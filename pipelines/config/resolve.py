@@ -3,10 +3,8 @@
 Everything that is wrong is told at once.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,30 +13,11 @@ from pydantic_core import ErrorDetails
 from pipelines.config import PipelineConfig
 from pipelines.config.checks import find_conflicts
 from pipelines.config.file import read_config
+from pipelines.config.hints import hint, section
 from pipelines.config.section import KINDS
 
 Wanted = Callable[[PipelineConfig], set[str]]
 """The stages of a configuration that are to run."""
-RENAMED = {
-    "control": ("scratch_baseline",),
-    "train": ("trainable",),
-    "keep_checkpoints": ("keep_last",),
-    "warmup_epochs": ("warmup",),
-    "epochs": ("duration",),
-    "data.hold_out": ("data.val_fraction",),
-    "data.limit": ("data.max_images",),
-    "data.order": ("data.shuffle",),
-    "augment.erasing": ("augment.random_erasing",),
-    "knn.neighbours": ("knn.k",),
-    "cluster.zero_stage": ("cluster.zero.stage",),
-    "cluster.dtype": (
-        "pretrain.dtype",
-        "intermediate.dtype",
-        "finetune.dtype",
-        "linear_probe.dtype",
-    ),
-}
-"""What names of settings ended in before, and what they end in now."""
 _FINISHED = "train/manifest.json"
 """What a folder of finished shards has."""
 
@@ -186,27 +165,8 @@ def _known_prefix(path: list[str], schema: type[BaseModel]) -> list[str]:
         if model is None:
             break
         known.append(part)
-        model = _section(model, part)
+        model = section(model, part)
     return known
-
-
-def _exists(dotted: str) -> bool:
-    *above, name = dotted.split(".")
-    model: type[BaseModel] | None = PipelineConfig
-    for part in above:
-        model = _section(model, part) if model is not None else None
-    return model is not None and name in model.model_fields
-
-
-def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The section below `model` that the field `name` holds, if it holds one."""
-    if name not in model.model_fields:
-        return None
-    annotation = model.model_fields[name].annotation
-    either = get_args(annotation)
-    kinds = (annotation, *either, *(next(iter(get_args(kind)), None) for kind in either))
-    sections = (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return next(sections, None)
 
 
 def _restore(
@@ -225,28 +185,8 @@ def _restore(
 def _describe(item: ErrorDetails, path: list[str], schema: type[BaseModel]) -> str:
     dotted = ".".join(_known_prefix(path, schema))
     if item["type"] == "extra_forbidden":
-        return f"unknown key {dotted!r}; {_in_its_place(dotted, path, schema)}"
+        return f"unknown key {dotted!r}; {hint(dotted, schema)}"
     if item["type"] == "missing" and dotted == ".".join(path):
         return f"{dotted}: has no default and must be given"
     message = item["msg"].removeprefix("Value error, ")
     return f"{dotted}: {message[0].lower()}{message[1:]}, got {item['input']!r}"
-
-
-def _in_its_place(dotted: str, path: list[str], schema: type[BaseModel]) -> str:
-    """What an unknown key is called now, or which is the nearest there is."""
-    model = schema
-    for part in path[:-1]:
-        model = _section(model, part) or model
-    prefix = ".".join(path[:-1])
-    names = [f"{prefix}.{name}" if prefix else name for name in model.model_fields]
-    for old, new in RENAMED.items():
-        renamed = [dotted.removesuffix(old) + end for end in new]
-        if f".{dotted}".endswith(f".{old}") and all(map(_exists, renamed)):
-            return f"it is called {' or '.join(renamed)} now"
-    return nearest(dotted, names, otherwise=f"there are {', '.join(names)}")
-
-
-def nearest(name: str, names: list[str], otherwise: str) -> str:
-    """Words that name the closest of `names`, or else `otherwise`."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else otherwise

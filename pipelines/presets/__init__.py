@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from pipelines.config import PipelineConfig
-from pipelines.config.resolve import ConfigError, Wanted, nearest, resolve
+from pipelines.config.hints import nearest
+from pipelines.config.resolve import ConfigError, Wanted, resolve
 from pipelines.presets import demo, frozen, imagenet1k, imagenet22k, supervised
 from pipelines.presets.recipe import Preset
 

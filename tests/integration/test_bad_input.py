@@ -61,7 +61,19 @@ def test_data_folders(tmp_path: Path, capsys: Capture) -> None:
         error = capsys.readouterr().err
         assert str(folder) in error
         assert words in error
-        assert not (run_dir / "stages").exists()
+        assert not run_dir.exists()
+
+
+def test_a_refused_command_leaves_a_folder_as_it_was(tmp_path: Path, capsys: Capture) -> None:
+    run_dir = tmp_path / "run"
+    there = ("--data", str(tmp_path), "--run-dir", str(run_dir))
+    assert run("demo", *there, "--rerun", "nope") == 1
+    assert "nope" in capsys.readouterr().err
+    assert not run_dir.exists()
+    run_dir.mkdir()
+    (run_dir / "notes.txt").write_text("mine")
+    assert run("demo", "--data", str(tmp_path / "absent"), "--run-dir", str(run_dir)) == 1
+    assert (run_dir / "notes.txt").read_text() == "mine"
 
 
 @pytest.fixture

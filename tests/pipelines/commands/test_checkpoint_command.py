@@ -221,6 +221,9 @@ def test_where_there_are_none(tmp_path: Path, capsys: Capture) -> None:
     for verb in ("list", "verify"):
         assert run("checkpoint", verb, tmp_path / "nowhere") == 1
         assert capsys.readouterr().err == f"error: there is no folder {tmp_path}/nowhere\n"
+        (tmp_path / "file").touch()
+        assert run("checkpoint", verb, tmp_path / "file") == 1
+        assert f"error: {tmp_path}/file is a file; give a run folder" in capsys.readouterr().err
 
 
 def test_export_writes_the_models_weights(pretrain: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from convnextv2.sizes import DECODER_UNITS, SIZES, TABLE_1
 from pipelines.config import PipelineConfig, PretrainConfig
-from pipelines.config.resolve import RENAMED
+from pipelines.config.hints import ELSEWHERE, RENAMED
 from pipelines.presets import ConfigError, load_preset
 
 BACKENDS = get_args(PretrainConfig.model_fields["backend"].annotation)
@@ -109,6 +109,33 @@ def test_a_setting_that_was_renamed_is_told_by_its_new_name(old: str) -> None:
         assert set(renamed) <= there
         words = f"unknown key '{prefix}{old}'; it is called {' or '.join(renamed)} now"
         assert words in problems(f"{prefix}{old}=1", preset="imagenet22k-nano")
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_name_from_another_program_is_told_by_ours(name: str) -> None:
+    there = settings_of(PipelineConfig)
+    ours = ELSEWHERE[name]
+    known = sorted(each for each in there if f".{each}".endswith(f".{ours}"))
+    assert known
+    foreign = {f"{each.removesuffix(ours)}{name}": each for each in known}
+    wrong = {key: each for key, each in foreign.items() if key not in there}
+    told = problems(*(f"{key}=1" for key in wrong), preset="imagenet22k-nano")
+    for key, setting in wrong.items():
+        assert f"unknown key {key!r}; did you mean {setting!r}?" in told
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("pretrain.image_size=1", "did you mean 'model.image_size' or 'intermediate."),
+        ("pretrain.patch_size=1", "did you mean 'model.patch_size'?"),
+        ("stage=1", "did you mean 'cluster.zero.stage'?"),
+        ("workers=2", "or 'cluster.num_workers'?"),
+    ],
+)
+def test_a_setting_of_another_section_is_told_by_where_it_is(override: str, words: str) -> None:
+    (problem,) = problems(override)
+    assert words in problem
 
 
 def test_a_name_that_another_section_had_is_just_unknown() -> None:
