@@ -45,7 +45,8 @@ def _act(options: argparse.Namespace) -> int:
 
 def _parts(accounts: Sequence["Account"]) -> str:
     """Seconds and share of every part, in a column for each stage and one for all together."""
-    from pipelines.runtime.goodput import PARTS, total
+    from pipelines.runtime.goodput import total
+    from pipelines.runtime.group_time import PARTS
 
     columns = [*accounts, total(accounts)] if len(accounts) > 1 else [*accounts]
     rows = [("", *(each.stage for each in columns))]

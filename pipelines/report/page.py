@@ -33,7 +33,8 @@ from pipelines.report.tables import (
 from pipelines.report.times import STATUSES, StageRow, duration, training_time
 from pipelines.results import FRACTION, MetricSpec, Result
 from pipelines.runtime.events import Event, Rejected, measurements, restarts
-from pipelines.runtime.goodput import PARTS, Account, total
+from pipelines.runtime.goodput import Account, total
+from pipelines.runtime.group_time import PARTS
 
 MOST_SAMPLES = 8
 SHARE = MetricSpec(name="share", title="share")
