@@ -1,7 +1,6 @@
 """One invocation of a pipeline: its folder, its lock, its screen, its workers and its tracking."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,7 +9,7 @@ from typing import TypeVar
 
 from cluster.checkpoint.store import sweep
 from cluster.launch import Cluster, Placement
-from convnextv2.durable import lock, write_json
+from convnextv2.durable import write_json
 from pipelines.config import PipelineConfig
 from pipelines.graph import StageContext, StageResult
 from pipelines.results import read_result, result_files
@@ -19,6 +18,7 @@ from pipelines.runtime.drivers import at_work
 from pipelines.runtime.follow import Follower
 from pipelines.runtime.live import METRICS, Live
 from pipelines.runtime.provenance import provenance
+from pipelines.runtime.run_lock import exclusive
 from pipelines.runtime.tracking import Destination, Tracker
 from pipelines.training.run import CHECKPOINTS
 from pipelines.training.standby import prepare
@@ -28,10 +28,6 @@ TRACKED = "tracking-run.json"
 Job = TypeVar("Job")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class BusyError(RuntimeError):
-    """Another process works in the same run folder."""
 
 
 class Session:
@@ -65,7 +61,7 @@ class Session:
 
     def __enter__(self) -> "Session":
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._stack.enter_context(_exclusive(self.run_dir))
+        self._stack.enter_context(exclusive(self.run_dir, self.screen.note))
         self._stack.callback(self._sweep)
         return self
 
@@ -234,20 +230,3 @@ def _dated(name: str) -> str:
 
 def _status(kind: type[BaseException]) -> str:
     return "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
-
-
-@contextmanager
-def _exclusive(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder's lock; the kernel lets go of it however the process ends."""
-    path = run_dir / ".lock"
-    with path.open("a+") as file:
-        if not lock(file):
-            file.seek(0)
-            raise BusyError(
-                f"{run_dir} is in use by process {file.read().strip() or '?'}; wait for it, stop "
-                "it, or give another --run-dir"
-            )
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
