@@ -57,8 +57,7 @@ class Conductor:
         note: Called with every incident, when it happens and again when training continues.
         say: Called with sentences for the screen.
         tick: Called a few times a second.
-        kept: What the job before has left, and gets what this one leaves, if it succeeds. Without
-            it, no agent stays.
+        kept: What the last job left, and what this one leaves; without it, no agent stays.
     """
 
     placer: Placer

@@ -1,7 +1,7 @@
 """Measures the phases of a recovery, from the fault until the first new step."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.resilience.faults import Fault
@@ -59,15 +59,15 @@ class Recovery:
         self.incident = replace(self.incident, workers=(self.incident.workers[0], workers))
 
     def over(self, statuses: Sequence[Status]) -> bool:
-        """Whether every worker of the new group has done a step, which completes the incident."""
-        if not all(LAST in status.milestones for status in statuses):
-            return False
-        slowest = max((status.milestones for status in statuses), key=lambda m: m[LAST])
-        took, before = time.monotonic() - self._since, 0.0
-        # A child that was still importing when the order was sent started its clock late.
-        seconds = {"imports": max(0.0, took - slowest[LAST])}
-        for name, reached in slowest.items():
-            seconds[name], before = reached - before, reached
+        """Whether every worker of the new group has done a step, or all of its work, which
+        completes the incident.
+        """
+        for status in statuses:
+            done = status.ended is not None and status.ended.how == "done"
+            if LAST not in status.milestones and not done:
+                return False
+        reached = [status.milestones for status in statuses if LAST in status.milestones]
+        seconds = self._phases(max(reached, key=lambda m: m[LAST]) if reached else {})
         began = max(status.beat.began for status in statuses)
         self.incident = replace(
             self.incident,
@@ -76,6 +76,17 @@ class Recovery:
             recovered=True,
         )
         return True
+
+    def _phases(self, milestones: Mapping[str, float]) -> dict[str, float]:
+        """Seconds by phase since the group was assembled, of the worker that took longest."""
+        took, before = time.monotonic() - self._since, 0.0
+        if not milestones:
+            return {LAST: took}
+        # A child that was still importing when the order was sent started its clock late.
+        seconds = {"imports": max(0.0, took - milestones[LAST])}
+        for name, reached in milestones.items():
+            seconds[name], before = reached - before, reached
+        return seconds
 
     def _book(self, phase: str) -> None:
         now = time.monotonic()
