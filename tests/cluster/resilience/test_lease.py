@@ -176,7 +176,7 @@ def test_an_attempt_that_is_replaced_while_it_publishes_leaves_no_file(
     old = Lease.take(tmp_path)
     where = module.durable if call == "write" else module.os
     original = getattr(where, call)
-    begun = []
+    begun: list[str] = []
 
     def begin_another(*arguments: object) -> object:
         if not begun:

@@ -23,7 +23,8 @@ def test_memory_for_checkpoints_is_taken_before_the_first_step(tmp_path: Path) -
 
 def test_a_group_that_starts_at_the_end_has_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The workers before it failed after their last step: there is none left to wait for."""
-    run, told = MagicMock(), []
+    run = MagicMock()
+    told: list[str] = []
     run.resume.return_value = run.plan.total_steps = 7
     run.global_batches.return_value = []
     monkeypatch.setattr(Run, "assemble", lambda job, clock: run)
