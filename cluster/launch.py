@@ -76,6 +76,7 @@ class Cluster:
             else:
                 self._start(stack, options)
             self._await_resources(address or "this machine")
+            stack.callback(self.release_workers)
             self._stack = stack.pop_all()
         return self
 
@@ -85,7 +86,6 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.release_workers()
         self._stack.close()
 
     def run(
