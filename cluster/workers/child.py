@@ -22,6 +22,8 @@ from datetime import timedelta
 from ipaddress import ip_address
 from typing import IO, TYPE_CHECKING
 
+import psutil
+
 from cluster.workers import current
 from cluster.workers.beacon import Beacon
 from cluster.workers.messages import Order
@@ -145,6 +147,17 @@ def _set_environment(order: Order) -> None:
             os.environ.setdefault(interface, "lo")
     if order.use_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = order.devices
+    # Gloo would take the address of the machine's name, which is 127.0.1.1 in Debian's /etc/hosts.
+    if (interface := _interface_of(order.host)) is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def _interface_of(host: str) -> str | None:
+    """The network interface with this address."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == host for each in addresses):
+            return name
+    return None
 
 
 def _die_with(parent: int) -> None:
