@@ -6,7 +6,6 @@ does, however that ends. The kernel then removes namespaces, links and bridge, s
 for the next laboratory, and several can use the same addresses at the same time.
 """
 
-import os
 import subprocess
 from dataclasses import dataclass, field
 from typing import Literal
@@ -71,8 +70,11 @@ class Network:
     def restore(self, name: str) -> None:
         """End what `cut` and `slow_down` did to this node's link."""
         for node, device in self._ends(name, BOTH):
-            subprocess.run([*self.enter(node), "tc", "qdisc", "delete", "dev", device, "root"],
-                           stderr=subprocess.DEVNULL, check=False)
+            subprocess.run(
+                [*self.enter(node), "tc", "qdisc", "delete", "dev", device, "root"],
+                stderr=subprocess.DEVNULL,
+                check=False,
+            )
 
     def close(self) -> None:
         """Remove all of it, once no process is left on the nodes."""
