@@ -6,6 +6,8 @@ does, however that ends. The kernel then removes namespaces, links and bridge, s
 for the next laboratory, and several can use the same addresses at the same time.
 """
 
+import json
+import shutil
 import subprocess
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,39 +19,41 @@ TO, FROM = "to", "from"
 Direction = Literal["to", "from"]
 BOTH: tuple[Direction, ...] = (TO, FROM)
 LONGEST_QUEUE_SECONDS = 5
+PROGRAMS = ("unshare", "nsenter", "ip", "tc")
 
 
-class NoNamespaces(RuntimeError):
-    """This machine or user cannot have network namespaces."""
+class NoNetwork(RuntimeError):
+    """Networks cannot be made here; the message says why."""
 
 
 @dataclass
 class Network:
-    """Namespaces by the names of their nodes.
-
-    Raises:
-        NoNamespaces: When they cannot be made.
-    """
+    """The processes that keep the namespaces, by the names of the nodes."""
 
     keepers: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    _head: str = ""
 
     def add(self, name: str, host: str) -> None:
-        """Connect a node with this address; the first one has the bridge."""
-        first = not self.keepers
+        """Connect a node with this address; the first one is the head's.
+
+        Raises:
+            NoNetwork: When it cannot be made here.
+        """
+        is_head = not self.keepers
         self.keepers[name] = _keep_namespace()
-        if first:
-            self._switch = name
-            self._run(name, "ip", "link", "add", BRIDGE, "type", "bridge")
+        if is_head:
+            self._head = name
+            self._run(name, "ip", "link", "add", "name", BRIDGE, "type", "bridge")
             own = BRIDGE
         else:
             beyond = str(self.keepers[name].pid)
             pair = ("type", "veth", "peer", "name", INTERFACE, "netns", beyond)
-            self._run(self._switch, "ip", "link", "add", name, *pair)
-            self._run(self._switch, "ip", "link", "set", name, "master", BRIDGE, "up")
+            self._run(self._head, "ip", "link", "add", "name", name, *pair)
+            self._run(self._head, "ip", "link", "set", "dev", name, "master", BRIDGE, "up")
             own = INTERFACE
         self._run(name, "ip", "address", "add", f"{host}/24", "dev", own)
         for interface in ("lo", own):
-            self._run(name, "ip", "link", "set", interface, "up")
+            self._run(name, "ip", "link", "set", "dev", interface, "up")
         # To learn its address, a process looks at the way to some host of the internet.
         self._run(name, "ip", "route", "add", "default", "via", HEAD_HOST, "dev", own)
 
@@ -76,12 +80,18 @@ class Network:
                 check=False,
             )
 
+    def delayed(self, name: str) -> int:
+        """How often a packet had to wait, since `slow_down`, in either direction of a link."""
+        total = 0
+        for node, device in self._ends(name, BOTH):
+            words = ("tc", "-json", "-statistics", "qdisc", "show", "dev", device)
+            total += sum(each["overlimits"] for each in json.loads(self._run(node, *words)))
+        return total
+
     def close(self) -> None:
         """Remove all of it, once no process is left on the nodes."""
         for keeper in self.keepers.values():
-            assert keeper.stdin is not None
-            keeper.stdin.close()
-            keeper.wait()
+            keeper.communicate()
         self.keepers.clear()
 
     def _shape(self, name: str, directions: tuple[Direction, ...], *words: str) -> None:
@@ -90,28 +100,34 @@ class Network:
 
     def _ends(self, name: str, directions: tuple[Direction, ...]) -> list[tuple[str, str]]:
         """The sending ends of a node's link, as a node and its interface."""
-        ends = {TO: (self._switch, name), FROM: (name, INTERFACE)}
+        ends = {TO: (self._head, name), FROM: (name, INTERFACE)}
         return [ends[direction] for direction in directions]
 
-    def _run(self, name: str, *words: str) -> None:
-        done = subprocess.run([*self.enter(name), *words], capture_output=True, text=True)
+    def _run(self, name: str, *words: str) -> str:
+        done = subprocess.run(
+            [*self.enter(name), *words], capture_output=True, text=True, check=False
+        )
         if done.returncode:
-            raise NoNamespaces(f"{' '.join(words)} fails here: {done.stderr.strip()}")
+            raise NoNetwork(f"'{' '.join(words)}' failed: {done.stderr.strip()}")
+        return done.stdout
 
 
 def _keep_namespace() -> "subprocess.Popen[bytes]":
-    """A process in a new network namespace, which ends when its input is closed."""
-    try:
-        keeper = subprocess.Popen(
-            ["unshare", "--net", "sh", "-c", "echo; exec cat"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        raise NoNamespaces("needs util-linux") from error
+    """A process in a new network namespace; it ends when its input is closed."""
+    needed = [program for program in PROGRAMS if shutil.which(program) is None]
+    if needed:
+        raise NoNetwork(f"a network of this laboratory needs {', '.join(needed)} on this machine")
+    keeper = subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", "echo ready; exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        # Ctrl-C is for this process, which closes the network when the nodes have ended.
+        start_new_session=True,
+    )
     assert keeper.stdout is not None
-    if not keeper.stdout.readline():
-        raise NoNamespaces("")
+    said = keeper.stdout.readline().decode().strip()
+    if said != "ready":
+        keeper.wait()
+        raise NoNetwork(f"this user cannot make network namespaces ({said}): run it as root")
     return keeper

@@ -207,16 +207,18 @@ class Laboratory:
 
 
 @contextlib.contextmanager
-def laboratory() -> Iterator[Laboratory]:
+def laboratory(network: Network | None = None) -> Iterator[Laboratory]:
     """A head without workers; at the end, everything that was started is killed."""
     # In /tmp, because the paths of sockets must be short.
     with tempfile.TemporaryDirectory(prefix="lab-", dir="/tmp", ignore_cleanup_errors=True) as path:
-        lab = Laboratory(Path(path))
+        lab = Laboratory(Path(path), network=network)
         try:
             lab.start_head()
             yield lab
         finally:
             lab.kill()
+            if network is not None:
+                network.close()
 
 
 def wait_until(true: Callable[[], object], what: str, seconds: float = DEADLINE_SECONDS) -> None:
