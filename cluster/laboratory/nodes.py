@@ -84,13 +84,13 @@ class Laboratory:
             self.end(node)
         self.add(count - len(self.nodes))
 
-    def add(self, count: int) -> None:
-        """Add nodes."""
+    def add(self, count: int, cpus: int = 1) -> None:
+        """Add nodes with so many CPUs each."""
         numbers = range(self._numbered + 2, self._numbered + count + 2)
         self._numbered += count
         subnet = "127.0.0" if self.network is None else SUBNET
         new = [Node(f"node-{number}", f"{subnet}.{number}") for number in numbers]
-        joining = (f"--address={self.address}", "--num-cpus=1")
+        joining = (f"--address={self.address}", f"--num-cpus={cpus}")
         for node in new:
             if self.network is not None:
                 self.network.add(node.name, node.host)
