@@ -181,8 +181,8 @@ def _answer(ref: Any) -> Future[Any]:
             answer.set_result(source.result())
         else:
             of_memory = isinstance(error, OutOfMemoryError)
-            node_answers = of_memory or _only_process_died(error)
-            lost = AgentLost(_in_words(error), of_memory=of_memory, node_answers=node_answers)
+            answers = of_memory or _node_answers(error)
+            lost = AgentLost(_in_words(error), of_memory=of_memory, node_answers=answers)
             lost.__cause__ = error
             answer.set_exception(lost)
 
@@ -196,11 +196,14 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, ActorUnavailableError):
         return "its agent is out of reach"
     if isinstance(error, ActorDiedError):
-        return "its agent's process died" if _only_process_died(error) else "its node died"
+        return "its agent's process died" if _node_answers(error) else "its node died"
     return reason(error)
 
 
-def _only_process_died(error: BaseException) -> bool:
-    from ray.exceptions import ActorDiedError
+def _node_answers(error: BaseException) -> bool:
+    """Whether only an actor's process is gone; its connection was closed by its node then."""
+    from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-    return isinstance(error, ActorDiedError) and "node has died" not in str(error)
+    if isinstance(error, ActorDiedError):
+        return "node has died" not in str(error)
+    return isinstance(error, ActorUnavailableError)

@@ -17,8 +17,8 @@ LOST_SECONDS = 10.0
 class AgentLost(RuntimeError):
     """The agent cannot be reached: its process, its node or the network has failed.
 
-    `of_memory` is true if it was ended because its node ran out of memory, and `node_answers` if it
-    is known that only the process has failed.
+    `of_memory` is true if it was ended because its node ran out of memory, and `node_answers` if
+    only the process has failed.
     """
 
     def __init__(
@@ -195,6 +195,12 @@ def look_at(members: Iterable[Member], seconds: float) -> None:
         time.sleep(seconds)
     for member in members:
         member.look()
+    silent = {member.node for member in members if not member.node_answers}
+    for member in members:
+        if member.node in silent and member.answers:
+            # Its own time is not up yet; but nobody should wait for its answer to another call.
+            member.lost = member.lost or "its node does not answer"
+            member.answers = member.node_answers = False
 
 
 def ask_all(futures: Sequence[Future[T]], seconds: float) -> list[T | None]:

@@ -23,9 +23,9 @@ def done(result: T) -> Future[T]:
 
 @dataclass
 class Node:
-    """A node with room for one agent."""
+    """A node with room for so many agents."""
 
-    taken: bool = False
+    room: int = 1
     frozen: bool = False
     died: AgentLost | None = None
 
@@ -65,11 +65,12 @@ class Agent:
 
     def close(self) -> Future[None]:
         assert self.node is not None, "an agent that has not started would not answer"
+        assert not self.nodes[self.node].frozen, "nor would one on a frozen node"
         return done(None)
 
     def dismiss(self) -> None:
         if self.node is not None:
-            self.nodes[self.node].taken = False
+            self.nodes[self.node].room += 1
 
 
 @dataclass
@@ -86,8 +87,8 @@ class Cluster:
 
     def _take(self, avoid: frozenset[str]) -> str | None:
         for name, node in self.nodes.items():
-            if not node.taken and name not in avoid:
-                node.taken = True
+            if node.room and name not in avoid:
+                node.room -= 1
                 return name
         return None
 
@@ -139,6 +140,22 @@ def test_a_silent_node_gets_no_agent_until_it_answers() -> None:
     assert [member.node for member in roster.assemble(thaw)] == ["a", "b"]
     assert looks[:3] == [1, 1, 1], "nothing was placed on it"
     assert cluster.requests == [frozenset(), {"b"}, frozenset()]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_all_workers_of_a_silent_node_are_lost_with_the_first() -> None:
+    cluster = Cluster({"a": Node(room=2), "b": Node(room=2)})
+    roster = Roster(cluster, [2], 60.0, say=lambda sentence: None)
+    assert [member.node for member in roster.assemble(lambda: None)] == ["a", "a"]
+    cluster.nodes["a"].frozen = True
+    look_at(roster.members, 0.0)  # Take what has been answered before.
+    roster.members[1].answered += 1000.0  # Then this one's time is not up.
+    lose(roster, "a")
+    assert [member.lost for member in roster.members] == [
+        "no answer for 0 s",
+        "its node does not answer",
+    ]
+    assert [member.node for member in roster.assemble(lambda: None)] == ["b", "b"]
 
 
 @pytest.mark.usefixtures("impatient")
