@@ -1,9 +1,7 @@
 """Saves on a real small file system that is full, read-only, gone or stuck for a while."""
 
-import contextlib
 import errno
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,62 +13,15 @@ from cluster.checkpoint.async_saver import Saver, Unsaved
 from cluster.checkpoint.retention import KeepPolicy
 from cluster.resilience.lease import Lease
 from tests.cluster.checkpoint.fragments import holds, last_good, make_states, replicated
+from tests.cluster.disk import Disk, mounted
 
 PATIENCE = 60.0  # Seconds until a test that would hang fails instead.
 
 
-def run(*words: str | Path) -> None:
-    subprocess.run(words, check=True, timeout=PATIENCE)
-
-
-@dataclass
-class Disk:
-    """An ext4 of 16 MB in a file."""
-
-    image: Path
-    folder: Path
-
-    @property
-    def ballast(self) -> Path:
-        return self.folder / "ballast"
-
-    def mount(self) -> None:
-        run("mount", "-o", "loop", self.image, self.folder)
-
-    def fill(self) -> None:
-        with self.ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-
-    def empty(self) -> None:
-        self.ballast.unlink()
-
-    def forbid(self) -> None:
-        run("mount", "-o", "remount,ro", self.folder)
-
-    def permit(self) -> None:
-        run("mount", "-o", "remount,rw", self.folder)
-
-    def detach(self) -> None:
-        run("umount", "--lazy", self.folder)
-
-    def freeze(self) -> None:
-        run("fsfreeze", "--freeze", self.folder)
-
-    def thaw(self) -> None:
-        run("fsfreeze", "--unfreeze", self.folder)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    disk = Disk(tmp_path / "image", tmp_path / "mounted")
-    disk.folder.mkdir()
-    with disk.image.open("wb") as file:
-        file.truncate(16 << 20)
-    run("mkfs.ext4", "-q", disk.image)
-    disk.mount()
-    yield disk
-    subprocess.run(["umount", "--lazy", disk.folder], check=False)
+    with mounted(tmp_path, megabytes=16) as disk:
+        yield disk
 
 
 @dataclass
