@@ -25,14 +25,13 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from cluster import durable, group
 from cluster.checkpoint.store import sweep, unused_name
-from cluster.workers.current import Final
+from cluster.workers.current import Final, worker
 
 WATCH_SECONDS = 10.0
 _NAME = re.compile(r"generation-(\d+)")
@@ -99,12 +98,16 @@ class Lease:
             shutil.rmtree(partial, ignore_errors=True)
         durable.sync_folder(self.folder)
 
-    def watch(self, stop: Callable[[Superseded], None], every: float = WATCH_SECONDS) -> None:
-        """Check the lease in a thread, and call `stop` once it is lost.
+    def watch(self, every: float = WATCH_SECONDS) -> None:
+        """Check the lease in a thread, and end this worker's process once it is lost.
 
         An attempt need not get to its next save: its steps are long, or it waits for workers that
-        are gone. Until then its GPUs would be taken, and it would train for nothing.
+        are gone. Until then its GPUs would be taken, and it would train for nothing. Outside a
+        child of an agent, nothing is done.
         """
+        give_up = worker().give_up
+        if give_up is None:
+            return
 
         def check_on_and_on() -> None:
             while True:
@@ -112,7 +115,7 @@ class Lease:
                 try:
                     self.check()
                 except Superseded as superseded:
-                    stop(superseded)
+                    give_up(superseded)
                     return
                 except OSError as error:
                     # Storage that cannot be read is the next save's to tell.

@@ -58,8 +58,7 @@ class Run:
         order = job.order()
         plan = Plan.of(recipe, order)
         lease = Lease.take(job.directory / CHECKPOINTS)
-        if (give_up := current.worker().give_up) is not None:
-            lease.watch(give_up)
+        lease.watch()
         event_log = EventLog(job.directory, active=group.rank() == 0, generation=lease.generation)
         pace = Pace(job, clock)
         engine = build_engine(job, batch_layout, pace)

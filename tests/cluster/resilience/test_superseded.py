@@ -9,15 +9,15 @@ import pytest
 from cluster.resilience.conductor import Conductor, GroupFailed
 from cluster.resilience.incidents import Incident
 from cluster.resilience.lease import Lease
-from cluster.workers.current import worker
+from cluster.workers import current
+from cluster.workers.beacon import Beacon
+from cluster.workers.current import CurrentWorker
 from tests.cluster.resilience.local_agents import LocalPlacer, job
 
 
 def hang(folder: Path) -> None:
     lease = Lease.take(folder)
-    give_up = worker().give_up
-    assert give_up is not None
-    lease.watch(give_up, every=0.1)
+    lease.watch(every=0.1)
     (folder.parent / "waits").touch()
     threading.Event().wait()
 
@@ -51,7 +51,9 @@ def test_storage_that_is_away_ends_no_attempt(tmp_path: Path) -> None:
     root.rename(tmp_path / "unmounted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Lease, "check", counted)
-        lease.watch(lambda superseded: told.set(), every=0.01)
+        here = CurrentWorker(Beacon.on(None), give_up=lambda superseded: told.set())
+        patch.setattr(current, "_worker", here)
+        lease.watch(every=0.01)
         while len(checks) < 3:
             time.sleep(0.01)
         assert not told.is_set()
