@@ -15,8 +15,9 @@ from typing import Literal
 SUBNET = "10.0.0"
 HEAD_HOST = f"{SUBNET}.1"
 BRIDGE, INTERFACE = "bridge", "eth0"
-TO, FROM = "to", "from"
 Direction = Literal["to", "from"]
+TO: Direction = "to"
+FROM: Direction = "from"
 BOTH: tuple[Direction, ...] = (TO, FROM)
 LONGEST_QUEUE_SECONDS = 5
 PROGRAMS = ("unshare", "nsenter", "ip", "tc")

@@ -92,7 +92,7 @@ class Laboratory:
         new = [Node(f"node-{number}", f"{subnet}.{number}") for number in numbers]
         joining = (f"--address={self.address}", f"--num-cpus={cpus}")
         for node in new:
-            if self.network is not None:
+            if self.network is not None and node.host is not None:
                 self.network.add(node.name, node.host)
         starting = [self._start(node, *joining, f"--node-ip-address={node.host}") for node in new]
         for node, process in zip(new, starting, strict=True):

@@ -77,20 +77,24 @@ class Agent:
 class Cluster:
     """Like Ray: an agent is placed on any node with room that its request does not exclude."""
 
-    nodes: dict[str, Node]
+    machines: dict[str, Node]
     requests: list[frozenset[str]] = field(default_factory=list)
     probes: dict[str, Future[None]] = field(default_factory=dict)
 
     def place(self, count: int, avoid: frozenset[str]) -> Sequence[Agent]:
         self.requests.append(avoid)
-        return [Agent(self._take(avoid), self.nodes) for _ in range(count)]
+        return [Agent(self._take(avoid), self.machines) for _ in range(count)]
 
     def _take(self, avoid: frozenset[str]) -> str | None:
-        for name, node in self.nodes.items():
+        for name, node in self.machines.items():
             if node.room and name not in avoid:
                 node.room -= 1
                 return name
         return None
+
+    @property
+    def nodes(self) -> int:
+        return len(self.machines)
 
     def probe(self, node: str) -> Future[None]:
         assert node not in self.probes, "one probe is enough"
@@ -127,14 +131,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_silent_node_gets_no_agent_until_it_answers() -> None:
     cluster = Cluster({"a": Node(), "b": Node()})
     roster = assembled(cluster)
-    cluster.nodes["b"].frozen = True
+    cluster.machines["b"].frozen = True
     lose(roster, "b")
     looks: list[int] = []
 
     def thaw() -> None:
         looks.append(len(roster.present()))
         if len(looks) == 3:
-            cluster.nodes["b"].frozen = False
+            cluster.machines["b"].frozen = False
             cluster.probes["b"].set_result(None)
 
     assert [member.node for member in roster.assemble(thaw)] == ["a", "b"]
@@ -147,7 +151,7 @@ def test_all_workers_of_a_silent_node_are_lost_with_the_first() -> None:
     cluster = Cluster({"a": Node(room=2), "b": Node(room=2)})
     roster = Roster(cluster, [2], 60.0, say=lambda sentence: None)
     assert [member.node for member in roster.assemble(lambda: None)] == ["a", "a"]
-    cluster.nodes["a"].frozen = True
+    cluster.machines["a"].frozen = True
     look_at(roster.members, 0.0)  # Take what has been answered before.
     roster.members[1].answered += 1000.0  # Then this one's time is not up.
     lose(roster, "a")
@@ -162,7 +166,7 @@ def test_all_workers_of_a_silent_node_are_lost_with_the_first() -> None:
 def test_another_node_takes_the_place_of_a_silent_one() -> None:
     cluster = Cluster({"a": Node(), "b": Node(), "c": Node()})
     roster = assembled(cluster)
-    cluster.nodes["b"].frozen = True
+    cluster.machines["b"].frozen = True
     lose(roster, "b")
     assert [member.node for member in roster.assemble(lambda: None)] == ["a", "c"]
     cluster.probes["b"].set_exception(AgentLost("its node died"))
@@ -172,8 +176,8 @@ def test_another_node_takes_the_place_of_a_silent_one() -> None:
 def test_a_node_whose_agent_alone_has_died_gets_the_next_one() -> None:
     cluster = Cluster({"a": Node(), "b": Node()})
     roster = assembled(cluster)
-    cluster.nodes["b"].died = AgentLost("its agent's process died", node_answers=True)
+    cluster.machines["b"].died = AgentLost("its agent's process died", node_answers=True)
     lose(roster, "b")
-    cluster.nodes["b"].died = None
+    cluster.machines["b"].died = None
     assert [member.node for member in roster.assemble(lambda: None)] == ["a", "b"]
     assert cluster.probes == {}
