@@ -1,4 +1,4 @@
-"""Links of a real Ray cluster that are cut for good, cut for seconds, and slow."""
+"""Ray nodes with addresses and links of their own: slow, cut for seconds, cut for good."""
 
 import time
 from collections.abc import Iterator
@@ -72,3 +72,15 @@ def test_a_node_that_is_cut_off_is_done_without_and_stops_by_itself(
     check_steps(training, every=10)
     sizes = [size for _, size in training.steps()]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_workers_are_placed_on_one_node_if_they_fit(lab: Laboratory, tmp_path: Path) -> None:
+    lab.have(2)
+    lab.add(1, cpus=2)
+    large = lab.nodes[-1]
+    training = Training.start(lab, tmp_path, LONG)
+    training.wait_for_step(5)
+    assert lab.at_work() == [large]
+    assert len(lab.agents(large.name)) == 2
+    training.finish()
+    lab.end(large)

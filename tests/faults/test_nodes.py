@@ -175,19 +175,6 @@ def test_a_node_that_joins_is_taken_in(lab: Laboratory, tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_workers_are_placed_on_one_node_if_they_fit(lab: Laboratory, tmp_path: Path) -> None:
-    lab.have(2)
-    lab.add(1, cpus=2)
-    large = lab.nodes[-1]
-    training = Training.start(lab, tmp_path, LONG)
-    training.wait_for_step(5)
-    assert lab.at_work() == [large]
-    assert len(lab.agents(large.name)) == 2
-    training.finish()
-    lab.end(large)
-
-
-@pytest.mark.soak
 def test_a_node_that_is_missing_is_waited_for(lab: Laboratory, tmp_path: Path) -> None:
     lab.have(2)
     training = Training.start(lab, tmp_path, LONG)
