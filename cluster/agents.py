@@ -34,8 +34,8 @@ class PlacedAgent(Agent):
             pid=os.getpid(),
             devices=",".join(context.get_accelerator_ids().get("GPU", [])),
         )
-        super().__init__(site, preparation, keep_spare=keep_spare)
         self._head = context.gcs_address
+        super().__init__(site, preparation, keep_spare=keep_spare)
 
     def is_cut_off(self) -> bool:
         try:

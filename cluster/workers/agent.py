@@ -19,6 +19,10 @@ SILENCE_SECONDS = 30.0
 """An agent that gets no call for so long ends its child: another group may be training by then."""
 
 
+CUT_OFF_SECONDS = 10.0
+"""How often a silent agent looks whether it can still reach the cluster."""
+
+
 class Agent:
     """The agent of one worker.
 
@@ -159,3 +163,4 @@ class Agent:
                 self._end_child()
                 if self.is_cut_off():
                     os._exit(1)  # The kernel ends the spare.
+                self._closed.wait(CUT_OFF_SECONDS)

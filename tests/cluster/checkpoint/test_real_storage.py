@@ -67,6 +67,8 @@ def test_a_save_is_given_up_and_the_last_good_one_stays(
     [lost] = saves.lost
     assert (lost.step, lost.tries) == (2, 2)
     assert os.strerror(number) in lost.reason
+    if begin is Disk.detach:
+        assert list(disk.folder.iterdir()) == [], "nothing is made on the disk below"
     end(disk)
     found = last_good(saves.root)
     assert found.step == 1
