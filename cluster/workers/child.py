@@ -143,8 +143,8 @@ def _set_environment(order: Order) -> None:
     if order.use_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = order.devices
     # Gloo would take the address of the machine's name, which is 127.0.1.1 in Debian's /etc/hosts.
-    if (interface := _interface_of(order.host)) is not None:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    if (own := _interface_of(order.host)) is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", own)
 
 
 def _interface_of(host: str) -> str | None:

@@ -1,6 +1,7 @@
 """A small file system of a test's own, which can be full, read-only, gone or stuck."""
 
 import contextlib
+import errno
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,9 +29,12 @@ class Disk:
         run("mount", "-o", "loop", self.image, self.folder)
 
     def fill(self) -> None:
-        with self.ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
+        with self.ballast.open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
 
     def empty(self) -> None:
         self.ballast.unlink()

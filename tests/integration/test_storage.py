@@ -66,9 +66,6 @@ def test_a_run_outlasts_its_storage(start: Start, disk: Disk) -> None:
     for name in ("fill", "detach"):
         began, ended = outages[name]
         assert any(began < point["time"] < ended for point in points), "training went on"
-        assert not any(
-            began + 1.0 < line["time"] < ended for line in lines if line["kind"] == "checkpoint"
-        ), "and the storage took nothing"
     [checkpoints] = job.run_dir.glob("stages/pretrain/*/checkpoints")
     found = latest_good(checkpoints).found
     assert found is not None
