@@ -2,10 +2,13 @@
 
 import contextlib
 import errno
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 SECONDS = 60.0
 
@@ -29,12 +32,10 @@ class Disk:
         run("mount", "-o", "loop", self.image, self.folder)
 
     def fill(self) -> None:
-        with self.ballast.open("wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
+        full = pytest.raises(OSError, match=os.strerror(errno.ENOSPC))
+        with self.ballast.open("wb", buffering=0) as file, full:
+            while True:
+                file.write(bytes(4096))
 
     def empty(self) -> None:
         self.ballast.unlink()
