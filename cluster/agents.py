@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from cluster.placement import Placement
+from cluster.placement import ClusterError, Placement, check_answers, fewest_nodes
 from cluster.ray_start import reason
 from cluster.resilience.crew import AgentLost
 from cluster.workers.agent import Agent
 from cluster.workers.messages import Order, Site, Status
 
 LEAVING_SECONDS = 1.0
+NODE_ID = "ray.io/node-id"
+"""The label that Ray gives every node."""
+TOLD_TO_GO = {1, 3, 4}
+"""In Ray's NodeDeathInfo: EXPECTED_TERMINATION, AUTOSCALER_DRAIN_PREEMPTED and _IDLE."""
 CALLS = 8
 """Calls that an agent answers at the same time: `status` blocks while others are served."""
 
@@ -30,24 +34,36 @@ class PlacedAgent(Agent):
             pid=os.getpid(),
             devices=",".join(context.get_accelerator_ids().get("GPU", [])),
         )
+        self._head = context.gcs_address
         super().__init__(site, preparation, keep_spare=keep_spare)
+
+    def is_cut_off(self) -> bool:
+        try:
+            check_answers(self._head)
+        except ClusterError:
+            return True
+        return False
 
 
 class RayAgent:
     """The conductor's handle on an agent's actor, which may still be waiting for resources."""
 
-    def __init__(self, placement: Placement, preparation: bytes, avoid: frozenset[str]) -> None:
+    def __init__(
+        self, placement: Placement, preparation: bytes, avoid: frozenset[str], node: str | None
+    ) -> None:
+        """Request an agent on `node` if it still has room then, or else on any not in `avoid`."""
         import ray
 
         resources = placement.worker_resources
-        elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"} if avoid else None
+        anywhere = {NODE_ID: f"!in({','.join(sorted(avoid))})"} if avoid else {}
         self._actor = (
             ray.remote(PlacedAgent)
             .options(
                 num_cpus=resources["CPU"],
                 num_gpus=resources.get("GPU", 0),
                 max_concurrency=CALLS,
-                label_selector=elsewhere,
+                label_selector=anywhere if node is None else {NODE_ID: node},
+                fallback_strategy=None if node is None else [{"label_selector": anywhere}],
             )
             .remote(preparation, keep_spare=placement.warm_spare)
         )
@@ -91,7 +107,26 @@ class RayPlacer:
         self._looked = float("-inf")
 
     def place(self, count: int, avoid: frozenset[str]) -> Sequence[RayAgent]:
-        return [RayAgent(self._placement, self._preparation, avoid) for _ in range(count)]
+        import ray
+        from ray._private.state import available_resources_per_node
+
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - avoid
+        free = {
+            node: resources
+            for node, resources in available_resources_per_node().items()
+            if node in alive
+        }
+        nodes: list[str | None] = [*fewest_nodes(free, self._placement.worker_resources, count)]
+        nodes += [None] * (count - len(nodes))
+        return [RayAgent(self._placement, self._preparation, avoid, node) for node in nodes]
+
+    def probe(self, node: str) -> Future[None]:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        task = ray.remote(num_cpus=0, max_retries=-1)(_do_nothing)
+        return _answer(task.options(scheduling_strategy=there).remote())
 
     def leaving(self) -> frozenset[str]:
         import ray
@@ -112,6 +147,12 @@ class RayPlacer:
             for node in ray.nodes()
         )
 
+    def told_to_go(self, node: str) -> bool:
+        import ray
+
+        reasons = {each["NodeID"]: each.get("DeathReason") for each in ray.nodes()}
+        return reasons.get(node) in TOLD_TO_GO
+
     def room(self) -> str:
         import ray
 
@@ -122,6 +163,10 @@ class RayPlacer:
             for name in self._placement.worker_resources
         )
         return f"the cluster has {nodes} nodes, {has}"
+
+
+def _do_nothing() -> None:
+    """What a probe runs."""
 
 
 def _answer(ref: Any) -> Future[Any]:
@@ -135,7 +180,9 @@ def _answer(ref: Any) -> Future[Any]:
         if error is None:
             answer.set_result(source.result())
         else:
-            lost = AgentLost(_in_words(error), of_memory=isinstance(error, OutOfMemoryError))
+            of_memory = isinstance(error, OutOfMemoryError)
+            answers = of_memory or _node_answers(error)
+            lost = AgentLost(_in_words(error), of_memory=of_memory, node_answers=answers)
             lost.__cause__ = error
             answer.set_exception(lost)
 
@@ -149,5 +196,14 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, ActorUnavailableError):
         return "its agent is out of reach"
     if isinstance(error, ActorDiedError):
-        return "its node died" if "node has died" in str(error) else "its agent's process died"
+        return "its agent's process died" if _node_answers(error) else "its node died"
     return reason(error)
+
+
+def _node_answers(error: BaseException) -> bool:
+    """Whether only an actor's process is gone; its connection was closed by its node then."""
+    from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+    if isinstance(error, ActorDiedError):
+        return "node has died" not in str(error)
+    return isinstance(error, ActorUnavailableError)

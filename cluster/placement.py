@@ -3,6 +3,7 @@
 import ctypes
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,34 @@ class Placement:
             # Images travel through the page cache, not through Ray's object store.
             "object_store_memory": 128 << 20,
         }
+
+
+def fewest_nodes(
+    free: Mapping[str, Mapping[str, float]], need: Mapping[str, float], count: int
+) -> list[str]:
+    """The nodes for up to `count` workers, so that they are on as few nodes as possible.
+
+    The largest nodes are filled first. The last node is the smallest that has room for the rest,
+    which leaves large nodes whole, and fills up those that are partly in use.
+
+    Args:
+        free: Free resources by node.
+        need: What one worker needs.
+        count: How many workers are to be placed.
+
+    Returns:
+        A node for every worker that there is room for now.
+    """
+    room = {
+        node: int(min(resources.get(name, 0.0) // amount for name, amount in need.items()))
+        for node, resources in free.items()
+    }
+    chosen: list[str] = []
+    while (left := count - len(chosen)) and any(room.values()):
+        fits = [node for node, places in room.items() if places >= left]
+        node = min(fits, key=room.__getitem__) if fits else max(room, key=room.__getitem__)
+        chosen += [node] * min(left, room.pop(node))
+    return chosen
 
 
 def worker_device(*, use_gpu: bool) -> "torch.device":

@@ -145,9 +145,12 @@ def _kind_of(error: Exception) -> type[CheckpointError | Superseded]:
 
 def _prepare(root: Path, name: str, lease: Lease | None) -> str:
     """Create the folder to write into, and return its name."""
-    durable.make_folder(root)
     generation = None
-    if lease is not None:
+    if lease is None:
+        durable.make_folder(root)
+    else:
+        # Its folder exists. Where storage is unmounted, a new one would be on another disk, and
+        # what is written there would be lost once the storage is back.
         lease.check()
         generation = lease.generation
     try:

@@ -21,10 +21,13 @@ from pathlib import Path
 
 import psutil
 
+from cluster.laboratory.network import HEAD_HOST, SUBNET, Network
+
 LABORATORY, NODE = "CONVNEXTV2_LABORATORY", "CONVNEXTV2_NODE"
 RAYLET = "raylet/raylet"
 STARTED = "Ray runtime started"
 DEADLINE_SECONDS = 120.0
+LOOPBACK = "127.0.0.1"
 # The head has no CPU and so no workers: faults of the other nodes never hit the driver's node.
 HEAD = "head"
 
@@ -39,18 +42,22 @@ class Node:
 
 @dataclass
 class Laboratory:
-    """The cluster. `id` marks its processes, `folder` has Ray's files."""
+    """The cluster. `id` marks its processes, `folder` has Ray's files.
+
+    With a `network`, nodes are on it instead of on the loopback interface.
+    """
 
     folder: Path
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     nodes: list[Node] = field(default_factory=list)
     port: int = 0
+    network: Network | None = None
     sessions: dict[int, str] = field(default_factory=dict)
     _numbered: int = 0
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{LOOPBACK if self.network is None else HEAD_HOST}:{self.port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -61,10 +68,13 @@ class Laboratory:
 
     def start_head(self) -> None:
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((LOOPBACK, 0))
             self.port = probe.getsockname()[1]
-        own = ("--head", f"--port={self.port}", "--num-cpus=0")
-        head = Node(HEAD, None)
+        own: tuple[str, ...] = ("--head", f"--port={self.port}", "--num-cpus=0")
+        head = Node(HEAD, None if self.network is None else HEAD_HOST)
+        if self.network is not None:
+            self.network.add(HEAD, HEAD_HOST)
+            own += (f"--node-ip-address={HEAD_HOST}",)
         self._await_start(head, self._start(head, *own, "--include-dashboard=false"))
 
     def have(self, count: int) -> None:
@@ -74,12 +84,16 @@ class Laboratory:
             self.end(node)
         self.add(count - len(self.nodes))
 
-    def add(self, count: int) -> None:
-        """Add nodes."""
+    def add(self, count: int, cpus: int = 1) -> None:
+        """Add nodes with so many CPUs each."""
         numbers = range(self._numbered + 2, self._numbered + count + 2)
         self._numbered += count
-        new = [Node(f"node-{number}", f"127.0.0.{number}") for number in numbers]
-        joining = (f"--address={self.address}", "--num-cpus=1")
+        subnet = "127.0.0" if self.network is None else SUBNET
+        new = [Node(f"node-{number}", f"{subnet}.{number}") for number in numbers]
+        joining = (f"--address={self.address}", f"--num-cpus={cpus}")
+        for node in new:
+            if self.network is not None and node.host is not None:
+                self.network.add(node.name, node.host)
         starting = [self._start(node, *joining, f"--node-ip-address={node.host}") for node in new]
         for node, process in zip(new, starting, strict=True):
             self._await_start(node, process)
@@ -89,7 +103,9 @@ class Laboratory:
         """Start a driver of this cluster on the head's node, as `python -m ...`."""
         environment = self.environment | {NODE: "driver"}
         driver = subprocess.Popen(
-            [sys.executable, "-m", *words], env=environment, start_new_session=True
+            [*self._enter(HEAD), sys.executable, "-m", *words],
+            env=environment,
+            start_new_session=True,
         )
         self.sessions[driver.pid] = "driver"
         return driver
@@ -153,9 +169,10 @@ class Laboratory:
         few = ("--object-store-memory=80000000", "--disable-usage-stats", "--block")
         folder = f"--temp-dir={self.folder / node.name}"
         ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
+        ray = str(Path(sys.executable).with_name("ray"))
         with self._printed(node).open("w") as printed:
             starting = subprocess.Popen(
-                [Path(sys.executable).with_name("ray"), "start", *words, folder, *few, *ports],
+                [*self._enter(node.name), ray, "start", *words, folder, *few, *ports],
                 env=self.environment | {NODE: node.name},
                 stdout=printed,
                 stderr=subprocess.STDOUT,
@@ -163,6 +180,10 @@ class Laboratory:
             )
         self.sessions[starting.pid] = node.name
         return starting
+
+    def _enter(self, name: str) -> list[str]:
+        """The words before a command that make it run on a node's network."""
+        return [] if self.network is None else self.network.enter(name)
 
     def _await_start(self, node: Node, starting: subprocess.Popen[bytes]) -> None:
         printed = self._printed(node)
@@ -186,16 +207,18 @@ class Laboratory:
 
 
 @contextlib.contextmanager
-def laboratory() -> Iterator[Laboratory]:
+def laboratory(network: Network | None = None) -> Iterator[Laboratory]:
     """A head without workers; at the end, everything that was started is killed."""
     # In /tmp, because the paths of sockets must be short.
     with tempfile.TemporaryDirectory(prefix="lab-", dir="/tmp", ignore_cleanup_errors=True) as path:
-        lab = Laboratory(Path(path))
+        lab = Laboratory(Path(path), network=network)
         try:
             lab.start_head()
             yield lab
         finally:
             lab.kill()
+            if network is not None:
+                network.close()
 
 
 def wait_until(true: Callable[[], object], what: str, seconds: float = DEADLINE_SECONDS) -> None:

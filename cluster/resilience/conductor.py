@@ -11,7 +11,7 @@ works the same on Ray and, in tests, on threads.
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from cluster.resilience.crew import LOST_SECONDS, Member, Placer, ask_all, look_at
@@ -81,6 +81,7 @@ class Conductor:
             self.say,
             before.quarantine,
             before.members,
+            before.probes,
         )
         self._group: list[Member] = []
         self._generation = before.generation
@@ -233,6 +234,8 @@ class Conductor:
         Raises:
             GroupFailed: When the fault must not, or can no longer, be recovered from.
         """
+        if fault.cause == "node" and self.placer.told_to_go(fault.node):
+            fault = replace(fault, cause="preemption")
         self._recovery = Recovery.of(
             fault, self.stage, self._generation, self._statuses(), self._recovery
         )

@@ -17,12 +17,15 @@ LOST_SECONDS = 10.0
 class AgentLost(RuntimeError):
     """The agent cannot be reached: its process, its node or the network has failed.
 
-    `of_memory` is true if it was ended because its node ran out of memory.
+    `of_memory` is true if it was ended because its node ran out of memory, and `node_answers` if
+    only the process has failed.
     """
 
-    def __init__(self, message: str, *, of_memory: bool = False) -> None:
+    def __init__(
+        self, message: str, *, of_memory: bool = False, node_answers: bool = False
+    ) -> None:
         super().__init__(message)
-        self.of_memory = of_memory
+        self.of_memory, self.node_answers = of_memory, node_answers
 
 
 class RemoteAgent(Protocol):
@@ -55,6 +58,12 @@ class Placer(Protocol):
     def leaving(self) -> frozenset[str]:
         """Nodes that are about to go away: preempted or drained."""
 
+    def told_to_go(self, node: str) -> bool:
+        """Whether a node that is gone went in order: by SIGTERM, or because it was drained."""
+
+    def probe(self, node: str) -> Future[None]:
+        """Is done once the node answers, or with an error once the cluster gives it up."""
+
     def room(self) -> str:
         """The resources of the cluster, in words."""
 
@@ -64,16 +73,19 @@ class Member:
     """One worker, as its agent reports it.
 
     `lost` says in a line why it is no longer usable, and `trace` has the details; `answers` tells
-    whether its agent responds. `of_memory` is true if its node ended it for lack of memory.
+    whether its agent responds, and `node_answers` whether its node does. `of_memory` is true if its
+    node ended it for lack of memory. When it was requested, the nodes in `avoided` were excluded.
     """
 
     agent: RemoteAgent
+    avoided: frozenset[str] = frozenset()
     site: Site | None = None
     status: Status | None = None
     lost: str = ""
     trace: str = ""
     answers: bool = True
     of_memory: bool = False
+    node_answers: bool = True
     answered: float = field(default_factory=time.monotonic)
     arrived: float = 0.0
     _arriving: Future[Site] | None = None
@@ -160,13 +172,15 @@ class Member:
         if self._asking is None:
             self._asking = self.agent.status(self.status)
         elif time.monotonic() - self.answered > LOST_SECONDS:
-            self.lost, self.answers = f"no answer for {LOST_SECONDS:.0f} s", False
+            self.lost = f"no answer for {LOST_SECONDS:.0f} s"
+            self.answers = self.node_answers = False
             return None
         return self._asking
 
     def take_loss(self, error: AgentLost) -> None:
         """Note that the agent is lost."""
-        self.lost, self.answers, self.of_memory = str(error), False, error.of_memory
+        self.lost, self.answers = str(error), False
+        self.of_memory, self.node_answers = error.of_memory, error.node_answers
         self.trace = str(error.__cause__ or "")
 
 
@@ -181,6 +195,12 @@ def look_at(members: Iterable[Member], seconds: float) -> None:
         time.sleep(seconds)
     for member in members:
         member.look()
+    silent = {member.node for member in members if not member.node_answers}
+    for member in members:
+        if member.node in silent and member.answers:
+            # Its own time is not up yet; but nobody should wait for its answer to another call.
+            member.lost = member.lost or "its node does not answer"
+            member.answers = member.node_answers = False
 
 
 def ask_all(futures: Sequence[Future[T]], seconds: float) -> list[T | None]:

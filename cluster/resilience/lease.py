@@ -19,9 +19,11 @@ publishes it fails. If it created the folder later, the check of its lease that 
 """
 
 import json
+import logging
 import os
 import re
 import shutil
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +31,12 @@ from typing import Self
 
 from cluster import durable, group
 from cluster.checkpoint.store import sweep, unused_name
-from cluster.workers.current import Final
+from cluster.workers.current import Final, worker
 
+WATCH_SECONDS = 10.0
 _NAME = re.compile(r"generation-(\d+)")
+
+log = logging.getLogger(__name__)
 
 
 class Superseded(Final):
@@ -92,6 +97,31 @@ class Lease:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         durable.sync_folder(self.folder)
+
+    def watch(self, every: float = WATCH_SECONDS) -> None:
+        """Check the lease in a thread, and end this worker's process once it is lost.
+
+        An attempt need not get to its next save: its steps are long, or it waits for workers that
+        are gone. Until then its GPUs would be taken, and it would train for nothing. Outside a
+        child of an agent, nothing is done.
+        """
+        give_up = worker().give_up
+        if give_up is None:
+            return
+
+        def check_on_and_on() -> None:
+            while True:
+                time.sleep(every)
+                try:
+                    self.check()
+                except Superseded as superseded:
+                    give_up(superseded)
+                    return
+                except OSError as error:
+                    # Storage that cannot be read is the next save's to tell.
+                    log.debug("the lease in %s cannot be checked: %s", self.folder, error)
+
+        threading.Thread(target=check_on_and_on, name="lease", daemon=True).start()
 
 
 def _next_generation(folder: Path) -> int:

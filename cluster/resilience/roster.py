@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from cluster.resilience.crew import Member, Placer, ask_all, look_at
@@ -27,11 +28,13 @@ class Kept:
         quarantine: How often each node has failed.
         generation: The number of the newest group. It never falls, so that an agent's late report
             on a group of one job is not taken for one of the next.
+        probes: Of the nodes that did not answer.
     """
 
     members: list[Member] = field(default_factory=list)
     quarantine: Quarantine = field(default_factory=Quarantine)
     generation: int = 0
+    probes: dict[str, Future[None]] = field(default_factory=dict)
 
     def dismiss(self) -> None:
         """End the agents, and release their resources."""
@@ -50,6 +53,7 @@ class Roster:
         say: Called with sentences for the screen.
         quarantine: How often each node has failed.
         members: Agents that are there already; those that are too many are dismissed.
+        probes: Of the nodes that did not answer, which are avoided until they do.
     """
 
     placer: Placer
@@ -58,6 +62,7 @@ class Roster:
     say: Callable[[str], None]
     quarantine: Quarantine = field(default_factory=Quarantine)
     members: list[Member] = field(default_factory=list)
+    probes: dict[str, Future[None]] = field(default_factory=dict)
     _placed: float = float("-inf")
 
     def assemble(self, tick: Callable[[], None]) -> list[Member]:
@@ -92,7 +97,7 @@ class Roster:
         avoid = self._avoid()
         for member in self.members:
             if member.node in avoid:
-                member.lost = member.lost or "its node is leaving, or fails too often"
+                member.lost = member.lost or "its node is leaving, silent, or fails too often"
         here = [member for member in self.members if member.site is not None and not member.lost]
         return sorted(here, key=lambda member: (member.host, member.devices))
 
@@ -124,14 +129,23 @@ class Roster:
         return cleared + awaited
 
     def _replace_lost(self, group: Sequence[Member] = ()) -> None:
-        """Request replacements for lost agents, except for those of the group at work."""
-        lost = [member for member in self.members if member.lost and member not in group]
+        """Request replacements for lost agents, except for those of the group at work; and again
+        those that have not started, when other nodes are to be avoided than at their request.
+        """
+        self._probe_silent_nodes()
+        avoid = self._avoid()
+        lost = [
+            member
+            for member in self.members
+            if member not in group
+            and (member.lost or (member.site is None and member.avoided != avoid))
+        ]
         dismiss(lost)
         self.members = [member for member in self.members if member not in lost]
         missing = self.sizes[-1] - len(self.members)
         if missing > 0:
-            agents = self.placer.place(missing, self._avoid())
-            self.members += [Member(agent) for agent in agents]
+            agents = self.placer.place(missing, avoid)
+            self.members += [Member(agent, avoid) for agent in agents]
             self._placed = time.monotonic()
 
     def _dismiss_surplus(self) -> None:
@@ -142,12 +156,25 @@ class Roster:
         dismiss([*here, *awaited][size:])
         self.members = [*here, *awaited][:size]
 
+    def _probe_silent_nodes(self) -> None:
+        """Avoid the nodes of lost agents until they answer a probe: for about a minute, Ray takes a
+        node that is frozen or cut off for a healthy one with free CPUs.
+        """
+        for member in self.members:
+            if member.node and not member.node_answers and member.node not in self.probes:
+                self.probes[member.node] = self.placer.probe(member.node)
+        for node, probe in list(self.probes.items()):
+            if probe.done() and probe.exception() is None:
+                del self.probes[node]
+
     def _avoid(self) -> frozenset[str]:
-        return self.quarantine.nodes | self.placer.leaving()
+        return self.quarantine.nodes | self.placer.leaving() | self.probes.keys()
 
 
 def dismiss(members: Sequence[Member]) -> None:
     """End agents and their children, and release their resources."""
-    ask_all([member.agent.close() for member in members if member.answers], CLOSE_SECONDS)
+    # One that has not started cannot answer, and has no children.
+    started = [member for member in members if member.answers and member.site is not None]
+    ask_all([member.agent.close() for member in started], CLOSE_SECONDS)
     for member in members:
         member.agent.dismiss()

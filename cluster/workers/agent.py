@@ -4,6 +4,7 @@ It imports no PyTorch, so it starts within a second and a child cannot crash it.
 called from several threads.
 """
 
+import os
 import socket
 import threading
 import time
@@ -16,6 +17,10 @@ PATIENCE_SECONDS = 1.0
 """How long `status` waits for a change."""
 SILENCE_SECONDS = 30.0
 """An agent that gets no call for so long ends its child: another group may be training by then."""
+
+
+CUT_OFF_SECONDS = 10.0
+"""How often a silent agent looks whether it can still reach the cluster."""
 
 
 class Agent:
@@ -71,6 +76,10 @@ class Agent:
         if self._keep_spare and self._spare is None and beat.step > beat.began >= 0:
             self._have_spare()
         return status
+
+    def is_cut_off(self) -> bool:
+        """Whether the cluster is out of reach of this agent, which then must not stay."""
+        return False
 
     def request_stop(self) -> None:
         """Ask the child to save a checkpoint and exit after its next step."""
@@ -152,3 +161,6 @@ class Agent:
         while not self._closed.wait(PATIENCE_SECONDS):
             if time.monotonic() - self._asked > SILENCE_SECONDS:
                 self._end_child()
+                if self.is_cut_off():
+                    os._exit(1)  # The kernel ends the spare.
+                self._closed.wait(CUT_OFF_SECONDS)

@@ -76,17 +76,20 @@ class Page:
         self.descriptor = os.memfd_create("page")
         os.truncate(self.descriptor, SIZE)
         self._page = mmap.mmap(self.descriptor, SIZE)
+        self._whole: tuple[int, bytes, float, float, int, int, int, int, int] | None = None
 
     def read(self) -> Beat:
-        """The child's progress; may be half updated if the child was suspended during a write."""
+        """The child's progress; what it was before, while the child does not finish a write."""
         for _ in range(100):
-            first, phase, since, usual, step, passes, began, saved, last = _LAYOUT.unpack_from(
-                self._page
-            )
-            if first == last:
+            content = _LAYOUT.unpack_from(self._page)
+            if content[0] == content[-1] != 0:
+                self._whole = content
                 break
-        if not first:
+        # A write begins with zeros, and on a busy machine the child may be interrupted in it for
+        # longer than all these tries: since second 0, it would seem to hang.
+        if self._whole is None:
             return Beat()
+        _, phase, since, usual, step, passes, began, saved, _ = self._whole
         return Beat(
             phase=phase.rstrip(b"\0").decode(errors="replace"),
             seconds=max(0.0, time.monotonic() - since),

@@ -22,6 +22,8 @@ from datetime import timedelta
 from ipaddress import ip_address
 from typing import IO, TYPE_CHECKING
 
+import psutil
+
 from cluster.workers import current
 from cluster.workers.beacon import Beacon
 from cluster.workers.messages import Order
@@ -56,16 +58,7 @@ def main() -> None:
     except current.Stopped:
         ended = {"how": "stopped"}
     except BaseException as error:
-        text = f"{type(error).__name__}: {str(error).strip()}"
-        trace = traceback.format_exc()
-        ended = {
-            "how": "raised",
-            "error": text,
-            "trace": trace,
-            "of_group": _of_group(error),
-            "diverged": isinstance(error, current.Diverged),
-            "final": isinstance(error, current.Final),
-        }
+        ended = _raised(error)
     messages.write(json.dumps({"ended": ended}) + "\n")
     sys.stdout.flush()
     sys.stderr.flush()
@@ -83,7 +76,11 @@ def obey(order: Order, beacon: Beacon, messages: IO[str]) -> None:
     def tell(name: str) -> None:
         messages.write(json.dumps({"milestone": name, "seconds": time.monotonic() - began}) + "\n")
 
-    current.become(current.CurrentWorker(beacon, tell))
+    def give_up(error: BaseException) -> None:
+        messages.write(json.dumps({"ended": _raised(error)}) + "\n")
+        os._exit(1)
+
+    current.become(current.CurrentWorker(beacon, tell, give_up))
     beacon.enter("process group")
     _set_environment(order)
     import torch
@@ -145,6 +142,17 @@ def _set_environment(order: Order) -> None:
             os.environ.setdefault(interface, "lo")
     if order.use_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = order.devices
+    # Gloo would take the address of the machine's name, which is 127.0.1.1 in Debian's /etc/hosts.
+    if (own := _interface_of(order.host)) is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", own)
+
+
+def _interface_of(host: str) -> str | None:
+    """The network interface with this address."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == host for each in addresses):
+            return name
+    return None
 
 
 def _die_with(parent: int) -> None:
@@ -152,6 +160,18 @@ def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _raised(error: BaseException) -> dict[str, object]:
+    """The fields of `Ended` for an exception."""
+    return {
+        "how": "raised",
+        "error": f"{type(error).__name__}: {str(error).strip()}",
+        "trace": "".join(traceback.format_exception(error)),
+        "of_group": _of_group(error),
+        "diverged": isinstance(error, current.Diverged),
+        "final": isinstance(error, current.Final),
+    }
 
 
 def _of_group(error: BaseException) -> bool:

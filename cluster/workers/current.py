@@ -27,10 +27,19 @@ class Diverged(RuntimeError):
 
 
 class CurrentWorker:
-    """Reports progress through a page of shared memory, and milestones through messages."""
+    """Reports progress through a page of shared memory, and milestones through messages.
 
-    def __init__(self, beacon: Beacon, send: Callable[[str], None] = lambda name: None) -> None:
-        self.beacon = beacon
+    In a child, `give_up` reports an error and ends the process at once, from any thread, whatever
+    the training is waiting for.
+    """
+
+    def __init__(
+        self,
+        beacon: Beacon,
+        send: Callable[[str], None] = lambda name: None,
+        give_up: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.beacon, self.give_up = beacon, give_up
         self._send = send
         self._reached: set[str] = set()
 

@@ -13,6 +13,7 @@ class Order:
 
     Attributes:
         generation: Counts the groups of a driver; reports from older ones are ignored.
+        host: The address of this worker's node, for the other workers.
         address: `host:port` where rank 0 opens the group's store.
         devices: CUDA_VISIBLE_DEVICES of all workers on the node, or "" on CPUs. They see each
             other's GPUs, which NCCL needs for copies between them.
@@ -25,6 +26,7 @@ class Order:
     local_rank: int
     local_world_size: int
     node_rank: int
+    host: str
     address: str
     devices: str
     use_gpu: bool
@@ -47,6 +49,7 @@ class Order:
                     local_rank=sum(each.node == site.node for each in sites[:rank]),
                     local_world_size=len(beside),
                     node_rank=nodes.index(site.node),
+                    host=site.host,
                     address=f"{sites[0].host}:{port}",
                     devices=",".join(each.devices for each in beside),
                     use_gpu=use_gpu,

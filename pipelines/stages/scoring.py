@@ -28,6 +28,7 @@ class Scoring:
         From now on no older group of workers can publish a result in `directory`.
         """
         lease = Lease.take(directory)
+        lease.watch()
         event_log = EventLog(directory, active=group.rank() == 0, generation=lease.generation)
         event_log.write(Start(step=0, total=total, workers=group.world_size()))
         here = current.worker()

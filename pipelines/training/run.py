@@ -58,6 +58,7 @@ class Run:
         order = job.order()
         plan = Plan.of(recipe, order)
         lease = Lease.take(job.directory / CHECKPOINTS)
+        lease.watch()
         event_log = EventLog(job.directory, active=group.rank() == 0, generation=lease.generation)
         pace = Pace(job, clock)
         engine = build_engine(job, batch_layout, pace)

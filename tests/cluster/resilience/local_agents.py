@@ -87,6 +87,7 @@ class LocalPlacer:
     keep_spare: bool = False
     agents: list[LocalAgent] = field(default_factory=list)
     gone: set[str] = field(default_factory=set)
+    told: set[str] = field(default_factory=set)
     avoided: list[frozenset[str]] = field(default_factory=list)
 
     def place(self, count: int, avoid: frozenset[str]) -> Sequence[RemoteAgent]:
@@ -97,6 +98,12 @@ class LocalPlacer:
 
     def leaving(self) -> frozenset[str]:
         return frozenset(self.gone)
+
+    def told_to_go(self, node: str) -> bool:
+        return node in self.told
+
+    def probe(self, node: str) -> Future[None]:
+        return Future()
 
     def room(self) -> str:
         return f"the cluster has {self.nodes} nodes"
