@@ -64,6 +64,8 @@ class Zero12Partition(Partition):
         # for an optimizer that does not know `found_inf`.
         optimizer.check_grad_overflow = bool(optimizer.cpu_offload)
         optimizer.has_overflow = self._has_overflow
+        if not (optimizer.partition_gradients or optimizer.overlap_comm):
+            copy_back_together(optimizer)
 
     def _has_overflow(self, partition_gradients: bool = True) -> bool:
         skip, self._skip = self._skip, False
@@ -146,6 +148,20 @@ class Zero3Partition(Partition):
         if optimizer.persistent_parameters:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
         optimizer.invalidate_secondary_tensor()
+
+
+def copy_back_together(owner: Any) -> None:
+    """Have DeepSpeed's `owner` (of stage 0 its engine, of stage 1 its optimizer) copy a bucket of
+    reduced gradients back by one operation instead of one for every parameter.
+    """
+
+    def reduce(
+        gradients: list[Tensor], *arguments: Any, output_bucket: Any = None, **named: Any
+    ) -> None:
+        reduced = owner.allreduce_bucket(gradients, *arguments, **named)
+        torch._foreach_copy_(gradients, owner.unflatten(reduced, gradients))
+
+    owner.allreduce_and_copy = reduce
 
 
 def _squares(gradients: list[Tensor]) -> Tensor:
