@@ -18,7 +18,7 @@ from pipelines.doctor.gpu.correctness.syncs import syncs
 from pipelines.doctor.gpu.correctness.training import training
 from pipelines.doctor.gpu.correctness.zero import zero
 from pipelines.doctor.gpu.machine import machine
-from pipelines.doctor.gpu.parts import Outcome, Part, Row, Setting, run_part
+from pipelines.doctor.gpu.parts import Outcome, Part, Row, Setting, prepare, run_part
 from pipelines.doctor.gpu.speed.calibration import calibration
 from pipelines.doctor.gpu.speed.compilation import compilation
 from pipelines.doctor.gpu.speed.compiled import compiled_speed
@@ -85,6 +85,7 @@ def run_all(
 ) -> dict[str, Outcome]:
     """Run parts one after another, `seconds` in all; `keep` gets all outcomes after each row."""
     deadline = time.monotonic() + seconds
+    prepare()
     outcomes: dict[str, Outcome] = {}
     for number, part in enumerate(parts):
         limit = share(deadline - time.monotonic(), parts[number:])

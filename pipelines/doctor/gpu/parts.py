@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Literal
 
@@ -92,12 +93,24 @@ class _End:
     reason: str = ""
 
 
+def prepare() -> None:
+    """Import what parts are forked with, which may take long, before any part's time begins."""
+    process = _context().Process(target=time.monotonic, name="prepare")
+    process.start()
+    process.join()
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 def run_part(
     part: Part, setting: Setting, seconds: float, tell: Callable[[Row], None] = lambda row: None
 ) -> Outcome:
     """Run a part for at most `seconds`; `tell` is called with each row as it arrives."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = _context()
     receiver, sender = context.Pipe(duplex=False)
     begin = time.monotonic()
     setting = replace(setting, seconds=seconds)

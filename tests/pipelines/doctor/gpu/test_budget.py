@@ -24,6 +24,9 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def turn(self, seconds: float) -> None:
+        self.now += seconds
+
 
 def limits(
     monkeypatch: pytest.MonkeyPatch,
@@ -31,6 +34,7 @@ def limits(
     seconds: float,
     needs: Mapping[str, float],
     kill: float = 0.0,
+    imports: float = 0.0,
 ) -> tuple[dict[str, float], float]:
     """Run parts that need so many seconds (endless, if not named); their limits, and the sum."""
     clock, found = Clock(), dict[str, float]()
@@ -39,11 +43,12 @@ def limits(
         found[part.name] = limit
         need = needs.get(part.name, float("inf"))
         taken = need if need <= limit else limit + kill
-        clock.now += taken
+        clock.turn(taken)
         return Outcome("ok" if need <= limit else "cut", taken, [])
 
     monkeypatch.setattr(check, "time", clock)
     monkeypatch.setattr(check, "run_part", run)
+    monkeypatch.setattr(check, "prepare", lambda: clock.turn(imports))
     begin = clock.now
     check.run_all(parts, Setting(), seconds, lambda outcomes: None)
     return found, clock.now - begin
@@ -91,6 +96,12 @@ def test_no_part_is_starved_and_the_time_is_kept(
 def test_time_to_end_a_part_is_taken_from_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     _, total = limits(monkeypatch, check.PARTS, 300, {}, kill=KILL)
     assert total <= 300 + KILL + 1e-6, "only the last part's own end comes on top"
+
+
+def test_imports_are_shared_by_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, total = limits(monkeypatch, check.PARTS, 300, {}, imports=60)
+    assert found == pytest.approx({part.name: 0.8 * part.weight for part in check.PARTS})
+    assert total == pytest.approx(300)
 
 
 def test_the_documentation_has_every_part_and_its_share() -> None:
