@@ -4,7 +4,7 @@ Nothing of DeepSpeed is imported here; which insides these are is listed, and ch
 by `cluster.engine.deepspeed_insides`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +65,9 @@ class Zero12Partition(Partition):
         optimizer.check_grad_overflow = bool(optimizer.cpu_offload)
         optimizer.has_overflow = self._has_overflow
         if not (optimizer.partition_gradients or optimizer.overlap_comm):
-            copy_back_together(optimizer)
+            optimizer.allreduce_and_copy = reduce_together(
+                optimizer.allreduce_bucket, optimizer.unflatten
+            )
 
     def _has_overflow(self, partition_gradients: bool = True) -> bool:
         skip, self._skip = self._skip, False
@@ -150,18 +152,20 @@ class Zero3Partition(Partition):
         optimizer.invalidate_secondary_tensor()
 
 
-def copy_back_together(owner: Any) -> None:
-    """Have DeepSpeed's `owner` (of stage 0 its engine, of stage 1 its optimizer) copy a bucket of
-    reduced gradients back by one operation instead of one for every parameter.
+def reduce_together(
+    reduced: Callable[..., Tensor], unflatten: Callable[..., Sequence[Tensor]]
+) -> Callable[..., None]:
+    """DeepSpeed's `allreduce_and_copy` for a bucket of gradients, which copies them back by one
+    operation instead of one for every parameter.
     """
 
     def reduce(
         gradients: list[Tensor], *arguments: Any, output_bucket: Any = None, **named: Any
     ) -> None:
-        reduced = owner.allreduce_bucket(gradients, *arguments, **named)
-        torch._foreach_copy_(gradients, owner.unflatten(reduced, gradients))
+        flat = reduced(gradients, *arguments, **named)
+        torch._foreach_copy_(gradients, unflatten(flat, gradients))
 
-    owner.allreduce_and_copy = reduce
+    return reduce
 
 
 def _squares(gradients: list[Tensor]) -> Tensor:
