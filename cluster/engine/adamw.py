@@ -61,8 +61,9 @@ class LayerwiseAdamW(torch.optim.AdamW):
                 state = self.state[tensor]
                 parts = (tensor, tensor.grad, state["exp_avg"], state["exp_avg_sq"])
                 for begin, end, scale in self.stretches[tensor]:
+                    whole = end - begin == tensor.numel()
                     for column, part in zip(columns[scale], parts, strict=True):
-                        column.append(part.view(-1)[begin:end])
+                        column.append(part if whole else part.view(-1)[begin:end])
                     steps[scale].append(state["step"])
             for scale, (weights, gradients, first, second) in columns.items():
                 torch._fused_adamw_(

@@ -21,7 +21,7 @@ from cluster.engine.divergence import check_replicas
 from cluster.engine.outcome import Outcome, StepCounts
 from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import deepspeed_config
-from cluster.engine.zero_partitions import partition_of
+from cluster.engine.zero_partitions import partition_of, reduce_together
 from cluster.placement import give_back_freed_memory
 from cluster.workers import current
 
@@ -96,6 +96,10 @@ class DeepSpeedEngine:
             ),
         )
         self._partition = partition_of(module, self._optimizer)
+        if settings.zero.stage == 0:
+            self._engine.allreduce_and_copy = reduce_together(
+                self._engine.allreduce_bucket, self._engine.unflatten
+            )
         if isinstance(optimizer, LayerwiseAdamW):
             optimizer.stretches = self._partition.stretches(scales)
         if settings.cuda_graph:  # From here on DeepSpeed leaves parameters where they are.

@@ -25,12 +25,17 @@ INSIDES = {
     "DeepSpeedZeroOptimizer": Insides(
         (
             "optimizer",
+            "allreduce_and_copy",
+            "allreduce_bucket",
             "averaged_gradients",
             "bit16_groups",
             "check_grad_overflow",
             "cpu_offload",
             "has_overflow",
+            "overlap_comm",
+            "partition_gradients",
             "single_partition_of_fp32_groups",
+            "unflatten",
             "update_lp_params",
         ),
         (

@@ -4,7 +4,7 @@ Nothing of DeepSpeed is imported here; which insides these are is listed, and ch
 by `cluster.engine.deepspeed_insides`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,10 @@ class Zero12Partition(Partition):
         # for an optimizer that does not know `found_inf`.
         optimizer.check_grad_overflow = bool(optimizer.cpu_offload)
         optimizer.has_overflow = self._has_overflow
+        if not (optimizer.partition_gradients or optimizer.overlap_comm):
+            optimizer.allreduce_and_copy = reduce_together(
+                optimizer.allreduce_bucket, optimizer.unflatten
+            )
 
     def _has_overflow(self, partition_gradients: bool = True) -> bool:
         skip, self._skip = self._skip, False
@@ -146,6 +150,22 @@ class Zero3Partition(Partition):
         if optimizer.persistent_parameters:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
         optimizer.invalidate_secondary_tensor()
+
+
+def reduce_together(
+    reduced: Callable[..., Tensor], unflatten: Callable[..., Sequence[Tensor]]
+) -> Callable[..., None]:
+    """DeepSpeed's `allreduce_and_copy` for a bucket of gradients, which copies them back by one
+    operation instead of one for every parameter.
+    """
+
+    def reduce(
+        gradients: list[Tensor], *arguments: Any, output_bucket: Any = None, **named: Any
+    ) -> None:
+        flat = reduced(gradients, *arguments, **named)
+        torch._foreach_copy_(gradients, unflatten(flat, gradients))
+
+    return reduce
 
 
 def _squares(gradients: list[Tensor]) -> Tensor:

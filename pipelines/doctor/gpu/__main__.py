@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from pipelines.doctor.gpu.budget import share
 from pipelines.doctor.gpu.correctness.backends import backends
 from pipelines.doctor.gpu.correctness.graph import graph
 from pipelines.doctor.gpu.correctness.kernels import kernels
@@ -17,7 +18,7 @@ from pipelines.doctor.gpu.correctness.syncs import syncs
 from pipelines.doctor.gpu.correctness.training import training
 from pipelines.doctor.gpu.correctness.zero import zero
 from pipelines.doctor.gpu.machine import machine
-from pipelines.doctor.gpu.parts import Outcome, Part, Row, Setting, run_part
+from pipelines.doctor.gpu.parts import Outcome, Part, Row, Setting, prepare, run_part
 from pipelines.doctor.gpu.speed.calibration import calibration
 from pipelines.doctor.gpu.speed.compilation import compilation
 from pipelines.doctor.gpu.speed.compiled import compiled_speed
@@ -26,29 +27,29 @@ from pipelines.doctor.gpu.speed.profile import profile
 from pipelines.doctor.gpu.speed.steps import BATCHES, speed
 from pipelines.doctor.gpu.table import render, row_line
 
-# The most important first: if the time does not suffice, the last parts are not run. The parts
-# before `compiled` leave it at least a minute.
+SECONDS = 300.0
+# The most important first. The weights add up to SECONDS: each is how long its part can take if all
+# parts before it use up their time. What they do not use is added to it in proportion (`share`).
 PARTS = (
-    Part("machine", 60, machine),
-    Part("calibration", 15, calibration),
-    Part("compilation", 110, compilation),
-    Part("kernels", 45, kernels),
-    Part("loader", 15, loader),
-    Part("syncs", 25, syncs),
-    Part("compiled", 95, compiled_speed),
-    Part("speed", 120, speed),
-    Part("kernel-speed", 40, kernel_speed),
-    Part("profile", 30, profile),
-    Part("backends", 30, backends),
-    Part("zero", 60, zero),
-    Part("graph", 60, graph),
-    Part("training", 40, training),
+    Part("machine", 20, machine),
+    Part("calibration", 7, calibration),
+    Part("compilation", 38, compilation),
+    Part("kernels", 90, kernels),
+    Part("loader", 5, loader),
+    Part("syncs", 13, syncs),
+    Part("compiled", 32, compiled_speed),
+    Part("speed", 35, speed),
+    Part("kernel-speed", 8, kernel_speed),
+    Part("profile", 6, profile),
+    Part("backends", 8, backends),
+    Part("zero", 14, zero),
+    Part("graph", 14, graph),
+    Part("training", 10, training),
 )
 QUICK_SIZES = ("atto",)
 DRY_RUN_PATIENCE = 5
-SECONDS = 330.0
 LEAST_SECONDS = 2.0
-"""A part is not begun with less time left than this."""
+"""A part is not begun with a smaller share of the time than this."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # A dry run only proves that every part runs, so a slow CPU gets more time.
     patience = 1 if setting.on_gpu else DRY_RUN_PATIENCE
-    chosen = [replace(part, seconds=patience * part.seconds) for part in chosen]
     outcomes = run_all(chosen, setting, patience * options.seconds, keep)
     broken = [o.reason for o in outcomes.values() if o.verdict == "unusable"]
     if broken:
@@ -85,13 +85,15 @@ def run_all(
 ) -> dict[str, Outcome]:
     """Run parts one after another, `seconds` in all; `keep` gets all outcomes after each row."""
     deadline = time.monotonic() + seconds
+    prepare()
     outcomes: dict[str, Outcome] = {}
-    for part in parts:
-        left = min(part.seconds, deadline - time.monotonic())
-        if left < LEAST_SECONDS:
-            outcomes[part.name] = Outcome("cut", 0.0, [], f"the {seconds:.0f} s were over")
+    for number, part in enumerate(parts):
+        limit = share(deadline - time.monotonic(), parts[number:])
+        if limit < LEAST_SECONDS:
+            reason = f"its share of the {seconds:.0f} s is under {LEAST_SECONDS:.0f} s"
+            outcomes[part.name] = Outcome("cut", 0.0, [], reason)
             continue
-        print(f"== {part.name} ({left:.0f} s at most)", flush=True)
+        print(f"== {part.name} ({limit:.0f} s at most)", flush=True)
         told: list[Row] = []
 
         def tell(row: Row, name: str = part.name, told: list[Row] = told) -> None:
@@ -99,7 +101,7 @@ def run_all(
             print(row_line(row), flush=True)
             keep({**outcomes, name: Outcome("cut", 0.0, told, "it was still running")})
 
-        outcome = run_part(part, setting, left, tell)
+        outcome = run_part(part, setting, limit, tell)
         outcomes[part.name] = outcome
         print(f"   {outcome.verdict} {outcome.seconds:.1f} s {outcome.reason}", flush=True)
         keep(outcomes)

@@ -5,16 +5,23 @@ crashes the GPU's context or hangs in a library keeps the rows that it has measu
 """
 
 import multiprocessing
+import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from typing import Literal
 
 Verdict = Literal["ok", "fail", "cut", "skipped", "unusable"]
 PRELOADED = ["torch", "convnextv2.fcmae"]
 """Modules to import once, in the process from which those of the parts are forked."""
+DYING_SECONDS = 5.0
+"""How long to wait for a killed process: one that waits for a broken driver cannot be ended."""
 
 
 class Skipped(Exception):
@@ -34,12 +41,14 @@ class Setting:
         quick: Whether to use small shapes and few steps.
         sizes: Model sizes to measure.
         rates: The results of the calibration, by name.
+        seconds: The time limit of the part that gets this setting.
     """
 
     device: str = "cuda"
     quick: bool = False
     sizes: tuple[str, ...] = ("base", "atto", "tiny", "large", "huge")
     rates: dict[str, float] = field(default_factory=dict)
+    seconds: float = 60.0
 
     @property
     def on_gpu(self) -> bool:
@@ -57,10 +66,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """A named generator of rows, and its time limit in seconds."""
+    """A named generator of rows, and the weight by which it shares the time with other parts."""
 
     name: str
-    seconds: float
+    weight: float
     rows: Callable[[Setting], Iterator[Row]]
 
 
@@ -84,35 +93,58 @@ class _End:
     reason: str = ""
 
 
+def prepare() -> None:
+    """Import what parts are forked with, which may take long, before any part's time begins."""
+    process = _context().Process(target=time.monotonic, name="prepare")
+    process.start()
+    process.join()
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 def run_part(
     part: Part, setting: Setting, seconds: float, tell: Callable[[Row], None] = lambda row: None
 ) -> Outcome:
     """Run a part for at most `seconds`; `tell` is called with each row as it arrives."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = _context()
     receiver, sender = context.Pipe(duplex=False)
     begin = time.monotonic()
+    setting = replace(setting, seconds=seconds)
     process = context.Process(target=_work, args=(part.rows, setting, sender), name=part.name)
     process.start()
     sender.close()
     rows: list[Row] = []
     end = None
-    while end is None:
-        message = _next(receiver, begin + seconds - time.monotonic(), seconds)
-        if isinstance(message, Row):
-            rows.append(message)
-            tell(message)
-        else:
-            end = message
-    if end.verdict == "cut":
-        process.kill()
-    process.join()
+    try:
+        while end is None:
+            message = _next(receiver, begin + seconds - time.monotonic(), seconds)
+            if isinstance(message, Row):
+                rows.append(message)
+                tell(message)
+            else:
+                end = message
+        process.join(max(0.0, begin + seconds - time.monotonic()))
+    finally:
+        _kill(process)
     verdict, reason = end.verdict, end.reason
     if not reason and verdict == "fail":
         reason = f"its process ended with code {process.exitcode}"
     if any(row.problem for row in rows) and verdict in ("ok", "cut"):
         verdict = "fail"
     return Outcome(verdict, time.monotonic() - begin, rows, reason)
+
+
+def _kill(process: BaseProcess) -> None:
+    """End a part's process and those it has started, which would slow later parts down."""
+    process.kill()
+    assert process.pid is not None
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join(DYING_SECONDS)
 
 
 def _next(receiver: Connection, left: float, seconds: float) -> Row | _End:
@@ -126,7 +158,8 @@ def _next(receiver: Connection, left: float, seconds: float) -> Row | _End:
 
 
 def _work(rows: Callable[[Setting], Iterator[Row]], setting: Setting, sender: Connection) -> None:
-    """The main function of a part's process."""
+    """The main function of a part's process, which leads a process group of its own."""
+    os.setpgid(0, 0)
     try:
         for row in rows(setting):
             sender.send(row)

@@ -1,5 +1,6 @@
 """A step by replays is the eager step, bit for bit, whatever hooks of ZeRO hang on it."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import Precision, ZeroSettings
 from tests import cuda_graphs
-from tests.cluster.toy import BATCH, BETAS, Batch, Output, Toy, go_on, kept
+from tests.cluster.toy import (
+    BATCH,
+    BETAS,
+    Batch,
+    Output,
+    Toy,
+    go_on,
+    kept,
+    micro_batches,
+    rate,
+)
 from tests.cluster.workers import run_group
 from tests.cuda_graphs import FakeGraph
 
@@ -23,20 +34,33 @@ RUNS: list[tuple[int, Precision]] = [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, 
 
 
 class GraphableToy(Toy):
-    """With dropout by the device's generator."""
+    """With dropout by the device's generator, and `more` layers that only wait for gradients."""
+
+    def __init__(self, more: int = 0) -> None:
+        super().__init__()
+        self.more = nn.ModuleList(nn.Linear(4, 4) for _ in range(more))
+
+    def groups(self) -> list[dict[str, Any]]:
+        first, *others = super().groups()
+        return [first | {"params": [*first["params"], *self.more.parameters()]}, *others]
 
     def fixed_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         return batch
 
     def compute(self, x: Tensor, y: Tensor) -> Output:
-        return Toy.forward(self, (x * torch.empty_like(x).bernoulli_(0.5), y))
+        loss, metrics = Toy.forward(self, (x * torch.empty_like(x).bernoulli_(0.5), y))
+        for layer in self.more:
+            loss = loss + layer(x[:, :4]).square().mean()
+        return Output(loss, metrics)
 
     def forward(self, batch: Batch) -> Output:
         return self.compute(*self.fixed_inputs(batch))
 
 
-def engine_on_toy(stage: int, precision: Precision, *, cuda_graph: bool) -> DeepSpeedEngine:
-    toy = GraphableToy()
+def engine_on_toy(
+    stage: int, precision: Precision, *, cuda_graph: bool, more: int = 0, micro: int = 2
+) -> DeepSpeedEngine:
+    toy = GraphableToy(more)
     return DeepSpeedEngine(
         toy,
         toy.groups(),
@@ -48,8 +72,8 @@ def engine_on_toy(stage: int, precision: Precision, *, cuda_graph: bool) -> Deep
             ema_decay=0.9,
             cuda_graph=cuda_graph,
         ),
-        # Two micro batches of two: gradients are accumulated.
-        batch_layout=BatchLayout(BATCH, 2, dist.get_world_size()),
+        # By default two micro batches of two: gradients are accumulated.
+        batch_layout=BatchLayout(BATCH, micro, dist.get_world_size()),
         device=torch.device("cpu"),
     )
 
@@ -64,6 +88,17 @@ def trained(stage: int, precision: Precision, *, cuda_graph: bool) -> dict[str, 
     return found | {"kept": kept(engine)}
 
 
+def launches_outside(stage: int, more: int) -> Counter[str]:
+    """Of a step of one micro batch in fp32, on a toy with `more` layers."""
+    engine = engine_on_toy(stage, "fp32", cuda_graph=True, more=more, micro=4)
+    go_on(engine, 0, 2, micro=4)
+    batches = list(micro_batches(2, micro=4))
+    with cuda_graphs.Launches() as launches:
+        engine.train_step(batches, rate(2))
+    assert launches.inside
+    return launches.outside
+
+
 def laboratory(folder: Path) -> None:
     found: dict[Any, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -74,6 +109,8 @@ def laboratory(folder: Path) -> None:
             found[run, "graph"] = trained(*run, cuda_graph=True)
             found[run, "calls"] = list(FakeGraph.calls)
             FakeGraph.calls.clear()
+        for stage in (0, 1):
+            found["outside", stage] = [launches_outside(stage, more) for more in (0, 20)]
     torch.save(found, folder / f"found-{dist.get_rank()}.pt")
 
 
@@ -100,6 +137,16 @@ def test_replays_train_as_eager_steps_do(
         assert len(set(losses)) == STEPS + 1, "every step has another loss"
         passes = 2 * (STEPS + 1)  # Two micro batches in a step.
         assert found[run, "calls"] == ["record"] * 2 + ["replay"] * (2 * passes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1])
+def test_what_stays_outside_does_not_grow_with_the_number_of_parameters(
+    findings: list[dict[Any, Any]], stage: int
+) -> None:
+    for found in findings:
+        few, many = found["outside", stage]
+        assert many - few == Counter()
 
 
 @pytest.fixture

@@ -30,8 +30,9 @@ from pipelines.doctor.gpu.correctness.kernels import (
 )
 from pipelines.doctor.gpu.parts import Row, Setting, Skipped
 
-SECONDS = 100.0
-"""Time limit (s); parts compile the remaining programs when they call them."""
+SHARE = 0.85
+"""The share of the part's time to compile for; the rest is to start and to end the processes. Later
+parts compile the remaining programs when they call them."""
 BATCH = 16
 """A multiple of 16, as in training: Triton compiles other programs for other numbers."""
 DECODER_DIM = 512
@@ -67,13 +68,14 @@ def compilation(setting: Setting) -> Iterator[Row]:
     programs = programs_of(setting)
     cores = min(os.cpu_count() or 1, len(programs))
     begin = time.monotonic()
+    deadline = begin + SHARE * setting.seconds
     done: list[Compiled] = []
     # Leaving the pool ends its processes, so none compiles on while a later part measures.
     with multiprocessing.get_context("spawn").Pool(cores) as pool:
         stream = pool.imap_unordered(compile_one, programs)
         while len(done) < len(programs):
             try:
-                done.append(stream.next(max(0.0, begin + SECONDS - time.monotonic())))
+                done.append(stream.next(max(0.0, deadline - time.monotonic())))
             except multiprocessing.TimeoutError:
                 break
     for program, _, problem in done:

@@ -1,6 +1,8 @@
 """Parts of a check that end in every way; apart, for their processes import this file."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -35,6 +37,12 @@ def hanging(setting: Setting) -> Iterator[Row]:
 
 def wrong_then_hanging(setting: Setting) -> Iterator[Row]:
     yield BAD
+    time.sleep(3600)
+
+
+def starting_another(setting: Setting) -> Iterator[Row]:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+    yield Row("child", {"pid": float(child.pid)})
     time.sleep(3600)
 
 
