@@ -103,8 +103,7 @@ class Member:
         if self.lost:
             cause, error, trace = "node", self.lost, self.trace
         elif ended is not None and ended.how == "raised":
-            cause = "divergence" if ended.diverged else "error"
-            error, trace = ended.error, ended.trace
+            cause, error, trace = ended.cause, ended.error, ended.trace
         elif ended is not None and ended.how == "killed":
             cause = "memory" if ended.memory else "killed"
             error, trace = ended.error, ended.trace

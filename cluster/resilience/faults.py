@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Cause = Literal["error", "divergence", "killed", "memory", "hang", "node", "preemption"]
+Cause = Literal["error", "spike", "divergence", "killed", "memory", "hang", "node", "preemption"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,8 +13,8 @@ class Fault:
     """One failure of a group, described by the worker that caused it.
 
     Attributes:
-        cause: "error" is an exception that the worker raised, "divergence" weights that differ from
-            the other workers', "killed" a signal or exit.
+        cause: "error" is an exception that the worker raised, "spike" a loss that has risen,
+            "divergence" weights that differ from the other workers', "killed" a signal or exit.
         rank: The worker's rank.
         node: Ray's id of its node, "" if that is unknown.
         phase: What the worker was doing.
@@ -50,7 +50,7 @@ class Fault:
         A worker that is gone explains the errors of the others. Between faults of the same kind,
         the earlier one comes first.
         """
-        explains = ("node", "memory", "killed", "hang", "preemption", "divergence", "error")
+        explains = ("node", "memory", "killed", "hang", "preemption", "divergence", "spike", "error")
         return explains.index(self.cause) + self.of_group, -self.ago
 
 
@@ -104,10 +104,11 @@ class Quarantine:
     def note(self, fault: Fault) -> bool:
         """Count a fault against its node; returns whether that puts the node in quarantine.
 
-        Not counted are exceptions, which are the program's fault; nodes that leave on notice; and
-        workers that only saw a collective fail, because the failed one is unknown.
+        Not counted are exceptions and spikes of the loss, which are the program's fault; nodes that
+        leave on notice; and workers that only saw a collective fail, because the failed one is
+        unknown.
         """
-        if not fault.node or fault.of_group or fault.cause in ("error", "preemption"):
+        if not fault.node or fault.of_group or fault.cause in ("error", "spike", "preemption"):
             return False
         self._failures[fault.node] += 1
         return self._failures[fault.node] == self.after

@@ -62,8 +62,8 @@ def main() -> None:
             "how": "raised",
             "error": text,
             "trace": trace,
+            "cause": error.cause if isinstance(error, current.Agreed) else "error",
             "of_group": _of_group(error),
-            "diverged": isinstance(error, current.Diverged),
             "final": isinstance(error, current.Final),
         }
     messages.write(json.dumps({"ended": ended}) + "\n")
@@ -155,8 +155,8 @@ def _die_with(parent: int) -> None:
 
 
 def _of_group(error: BaseException) -> bool:
-    """Whether another worker caused the error: it died, or its weights differ."""
-    if isinstance(error, current.Diverged):
+    """Whether another worker caused the error: it died, or is named by all."""
+    if isinstance(error, current.Agreed):
         return not error.to_blame
     dist = sys.modules.get("torch.distributed")
     kinds = () if dist is None else (dist.DistError,)

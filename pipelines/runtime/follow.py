@@ -6,6 +6,7 @@ from pipelines.runtime.console import Screen, SpeedText
 from pipelines.runtime.events import (
     Event,
     EventReader,
+    Interval,
     Measured,
     Point,
     Rejected,
@@ -55,6 +56,18 @@ class Follower:
         self._tracker.points(self._run, [*measured, *summaries])
 
 
+def interval_in_words(event: Interval) -> str:
+    """An interval between checkpoints, and why it is so long."""
+    values = event.values
+    steps, hours = values["interval_steps"], values["hours_to_failure"]
+    minutes = steps * values["step_seconds"] / 60
+    return (
+        f"{steps:.0f} steps ({minutes:.3g} min) from step {event.step} on: a checkpoint holds "
+        f"training up for {values['block_seconds']:.2g} s, and a failure is expected every "
+        f"{hours:.3g} h, after {values['failures']:.0f} so far"
+    )
+
+
 def in_words(event: Event) -> str | None:
     """A sentence for the screen on an uncommon event; None for a common one."""
     match event:
@@ -65,6 +78,8 @@ def in_words(event: Event) -> str | None:
                 f"step {event.step} was left out: loss or gradient not finite on some worker "
                 f"({event.skipped_steps} so far)"
             )
+        case Interval():
+            return f"checkpoint_every: auto is {interval_in_words(event)}"
         case SaveFailed():
             return (
                 f"the checkpoint of step {event.step} is given up after {event.tries} tries, and "

@@ -11,8 +11,7 @@ import torch
 
 from cluster import group
 from cluster.batch_layout import BatchLayout
-from cluster.checkpoint.async_saver import PAUSES, Saved, Saver
-from cluster.checkpoint.store import latest_good
+from cluster.checkpoint.store import RestoreSearch, latest_good
 from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.resilience.fault_injection import Fault
 from cluster.resilience.goodput import Stopwatch
@@ -24,15 +23,27 @@ from convnextv2.tasks.batch import Batch, on_device
 from pipelines.runtime import events
 from pipelines.runtime.events import EventLog
 from pipelines.training.build import build_engine, build_loader, seed_step
+from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.job import Plan, TrainJob, Validator
 from pipelines.training.pace import Pace
-
-CHECKPOINTS = "checkpoints"
+from pipelines.training.spikes import (
+    LossSpike,
+    SpikeDetector,
+    Windows,
+    leave_out,
+    set_unfit_aside,
+)
 
 
 @dataclass
 class Run:
-    """The parts of a training run on one worker; `noted` has the latest metrics."""
+    """The parts of a training run on one worker.
+
+    Attributes:
+        noted: The latest metrics.
+        windows: The steps that are left out.
+        passed_over: How many of them this group of workers has left behind.
+    """
 
     job: TrainJob
     clock: Stopwatch
@@ -43,10 +54,14 @@ class Run:
     engine: DeepSpeedEngine
     loader: BetonLoader
     validator: Validator | None
-    saver: Saver
+    lease: Lease
+    checkpoints: Checkpoints
+    spikes: SpikeDetector
     event_log: EventLog
     fault: Fault | None
     noted: dict[str, float] = field(default_factory=dict)
+    windows: Windows = field(default_factory=Windows)
+    passed_over: int = 0
 
     @classmethod
     def assemble(cls, job: TrainJob, clock: Stopwatch) -> "Run":
@@ -60,7 +75,8 @@ class Run:
         lease = Lease.take(job.directory / CHECKPOINTS)
         event_log = EventLog(job.directory, active=group.rank() == 0, generation=lease.generation)
         pace = Pace(job, clock)
-        engine = build_engine(job, batch_layout, pace)
+        spikes = SpikeDetector(recipe.spike_factor)
+        engine = build_engine(job, batch_layout, pace, spikes)
         current.worker().milestone("engine")
         return cls(
             job,
@@ -72,15 +88,9 @@ class Run:
             engine,
             build_loader(job),
             job.build_validator(job) if job.build_validator and plan.evaluate_every else None,
-            Saver(
-                job.directory / CHECKPOINTS,
-                job.keep_policy(plan),
-                asynchronous=recipe.asynchronous_checkpoints,
-                lease=lease,
-                pauses=PAUSES,
-                max_failed=job.cluster.max_failed_saves,
-                lost=lambda lost: event_log.write(events.SaveFailed(**vars(lost))),
-            ),
+            lease,
+            Checkpoints(job, plan, lease, event_log, clock),
+            spikes,
             event_log,
             Fault.planned(),
         )
@@ -91,17 +101,17 @@ class Run:
         Returns:
             The step to continue from.
         """
-        root = self.job.directory / CHECKPOINTS
-        search = group.broadcast(latest_good(root) if group.rank() == 0 else None)
-        assert search is not None
+        search, self.windows = group.broadcast(self._look_back())
         for path, reason in search.rejected:
             self.event_log.write(events.Rejected(step=0, path=str(path), reason=reason))
-        step = 0
+        step, notes = 0, {}
         if search.found is not None:
-            self.engine.restore(search.found.path, search.found.notes)
-            self.noted = search.found.notes["metrics"]
-            step = search.found.step
-        self.saver.prepare(self.engine.fragments)
+            step, notes = search.found.step, search.found.notes
+            self.engine.restore(search.found.path, notes)
+            self.noted = notes["metrics"]
+            self.spikes.recent.extend(notes.get("recent_losses", ()))
+            self.windows = self.windows.together_with(Windows.of_notes(notes.get("left_out", ())))
+        self.checkpoints.begin(step, self.engine.fragments, notes)
         here = current.worker()
         here.beacon.began = here.beacon.saved = step
         here.beacon.stepped(step)
@@ -118,20 +128,50 @@ class Run:
         )
         return step
 
-    def global_batches(self, step: int) -> Iterator[Iterator[Batch]]:
-        """This worker's micro batches of every global batch from `step` to the end."""
-        while step < self.plan.total_steps:
+    def _look_back(self) -> tuple[RestoreSearch, Windows]:
+        """On rank 0: which steps are left out, and the last good checkpoint without them."""
+        if group.rank() != 0:
+            return RestoreSearch(None), Windows()
+        windows = Windows.read(self.job.directory)
+        set_unfit_aside(self.checkpoints.root, windows)
+        return latest_good(self.checkpoints.root), windows
+
+    def global_batches(self, step: int) -> Iterator[tuple[int, Iterator[Batch]]]:
+        """Every step from `step` to the end that is not left out, with this worker's micro batches
+        of its global batch.
+        """
+        while (step := self._next(step)) < self.plan.total_steps:
             epoch, start = divmod(step, self.order.batches_per_epoch)
-            samples = self.order.worker_batches(
+            end = min(self.plan.total_steps, step - start + self.order.batches_per_epoch)
+            parts = self.order.worker_batches(
                 epoch, rank=group.rank(), world_size=group.world_size(), start=start
             )
+            samples = (part for each, part in enumerate(parts, step) if each not in self.windows)
             batches = on_device(self.loader.batches(samples, epoch), self.engine.device)
             with closing(self._timed(batches)) as stream:
-                left = self.plan.total_steps - step
-                for _ in range(min(left, self.order.batches_per_epoch - start)):
+                while step < end:
                     seed_step(self.job.seed, step, group.rank())
-                    yield itertools.islice(stream, self.batch_layout.accumulation)
-                    step += 1
+                    yield step, itertools.islice(stream, self.batch_layout.accumulation)
+                    step = self._next(step + 1)
+
+    def _next(self, step: int) -> int:
+        """The next step that is trained, from `step` on; those before it count as left out."""
+        following = self.windows.after(step)
+        if following < self.plan.total_steps:
+            self._pass_over(following - step)
+        return following
+
+    def reached(self, step: int) -> int:
+        """How far training is after `step` steps: at its end, if all others are left out."""
+        if self.windows.after(step) < self.plan.total_steps:
+            return step
+        self._pass_over(self.plan.total_steps - step)
+        return self.plan.total_steps
+
+    def _pass_over(self, steps: int) -> None:
+        if steps:
+            self.engine.pass_over(steps)
+            self.passed_over += steps
 
     def _timed(self, batches: Generator[Batch]) -> Generator[Batch]:
         """Count the time spent waiting for a batch as phase `data`."""
@@ -146,9 +186,10 @@ class Run:
 
     def log(self, step: int, metrics: dict[str, torch.Tensor]) -> None:
         """Write the metrics of a step, as means over workers; or only that the step was skipped."""
-        values, each = group.mean_and_each(metrics, self.pace.own_seconds(step))
-        pace = self.pace.values(step, each)
-        self.pace.begin(step)
+        trained = step - self.passed_over
+        values, each = group.mean_and_each(metrics, self.pace.own_seconds(trained))
+        pace = self.pace.values(trained, each)
+        self.pace.begin(trained)
         if not math.isfinite(values["loss"] + values["grad_norm"]):
             skipped = self.engine.skipped_steps
             self.event_log.write(events.Skipped(step=step, skipped_steps=skipped))
@@ -176,35 +217,42 @@ class Run:
         self.noted |= values
         self.event_log.write(events.Validation(step=step, values=values))
 
+    def save_is_due(self, step: int) -> bool:
+        return self.checkpoints.due(step, step - self.passed_over)
+
     def save(self, step: int) -> None:
         """Begin a checkpoint, which is written while training continues."""
-        self._told(self.saver.save(step, self.engine.fragments, self._notes(step)))
+        trained, fragments = step - self.passed_over, self.engine.fragments
+        self.checkpoints.save(step, trained, fragments, self._notes(step))
+
+    def leave_out(self, spike: LossSpike) -> current.LossSpiked:
+        """Note the steps around a spike, which the next group leaves out; collective.
+
+        Raises:
+            TooManySpikes: When there have been too many.
+        """
+        self.checkpoints.wait()
+        window = leave_out(
+            *(self.job.directory, self.checkpoints.root, self.windows, spike),
+            reach=self.plan.spike_window,
+            total=self.plan.total_steps,
+            lease=self.lease,
+        )
+        return current.LossSpiked(window.in_words(), to_blame=group.rank() == 0)
 
     def finish(self, step: int) -> None:
         """Wait for the last checkpoint, close the cache and log the end."""
         with self.clock.phase("checkpoint"):
-            self._told(self.saver.finish())
+            self.checkpoints.finish()
         if self.loader.cache is not None:
             self.loader.cache.close()
         self.event_log.write(events.End(step=step, seconds=self.clock.seconds))
 
-    def _told(self, saved: Saved | None) -> None:
-        """Log an event for a checkpoint that is now on disk, with the time that writing it took."""
-        if saved is not None:
-            current.worker().beacon.saved = saved.checkpoint.step
-            self.event_log.write(
-                events.Checkpoint(
-                    step=saved.checkpoint.step,
-                    bytes=saved.checkpoint.bytes,
-                    written_seconds=saved.seconds,
-                    seconds=self.clock.seconds,
-                )
-            )
-
     def _notes(self, step: int) -> dict[str, object]:
         """What a checkpoint records besides the fragments.
 
-        The schedule and all random numbers are functions of the step, so there is no other state.
+        The schedule and all random numbers are functions of the step, so there is no other state
+        than what was left out, and by what it was judged.
         """
         return {
             "samples": step * self.order.global_batch_size,
@@ -213,6 +261,9 @@ class Run:
             "seed": self.job.seed,
             "updates": self.engine.updates,
             "skipped_steps": self.engine.skipped_steps,
+            "left_out": self.windows.as_notes(),
+            "recent_losses": list(self.spikes.recent),
+            "checkpoint_interval": self.checkpoints.interval,
             "metrics": self.noted,
             "world_size": group.world_size(),
             "zero_stage": self.job.cluster.zero.stage,
@@ -222,5 +273,5 @@ class Run:
         }
 
     def fault_before(self, step: int) -> None:
-        if self.fault is not None:
-            self.fault.fire(group.rank(), step)
+        if self.fault is not None and self.fault.fire(group.rank(), step):
+            self.engine.spoil_next_loss()
