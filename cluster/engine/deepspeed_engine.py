@@ -25,7 +25,6 @@ from cluster.engine.zero_partitions import partition_of
 from cluster.placement import give_back_freed_memory
 from cluster.workers import current
 
-
 SPOILED = 1e4
 """Enough to be seen in the mean over the micro batches of a large global batch."""
 

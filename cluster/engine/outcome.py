@@ -35,9 +35,7 @@ class Outcome:
     _arrived: torch.cuda.Event | None
 
     @classmethod
-    def of(
-        cls, sums: Tensor, own: Tensor, loss: Tensor, indices: list[int]
-    ) -> "Outcome":
+    def of(cls, sums: Tensor, own: Tensor, loss: Tensor, indices: list[int]) -> "Outcome":
         """Judge by the `sums` (3,) over all workers: of `own`, which is finite only if each of them
         is, of those that were asked to stop, and of the losses.
         """

@@ -1,11 +1,16 @@
 """The faults of a worker group, and how many of them a run recovers from."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 Cause = Literal["error", "spike", "divergence", "killed", "memory", "hang", "node", "preemption"]
+
+EXPLAINS: Sequence[Cause] = (
+    *("node", "memory", "killed", "hang", "preemption", "divergence", "spike", "error"),
+)
+"""When several workers of a group fail, a cause explains those that come after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +55,7 @@ class Fault:
         A worker that is gone explains the errors of the others. Between faults of the same kind,
         the earlier one comes first.
         """
-        explains = ("node", "memory", "killed", "hang", "preemption", "divergence", "spike", "error")
-        return explains.index(self.cause) + self.of_group, -self.ago
+        return EXPLAINS.index(self.cause) + self.of_group, -self.ago
 
 
 @dataclass

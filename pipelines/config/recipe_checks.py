@@ -43,6 +43,19 @@ def _training(train: TrainConfig, data: DataConfig) -> Iterator[str]:
         yield f"duration: {train.duration} of what? Epochs, steps or images would work"
     if warmup.unit == duration.unit and warmup.amount > duration.amount:
         yield f"warmup: {train.warmup} is longer than the {train.duration} of training"
+    window = _comparable(train.spike_window, train.global_batch_size)
+    looks = train.spike_factor is not None
+    if looks and window.unit == duration.unit and window.amount >= duration.amount:
+        tenth = Duration(max(1, duration.amount // 10), duration.unit)
+        yield (
+            f"spike_window: {train.spike_window} before a spike and as many after it are all of "
+            f"the {train.duration} of training; {tenth} would work"
+        )
+    if looks and window.unit == "%" and window.amount >= 50:
+        yield (
+            f"spike_window: {train.spike_window} before a spike and as many after it are all of "
+            "the training; 1% would work"
+        )
     known = list(train.measured(data))
     if train.keep_best is not None and train.keep_best not in known:
         yield (

@@ -66,8 +66,8 @@ class TrainConfig(Section):
     more time, the same result. All of them: [0, 1, 2, 3]."""
     spike_factor: Annotated[float, Field(gt=1)] | None = None
     """A loss of more than so many times the median of the last 100 steps is a spike: training goes
-    back to a checkpoint before it, and leaves out the steps around it (docs/recovery.md). By default
-    spikes are not looked for."""
+    back to a checkpoint before it, and leaves out the steps around it (docs/recovery.md). By
+    default spikes are not looked for."""
     spike_window: Interval = steps(100)
     """How many steps before a spike are left out, and as many from it on; a bare number means
     steps."""

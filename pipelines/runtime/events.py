@@ -13,7 +13,7 @@ alive; readers ignore what they append once a newer one has started.
     {"kind": "skipped", "step": 410, "time": ..., "skipped_steps": 1}
     {"kind": "checkpoint", "step": 500, "time": ..., "bytes": ..., "written_seconds": 0.2,
      "seconds": {...}}
-    {"kind": "interval", "step": 500, "time": ..., "interval_steps": 640, "block_seconds": 0.21, ...}
+    {"kind": "interval", "step": 500, "time": ..., "interval_steps": 640, "step_seconds": 1.2, ...}
     {"kind": "save_failed", "step": 500, "time": ..., "reason": ..., "tries": 7, "in_a_row": 1}
     {"kind": "rejected", "step": 0, "time": ..., "path": ..., "reason": ...}
     {"kind": "end", "step": 1248, "time": ..., "seconds": {...}}
@@ -111,6 +111,15 @@ class Interval(Measured):
     """
 
     kind: ClassVar[str] = "interval"
+
+    def in_words(self) -> str:
+        steps, hours = self.values["interval_steps"], self.values["hours_to_failure"]
+        seconds = steps * self.values["step_seconds"]
+        return (
+            f"from step {self.step} on, a checkpoint every {steps:.0f} steps ({seconds:.3g} s): one "
+            f"holds training up for {self.values['block_seconds']:.2g} s, and a failure is expected "
+            f"every {hours:.3g} h, after {self.values['failures']:.0f} so far"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,18 +56,6 @@ class Follower:
         self._tracker.points(self._run, [*measured, *summaries])
 
 
-def interval_in_words(event: Interval) -> str:
-    """An interval between checkpoints, and why it is so long."""
-    values = event.values
-    steps, hours = values["interval_steps"], values["hours_to_failure"]
-    minutes = steps * values["step_seconds"] / 60
-    return (
-        f"{steps:.0f} steps ({minutes:.3g} min) from step {event.step} on: a checkpoint holds "
-        f"training up for {values['block_seconds']:.2g} s, and a failure is expected every "
-        f"{hours:.3g} h, after {values['failures']:.0f} so far"
-    )
-
-
 def in_words(event: Event) -> str | None:
     """A sentence for the screen on an uncommon event; None for a common one."""
     match event:
@@ -79,7 +67,7 @@ def in_words(event: Event) -> str | None:
                 f"({event.skipped_steps} so far)"
             )
         case Interval():
-            return f"checkpoint_every: auto is {interval_in_words(event)}"
+            return event.in_words()
         case SaveFailed():
             return (
                 f"the checkpoint of step {event.step} is given up after {event.tries} tries, and "

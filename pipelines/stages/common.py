@@ -14,9 +14,9 @@ from pipelines.graph import Outputs, StageContext, hash_files
 from pipelines.runtime.events import EVENTS_FILE
 from pipelines.runtime.session import Session
 from pipelines.stages.setup import StageSetup
+from pipelines.training.checkpoints import CHECKPOINTS
 from pipelines.training.job import TrainJob, Validator
 from pipelines.training.loop import train
-from pipelines.training.checkpoints import CHECKPOINTS
 from pipelines.training.weights.consolidate import consolidate
 from pipelines.training.weights.metadata import metadata_of
 

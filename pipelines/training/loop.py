@@ -39,11 +39,11 @@ def train(job: TrainJob) -> None:
 def train_from(step: int, run: Run) -> None:
     """Train from `step` on; raises LossSpike, and otherwise as `train`."""
     here, clock, compare_every = current.worker(), run.clock, run.job.cluster.divergence_check_every
-    for step, batches in run.global_batches(step):
-        run.fault_before(step)
+    for done, batches in run.feed.global_batches(step):
+        run.fault_before(done)
         with clock.phase("step"):
-            metrics = run.engine.train_step(batches, run.plan.schedule.at(step))
-        step = run.reached(step + 1)
+            metrics = run.engine.train_step(batches, run.plan.schedule.at(done))
+        step = run.feed.reached(done + 1)
         here.beacon.stepped(step)
         here.milestone("first step")
         last = step == run.plan.total_steps
@@ -65,6 +65,6 @@ def train_from(step: int, run: Run) -> None:
             run.finish(step)
             raise current.Stopped
     if step < run.plan.total_steps:  # Nothing was trained, for all the rest is left out.
-        step = run.reached(step)
+        step = run.feed.reached(step)
         run.save(step)
     run.finish(step)

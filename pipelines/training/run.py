@@ -1,17 +1,13 @@
 """A training run on one worker: its parts, and the actions of the loop on them."""
 
-import itertools
 import math
 import socket
-from collections.abc import Generator, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
 
 from cluster import group
 from cluster.batch_layout import BatchLayout
-from cluster.checkpoint.store import RestoreSearch, latest_good
 from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.resilience.fault_injection import Fault
 from cluster.resilience.goodput import Stopwatch
@@ -19,11 +15,11 @@ from cluster.resilience.lease import Lease
 from cluster.workers import current
 from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.order.global_order import GlobalOrder
-from convnextv2.tasks.batch import Batch, on_device
 from pipelines.runtime import events
 from pipelines.runtime.events import EventLog
-from pipelines.training.build import build_engine, build_loader, seed_step
-from pipelines.training.checkpoints import Checkpoints
+from pipelines.training.build import build_engine, build_loader
+from pipelines.training.checkpoints import CHECKPOINTS, Checkpoints
+from pipelines.training.feed import Feed
 from pipelines.training.job import Plan, TrainJob, Validator
 from pipelines.training.pace import Pace
 from pipelines.training.spikes import (
@@ -31,7 +27,7 @@ from pipelines.training.spikes import (
     SpikeDetector,
     Windows,
     leave_out,
-    set_unfit_aside,
+    look_back,
 )
 
 
@@ -41,18 +37,16 @@ class Run:
 
     Attributes:
         noted: The latest metrics.
-        windows: The steps that are left out.
-        passed_over: How many of them this group of workers has left behind.
     """
 
     job: TrainJob
     clock: Stopwatch
     pace: Pace
-    batch_layout: BatchLayout
     order: GlobalOrder
     plan: Plan
     engine: DeepSpeedEngine
     loader: BetonLoader
+    feed: Feed
     validator: Validator | None
     lease: Lease
     checkpoints: Checkpoints
@@ -60,8 +54,6 @@ class Run:
     event_log: EventLog
     fault: Fault | None
     noted: dict[str, float] = field(default_factory=dict)
-    windows: Windows = field(default_factory=Windows)
-    passed_over: int = 0
 
     @classmethod
     def assemble(cls, job: TrainJob, clock: Stopwatch) -> "Run":
@@ -78,15 +70,16 @@ class Run:
         spikes = SpikeDetector(recipe.spike_factor)
         engine = build_engine(job, batch_layout, pace, spikes)
         current.worker().milestone("engine")
+        loader, accumulation = build_loader(job), batch_layout.accumulation
         return cls(
             job,
             clock,
             pace,
-            batch_layout,
             order,
             plan,
             engine,
-            build_loader(job),
+            loader,
+            Feed(order, loader, engine, clock, job.seed, accumulation, plan.total_steps),
             job.build_validator(job) if job.build_validator and plan.evaluate_every else None,
             lease,
             Checkpoints(job, plan, lease, event_log, clock),
@@ -101,7 +94,8 @@ class Run:
         Returns:
             The step to continue from.
         """
-        search, self.windows = group.broadcast(self._look_back())
+        root = self.checkpoints.root
+        search, self.feed.windows = group.broadcast(look_back(self.job.directory, root))
         for path, reason in search.rejected:
             self.event_log.write(events.Rejected(step=0, path=str(path), reason=reason))
         step, notes = 0, {}
@@ -110,7 +104,7 @@ class Run:
             self.engine.restore(search.found.path, notes)
             self.noted = notes["metrics"]
             self.spikes.recent.extend(notes.get("recent_losses", ()))
-            self.windows = self.windows.together_with(Windows.of_notes(notes.get("left_out", ())))
+            self.feed.windows |= Windows.noted(notes)
         self.checkpoints.begin(step, self.engine.fragments, notes)
         here = current.worker()
         here.beacon.began = here.beacon.saved = step
@@ -128,65 +122,9 @@ class Run:
         )
         return step
 
-    def _look_back(self) -> tuple[RestoreSearch, Windows]:
-        """On rank 0: which steps are left out, and the last good checkpoint without them."""
-        if group.rank() != 0:
-            return RestoreSearch(None), Windows()
-        windows = Windows.read(self.job.directory)
-        set_unfit_aside(self.checkpoints.root, windows)
-        return latest_good(self.checkpoints.root), windows
-
-    def global_batches(self, step: int) -> Iterator[tuple[int, Iterator[Batch]]]:
-        """Every step from `step` to the end that is not left out, with this worker's micro batches
-        of its global batch.
-        """
-        while (step := self._next(step)) < self.plan.total_steps:
-            epoch, start = divmod(step, self.order.batches_per_epoch)
-            end = min(self.plan.total_steps, step - start + self.order.batches_per_epoch)
-            parts = self.order.worker_batches(
-                epoch, rank=group.rank(), world_size=group.world_size(), start=start
-            )
-            samples = (part for each, part in enumerate(parts, step) if each not in self.windows)
-            batches = on_device(self.loader.batches(samples, epoch), self.engine.device)
-            with closing(self._timed(batches)) as stream:
-                while step < end:
-                    seed_step(self.job.seed, step, group.rank())
-                    yield step, itertools.islice(stream, self.batch_layout.accumulation)
-                    step = self._next(step + 1)
-
-    def _next(self, step: int) -> int:
-        """The next step that is trained, from `step` on; those before it count as left out."""
-        following = self.windows.after(step)
-        if following < self.plan.total_steps:
-            self._pass_over(following - step)
-        return following
-
-    def reached(self, step: int) -> int:
-        """How far training is after `step` steps: at its end, if all others are left out."""
-        if self.windows.after(step) < self.plan.total_steps:
-            return step
-        self._pass_over(self.plan.total_steps - step)
-        return self.plan.total_steps
-
-    def _pass_over(self, steps: int) -> None:
-        if steps:
-            self.engine.pass_over(steps)
-            self.passed_over += steps
-
-    def _timed(self, batches: Generator[Batch]) -> Generator[Batch]:
-        """Count the time spent waiting for a batch as phase `data`."""
-        with closing(batches):
-            while True:
-                with self.clock.phase("data"):
-                    batch = next(batches, None)
-                if batch is None:
-                    return
-                current.worker().milestone("first batch")
-                yield batch
-
     def log(self, step: int, metrics: dict[str, torch.Tensor]) -> None:
         """Write the metrics of a step, as means over workers; or only that the step was skipped."""
-        trained = step - self.passed_over
+        trained = step - self.feed.passed_over
         values, each = group.mean_and_each(metrics, self.pace.own_seconds(trained))
         pace = self.pace.values(trained, each)
         self.pace.begin(trained)
@@ -218,11 +156,11 @@ class Run:
         self.event_log.write(events.Validation(step=step, values=values))
 
     def save_is_due(self, step: int) -> bool:
-        return self.checkpoints.due(step, step - self.passed_over)
+        return self.checkpoints.due(step, step - self.feed.passed_over)
 
     def save(self, step: int) -> None:
         """Begin a checkpoint, which is written while training continues."""
-        trained, fragments = step - self.passed_over, self.engine.fragments
+        trained, fragments = step - self.feed.passed_over, self.engine.fragments
         self.checkpoints.save(step, trained, fragments, self._notes(step))
 
     def leave_out(self, spike: LossSpike) -> current.LossSpiked:
@@ -233,7 +171,7 @@ class Run:
         """
         self.checkpoints.wait()
         window = leave_out(
-            *(self.job.directory, self.checkpoints.root, self.windows, spike),
+            *(self.job.directory, self.checkpoints.root, self.feed.windows, spike),
             reach=self.plan.spike_window,
             total=self.plan.total_steps,
             lease=self.lease,
@@ -261,7 +199,7 @@ class Run:
             "seed": self.job.seed,
             "updates": self.engine.updates,
             "skipped_steps": self.engine.skipped_steps,
-            "left_out": self.windows.as_notes(),
+            "left_out": self.feed.windows.as_notes(),
             "recent_losses": list(self.spikes.recent),
             "checkpoint_interval": self.checkpoints.interval,
             "metrics": self.noted,

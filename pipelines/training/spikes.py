@@ -15,16 +15,23 @@ seen in this epoch, rate and length of training stay what they were. Which steps
 """
 
 import json
+import logging
 import os
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster import durable, group
-from cluster.checkpoint.store import Checkpoint, good_by_size, set_aside
+from cluster.checkpoint.store import (
+    Checkpoint,
+    RestoreSearch,
+    good_by_size,
+    latest_good,
+    set_aside,
+)
 from cluster.resilience.lease import Lease
 from cluster.workers.current import Final
 
@@ -33,6 +40,9 @@ HISTORY, FEWEST = 100, 20
 """A loss is compared with the median of the last HISTORY ones, once there are FEWEST."""
 MOST = 20
 """Spikes of a stage, about as many as PaLM's largest model had: then the settings are wrong."""
+
+
+log = logging.getLogger(__name__)
 
 
 class LossSpike(Exception):
@@ -109,15 +119,16 @@ class Windows:
         """
         path = stage / FILE
         try:
-            return cls.of_notes(json.loads(path.read_text()))
+            return cls.noted({"left_out": json.loads(path.read_text())})
         except FileNotFoundError:
             return cls()
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is no list of windows ({error})") from error
 
     @classmethod
-    def of_notes(cls, noted: Iterable[Mapping[str, Any]]) -> "Windows":
-        return cls(tuple(Window(**each) for each in noted))
+    def noted(cls, notes: Mapping[str, Any]) -> "Windows":
+        """Those in the notes of a checkpoint."""
+        return cls(tuple(Window(**each) for each in notes.get("left_out", ())))
 
     def as_notes(self) -> list[dict[str, Any]]:
         return [asdict(window) for window in self.each]
@@ -134,7 +145,7 @@ class Windows:
         os.replace(temporary, stage / FILE)
         durable.sync_folder(stage)
 
-    def together_with(self, others: "Windows") -> "Windows":
+    def __or__(self, others: "Windows") -> "Windows":
         return Windows(tuple(dict.fromkeys((*self.each, *others.each))))
 
     def __contains__(self, step: int) -> bool:
@@ -149,18 +160,24 @@ class Windows:
 
     def fit(self, checkpoint: Checkpoint) -> bool:
         """Whether a checkpoint has not seen the steps that are left out."""
-        known = self.of_notes(checkpoint.notes.get("left_out", ()))
-        return all(
-            checkpoint.step <= window.first or window in known.each for window in self.each
-        )
+        known = self.noted(checkpoint.notes).each
+        return all(checkpoint.step <= window.first or window in known for window in self.each)
 
 
-def set_unfit_aside(root: Path, windows: Windows) -> None:
-    """Rename checkpoints that have seen what is left out now, so that none is resumed from."""
+def look_back(stage: Path, checkpoints: Path) -> tuple[RestoreSearch, Windows]:
+    """On rank 0: the last good checkpoint, and the steps that are left out from there on.
+
+    Checkpoints that have seen some of these steps are renamed, so that none is resumed from.
+    """
+    if group.rank() != 0:
+        return RestoreSearch(None), Windows()
+    windows = Windows.read(stage)
     if windows.each:
-        for checkpoint in good_by_size(root):
+        for checkpoint in good_by_size(checkpoints):
             if not windows.fit(checkpoint):
+                log.warning("%s has seen steps that are left out now", checkpoint.path)
                 set_aside(checkpoint.path)
+    return latest_good(checkpoints), windows
 
 
 def leave_out(
