@@ -1,5 +1,6 @@
 """What the fields of one training recipe say against each other, the data and the model."""
 
+import math
 from collections.abc import Iterator
 
 from convnextv2.recipe.duration import Duration, steps
@@ -44,17 +45,11 @@ def _training(train: TrainConfig, data: DataConfig) -> Iterator[str]:
     if warmup.unit == duration.unit and warmup.amount > duration.amount:
         yield f"warmup: {train.warmup} is longer than the {train.duration} of training"
     window = _comparable(train.spike_window, train.global_batch_size)
-    looks = train.spike_factor is not None
-    if looks and window.unit == duration.unit and window.amount >= duration.amount:
-        tenth = Duration(max(1, duration.amount // 10), duration.unit)
+    longest = {"%": 50.0, duration.unit: duration.amount}.get(window.unit, math.inf)
+    if train.spike_factor is not None and window.amount >= longest:
         yield (
-            f"spike_window: {train.spike_window} before a spike and as many after it are all of "
-            f"the {train.duration} of training; {tenth} would work"
-        )
-    if looks and window.unit == "%" and window.amount >= 50:
-        yield (
-            f"spike_window: {train.spike_window} before a spike and as many after it are all of "
-            "the training; 1% would work"
+            f"spike_window: {train.spike_window} before a spike and as many from it on leave "
+            f"nothing of the {train.duration} of training; 1% would work"
         )
     known = list(train.measured(data))
     if train.keep_best is not None and train.keep_best not in known:

@@ -115,10 +115,11 @@ class Interval(Measured):
     def in_words(self) -> str:
         steps, hours = self.values["interval_steps"], self.values["hours_to_failure"]
         seconds = steps * self.values["step_seconds"]
+        block, failures = self.values["block_seconds"], self.values["failures"]
         return (
-            f"from step {self.step} on, a checkpoint every {steps:.0f} steps ({seconds:.3g} s): one "
-            f"holds training up for {self.values['block_seconds']:.2g} s, and a failure is expected "
-            f"every {hours:.3g} h, after {self.values['failures']:.0f} so far"
+            f"from step {self.step} on, a checkpoint every {steps:.0f} steps ({seconds:.3g} s): it "
+            f"holds training up for {block:.2g} s, and a failure is expected every {hours:.3g} h "
+            f"({failures:.0f} so far)"
         )
 
 
