@@ -9,9 +9,9 @@ together are least at
 C and the time of a step are measured. M is not known at first: published are 8,100 GPU-hours per
 failure (7.9 h on 1,024 GPUs, Meta's RSC clusters, arXiv 2410.21680) and 50,700 (419 failures in 54
 days on 16,384 GPUs, Llama 3, arXiv 2407.21783). A run starts from 10,000 hours of a worker, with
-the weight of a tenth of a failure in 1,000 of them: a Gamma prior of the failure rate, which what
-befalls the run itself soon outweighs. T depends on the square root of M, and the cost near its
-minimum hardly on T.
+the weight of half a failure in 5,000 of them: a Gamma prior of the failure rate, as weak as
+Jeffreys', which what befalls the run itself soon outweighs. T depends on the square root of M, and
+the cost near its minimum hardly on T.
 """
 
 import math
@@ -23,7 +23,7 @@ from statistics import median
 
 from cluster import group
 
-PRIOR_FAILURES, PRIOR_SECONDS = 0.1, 1000 * 3600.0
+PRIOR_FAILURES, PRIOR_SECONDS = 0.5, 5000 * 3600.0
 """Worker-seconds, and the failures that are taken to have happened in them before the run."""
 FIRST_STEPS = 50
 """The first checkpoint of a run; before it nothing is known of how long one takes."""
