@@ -66,7 +66,7 @@ DAMAGES = {"torn": tear, "rotten": rot, "lost": lose}
         (KeepPolicy(last=1, every=300, best="top1"), [200, 300, 600]),
         (KeepPolicy(last=1, best="unheard of"), [600]),
         (KeepPolicy(last=1, reach=1), [500, 600]),
-        (KeepPolicy(last=1, reach=250), [100, 400, 600]),
+        (KeepPolicy(last=1, reach=250), [300, 500, 600]),
         (KeepPolicy(last=2, reach=100), [500, 600]),
         (KeepPolicy(last=1, reach=1000), [100, 600]),
     ],
