@@ -169,13 +169,14 @@ class Run:
         Raises:
             TooManySpikes: When there have been too many.
         """
-        self.checkpoints.wait()
-        window = leave_out(
-            *(self.job.directory, self.checkpoints.root, self.feed.windows, spike),
-            reach=self.plan.spike_window,
-            total=self.plan.total_steps,
-            lease=self.lease,
-        )
+        with self.clock.phase("checkpoint"):
+            self.checkpoints.wait()
+            window = leave_out(
+                *(self.job.directory, self.checkpoints.root, self.feed.windows, spike),
+                reach=self.plan.spike_window,
+                total=self.plan.total_steps,
+                lease=self.lease,
+            )
         return current.LossSpiked(window.in_words(), to_blame=group.rank() == 0)
 
     def finish(self, step: int) -> None:
