@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,7 @@ from cluster.checkpoint.store import (
     CheckpointError,
     check_files,
     seal_of,
+    set_aside,
     step_of,
     steps,
     sweep,
@@ -197,7 +197,7 @@ def _commit(
     else:
         for path in steps(final.parent):
             if step_of(path) >= manifest["step"]:
-                _set_aside(path)
+                _set_aside_if_damaged(path)
         os.replace(partial, final)
     durable.sync_folder(final.parent)
 
@@ -211,12 +211,12 @@ def _holds(path: Path, seal: str) -> bool:
         return False
 
 
-def _set_aside(path: Path) -> None:
+def _set_aside_if_damaged(path: Path) -> None:
     """Rename a checkpoint that fails verification, to keep it without it being the newest."""
     try:
         verify(path)
     except CheckpointError:
-        os.replace(path, path.with_name(f"{path.name}.rejected-{time.time_ns():x}"))
+        set_aside(path)
     else:
         raise CheckpointError(
             f"{path} is there already, and good. Another run saves there, or this one did not go "

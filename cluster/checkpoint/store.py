@@ -4,7 +4,8 @@
       step-00000400/             complete: MANIFEST.json lists every file with size and sha256
       step-00000200/
       .step-00000600.…partial/   being written, or left by a kill; swept by the next save
-      step-00000500.rejected-…/  was the newest and did not verify; kept as evidence
+      step-00000500.rejected-…/  was the newest and did not verify, or was not to be gone on from;
+                                 kept as evidence
 
 `latest_good` trusts nothing but manifests that verify, newest first; what does not verify is
 reported and passed over, never deleted. How workers put a step there together is
@@ -18,6 +19,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,22 @@ def verify(path: Path, *, contents: bool = True) -> Checkpoint:
     check_files(path, entries, contents=contents)
     size = sum(entry.bytes for entry in entries.values())
     return Checkpoint(path, manifest["step"], manifest["notes"], size)
+
+
+def good_by_size(root: Path) -> list[Checkpoint]:
+    """Checkpoints whose manifest is whole and whose files have their size, oldest first."""
+    found = []
+    for path in steps(root):
+        try:
+            found.append(verify(path, contents=False))
+        except CheckpointError:
+            continue  # `latest_good` reports it when it looks for one.
+    return found
+
+
+def set_aside(path: Path) -> None:
+    """Rename a checkpoint: it is kept, and no longer taken for one."""
+    os.replace(path, path.with_name(f"{path.name}.rejected-{time.time_ns():x}"))
 
 
 def sweep(root: Path, generation: int | None = None) -> None:

@@ -25,6 +25,9 @@ from cluster.engine.zero_partitions import partition_of, reduce_together
 from cluster.placement import give_back_freed_memory
 from cluster.workers import current
 
+SPOILED = 1e4
+"""Enough to be seen in the mean over the micro batches of a large global batch."""
+
 
 def import_deepspeed() -> ModuleType:
     """Import DeepSpeed, and what building an engine would import: seconds that nobody waits for in
@@ -58,6 +61,8 @@ class DeepSpeedEngine:
         identify: Sample indices of a micro batch, for messages.
         left_out: Called with the number of a step, from 1, that is left out, when the host learns
             of it, on every worker.
+        watch: Called likewise with the number of a step that is done, and its loss, the mean over
+            workers.
 
     The host learns a step late whether a step was left out (`cluster.engine.outcome`). Whatever
     depends on it (fragments, counters, the average) waits for that: all workers read those alike.
@@ -74,12 +79,13 @@ class DeepSpeedEngine:
         device: torch.device,
         identify: Callable[[Any], list[int]] = lambda batch: [],
         left_out: Callable[[int, Outcome], None] = lambda step, outcome: None,
+        watch: Callable[[int, float], None] = lambda step, loss: None,
     ) -> None:
         if device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         deepspeed = import_deepspeed()
         self.device, self._module = device, module
-        self._identify, self._tell_left_out = identify, left_out
+        self._identify, self._tell_left_out, self._watch = identify, left_out, watch
         self._grad_clip = settings.grad_clip
         self._adamw: LayerwiseAdamW | None = None
         module.to(device)
@@ -130,7 +136,7 @@ class DeepSpeedEngine:
 
     @property
     def skipped_steps(self) -> int:
-        """Steps left out because the loss or gradient of a worker was not finite."""
+        """Steps left out because the loss or gradient of a worker was not finite, or on purpose."""
         self.settle()
         return self._counts.skipped_steps
 
@@ -160,19 +166,18 @@ class DeepSpeedEngine:
     def _step(self, loss: Tensor, indices: list[int]) -> Tensor:
         """Step if loss and gradients are finite on all workers, else on none; the gradient norm.
 
-        Two scalars go round: what is not finite on one worker makes the sum so on all of them, and
-        all learn at the same step that one of them was asked to stop.
+        Three scalars go round: what is not finite on one worker makes the sum so on all of them,
+        and all learn at the same step that one of them was asked to stop, and the mean loss.
         """
         own = self._partition.squared_gradient_norm() + 0 * loss.float()
         asked = own.new_full((), float(self._worker.beacon.stop_requested))
-        sums = torch.stack([own, asked])
+        sums = torch.stack([own, asked, loss.to(own.dtype)])
         if group.world_size() > 1:
             torch.distributed.all_reduce(sums)
-        total, stop = sums
         # The device has this step to compute meanwhile, and the weights are still the last one's.
         self.settle()
-        outcome = Outcome.of(total, stop, own, loss, indices)
-        norm = total.sqrt()
+        outcome = Outcome.of(sums, own, loss, indices)
+        norm = sums[0].sqrt()
         if self._adamw is not None:
             self._adamw.found_inf = outcome.found_inf
             if self._grad_clip:
@@ -188,16 +193,34 @@ class DeepSpeedEngine:
         """Count the last step, and take its weights into the average, unless it was left out.
 
         Raises:
-            NonFinite: When it was one too many in a row; on all workers, which call alike.
+            NonFinite: When it was one too many in a row; on all workers, which call alike. What
+                `watch` raises passes through.
         """
         outcome, self._unsettled = self._unsettled, None
         if outcome is None:
             return
         if outcome.left_out():
             self._tell_left_out(self._counts.steps + 1, outcome)
-        if self._counts.take(outcome) and self._ema is not None:
+        done = self._counts.take(outcome)
+        if done and self._ema is not None:
             self._ema.update()
         self.stop_agreed |= outcome.stops()
+        if done:
+            self._watch(self._counts.steps, outcome.mean_loss())
+
+    def pass_over(self, steps: int) -> None:
+        """Count steps that are left out on purpose, without a pass."""
+        self.settle()
+        self._counts.pass_over(steps)
+
+    def spoil_next_loss(self) -> None:
+        """Multiply the loss of the next pass, and so its gradients: a fault for tests."""
+
+        def spoil(module: nn.Module, inputs: Any, output: Any) -> Any:
+            hook.remove()
+            return output._replace(loss=output.loss * SPOILED)
+
+        hook = self._module.register_forward_hook(spoil)
 
     def check_replicas(self, step: int) -> None:
         """Have all workers, who all call, compare their weights; in ZeRO-3 nobody has another's.

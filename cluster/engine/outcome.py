@@ -35,16 +35,13 @@ class Outcome:
     _arrived: torch.cuda.Event | None
 
     @classmethod
-    def of(
-        cls, total: Tensor, stop: Tensor, own: Tensor, loss: Tensor, indices: list[int]
-    ) -> "Outcome":
-        """Judge by `total`, the sum of all workers' `own`, which is finite only if each of them is.
-
-        `stop` is the number of workers that were asked to stop.
+    def of(cls, sums: Tensor, own: Tensor, loss: Tensor, indices: list[int]) -> "Outcome":
+        """Judge by the `sums` (3,) over all workers: of `own`, which is finite only if each of them
+        is, of those that were asked to stop, and of the losses.
         """
-        found_inf = (~total.isfinite()).float()
+        found_inf = (~sums[0].isfinite()).float()
         # With non_blocking, PyTorch allocates page-locked memory for the copy.
-        on_host = torch.stack([found_inf, stop.float()]).to("cpu", non_blocking=True)
+        on_host = torch.stack([found_inf, *sums[1:].float()]).to("cpu", non_blocking=True)
         arrived = None
         if found_inf.is_cuda:
             arrived = torch.cuda.Event()
@@ -61,6 +58,10 @@ class Outcome:
         """Whether any worker was asked to stop; valid only after `left_out` has been read."""
         return bool(self._on_host[1])
 
+    def mean_loss(self) -> float:
+        """The mean loss over all workers, the same on each; valid as `stops` is."""
+        return self._on_host[2].item() / group.world_size()
+
 
 class StepCounts:
     """Steps done and skipped, the same on all workers.
@@ -70,7 +71,8 @@ class StepCounts:
 
     Attributes:
         updates: Optimizer steps done.
-        skipped_steps: Steps skipped because the loss or gradient of a worker was not finite.
+        skipped_steps: Steps skipped because the loss or gradient of a worker was not finite, and
+            those that were passed over.
     """
 
     def __init__(self, max_skipped_steps: int) -> None:
@@ -79,6 +81,10 @@ class StepCounts:
 
     def go_on_from(self, updates: int, skipped_steps: int) -> None:
         self.updates, self.skipped_steps, self._in_a_row = updates, skipped_steps, 0
+
+    def pass_over(self, steps: int) -> None:
+        """Count steps that were not tried."""
+        self.skipped_steps += steps
 
     @property
     def steps(self) -> int:

@@ -128,8 +128,7 @@ class Member:
             cause = "memory" if self.of_memory else "node"
             error, trace = self.lost, self.trace
         elif ended is not None and ended.how == "raised":
-            cause = "divergence" if ended.diverged else "error"
-            error, trace = ended.error, ended.trace
+            cause, error, trace = ended.cause, ended.error, ended.trace
         elif ended is not None and ended.how == "killed":
             cause = "memory" if ended.memory else "killed"
             error, trace = ended.error, ended.trace

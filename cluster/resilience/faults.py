@@ -1,11 +1,16 @@
 """The faults of a worker group, and how many of them a run recovers from."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Cause = Literal["error", "divergence", "killed", "memory", "hang", "node", "preemption"]
+Cause = Literal["error", "spike", "divergence", "killed", "memory", "hang", "node", "preemption"]
+
+EXPLAINS: Sequence[Cause] = (
+    *("node", "memory", "killed", "hang", "preemption", "divergence", "spike", "error"),
+)
+"""When several workers of a group fail, a cause explains those that come after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,8 +18,8 @@ class Fault:
     """One failure of a group, described by the worker that caused it.
 
     Attributes:
-        cause: "error" is an exception that the worker raised, "divergence" weights that differ from
-            the other workers', "killed" a signal or exit.
+        cause: "error" is an exception that the worker raised, "spike" a loss that has risen,
+            "divergence" weights that differ from the other workers', "killed" a signal or exit.
         rank: The worker's rank.
         node: Ray's id of its node, "" if that is unknown.
         phase: What the worker was doing.
@@ -50,8 +55,7 @@ class Fault:
         A worker that is gone explains the errors of the others. Between faults of the same kind,
         the earlier one comes first.
         """
-        explains = ("node", "memory", "killed", "hang", "preemption", "divergence", "error")
-        return explains.index(self.cause) + self.of_group, -self.ago
+        return EXPLAINS.index(self.cause) + self.of_group, -self.ago
 
 
 @dataclass
@@ -106,10 +110,11 @@ class Quarantine:
         """Count a fault against its node; returns whether that puts the node in quarantine.
 
         The last of the `there` nodes stays in use: waiting for another would be in vain. Not
-        counted are exceptions, which are the program's fault; nodes that leave on notice; and
-        workers that only saw a collective fail, because the failed one is unknown.
+        counted are exceptions and spikes of the loss, which are the program's fault; nodes that
+        leave on notice; and workers that only saw a collective fail, because the failed one is
+        unknown.
         """
-        if not fault.node or fault.of_group or fault.cause in ("error", "preemption"):
+        if not fault.node or fault.of_group or fault.cause in ("error", "spike", "preemption"):
             return False
         self._failures[fault.node] += 1
         if self._failures[fault.node] < self.after or len(self.nodes) + 1 >= there:

@@ -36,7 +36,7 @@ class Incident:
         time: When it happened (epoch seconds).
         stage: The stage of the pipeline.
         generation: That of the group that failed.
-        cause: "error", "divergence", "killed", "memory", "hang", "node" or "preemption".
+        cause: "error", "spike", "divergence", "killed", "memory", "hang", "node" or "preemption".
         rank: The rank of the worker that caused it.
         node: Ray's id of that worker's node; `host` is its address.
         phase: What that worker was doing.

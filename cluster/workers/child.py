@@ -168,15 +168,15 @@ def _raised(error: BaseException) -> dict[str, object]:
         "how": "raised",
         "error": f"{type(error).__name__}: {str(error).strip()}",
         "trace": "".join(traceback.format_exception(error)),
+        "cause": error.cause if isinstance(error, current.Agreed) else "error",
         "of_group": _of_group(error),
-        "diverged": isinstance(error, current.Diverged),
         "final": isinstance(error, current.Final),
     }
 
 
 def _of_group(error: BaseException) -> bool:
-    """Whether another worker caused the error: it died, or its weights differ."""
-    if isinstance(error, current.Diverged):
+    """Whether another worker caused the error: it died, or is named by all."""
+    if isinstance(error, current.Agreed):
         return not error.to_blame
     dist = sys.modules.get("torch.distributed")
     kinds = () if dist is None else (dist.DistError,)

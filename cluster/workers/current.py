@@ -4,8 +4,10 @@ Outside a child process nobody listens, and the calls do nothing.
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from cluster.workers.beacon import Beacon
+from cluster.workers.messages import Raised
 
 
 class Stopped(Exception):
@@ -16,14 +18,28 @@ class Final(RuntimeError):
     """Raised when a new group of workers would fail in the same way: it ends the job."""
 
 
-class Diverged(RuntimeError):
-    """Raised by all workers when their weights are not the same. `to_blame` is true on a worker
-    whose weights differ from those of most others.
+class Agreed(RuntimeError):
+    """Raised by all workers at the same step. `to_blame` is true on the worker that is named as the
+    cause.
     """
+
+    cause: ClassVar[Raised]
 
     def __init__(self, message: str, *, to_blame: bool) -> None:
         super().__init__(message)
         self.to_blame = to_blame
+
+
+class Diverged(Agreed):
+    """The weights of the workers are not the same; to blame are those that differ from most."""
+
+    cause = "divergence"
+
+
+class LossSpiked(Agreed):
+    """The loss has risen far above what it was. No worker is the cause; rank 0 is named."""
+
+    cause = "spike"
 
 
 class CurrentWorker:

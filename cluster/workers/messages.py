@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 How = Literal["done", "stopped", "raised", "killed"]
+Raised = Literal["error", "divergence", "spike"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +91,10 @@ class Ended:
         how: "done" when the function returned, "stopped" when it exited on request.
         error: Type and message of what was raised, or the signal that killed it.
         trace: The traceback of what was raised.
-        of_group: Whether a collective failed because another worker died.
-        diverged: Whether this worker's weights were found to differ from the others'.
+        cause: What was raised: "divergence" and "spike" are raised by all workers together
+            (`cluster.workers.current`), anything else is an "error".
+        of_group: Whether a collective failed because another worker died, or another worker is
+            named as the cause.
         final: Whether a new group would fail in the same way.
         memory: Whether the kernel killed it because memory ran out.
         ago: Seconds since it ended.
@@ -100,8 +103,8 @@ class Ended:
     how: How
     error: str = ""
     trace: str = ""
+    cause: Raised = "error"
     of_group: bool = False
-    diverged: bool = False
     final: bool = False
     memory: bool = False
     ago: float = 0.0

@@ -33,6 +33,11 @@ def find_conflicts(config: PipelineConfig) -> list[str]:
                 "compile: ZeRO stage 3 fetches parameters layer by layer, which one compiled graph "
                 "leaves no room for; cluster.zero.stage 0, 1 or 2 would work, or compile=false"
             )
+        if train.spike_factor is not None and not cluster.max_failures:
+            found.append(
+                "spike_factor: a spike ends the group of workers and a new one goes on, which "
+                "cluster.max_failures=0 forbids; 1 or more would work, or spike_factor=null"
+            )
         problems += [f"{name}.{problem}" for problem in found]
     return [*problems, *find_graph_conflicts(config), *_stages(config), *_pixels(config)]
 

@@ -1,5 +1,6 @@
 """What the fields of one training recipe say against each other, the data and the model."""
 
+import math
 from collections.abc import Iterator
 
 from convnextv2.recipe.duration import Duration, steps
@@ -43,6 +44,13 @@ def _training(train: TrainConfig, data: DataConfig) -> Iterator[str]:
         yield f"duration: {train.duration} of what? Epochs, steps or images would work"
     if warmup.unit == duration.unit and warmup.amount > duration.amount:
         yield f"warmup: {train.warmup} is longer than the {train.duration} of training"
+    window = _comparable(train.spike_window, train.global_batch_size)
+    longest = {"%": 50.0, duration.unit: duration.amount}.get(window.unit, math.inf)
+    if train.spike_factor is not None and window.amount >= longest:
+        yield (
+            f"spike_window: {train.spike_window} before a spike and as many from it on leave "
+            f"nothing of the {train.duration} of training; 1% would work"
+        )
     known = list(train.measured(data))
     if train.keep_best is not None and train.keep_best not in known:
         yield (

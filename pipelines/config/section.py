@@ -1,6 +1,6 @@
 """What every section of the configuration is made of."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
@@ -23,6 +23,15 @@ def _some(duration: Duration) -> Duration:
     return duration
 
 
+def _interval_or_auto(value: object) -> Duration | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    try:
+        return _some(Duration.parse(value, "steps"))
+    except ValueError as error:
+        raise ValueError(f"{error}; auto would work, too") from error
+
+
 KINDS = ("(a number)", "(a section)")
 """Of a field that may be either. pydantic puts them into the paths of errors; nobody else needs
 them."""
@@ -30,6 +39,9 @@ Size = Annotated[str, AfterValidator(_known_size)]
 Warmup = Annotated[Duration, _read("epochs"), PlainSerializer(str)]
 Length = Annotated[Duration, _read("epochs"), AfterValidator(_some), PlainSerializer(str)]
 Interval = Annotated[Duration, _read("steps"), AfterValidator(_some), PlainSerializer(str)]
+IntervalOrAuto = Annotated[
+    Duration | Literal["auto"], PlainValidator(_interval_or_auto), PlainSerializer(str)
+]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 

@@ -7,7 +7,15 @@ from pydantic import Field
 
 from convnextv2.recipe.duration import epochs, steps
 from pipelines.config.data import AugmentConfig, DataConfig
-from pipelines.config.section import Fraction, Interval, Length, Positive, Section, Warmup
+from pipelines.config.section import (
+    Fraction,
+    Interval,
+    IntervalOrAuto,
+    Length,
+    Positive,
+    Section,
+    Warmup,
+)
 from pipelines.results.known import ACCURACY, LOSS, MAP, TOP1, TOP5, VALIDATION_LOSS
 from pipelines.results.metrics import MetricSpec
 
@@ -56,9 +64,17 @@ class TrainConfig(Section):
     activation_checkpointing: tuple[Annotated[int, Field(ge=0, le=3)], ...] = ()
     """Stages (0 to 3) whose blocks are computed a second time in the backward pass: less memory,
     more time, the same result. All of them: [0, 1, 2, 3]."""
-    checkpoint_every: Interval = steps(500)
-    """Time between checkpoints, like 500 steps, 1 epoch or 5%; a bare number means steps. There is
-    always one at the end."""
+    spike_factor: Annotated[float, Field(gt=1)] | None = None
+    """A loss of more than so many times the median of the last 100 steps is a spike: training goes
+    back to a checkpoint before it, and leaves out the steps around it (docs/recovery.md). By
+    default spikes are not looked for."""
+    spike_window: Interval = steps(100)
+    """How many steps before a spike are left out, and as many from it on; a bare number means
+    steps."""
+    checkpoint_every: IntervalOrAuto = steps(500)
+    """Time between checkpoints, like 500 steps, 1 epoch or 5%; a bare number means steps. auto: by
+    Young and Daly, from the time that a checkpoint takes and the failures there are
+    (docs/recovery.md). There is always one at the end."""
     asynchronous_checkpoints: bool = True
     """Training waits for a copy of its state in memory only, and goes on while that is written."""
     keep_last: Positive = 2

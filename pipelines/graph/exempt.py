@@ -25,6 +25,7 @@ EXEMPT = frozenset(
         "pipelines.runtime.events.Validation",
         "pipelines.runtime.events.Skipped",
         "pipelines.runtime.events.Checkpoint",
+        "pipelines.runtime.events.Interval",
         "pipelines.runtime.events.SaveFailed",
         "pipelines.runtime.events.Rejected",
         "pipelines.runtime.events.End",
@@ -33,6 +34,7 @@ EXEMPT = frozenset(
         "cluster.durable",
         # When checkpoints are written, and which are kept and found; not what is in them.
         "cluster.checkpoint.async_saver",
+        "cluster.checkpoint.interval",
         "cluster.checkpoint.retention",
         "cluster.checkpoint.store",
         # Which worker is on which machine and device, and whether a stage fits there.

@@ -11,7 +11,7 @@ knn-<size>: nothing is trained. 20 neighbours vote by exp(cosine / 0.07), as DIN
 The ConvNeXt V2 paper publishes neither. micro_batch_size is for eight GPUs of 80 GB (an estimate).
 """
 
-from convnextv2.recipe.duration import Duration, epochs, steps
+from convnextv2.recipe.duration import Duration, epochs
 from pipelines.config import AugmentConfig, FinetuneConfig, KnnConfig, PipelineConfig
 from pipelines.presets.recipe import PAPER, Preset, imagenet, on_gpus, pretraining
 
@@ -26,7 +26,7 @@ LINEAR = FinetuneConfig(
     label_smoothing=0.0,
     head_init_scale=1.0,
     augment=AugmentConfig(crop_scale=(0.08, 1.0), flip=0.5),
-    checkpoint_every=steps(1000),
+    checkpoint_every="auto",
     evaluate_every=Duration(5, "%"),
 )
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from cluster.engine.memory import model_states
 from convnextv2.memory import Step, activation_bytes, parameter_count
-from convnextv2.recipe.duration import Duration, epochs, steps
+from convnextv2.recipe.duration import Duration, epochs
 from convnextv2.recipe.layer_decay import Grouping
 from pipelines.config import (
     AugmentConfig,
@@ -117,7 +117,7 @@ def pretraining(size: str, duration: Duration) -> PretrainConfig:
         betas=(0.9, 0.95),
         augment=AugmentConfig(crop_scale=(0.2, 1.0), flip=0.5),
         decay_exempt="all-but-1d",
-        checkpoint_every=steps(1000),
+        checkpoint_every="auto",
     )
 
 
@@ -154,7 +154,7 @@ def fine_tuning(
             mixup=row.mixup,
             cutmix=row.cutmix,
         ),
-        checkpoint_every=steps(1000),
+        checkpoint_every="auto",
         evaluate_every=Duration(5, "%"),
     )
 

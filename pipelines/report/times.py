@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.runtime.events import Event, curve
+from pipelines.runtime.events import Event, Interval, curve
 from pipelines.runtime.goodput import Account
 
 STATUSES = {"run": "run now", "resumed": "resumed", "done": "done before"}
@@ -34,6 +34,7 @@ class TrainingTime:
         goodput: Productive share of it.
         groups: How many worker groups there were.
         images: How many it got through, in so many `steps`; `rate` is per second of all its time.
+        interval: What `checkpoint_every: auto` chose last, in words.
     """
 
     stage: str
@@ -44,12 +45,14 @@ class TrainingTime:
     images: int
     steps: int
     rate: float
+    interval: str = ""
 
 
 def training_time(stage: str, account: Account, events: Sequence[Event]) -> TrainingTime:
     """Where the time of a training stage went, and how many images it got through."""
     points = curve(events)
     images = points[-1].values["images"] if points else 0
+    chosen = [event.in_words() for event in events if isinstance(event, Interval)]
     return TrainingTime(
         stage=stage,
         seconds={part: spent for part, spent in account.seconds.items() if spent >= NOTICEABLE},
@@ -59,6 +62,7 @@ def training_time(stage: str, account: Account, events: Sequence[Event]) -> Trai
         images=int(images),
         steps=points[-1].step if points else 0,
         rate=images / account.wall if account.wall else 0.0,
+        interval=chosen[-1] if chosen else "",
     )
 
 

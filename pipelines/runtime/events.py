@@ -13,6 +13,7 @@ alive; readers ignore what they append once a newer one has started.
     {"kind": "skipped", "step": 410, "time": ..., "skipped_steps": 1}
     {"kind": "checkpoint", "step": 500, "time": ..., "bytes": ..., "written_seconds": 0.2,
      "seconds": {...}}
+    {"kind": "interval", "step": 500, "time": ..., "interval_steps": 640, "step_seconds": 1.2, ...}
     {"kind": "save_failed", "step": 500, "time": ..., "reason": ..., "tries": 7, "in_a_row": 1}
     {"kind": "rejected", "step": 0, "time": ..., "path": ..., "reason": ...}
     {"kind": "end", "step": 1248, "time": ..., "seconds": {...}}
@@ -104,6 +105,25 @@ class Checkpoint(Timed):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interval(Measured):
+    """The interval between checkpoints that `checkpoint_every: auto` has chosen, and its reasons:
+    `interval_steps`, `block_seconds`, `step_seconds`, `hours_to_failure`, `failures`.
+    """
+
+    kind: ClassVar[str] = "interval"
+
+    def in_words(self) -> str:
+        steps, hours = self.values["interval_steps"], self.values["hours_to_failure"]
+        seconds = steps * self.values["step_seconds"]
+        block, failures = self.values["block_seconds"], self.values["failures"]
+        return (
+            f"from step {self.step} on, a checkpoint every {steps:.0f} steps ({seconds:.3g} s): it "
+            f"holds training up for {block:.2g} s, and a failure is expected every {hours:.3g} h "
+            f"({failures:.0f} so far)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SaveFailed(Event):
     """The checkpoint of this step was given up after `tries`; the `in_a_row`th one in a row."""
 
@@ -131,7 +151,9 @@ class End(Timed):
 
 KINDS: Mapping[str, type[Event]] = {
     each.kind: each
-    for each in (Start, Point, Validation, Skipped, Checkpoint, SaveFailed, Rejected, End)
+    for each in (
+        *(Start, Point, Validation, Skipped, Checkpoint, Interval, SaveFailed, Rejected, End),
+    )
 }
 
 

@@ -6,6 +6,7 @@ from pipelines.runtime.console import Screen, SpeedText
 from pipelines.runtime.events import (
     Event,
     EventReader,
+    Interval,
     Measured,
     Point,
     Rejected,
@@ -65,6 +66,8 @@ def in_words(event: Event) -> str | None:
                 f"step {event.step} was left out: loss or gradient not finite on some worker "
                 f"({event.skipped_steps} so far)"
             )
+        case Interval():
+            return event.in_words()
         case SaveFailed():
             return (
                 f"the checkpoint of step {event.step} is given up after {event.tries} tries, and "

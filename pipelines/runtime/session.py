@@ -20,7 +20,7 @@ from pipelines.runtime.live import METRICS, Live
 from pipelines.runtime.provenance import provenance
 from pipelines.runtime.run_lock import exclusive
 from pipelines.runtime.tracking import Destination, Tracker
-from pipelines.training.run import CHECKPOINTS
+from pipelines.training.checkpoints import CHECKPOINTS
 from pipelines.training.standby import prepare
 
 TRACKED = "tracking-run.json"

@@ -14,14 +14,15 @@ from pipelines.graph import Outputs, StageContext, hash_files
 from pipelines.runtime.events import EVENTS_FILE
 from pipelines.runtime.session import Session
 from pipelines.stages.setup import StageSetup
+from pipelines.training.checkpoints import CHECKPOINTS
 from pipelines.training.job import TrainJob, Validator
 from pipelines.training.loop import train
-from pipelines.training.run import CHECKPOINTS
 from pipelines.training.weights.consolidate import consolidate
 from pipelines.training.weights.metadata import metadata_of
 
-# Settings that say how a result is computed, not what it is; they are in no stage's key. Of
-# `weights` the key has the content, not the path.
+# Settings that say how a result is computed, not what it is; they are in no stage's key. Nor are
+# those of spikes, which may be set when a run that is under way has one; what they have left out is
+# in its folder. Of `weights` the key has the content, not the path.
 NOT_IN_KEY = {
     "micro_batch_size",
     "activation_checkpointing",
@@ -32,6 +33,8 @@ NOT_IN_KEY = {
     "keep_best",
     "evaluate_every",
     "max_skipped_steps",
+    "spike_factor",
+    "spike_window",
     "backend",
     "scratch_baseline",
     "weights",

@@ -18,11 +18,14 @@ from pipelines.training.gpu import check_gpu
 from pipelines.training.job import TrainJob
 from pipelines.training.nonfinite import note_left_out
 from pipelines.training.pace import Pace
+from pipelines.training.spikes import SpikeDetector
 from pipelines.training.transforms import augmentation, image_size_of, training_view
 from pipelines.training.validation import Validation
 
 
-def build_engine(job: TrainJob, batch_layout: BatchLayout, pace: Pace) -> DeepSpeedEngine:
+def build_engine(
+    job: TrainJob, batch_layout: BatchLayout, pace: Pace, spikes: SpikeDetector
+) -> DeepSpeedEngine:
     """The training engine: the task and its optimizer, sharded over the workers."""
     recipe = job.recipe
     torch.set_float32_matmul_precision(recipe.matmul_precision)
@@ -47,6 +50,7 @@ def build_engine(job: TrainJob, batch_layout: BatchLayout, pace: Pace) -> DeepSp
         device=device,
         identify=lambda batch: batch.indices.tolist(),
         left_out=partial(note_left_out, job),
+        watch=spikes.take,
     )
 
 

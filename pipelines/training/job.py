@@ -95,15 +95,17 @@ class TrainJob:
             every=plan.keep_every or None,
             best=best,
             smaller_is_better=metric is not None and metric.direction == "lower",
+            reach=0 if recipe.spike_factor is None else plan.spike_window,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A recipe's durations in optimizer steps; 0 means never."""
+    """A recipe's durations in optimizer steps; 0 means never, and of `checkpoint_every` auto."""
 
     total_steps: int
     warmup_steps: int
+    spike_window: int
     checkpoint_every: int
     evaluate_every: int
     keep_every: int
@@ -128,10 +130,12 @@ class Plan:
 
         total = steps(recipe.duration, None)
         warmup = steps(recipe.warmup, total)
+        every = recipe.checkpoint_every
         return cls(
             total_steps=total,
             warmup_steps=warmup,
-            checkpoint_every=steps(recipe.checkpoint_every, total),
+            spike_window=steps(recipe.spike_window, total),
+            checkpoint_every=0 if every == "auto" else steps(every, total),
             evaluate_every=steps(recipe.evaluate_every, total),
             keep_every=steps(recipe.keep_every, total),
             schedule=WarmupCosine(

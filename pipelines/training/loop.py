@@ -13,6 +13,7 @@ from cluster.workers import current
 from pipelines.runtime.logs import worker_log
 from pipelines.training.job import TrainJob
 from pipelines.training.run import Run
+from pipelines.training.spikes import LossSpike
 
 
 def train(job: TrainJob) -> None:
@@ -22,38 +23,50 @@ def train(job: TrainJob) -> None:
         Stopped: After a checkpoint, when the workers were asked to save and stop.
         Superseded: When a newer group of workers trains this stage.
         Diverged: When the weights of the workers are no longer the same.
+        LossSpiked: When the loss has spiked, and the steps around it are to be left out.
     """
-    here, compare_every = current.worker(), job.cluster.divergence_check_every
     with worker_log(job.log, group.rank()):
-        clock = Stopwatch(here.beacon)
+        clock = Stopwatch(current.worker().beacon)
         with clock.phase("start-up"):
             run = Run.assemble(job, clock)
             step = run.resume()
             if step == run.plan.total_steps:  # Workers before these failed with the last step done.
-                here.milestone("first step")
-        for batches in run.global_batches(step):
-            run.fault_before(step)
-            with clock.phase("step"):
-                metrics = run.engine.train_step(batches, run.plan.schedule.at(step))
-            step += 1
-            here.beacon.stepped(step)
-            here.milestone("first step")
-            last = step == run.plan.total_steps
-            if step % job.log_every == 0 or last:
-                with clock.phase("log"):
-                    run.log(step, metrics)
-            if run.validator is not None and (step % run.plan.evaluate_every == 0 or last):
-                with clock.phase("evaluate"):
-                    run.evaluate(step)
-            leaves = run.engine.stop_agreed and not last
-            saves = step % run.plan.checkpoint_every == 0 or last or leaves
-            if compare_every and (step % compare_every == 0 or saves):
-                with clock.phase("compare"):
-                    run.engine.check_replicas(step)
-            if saves:
-                with clock.phase("checkpoint"):
-                    run.save(step)
-            if leaves:
-                run.finish(step)
-                raise current.Stopped
-        run.finish(step)
+                current.worker().milestone("first step")
+        try:
+            train_from(step, run)
+        except LossSpike as spike:
+            raise run.leave_out(spike) from None
+
+
+def train_from(step: int, run: Run) -> None:
+    """Train from `step` on; raises LossSpike, and otherwise as `train`."""
+    here, clock, compare_every = current.worker(), run.clock, run.job.cluster.divergence_check_every
+    for done, batches in run.feed.global_batches(step):
+        run.fault_before(done)
+        with clock.phase("step"):
+            metrics = run.engine.train_step(batches, run.plan.schedule.at(done))
+        step = run.feed.reached(done + 1)
+        here.beacon.stepped(step)
+        here.milestone("first step")
+        last = step == run.plan.total_steps
+        if step % run.job.log_every == 0 or last:
+            with clock.phase("log"):
+                run.log(step, metrics)
+        if run.validator is not None and (step % run.plan.evaluate_every == 0 or last):
+            with clock.phase("evaluate"):
+                run.evaluate(step)
+        leaves = run.engine.stop_agreed and not last
+        saves = run.save_is_due(step) or last or leaves
+        if compare_every and (step % compare_every == 0 or saves):
+            with clock.phase("compare"):
+                run.engine.check_replicas(step)
+        if saves:
+            with clock.phase("checkpoint"):
+                run.save(step)
+        if leaves:
+            run.finish(step)
+            raise current.Stopped
+    if step < run.plan.total_steps:  # Nothing was trained, for all the rest is left out.
+        step = run.feed.reached(step)
+        run.save(step)
+    run.finish(step)

@@ -1,18 +1,13 @@
 """A training run on one worker: its parts, and the actions of the loop on them."""
 
-import itertools
 import math
 import socket
-from collections.abc import Generator, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
 
 from cluster import group
 from cluster.batch_layout import BatchLayout
-from cluster.checkpoint.async_saver import PAUSES, Saved, Saver
-from cluster.checkpoint.store import latest_good
 from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.resilience.fault_injection import Fault
 from cluster.resilience.goodput import Stopwatch
@@ -20,30 +15,42 @@ from cluster.resilience.lease import Lease
 from cluster.workers import current
 from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.order.global_order import GlobalOrder
-from convnextv2.tasks.batch import Batch, on_device
 from pipelines.runtime import events
 from pipelines.runtime.events import EventLog
-from pipelines.training.build import build_engine, build_loader, seed_step
+from pipelines.training.build import build_engine, build_loader
+from pipelines.training.checkpoints import CHECKPOINTS, Checkpoints
+from pipelines.training.feed import Feed
 from pipelines.training.job import Plan, TrainJob, Validator
 from pipelines.training.pace import Pace
-
-CHECKPOINTS = "checkpoints"
+from pipelines.training.spikes import (
+    LossSpike,
+    SpikeDetector,
+    Windows,
+    leave_out,
+    look_back,
+)
 
 
 @dataclass
 class Run:
-    """The parts of a training run on one worker; `noted` has the latest metrics."""
+    """The parts of a training run on one worker.
+
+    Attributes:
+        noted: The latest metrics.
+    """
 
     job: TrainJob
     clock: Stopwatch
     pace: Pace
-    batch_layout: BatchLayout
     order: GlobalOrder
     plan: Plan
     engine: DeepSpeedEngine
     loader: BetonLoader
+    feed: Feed
     validator: Validator | None
-    saver: Saver
+    lease: Lease
+    checkpoints: Checkpoints
+    spikes: SpikeDetector
     event_log: EventLog
     fault: Fault | None
     noted: dict[str, float] = field(default_factory=dict)
@@ -61,27 +68,23 @@ class Run:
         lease.watch()
         event_log = EventLog(job.directory, active=group.rank() == 0, generation=lease.generation)
         pace = Pace(job, clock)
-        engine = build_engine(job, batch_layout, pace)
+        spikes = SpikeDetector(recipe.spike_factor)
+        engine = build_engine(job, batch_layout, pace, spikes)
         current.worker().milestone("engine")
+        loader, accumulation = build_loader(job), batch_layout.accumulation
         return cls(
             job,
             clock,
             pace,
-            batch_layout,
             order,
             plan,
             engine,
-            build_loader(job),
+            loader,
+            Feed(order, loader, engine, clock, job.seed, accumulation, plan.total_steps),
             job.build_validator(job) if job.build_validator and plan.evaluate_every else None,
-            Saver(
-                job.directory / CHECKPOINTS,
-                job.keep_policy(plan),
-                asynchronous=recipe.asynchronous_checkpoints,
-                lease=lease,
-                pauses=PAUSES,
-                max_failed=job.cluster.max_failed_saves,
-                lost=lambda lost: event_log.write(events.SaveFailed(**vars(lost))),
-            ),
+            lease,
+            Checkpoints(job, plan, lease, event_log, clock),
+            spikes,
             event_log,
             Fault.planned(),
         )
@@ -92,17 +95,18 @@ class Run:
         Returns:
             The step to continue from.
         """
-        root = self.job.directory / CHECKPOINTS
-        search = group.broadcast(latest_good(root) if group.rank() == 0 else None)
-        assert search is not None
+        root = self.checkpoints.root
+        search, self.feed.windows = group.broadcast(look_back(self.job.directory, root))
         for path, reason in search.rejected:
             self.event_log.write(events.Rejected(step=0, path=str(path), reason=reason))
-        step = 0
+        step, notes = 0, {}
         if search.found is not None:
-            self.engine.restore(search.found.path, search.found.notes)
-            self.noted = search.found.notes["metrics"]
-            step = search.found.step
-        self.saver.prepare(self.engine.fragments)
+            step, notes = search.found.step, search.found.notes
+            self.engine.restore(search.found.path, notes)
+            self.noted = notes["metrics"]
+            self.spikes.recent.extend(notes.get("recent_losses", ()))
+            self.feed.windows |= Windows.noted(notes)
+        self.checkpoints.begin(step, self.engine.fragments, notes)
         here = current.worker()
         here.beacon.began = here.beacon.saved = step
         here.beacon.stepped(step)
@@ -119,37 +123,12 @@ class Run:
         )
         return step
 
-    def global_batches(self, step: int) -> Iterator[Iterator[Batch]]:
-        """This worker's micro batches of every global batch from `step` to the end."""
-        while step < self.plan.total_steps:
-            epoch, start = divmod(step, self.order.batches_per_epoch)
-            samples = self.order.worker_batches(
-                epoch, rank=group.rank(), world_size=group.world_size(), start=start
-            )
-            batches = on_device(self.loader.batches(samples, epoch), self.engine.device)
-            with closing(self._timed(batches)) as stream:
-                left = self.plan.total_steps - step
-                for _ in range(min(left, self.order.batches_per_epoch - start)):
-                    seed_step(self.job.seed, step, group.rank())
-                    yield itertools.islice(stream, self.batch_layout.accumulation)
-                    step += 1
-
-    def _timed(self, batches: Generator[Batch]) -> Generator[Batch]:
-        """Count the time spent waiting for a batch as phase `data`."""
-        with closing(batches):
-            while True:
-                with self.clock.phase("data"):
-                    batch = next(batches, None)
-                if batch is None:
-                    return
-                current.worker().milestone("first batch")
-                yield batch
-
     def log(self, step: int, metrics: dict[str, torch.Tensor]) -> None:
         """Write the metrics of a step, as means over workers; or only that the step was skipped."""
-        values, each = group.mean_and_each(metrics, self.pace.own_seconds(step))
-        pace = self.pace.values(step, each)
-        self.pace.begin(step)
+        trained = step - self.feed.passed_over
+        values, each = group.mean_and_each(metrics, self.pace.own_seconds(trained))
+        pace = self.pace.values(trained, each)
+        self.pace.begin(trained)
         if not math.isfinite(values["loss"] + values["grad_norm"]):
             skipped = self.engine.skipped_steps
             self.event_log.write(events.Skipped(step=step, skipped_steps=skipped))
@@ -177,35 +156,43 @@ class Run:
         self.noted |= values
         self.event_log.write(events.Validation(step=step, values=values))
 
+    def save_is_due(self, step: int) -> bool:
+        return self.checkpoints.due(step, step - self.feed.passed_over)
+
     def save(self, step: int) -> None:
         """Begin a checkpoint, which is written while training continues."""
-        self._told(self.saver.save(step, self.engine.fragments, self._notes(step)))
+        trained, fragments = step - self.feed.passed_over, self.engine.fragments
+        self.checkpoints.save(step, trained, fragments, self._notes(step))
+
+    def leave_out(self, spike: LossSpike) -> current.LossSpiked:
+        """Note the steps around a spike, which the next group leaves out; collective.
+
+        Raises:
+            TooManySpikes: When there have been too many.
+        """
+        with self.clock.phase("checkpoint"):
+            self.checkpoints.wait()
+            window = leave_out(
+                *(self.job.directory, self.checkpoints.root, self.feed.windows, spike),
+                reach=self.plan.spike_window,
+                total=self.plan.total_steps,
+                lease=self.lease,
+            )
+        return current.LossSpiked(window.in_words(), to_blame=group.rank() == 0)
 
     def finish(self, step: int) -> None:
         """Wait for the last checkpoint, close the cache and log the end."""
         with self.clock.phase("checkpoint"):
-            self._told(self.saver.finish())
+            self.checkpoints.finish()
         if self.loader.cache is not None:
             self.loader.cache.close()
         self.event_log.write(events.End(step=step, seconds=self.clock.seconds))
 
-    def _told(self, saved: Saved | None) -> None:
-        """Log an event for a checkpoint that is now on disk, with the time that writing it took."""
-        if saved is not None:
-            current.worker().beacon.saved = saved.checkpoint.step
-            self.event_log.write(
-                events.Checkpoint(
-                    step=saved.checkpoint.step,
-                    bytes=saved.checkpoint.bytes,
-                    written_seconds=saved.seconds,
-                    seconds=self.clock.seconds,
-                )
-            )
-
     def _notes(self, step: int) -> dict[str, object]:
         """What a checkpoint records besides the fragments.
 
-        The schedule and all random numbers are functions of the step, so there is no other state.
+        The schedule and all random numbers are functions of the step, so there is no other state
+        than what was left out, and by what it was judged.
         """
         return {
             "samples": step * self.order.global_batch_size,
@@ -214,6 +201,9 @@ class Run:
             "seed": self.job.seed,
             "updates": self.engine.updates,
             "skipped_steps": self.engine.skipped_steps,
+            "left_out": self.feed.windows.as_notes(),
+            "recent_losses": list(self.spikes.recent),
+            "checkpoint_interval": self.checkpoints.interval,
             "metrics": self.noted,
             "world_size": group.world_size(),
             "zero_stage": self.job.cluster.zero.stage,
@@ -223,5 +213,5 @@ class Run:
         }
 
     def fault_before(self, step: int) -> None:
-        if self.fault is not None:
-            self.fault.fire(group.rank(), step)
+        if self.fault is not None and self.fault.fire(group.rank(), step):
+            self.engine.spoil_next_loss()

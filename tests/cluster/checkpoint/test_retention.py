@@ -65,6 +65,10 @@ DAMAGES = {"torn": tear, "rotten": rot, "lost": lose}
         (KeepPolicy(last=1, best="loss", smaller_is_better=True), [400, 600]),
         (KeepPolicy(last=1, every=300, best="top1"), [200, 300, 600]),
         (KeepPolicy(last=1, best="unheard of"), [600]),
+        (KeepPolicy(last=1, reach=1), [500, 600]),
+        (KeepPolicy(last=1, reach=250), [300, 500, 600]),
+        (KeepPolicy(last=2, reach=100), [500, 600]),
+        (KeepPolicy(last=1, reach=1000), [100, 600]),
     ],
 )
 def test_the_last_every_and_the_best_stay(
@@ -84,6 +88,18 @@ def test_the_last_every_and_the_best_stay(
     prune(tmp_path, policy)
     assert kept(tmp_path) == expected
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("reach", [1, 70, 100, 999])
+def test_there_is_always_one_to_go_back_to(reach: int, tmp_path: Path) -> None:
+    """Not much farther back than asked for, and by few that are kept for it."""
+    for step in range(10, 500, 10):
+        save(tmp_path, step)
+        prune(tmp_path, KeepPolicy(reach=reach))
+        there = kept(tmp_path)
+        assert len(there) <= 4
+        if step >= reach + 10:
+            assert any(step - 2 * reach - 10 <= each <= step - reach for each in there)
 
 
 def test_of_equals_the_newest_is_the_best(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_the_kernels_count_is_found(
     ("ended", "cause"),
     [
         (Ended(how="raised", error="KeyError: 1"), "error"),
-        (Ended(how="raised", error="Diverged: after step 5", diverged=True), "divergence"),
+        (Ended(how="raised", error="Diverged: after step 5", cause="divergence"), "divergence"),
         (Ended(how="killed", error="exit code 3"), "killed"),
         (Ended(how="killed", error="killed by SIGKILL"), "killed"),
         (Ended(how="killed", error="killed by SIGKILL", memory=True), "memory"),

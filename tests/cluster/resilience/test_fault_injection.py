@@ -40,7 +40,7 @@ def test_a_plan_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_plan_that_makes_no_sense_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, text)
-    words = f"{VARIABLE}=.*expected '<sigkill.raise.hang> rank=R"
+    words = f"{VARIABLE}=.*expected '<sigkill.raise.hang.spike> rank=R"
     with pytest.raises(ValueError, match=words) as info:
         Fault.planned()
     assert repr(text) in str(info.value)
@@ -55,6 +55,12 @@ def test_it_strikes_its_worker_before_its_step_once(tmp_path: Path) -> None:
         fault.fire(1, 3)
     assert fault.marker.read_text() == "raise rank 1 step 3\n"
     fault.fire(1, 3)
+
+
+def test_a_spike_is_the_callers_to_make(tmp_path: Path) -> None:
+    fault = Fault("spike", rank=1, step=3, marker=tmp_path / "fired")
+    assert [fault.fire(1, step) for step in (2, 3, 3, 4)] == [False, True, False, False]
+    assert fault.marker.exists()
 
 
 def test_sigkill_leaves_the_marker_and_no_last_words(tmp_path: Path) -> None:

@@ -335,6 +335,6 @@ def test_help_ends_in_an_example(verb: str, capsys: Capture) -> None:
 
 
 def test_checkpoints_are_looked_for_where_training_puts_them() -> None:
-    from pipelines.training.run import CHECKPOINTS
+    from pipelines.training.checkpoints import CHECKPOINTS
 
     assert ("step-*", f"{CHECKPOINTS}/step-*", f"stages/*/*/{CHECKPOINTS}/step-*") == PLACES

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from convnextv2.recipe.duration import steps
 from convnextv2.sizes import DECODER_UNITS, SIZES, TABLE_1
 from pipelines.config import PipelineConfig, PretrainConfig
 from pipelines.config.hints import ELSEWHERE, RENAMED
@@ -41,7 +42,14 @@ WRONG = {
     "would work, got '120%'",
     "finetune.duration=0": "finetune.duration: more than nothing is needed, got 0",
     "finetune.checkpoint_every=1.5": "finetune.checkpoint_every: steps are whole numbers, 1.5 is "
-    "not, got 1.5",
+    "not; auto would work, too, got 1.5",
+    "pretrain.checkpoint_every=often": f"pretrain.checkpoint_every: {DURATION}; auto would work, "
+    "too, got 'often'",
+    "pretrain.spike_factor=1": "pretrain.spike_factor: input should be greater than 1, got 1",
+    "finetune.spike_factor=twice": "finetune.spike_factor: input should be a valid number, unable "
+    "to parse string as a number, got 'twice'",
+    "pretrain.spike_window=0": "pretrain.spike_window: more than nothing is needed, got 0",
+    "finetune.spike_window=wide": f"finetune.spike_window: {DURATION}, got 'wide'",
     "pretrain.mask_ratio=1": "pretrain.mask_ratio: input should be less than 1, got 1",
     "finetune.base_lr=.inf": "finetune.base_lr: input should be a finite number, got inf",
     "pretrain.backend=gathr": "pretrain.backend: input should be "
@@ -143,6 +151,46 @@ def test_a_name_that_another_section_had_is_just_unknown() -> None:
     assert problem.startswith("unknown key 'model.control'; there are ")
 
 
+SPIKES = ("pretrain.spike_factor=3", "finetune.spike_factor=3")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("pretrain.duration=90 steps",), {"pretrain": "100 steps|90 steps"}),
+        (("finetune.spike_window=60%",), {"finetune": "60%|{duration}"}),
+        (
+            ("pretrain.duration=1280 images",),
+            {"pretrain": "100 steps|1280 images"},
+        ),
+        (("pretrain.spike_window=1000 epochs",), {"pretrain": "1000 epochs|{duration}"}),
+        (("pretrain.duration=101 steps", "finetune.spike_window=49%"), {}),
+    ],
+)
+def test_a_window_leaves_something_to_train(
+    overrides: tuple[str, ...], expected: dict[str, str]
+) -> None:
+    preset = load_preset("demo").recipes()
+    few = ("pretrain.warmup=0", *overrides)
+    assert problems(*few) == [], "nothing is looked for"
+    assert problems(*few, *SPIKES) == [
+        f"{name}.spike_window: {window} before a spike and as many from it on leave nothing of the "
+        f"{duration.format(duration=preset[name].duration)} of training; 1% would work"
+        for name, (window, duration) in ((k, v.split("|")) for k, v in expected.items())
+    ]
+    assert problems(*few, *SPIKES, *(f"{name}.spike_window=1%" for name in expected)) == []
+
+
+def test_a_spike_is_a_failure_that_must_be_allowed() -> None:
+    found = problems(*SPIKES, "cluster.max_failures=0")
+    assert [problem.partition(":")[0] for problem in found] == [
+        "pretrain.spike_factor",
+        "finetune.spike_factor",
+    ]
+    assert all("cluster.max_failures=0 forbids; 1 or more would work" in each for each in found)
+    assert problems("cluster.max_failures=0") == []
+
+
 def test_an_unknown_preset_names_the_nearest() -> None:
     assert problems(preset="imagenet") == ["unknown preset 'imagenet'; did you mean 'imagenet1k'?"]
     assert problems(preset="imagenet1k-basse") == [
@@ -205,6 +253,8 @@ def test_each_value_that_would_work_does(overrides: list[str]) -> None:
         ("pretrain.betas=[0.8, 0.99]", (0.8, 0.99)),
         ("pretrain.norm_pix_loss=no", False),
         ("pretrain.train_images=null", None),
+        ("pretrain.checkpoint_every=auto", "auto"),
+        ("pretrain.checkpoint_every=250", steps(250)),
         ("tracking.experiment='1e-3'", "1e-3"),
         ("tracking.experiment=a=b", "a=b"),
         ("tracking.experiment=[", "["),

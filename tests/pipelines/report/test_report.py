@@ -19,7 +19,7 @@ from pipelines.report.times import StageRow, duration
 from pipelines.results import Result
 from pipelines.results.classification import accuracies, single_label
 from pipelines.runtime.drivers import Span
-from pipelines.runtime.events import Event, Point, Rejected, Start, Validation
+from pipelines.runtime.events import Event, Interval, Point, Rejected, Start, Validation
 from pipelines.runtime.goodput import account_of
 from tests.pipelines.report.made_up_run import (
     BEGAN,
@@ -172,6 +172,18 @@ def test_time_is_told_by_stage_and_by_phase(page: str) -> None:
     assert "1,240 steps, 158,720 images, 782 images/s over the whole time" in text
     # What is too short to be told is left out.
     assert " 0.0 s" not in text
+
+
+def test_the_last_interval_between_checkpoints_is_told(data: ReportInput, page: str) -> None:
+    assert "checkpoint_every: auto" not in words(page)
+    values = {"step_seconds": 0.5, "block_seconds": 0.02, "hours_to_failure": 9.5, "failures": 1}
+    chosen = [Interval(step=at, time=0, values={**values, "interval_steps": at}) for at in (50, 90)]
+    lines = [*data.event_logs["pretrain"], *chosen]
+    again = dataclasses.replace(data, event_logs={**data.event_logs, "pretrain": lines})
+    assert (
+        "Chosen by checkpoint_every: auto : from step 90 on, a checkpoint every 90 steps (45 s): it"
+        in words(render_report(again))
+    )
 
 
 def test_times_add_up_to_the_wall_time(data: ReportInput, page: str) -> None:

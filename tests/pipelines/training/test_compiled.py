@@ -20,6 +20,7 @@ from convnextv2.tasks.classify import ClassifyTask
 from pipelines.presets import load_preset
 from pipelines.training.build import build_engine, seed_step
 from pipelines.training.pace import Pace
+from pipelines.training.spikes import SpikeDetector
 from tests.cluster.workers import run_group
 from tests.convnextv2.tasks.test_tasks import batch_of
 from tests.pipelines.stages.jobs import made_up_job
@@ -37,7 +38,7 @@ def engine(folder: Path, stage: int, *, compiled: bool) -> DeepSpeedEngine:
          "finetune.scratch_baseline=false", f"finetune.compile={str(compiled).lower()}"],
     )  # fmt: skip
     job = made_up_job(config, config.finetune, folder, num_classes=4)
-    return build_engine(job, BatchLayout(4, 4, 1), Pace(job, Stopwatch()))
+    return build_engine(job, BatchLayout(4, 4, 1), Pace(job, Stopwatch()), SpikeDetector(None))
 
 
 def losses_of(trained: DeepSpeedEngine, begin: int, end: int) -> list[float]:

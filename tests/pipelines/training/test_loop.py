@@ -14,10 +14,10 @@ from pipelines.training.run import Run
 
 def test_memory_for_checkpoints_is_taken_before_the_first_step(tmp_path: Path) -> None:
     parts = {name: MagicMock() for name in Run.__dataclass_fields__ if name != "noted"}
-    parts["job"].directory = tmp_path
+    parts["job"].directory, parts["checkpoints"].root = tmp_path, tmp_path / "checkpoints"
     run = Run(**parts)
     assert run.resume() == 0
-    parts["saver"].prepare.assert_called_once_with(parts["engine"].fragments)
+    parts["checkpoints"].begin.assert_called_once_with(0, parts["engine"].fragments, {})
     parts["engine"].train_step.assert_not_called()
 
 
