@@ -85,12 +85,21 @@ class Laboratory:
             self._await_start(node, process)
         self.nodes += new
 
-    def drive(self, *words: str) -> subprocess.Popen[bytes]:
-        """Start a driver of this cluster on the head's node, as `python -m ...`."""
+    def drive(self, *words: str, output: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start a driver of this cluster on the head's node, as `python -m ...`.
+
+        What it prints goes to the file `output`, if one is given.
+        """
         environment = self.environment | {NODE: "driver"}
-        driver = subprocess.Popen(
-            [sys.executable, "-m", *words], env=environment, start_new_session=True
-        )
+        with contextlib.ExitStack() as stack:
+            printed = None if output is None else stack.enter_context(output.open("wb"))
+            driver = subprocess.Popen(
+                [sys.executable, "-m", *words],
+                env=environment,
+                stdout=printed,
+                stderr=None if printed is None else subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.sessions[driver.pid] = "driver"
         return driver
 
