@@ -21,7 +21,7 @@ from pipelines.bench.results import add_output_options, origin, publish
 NODES = WORKERS + 1
 # A node that fails three times gets no more work, and here all faults are on two nodes.
 MOST_TURNS = 4
-POLL_SECONDS = 0.05
+POLL_SECONDS, START_SECONDS = 0.05, 300.0
 LONGEST = 2000
 WORKER_PROCESSES = ("PlacedAgent", "cluster.workers.child", "RayTrainWorker")
 
@@ -105,7 +105,9 @@ def take_turns(
         if spent > options.enough:
             return
         rank = (turn + 1) % WORKERS
-        wait_until(lambda: at_work().ready() and is_between(at_work().steps()), "training")
+        wait_until(
+            lambda: at_work().ready() and is_between(at_work().steps()), "training", START_SECONDS
+        )
         victim = Victim(lab, *at_work().worker(rank), rank, folder)
         since = time.time()
         fault.inject(victim)

@@ -3,6 +3,8 @@
 It trains as the stage `pretrain` does, with the loop, the loader and the checkpoints of a run.
 """
 
+from functools import partial
+
 from torch import nn
 
 from cluster.launch import Cluster, Placement
@@ -47,12 +49,13 @@ def drive(assignment: Assignment) -> None:
     placement = Placement(
         num_workers=WORKERS, address=assignment.address, warm_spare=assignment.warm_spare
     )
+    job = job_of(assignment)
     with Cluster(placement) as cluster:
         cluster.run(
             train,
-            job_of(assignment),
+            job,
             name="pretrain",
-            prepare=prepare,
+            prepare=partial(prepare, job),
             limits=Limits(step=STEP_LIMIT),
             note=lambda incident: incidents.append(assignment.folder, incident),
         )

@@ -119,6 +119,8 @@ def train(config: dict[str, str]) -> None:
 
 def drive(assignment: Assignment) -> None:
     environment = Placement(num_workers=WORKERS).environment
+    # Where there are several clusters on a machine, Ray's own actors find theirs by this.
+    environment |= {"RAY_ADDRESS": assignment.address}
     ray.init(address=assignment.address, runtime_env={"env_vars": environment})
     trainer = ray.train.torch.TorchTrainer(
         train,

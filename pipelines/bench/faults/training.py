@@ -20,8 +20,8 @@ from pipelines.config import ModelConfig, PipelineConfig, PretrainConfig
 from pipelines.presets import load_preset
 from pipelines.stages.pretrain import build_fcmae
 
-WORKERS, IMAGES, BATCH = 2, 1280, 64
-CHECKPOINT_EVERY = 50
+WORKERS, IMAGES, BATCH = 2, 1280, 32
+CHECKPOINT_EVERY = 20
 ENDLESS = 1_000_000
 SETTINGS = (
     f"pretrain.global_batch_size={BATCH}",
