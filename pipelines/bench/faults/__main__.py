@@ -27,6 +27,14 @@ WORKER_PROCESSES = ("PlacedAgent", "cluster.workers.child", "RayTrainWorker")
 
 
 def main() -> None:
+    options = parser().parse_args()
+    started = origin()
+    rows = measure(options)
+    results = {**started, "rows": [asdict(row) for row in rows]}
+    publish(results, options, lambda: print(table(rows)))
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines.bench.faults", description=__doc__)
     parser.add_argument("--turns", type=int, choices=range(1, MOST_TURNS + 1), default=2)
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
@@ -38,11 +46,7 @@ def main() -> None:
         "--enough", type=float, default=60.0, help="seconds of turns after which none begins"
     )
     add_output_options(parser, "bench-faults.json")
-    options = parser.parse_args()
-    started = origin()
-    rows = measure(options)
-    results = {**started, "rows": [asdict(row) for row in rows]}
-    publish(results, options, lambda: print(table(rows)))
+    return parser
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
