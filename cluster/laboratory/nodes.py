@@ -57,6 +57,8 @@ class Laboratory:
         """The environment of all processes here: Ray's token is the laboratory's own."""
         mine = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
         mine |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+        # Ray gives up after 30 s, and a busy machine starts several nodes here at a time.
+        mine |= {"RAY_raylet_start_wait_time_s": f"{DEADLINE_SECONDS:.0f}"}
         return mine | {"RAY_AUTH_TOKEN": self.id * 4, LABORATORY: self.id}
 
     def start_head(self) -> None:

@@ -1,6 +1,7 @@
 """`make bench-faults`: how long training stands still after a fault, and what it repeats.
 
-Every fault is injected into a real Ray cluster of three nodes on this machine, of which two train.
+Every fault is injected into a real Ray cluster of several nodes on this machine. Two of them train,
+and where a fault takes a node, there is a third one.
 """
 
 import argparse
@@ -18,7 +19,6 @@ from pipelines.bench.faults.systems import CONTENDERS, Contender, System
 from pipelines.bench.faults.training import CHECKPOINT_EVERY, WORKERS, Assignment, write_images
 from pipelines.bench.results import add_output_options, origin, publish
 
-NODES = WORKERS + 1
 # A node that fails three times gets no more work, and here all faults are on two nodes.
 MOST_TURNS = 4
 POLL_SECONDS, START_SECONDS = 0.05, 300.0
@@ -58,6 +58,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
             for system in options.systems:
                 folder = Path(path) / f"{len(rows)}"
                 folder.mkdir()
+                lab.have(FAULTS[fault].nodes)
                 with training(lab, CONTENDERS[system], folder, shards) as at_work:
                     turns = list(take_turns(lab, at_work, folder, FAULTS[fault], options))
                 rows.append(Row(fault, system, turns, options.cutoff))
@@ -70,11 +71,10 @@ def measure(options: argparse.Namespace) -> list[Row]:
 def training(
     lab: Laboratory, contender: Contender, folder: Path, shards: Path
 ) -> Iterator[Callable[[], System]]:
-    """A system at work on a whole cluster.
+    """A system at work.
 
     Yields a function that returns it, and raises RuntimeError when its driver has ended.
     """
-    lab.have(NODES)
     Assignment(folder, lab.address, shards, contender.warm_spare).write()
     words = ("pipelines.bench.faults.driver", contender.module, str(folder))
     output = folder / "driver.txt"
@@ -124,7 +124,7 @@ def take_turns(
         yield found
         if fault.takes_node:
             lab.end(victim.node)
-            lab.have(NODES)
+            lab.have(fault.nodes)
 
 
 def is_between(steps: int) -> bool:

@@ -1,15 +1,22 @@
 """A driver of the benchmark: `python -m pipelines.bench.faults.driver SYSTEM FOLDER`."""
 
-import importlib
 import sys
 
 from pipelines.bench.faults.training import Assignment
 
 
 def main() -> None:
-    """Train, in the module that the system is named after, until the process is killed."""
+    """Train with this project ("ours") or with Ray Train, until the process is killed."""
     system, folder = sys.argv[1:]
-    importlib.import_module(f"pipelines.bench.faults.{system}").drive(Assignment.read(folder))
+    assignment = Assignment.read(folder)
+    if system == "ours":
+        from pipelines.bench.faults import ours
+
+        ours.drive(assignment)
+    else:
+        from pipelines.bench.faults import ray_train
+
+        ray_train.drive(assignment)
 
 
 if __name__ == "__main__":

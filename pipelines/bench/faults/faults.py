@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 from cluster.laboratory.nodes import Laboratory, Node
-from pipelines.bench.faults.training import raise_order
+from pipelines.bench.faults.training import WORKERS, raise_order
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Fault:
 
     inject: Callable[[Victim], None]
     takes_node: bool = False
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes the cluster has before it: one more where it takes one."""
+        return WORKERS + self.takes_node
 
 
 FAULTS: Mapping[str, Fault] = {

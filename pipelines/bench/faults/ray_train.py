@@ -64,6 +64,9 @@ def train(config: dict[str, str]) -> None:
     from convnextv2.tasks.batch import Batch
     from pipelines.bench.faults.training import BATCH, CHECKPOINT_EVERY, IMAGES, demo, new_task
 
+    # As in our engine: DeepSpeed would compile an operation here that only inference uses, and wait
+    # for ever where a killed worker had begun to.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     mark("imports")
     settings = demo()
     assert settings.pretrain is not None
