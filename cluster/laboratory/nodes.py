@@ -24,7 +24,7 @@ import psutil
 LABORATORY, NODE = "CONVNEXTV2_LABORATORY", "CONVNEXTV2_NODE"
 RAYLET = "raylet/raylet"
 STARTED = "Ray runtime started"
-DEADLINE_SECONDS = 120.0
+DEADLINE_SECONDS, START_SECONDS = 120.0, 300.0
 # The head has no CPU and so no workers: faults of the other nodes never hit the driver's node.
 HEAD = "head"
 
@@ -57,8 +57,9 @@ class Laboratory:
         """The environment of all processes here: Ray's token is the laboratory's own."""
         mine = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
         mine |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
-        # Ray gives up after 30 s, and a busy machine starts several nodes here at a time.
-        mine |= {"RAY_raylet_start_wait_time_s": f"{DEADLINE_SECONDS:.0f}"}
+        # By default Ray gives up after 30 s, and its workers have less priority than all else: too
+        # little for several nodes on a busy machine.
+        mine |= {"RAY_raylet_start_wait_time_s": f"{START_SECONDS:.0f}", "RAY_worker_niceness": "0"}
         return mine | {"RAY_AUTH_TOKEN": self.id * 4, LABORATORY: self.id}
 
     def start_head(self) -> None:
@@ -177,7 +178,11 @@ class Laboratory:
 
     def _await_start(self, node: Node, starting: subprocess.Popen[bytes]) -> None:
         printed = self._printed(node)
-        wait_until(lambda: STARTED in printed.read_text() or starting.poll(), f"{node} starts")
+        wait_until(
+            lambda: STARTED in printed.read_text() or starting.poll() is not None,
+            f"{node.name} starts",
+            START_SECONDS,
+        )
         if starting.poll() is not None:
             raise RuntimeError(f"{node.name} did not start: {printed.read_text()}")
 

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(options: argparse.Namespace) -> list[Row]:
     """A row for every fault and system."""
-    rows = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="convnextv2-bench-") as path, laboratory() as lab:
         shards = write_images(Path(path))
         for fault in options.faults:

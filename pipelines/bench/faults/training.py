@@ -50,8 +50,8 @@ class Assignment:
     @classmethod
     def read(cls, folder: str) -> Self:
         words = json.loads((Path(folder) / "assignment.json").read_text())
-        paths = {name: Path(words.pop(name)) for name in ("folder", "shards")}
-        return cls(**words, **paths)
+        paths = {name: Path(words[name]) for name in ("folder", "shards")}
+        return cls(**{**words, **paths})
 
 
 def write_images(folder: Path) -> Path:
