@@ -5,6 +5,8 @@ and where a fault takes a node, there is a third one.
 """
 
 import argparse
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +30,8 @@ WORKER_PROCESSES = ("PlacedAgent", "cluster.workers.child", "RayTrainWorker")
 
 def main() -> None:
     options = parser().parse_args()
+    # So that the cluster is ended, too, when this process is.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     started = origin()
     rows = measure(options)
     results = {**started, "rows": [asdict(row) for row in rows]}
