@@ -3,7 +3,7 @@ VENV ?= .venv
 ARGS ?=
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-soak bench bench-data bench-model bench-train lint format doctor gpu-check clean
+.PHONY: help setup demo test test-fast test-soak bench bench-data bench-faults bench-model bench-train lint format doctor gpu-check clean
 
 help: ## list the targets (VENV=PATH for another environment, ARGS="..." for the command's options)
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -35,6 +35,9 @@ bench-train: setup ## cost of the engine, scaling, checkpoints, memory by ZeRO s
 
 bench-model: setup ## speed and memory of the model by backend and size, and beside timm's and HF's
 	@exec '$(VENV)/bin/python' -m pipelines.bench.model $(ARGS)
+
+bench-faults: setup ## recovery from faults, by phase, beside plain Ray Train with DeepSpeed
+	@exec '$(VENV)/bin/python' -m pipelines.bench.faults $(ARGS)
 
 lint: setup ## ruff and mypy
 	@'$(VENV)/bin/ruff' check --quiet .

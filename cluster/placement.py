@@ -24,6 +24,9 @@ KEEP_PAGES = {
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 # Memory freed by batches of one size can be used for those of another.
 FEW_FRAGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+# FFCV and DeepSpeed ask whether there is a GPU when they are imported. By default PyTorch's answer
+# initialises CUDA, for the GPUs visible then; but a worker is told which are its own later.
+NO_EARLY_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 # PyTorch's allocator reads either, under its name of today or under the older one.
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -86,7 +89,7 @@ class Placement:
         """Environment variables of the workers."""
         # Who set the allocator where the run was started wants it so.
         chosen = {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
-        device = (chosen or FEW_FRAGMENTS) if self.use_gpu else NO_GPU | KEEP_PAGES
+        device = NO_EARLY_CUDA | (chosen or FEW_FRAGMENTS) if self.use_gpu else NO_GPU | KEEP_PAGES
         return {
             "OMP_NUM_THREADS": str(self.cpus_per_worker),
             **device,

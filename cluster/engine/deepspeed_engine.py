@@ -2,9 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from cluster.checkpoint.fragments import EMA, StateFragment
 from cluster.checkpoint.store import CheckpointError
 from cluster.engine.adamw import LayerwiseAdamW
 from cluster.engine.cuda_graph import GraphedForward
+from cluster.engine.deepspeed_import import import_deepspeed
 from cluster.engine.divergence import check_replicas
 from cluster.engine.outcome import Outcome, StepCounts
 from cluster.engine.settings import EngineSettings
@@ -27,23 +27,6 @@ from cluster.workers import current
 
 SPOILED = 1e4
 """Enough to be seen in the mean over the micro batches of a large global batch."""
-
-
-def import_deepspeed() -> ModuleType:
-    """Import DeepSpeed, and what building an engine would import: seconds that nobody waits for in
-    a worker that stands by.
-
-    Where there are GPUs and they are not to be used, DS_ACCELERATOR=cpu must be set by now.
-    """
-    import deepspeed
-
-    torch.optim.AdamW([torch.zeros(1)])  # The first optimizer imports PyTorch's compiler.
-    with suppress(ImportError):  # Where it is does not matter: it would be imported later, then.
-        import deepspeed.runtime.zero.muon.muon_optimizer
-    # On CPUs DeepSpeed would compile an operation on every node for a collective that only
-    # inference uses, and a killed worker would leave its 69 MB buffer in /dev/shm.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
 
 
 class DeepSpeedEngine:

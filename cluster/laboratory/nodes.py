@@ -26,7 +26,7 @@ from cluster.laboratory.network import HEAD_HOST, SUBNET, Network
 LABORATORY, NODE = "CONVNEXTV2_LABORATORY", "CONVNEXTV2_NODE"
 RAYLET = "raylet/raylet"
 STARTED = "Ray runtime started"
-DEADLINE_SECONDS = 120.0
+DEADLINE_SECONDS, START_SECONDS = 120.0, 300.0
 LOOPBACK = "127.0.0.1"
 # The head has no CPU and so no workers: faults of the other nodes never hit the driver's node.
 HEAD = "head"
@@ -64,6 +64,9 @@ class Laboratory:
         """The environment of all processes here: Ray's token is the laboratory's own."""
         mine = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
         mine |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+        # By default Ray gives up after 30 s, and its workers have less priority than all else: too
+        # little for several nodes on a busy machine.
+        mine |= {"RAY_raylet_start_wait_time_s": f"{START_SECONDS:.0f}", "RAY_worker_niceness": "0"}
         return mine | {"RAY_AUTH_TOKEN": self.id * 4, LABORATORY: self.id}
 
     def start_head(self) -> None:
@@ -99,14 +102,21 @@ class Laboratory:
             self._await_start(node, process)
         self.nodes += new
 
-    def drive(self, *words: str) -> subprocess.Popen[bytes]:
-        """Start a driver of this cluster on the head's node, as `python -m ...`."""
+    def drive(self, *words: str, output: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start a driver of this cluster on the head's node, as `python -m ...`.
+
+        What it prints goes to the file `output`, if one is given.
+        """
         environment = self.environment | {NODE: "driver"}
-        driver = subprocess.Popen(
-            [*self._enter(HEAD), sys.executable, "-m", *words],
-            env=environment,
-            start_new_session=True,
-        )
+        with contextlib.ExitStack() as stack:
+            printed = None if output is None else stack.enter_context(output.open("wb"))
+            driver = subprocess.Popen(
+                [*self._enter(HEAD), sys.executable, "-m", *words],
+                env=environment,
+                stdout=printed,
+                stderr=None if printed is None else subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.sessions[driver.pid] = "driver"
         return driver
 
@@ -187,7 +197,11 @@ class Laboratory:
 
     def _await_start(self, node: Node, starting: subprocess.Popen[bytes]) -> None:
         printed = self._printed(node)
-        wait_until(lambda: STARTED in printed.read_text() or starting.poll(), f"{node} starts")
+        wait_until(
+            lambda: STARTED in printed.read_text() or starting.poll() is not None,
+            f"{node.name} starts",
+            START_SECONDS,
+        )
         if starting.poll() is not None:
             raise RuntimeError(f"{node.name} did not start: {printed.read_text()}")
 

@@ -108,9 +108,22 @@ __all__ = [
     "RGBImageField",
     "Reader",
     "get_metadata_type",
+    "load_numba",
     "njit",
     "prange",
 ]
+
+
+def load_numba() -> None:
+    """Have numba import and index its library, which the first call of compiled code would wait
+    for: 0.3 CPU seconds.
+    """
+    _do_nothing()
+
+
+@njit(cache=True, nogil=True)
+def _do_nothing() -> None:
+    """Is compiled like any other function."""
 
 
 class _Storage:

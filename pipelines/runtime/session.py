@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -183,7 +184,7 @@ class Session:
             job,
             name=name,
             sizes=sizes,
-            prepare=prepare,
+            prepare=partial(prepare, job),
             limits=self.config.cluster.limits,
             while_waiting=follow,
             note=live.note,

@@ -28,6 +28,8 @@ FORBIDDEN = {
     "cluster": {"convnextv2", "pipelines", "tests", "mlflow"},
     "pipelines": {"tests"},
 }
+# What the benchmark of faults compares with, by plain Ray Train.
+RIVAL = "pipelines/bench/faults/ray_train.py"
 HOMES = {
     "ray": {
         "cluster/agents.py",
@@ -35,8 +37,9 @@ HOMES = {
         "cluster/prometheus.py",
         "cluster/ray_access.py",
         "cluster/tasks.py",
+        RIVAL,
     },
-    "deepspeed": {"cluster/engine/deepspeed_engine.py"},
+    "deepspeed": {"cluster/engine/deepspeed_import.py", RIVAL},
     "mlflow": {"pipelines/runtime/tracking/tracker.py"},
 }
 FFCV = "convnextv2/data/ffcv_compat.py"

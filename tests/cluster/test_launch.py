@@ -120,6 +120,7 @@ def test_workers_see_gpus_only_where_they_are_to_use_them(use_gpu: bool) -> None
     assert environment.get("CUDA_VISIBLE_DEVICES") == (None if use_gpu else "")
     assert environment.get("DS_ACCELERATOR") == (None if use_gpu else "cpu")
     assert ("expandable_segments:True" in environment.values()) is use_gpu
+    assert ("PYTORCH_NVML_BASED_CUDA_CHECK" in environment) is use_gpu
 
 
 def test_the_configuration_chooses_the_device_not_what_is_visible(

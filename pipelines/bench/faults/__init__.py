@@ -1,0 +1,1 @@
+"""Recovery from faults, ours beside plain Ray Train with DeepSpeed (`make bench-faults`)."""
