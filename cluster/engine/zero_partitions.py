@@ -163,7 +163,7 @@ def reduce_together(
         gradients: list[Tensor], *arguments: Any, output_bucket: Any = None, **named: Any
     ) -> None:
         flat = reduced(gradients, *arguments, **named)
-        torch._foreach_copy_(gradients, unflatten(flat, gradients))
+        torch._foreach_copy_(gradients, list(unflatten(flat, gradients)))
 
     return reduce
 

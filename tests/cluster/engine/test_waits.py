@@ -49,7 +49,7 @@ class Reads(TorchDispatchMode):
 class FakeStream:
     """A stream, or an event that has already happened; notes when the host waits for it."""
 
-    found: ClassVar[Counter[str]] = Counter()
+    found = Counter[str]()
 
     def synchronize(self) -> None:
         self.found["stream"] += 1
@@ -110,7 +110,7 @@ def reads(found: Counter[str]) -> Iterator[None]:
 
 def waits(stage: int, precision: Precision, overlap: bool | None) -> dict[str, int]:
     """Of a clipped step of two micro batches, with a moving average."""
-    found: ClassVar[Counter[str]] = Counter()
+    found = Counter[str]()
     zero = ZeroSettings.model_validate({"stage": stage, "overlap_comm": overlap})
     settings = EngineSettings(zero=zero, precision=precision, grad_clip=0.6, ema_decay=0.9)
     with asynchronous_device(found):

@@ -295,5 +295,5 @@ def test_there_is_a_limit(tmp_path: Path) -> None:
 def test_no_node_is_to_blame() -> None:
     quarantine = Quarantine(after=1)
     spiked = Fault(cause="spike", rank=0, node="n", host="h", phase="step", step=5, error="high")
-    assert not quarantine.note(spiked)
+    assert not quarantine.note(spiked, there=2)
     assert quarantine.nodes == frozenset()
