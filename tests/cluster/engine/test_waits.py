@@ -49,7 +49,7 @@ class Reads(TorchDispatchMode):
 class FakeStream:
     """A stream, or an event that has already happened; notes when the host waits for it."""
 
-    found = Counter[str]()
+    found: ClassVar[Counter[str]] = Counter()
 
     def synchronize(self) -> None:
         self.found["stream"] += 1
