@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster.gpu import UnusableGPU, open_gpu
+from cluster.resilience import fault_injection
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,9 @@ FEW_FRAGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 NO_EARLY_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 # PyTorch's allocator reads either, under its name of today or under the older one.
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+# What the driver's environment plans for the workers: faults, and a record of their samples.
+LABORATORY = (fault_injection.VARIABLE, "CONVNEXTV2_SAMPLE_LOG")
 
 
 def give_back_freed_memory() -> None:
@@ -90,9 +94,11 @@ class Placement:
         # Who set the allocator where the run was started wants it so.
         chosen = {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
         device = NO_EARLY_CUDA | (chosen or FEW_FRAGMENTS) if self.use_gpu else NO_GPU | KEEP_PAGES
+        planned = {name: os.environ[name] for name in LABORATORY if name in os.environ}
         return {
             "OMP_NUM_THREADS": str(self.cpus_per_worker),
             **device,
+            **planned,
         }
 
     @property

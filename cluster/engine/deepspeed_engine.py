@@ -25,9 +25,6 @@ from cluster.engine.zero_partitions import partition_of, reduce_together
 from cluster.placement import give_back_freed_memory
 from cluster.workers import current
 
-SPOILED = 1e4
-"""Enough to be seen in the mean over the micro batches of a large global batch."""
-
 
 class DeepSpeedEngine:
     """Trains a module whose forward takes a batch and returns `.loss` and `.metrics`.
@@ -67,7 +64,7 @@ class DeepSpeedEngine:
         if device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         deepspeed = import_deepspeed()
-        self.device, self._module = device, module
+        self.device, self.module = device, module
         self._identify, self._tell_left_out, self._watch = identify, left_out, watch
         self._grad_clip = settings.grad_clip
         self._adamw: LayerwiseAdamW | None = None
@@ -196,15 +193,6 @@ class DeepSpeedEngine:
         self.settle()
         self._counts.pass_over(steps)
 
-    def spoil_next_loss(self) -> None:
-        """Multiply the loss of the next pass, and so its gradients: a fault for tests."""
-
-        def spoil(module: nn.Module, inputs: Any, output: Any) -> Any:
-            hook.remove()
-            return output._replace(loss=output.loss * SPOILED)
-
-        hook = self._module.register_forward_hook(spoil)
-
     def check_replicas(self, step: int) -> None:
         """Have all workers, who all call, compare their weights; in ZeRO-3 nobody has another's.
 
@@ -212,7 +200,7 @@ class DeepSpeedEngine:
             Diverged: On every worker, naming those that differ.
         """
         if self._has_replicas and group.world_size() > 1:
-            check_replicas(self._module.parameters(), step)
+            check_replicas(self.module.parameters(), step)
 
     def restore(self, directory: Path, notes: dict[str, Any]) -> None:
         """Take fragments and counters of a checkpoint over, whatever had cut them up.
@@ -222,7 +210,7 @@ class DeepSpeedEngine:
         Raises:
             CheckpointError: When it does not hold all that this engine keeps.
         """
-        parameters = {name for name, _ in self._module.named_parameters()}
+        parameters = {name for name, _ in self.module.named_parameters()}
         try:
             StateFiles(directory).fill(self._fragments, parameters)
         except ValueError as error:

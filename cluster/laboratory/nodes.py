@@ -15,19 +15,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from cluster.laboratory.network import HEAD_HOST, SUBNET, Network
+from cluster.resilience.fault_injection import NODE
 
-LABORATORY, NODE = "CONVNEXTV2_LABORATORY", "CONVNEXTV2_NODE"
+LABORATORY = "CONVNEXTV2_LABORATORY"
 RAYLET = "raylet/raylet"
 STARTED = "Ray runtime started"
 DEADLINE_SECONDS, START_SECONDS = 120.0, 300.0
 LOOPBACK = "127.0.0.1"
+TRIES = 3
 # The head has no CPU and so no workers: faults of the other nodes never hit the driver's node.
 HEAD = "head"
 
@@ -78,11 +80,11 @@ class Laboratory:
         if self.network is not None:
             self.network.add(HEAD, HEAD_HOST)
             own += (f"--node-ip-address={HEAD_HOST}",)
-        self._await_start(head, self._start(head, *own, "--include-dashboard=false"))
+        self._start_all({head: (*own, "--include-dashboard=false")})
 
     def have(self, count: int) -> None:
         """Start or end nodes until there are `count` beside the head, with one CPU each."""
-        whole = [node for node in self.nodes if self._is_whole(node)]
+        whole = [node for node in self.nodes if self.is_whole(node)]
         for node in [node for node in self.nodes if node not in whole[:count]]:
             self.end(node)
         self.add(count - len(self.nodes))
@@ -97,22 +99,24 @@ class Laboratory:
         for node in new:
             if self.network is not None and node.host is not None:
                 self.network.add(node.name, node.host)
-        starting = [self._start(node, *joining, f"--node-ip-address={node.host}") for node in new]
-        for node, process in zip(new, starting, strict=True):
-            self._await_start(node, process)
+        self._start_all({node: (*joining, f"--node-ip-address={node.host}") for node in new})
         self.nodes += new
 
-    def drive(self, *words: str, output: Path | None = None) -> subprocess.Popen[bytes]:
+    def drive(
+        self,
+        *words: str,
+        environment: Mapping[str, str] | None = None,
+        output: Path | None = None,
+    ) -> subprocess.Popen[bytes]:
         """Start a driver of this cluster on the head's node, as `python -m ...`.
 
-        What it prints goes to the file `output`, if one is given.
+        What it prints is added to the file `output`, if one is given.
         """
-        environment = self.environment | {NODE: "driver"}
         with contextlib.ExitStack() as stack:
-            printed = None if output is None else stack.enter_context(output.open("wb"))
+            printed = None if output is None else stack.enter_context(output.open("ab"))
             driver = subprocess.Popen(
                 [*self._enter(HEAD), sys.executable, "-m", *words],
-                env=environment,
+                env={**self.environment, **(environment or {}), NODE: "driver"},
                 stdout=printed,
                 stderr=None if printed is None else subprocess.STDOUT,
                 start_new_session=True,
@@ -140,6 +144,10 @@ class Laboratory:
     def children(self, node: str | None = None) -> list[psutil.Process]:
         return self.processes(node, "cluster.workers.child")
 
+    def command_lines_of_workers(self) -> list[str]:
+        """Of all agents and children."""
+        return [line for each in self.agents() + self.children() if (line := _command(each))]
+
     def at_work(self) -> list[Node]:
         """The nodes that have a worker, by its rank."""
         at_work = [node for node in self.nodes if self.children(node.name)]
@@ -154,6 +162,12 @@ class Laboratory:
         """Suspend all processes of a node, like a machine that hangs."""
         for process in self.processes(node.name):
             process.send_signal(signal.SIGSTOP)
+
+    def thaw(self, node: Node) -> None:
+        """Let all processes of a node go on."""
+        for process in self.processes(node.name):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
 
     def end(self, node: Node) -> None:
         """Remove a node for good."""
@@ -171,7 +185,8 @@ class Laboratory:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"cannot be killed in {DEADLINE_SECONDS:.0f} s: {left}")
 
-    def _is_whole(self, node: Node) -> bool:
+    def is_whole(self, node: Node) -> bool:
+        """Whether its raylet runs."""
         states = [raylet.status() for raylet in self.processes(node.name, RAYLET)]
         return len(states) == 1 and states != [psutil.STATUS_STOPPED]
 
@@ -195,15 +210,33 @@ class Laboratory:
         """The words before a command that make it run on a node's network."""
         return [] if self.network is None else self.network.enter(name)
 
-    def _await_start(self, node: Node, starting: subprocess.Popen[bytes]) -> None:
+    def _start_all(self, options: Mapping[Node, Sequence[str]]) -> None:
+        """Start nodes with these options of `ray start`, at the same time.
+
+        On a busy machine Ray may give up after half a minute; then it is tried again.
+
+        Raises:
+            RuntimeError: When a node does not start, with what `ray start` printed.
+        """
+        starting = {node: self._start(node, *words) for node, words in options.items()}
+        for node, process in starting.items():
+            tries = 1
+            while not self._has_started(node, process):
+                if tries == TRIES:
+                    printed = self._printed(node).read_text()
+                    raise RuntimeError(f"{node.name} does not start: {printed}")
+                self.kill(node.name)
+                process, tries = self._start(node, *options[node]), tries + 1
+
+    def _has_started(self, node: Node, starting: subprocess.Popen[bytes]) -> bool:
+        """Wait until a node has started, or failed to."""
         printed = self._printed(node)
         wait_until(
             lambda: STARTED in printed.read_text() or starting.poll() is not None,
             f"{node.name} starts",
             START_SECONDS,
         )
-        if starting.poll() is not None:
-            raise RuntimeError(f"{node.name} did not start: {printed.read_text()}")
+        return starting.poll() is None
 
     def _printed(self, node: Node) -> Path:
         return self.folder / f"{node.name}.txt"

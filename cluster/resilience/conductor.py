@@ -159,10 +159,10 @@ class Conductor:
                     self._why = None  # It finished before the request to stop arrived.
                 return None
             if any(overdue(status, self.limits) for status in statuses):
-                return self._find_hang(statuses)
+                return self._find_hang()
             if self._why is Why.LEAVE and self._is_stuck(statuses):
                 self.say("the workers do not get to a checkpoint; the last one stays")
-                return self._find_hang(statuses)
+                return self._find_hang()
 
     def _is_stuck(self, statuses: Sequence[Status]) -> bool:
         """Whether, since the request to stop, no worker has made progress and none is saving."""
@@ -205,12 +205,26 @@ class Conductor:
 
     def _find_fault(self) -> Fault:
         """The fault that caused the others, such as failed collectives with a lost worker."""
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while all(fault.of_group for fault in self._faults()) and time.monotonic() < deadline:
+        noticed = time.monotonic()
+        while all(fault.of_group for fault in self._faults()):
+            if time.monotonic() > noticed + SETTLE_SECONDS and not self._is_silent(noticed):
+                break
             look_at(self._group, TICK_SECONDS)
         return min(self._faults(), key=lambda fault: fault.weight)
 
-    def _find_hang(self, statuses: Sequence[Status]) -> Fault:
+    def _is_silent(self, since: float) -> bool:
+        """Whether an agent has not answered since then, but is not lost yet: its node may be the
+        cause of what the others tell.
+        """
+        return any(not each.lost and each.answered < since for each in self._group)
+
+    def _find_hang(self) -> Fault:
+        noticed = time.monotonic()
+        while self._is_silent(noticed):
+            look_at(self._group, TICK_SECONDS)
+        if self._faults():
+            return self._find_fault()
+        statuses = self._statuses()
         rank = to_blame(statuses)
         stacks = ask_all([member.agent.stacks() for member in self._group], 5.0)
         beat, suspended = statuses[rank].beat, statuses[rank].suspended

@@ -41,8 +41,9 @@ EXEMPT = frozenset(
         "cluster.placement",
         "cluster.workers",
         "pipelines.training.gpu",
-        # Failures made on purpose, and clocks.
+        # Failures made on purpose, what they are checked by, and clocks.
         "cluster.resilience.fault_injection",
+        "pipelines.training.sample_log",
         "cluster.resilience.goodput.Stopwatch",
         # Who may publish a checkpoint or a result, and how far that is.
         "cluster.resilience.lease",

@@ -32,6 +32,7 @@ def train(job: TrainJob) -> None:
             step = run.resume()
             if step == run.plan.total_steps:  # Workers before these failed with the last step done.
                 current.worker().milestone("first step")
+            run.strike("start-up", step)
         try:
             train_from(step, run)
         except LossSpike as spike:
@@ -42,9 +43,10 @@ def train_from(step: int, run: Run) -> None:
     """Train from `step` on; raises LossSpike, and otherwise as `train`."""
     here, clock, compare_every = current.worker(), run.clock, run.job.cluster.divergence_check_every
     for done, batches in run.feed.global_batches(step):
-        run.fault_before(done)
         with clock.phase("step"):
-            metrics = run.engine.train_step(batches, run.plan.schedule.at(done))
+            run.strike("step", done)
+            samples = run.samples.recorded(done, batches)
+            metrics = run.engine.train_step(samples, run.plan.schedule.at(done))
         step = run.feed.reached(done + 1)
         here.beacon.stepped(step)
         here.milestone("first step")
@@ -54,15 +56,18 @@ def train_from(step: int, run: Run) -> None:
                 run.log(step, metrics)
         if run.validator is not None and (step % run.plan.evaluate_every == 0 or last):
             with clock.phase("evaluate"):
+                run.strike("evaluate", step)
                 run.evaluate(step)
         leaves = run.engine.stop_agreed and not last
         saves = run.save_is_due(step) or last or leaves
         if compare_every and (step % compare_every == 0 or saves):
             with clock.phase("compare"):
+                run.strike("compare", step)
                 run.engine.check_replicas(step)
         if saves:
             with clock.phase("checkpoint"):
                 run.save(step)
+                run.strike("checkpoint", step)
         if leaves:
             run.finish(step)
             raise current.Stopped

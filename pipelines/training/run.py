@@ -9,7 +9,7 @@ import torch
 from cluster import group
 from cluster.batch_layout import BatchLayout
 from cluster.engine.deepspeed_engine import DeepSpeedEngine
-from cluster.resilience.fault_injection import Fault
+from cluster.resilience.fault_injection import Injector
 from cluster.resilience.goodput import Stopwatch
 from cluster.resilience.lease import Lease
 from cluster.workers import current
@@ -22,6 +22,7 @@ from pipelines.training.checkpoints import CHECKPOINTS, Checkpoints
 from pipelines.training.feed import Feed
 from pipelines.training.job import Plan, TrainJob, Validator
 from pipelines.training.pace import Pace
+from pipelines.training.sample_log import SampleLog
 from pipelines.training.spikes import (
     LossSpike,
     SpikeDetector,
@@ -52,7 +53,8 @@ class Run:
     checkpoints: Checkpoints
     spikes: SpikeDetector
     event_log: EventLog
-    fault: Fault | None
+    injector: Injector
+    samples: SampleLog
     noted: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -70,6 +72,8 @@ class Run:
         pace = Pace(job, clock)
         spikes = SpikeDetector(recipe.spike_factor)
         engine = build_engine(job, batch_layout, pace, spikes)
+        injector = Injector.planned()
+        injector.watch(engine.module)
         current.worker().milestone("engine")
         loader, accumulation = build_loader(job), batch_layout.accumulation
         return cls(
@@ -86,7 +90,8 @@ class Run:
             Checkpoints(job, plan, lease, event_log, clock),
             spikes,
             event_log,
-            Fault.planned(),
+            injector,
+            SampleLog.planned(job, group.rank(), lease.generation),
         )
 
     def resume(self) -> int:
@@ -212,6 +217,6 @@ class Run:
             "provenance": self.job.provenance,
         }
 
-    def fault_before(self, step: int) -> None:
-        if self.fault is not None and self.fault.fire(group.rank(), step):
-            self.engine.spoil_next_loss()
+    def strike(self, phase: str, step: int) -> None:
+        """Fail here if that is planned, see `cluster.resilience.fault_injection`."""
+        self.injector.strike(group.rank(), step, phase, group.world_size())

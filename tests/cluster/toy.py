@@ -139,7 +139,7 @@ def computed_with(engine: DeepSpeedEngine) -> Weights:
     """The whole weights that the module computes with, in its own precision."""
     import deepspeed
 
-    module = engine._module
+    module = engine.module
     with deepspeed.zero.GatheredParameters(list(module.parameters())):
         return {name: value.detach().clone() for name, value in module.named_parameters()}
 

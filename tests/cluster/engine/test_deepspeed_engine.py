@@ -65,8 +65,8 @@ def straight(stage: Stage, precision: Precision) -> dict[str, Any]:
     with engine.evaluating(ema=True) as module:
         found["average"] = computed_with(engine)
         found["average loss"] = module(global_batch(0)).loss.item()
-        found["mode"] = engine._module.training
-    found["mode after"] = engine._module.training
+        found["mode"] = engine.module.training
+    found["mode after"] = engine.module.training
     found["put back"] = same(before, kept(engine)) and same(found["weights"], computed_with(engine))
     found["groups"] = group_settings(engine)
     found["skipped"] = poisoned(engine, before)
@@ -90,7 +90,7 @@ def without_each_of_the_insides(engine: DeepSpeedEngine) -> dict[str, str]:
     said = {}
     for attribute in INSIDES[name].optimizer:
         try:
-            partition_of(engine._module, hide(attribute))
+            partition_of(engine.module, hide(attribute))
         except RuntimeError as error:
             said[attribute] = str(error)
     return said

@@ -49,7 +49,7 @@ def engines(stage: Stage, precision: Precision, guilty: int) -> None:
     go_on(engine, 0, 3, micro=2)
     engine.check_replicas(3)
     if dist.get_rank() == guilty:
-        flip(dict(engine._module.named_parameters())["body.weight"], 5, 0)
+        flip(dict(engine.module.named_parameters())["body.weight"], 5, 0)
     with pytest.raises(Diverged, match=rf"step 3 the weights of worker {guilty} are not") as told:
         engine.check_replicas(3)
     assert told.value.to_blame == (dist.get_rank() == guilty)

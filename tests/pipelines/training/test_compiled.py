@@ -61,8 +61,8 @@ def compare(folder: Path, stage: int, backend: str) -> None:
     # Optimizing what inductor writes takes the C++ compiler most of its time.
     torch._inductor.config.aot_inductor.debug_compile = True
     whole = engine(folder, stage, compiled=True)
-    assert isinstance(whole._module, ClassifyTask)
-    assert hasattr(whole._module.model.stage_features, "_torchdynamo_orig_callable")
+    assert isinstance(whole.module, ClassifyTask)
+    assert hasattr(whole.module.model.stage_features, "_torchdynamo_orig_callable")
     compiled = losses_of(whole, 0, STEPS)
     saved(whole, folder / "whole", STEPS)
     with whole.evaluating() as module:
