@@ -18,6 +18,7 @@ from pipelines.commands import Parser, command, say
 from pipelines.commands.analysis import add_analysis_commands
 from pipelines.commands.checkpoint import add_checkpoint_commands
 from pipelines.commands.data import add_data_commands
+from pipelines.commands.faults import add_faults_commands
 from pipelines.commands.goodput import add_goodput_command
 from pipelines.commands.incidents import add_incidents_command
 from pipelines.commands.presets import add_presets_command
@@ -75,6 +76,7 @@ def build_parser() -> Parser:
     add_weights_commands(commands)
     add_incidents_command(commands)
     add_goodput_command(commands)
+    add_faults_commands(commands)
 
     doctor = command(
         commands, "doctor", "check this machine and say what to fix", "convnextv2 doctor --json"

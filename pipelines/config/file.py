@@ -15,8 +15,10 @@ def as_yaml(config: PipelineConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def read_config(path: Path) -> dict[str, object]:
+def read_config(path: Path, option: str = "--config") -> dict[str, object]:
     """The settings that a file holds; whether they are right is not looked at.
+
+    `option` is what the file was given by, for messages.
 
     Raises:
         ValueError: When there is no such file, it is no YAML of `key: value`, or has a key twice.
@@ -26,16 +28,16 @@ def read_config(path: Path) -> dict[str, object]:
         settings = yaml.safe_load(text)
         repeated = _repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
     except OSError as error:
-        raise ValueError(f"--config {path} cannot be read: {error.strerror}") from error
+        raise ValueError(f"{option} {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
-        raise ValueError(f"--config {path} is no YAML: {where}") from error
+        raise ValueError(f"{option} {path} is no YAML: {where}") from error
     if not isinstance(settings, dict):
         raise ValueError(
-            f"--config {path}: expected lines of `key: value`, as `convnextv2 presets demo` prints"
+            f"{option} {path}: expected lines of `key: value`, as `convnextv2 presets demo` prints"
         )
     if repeated:
-        raise ValueError(f"--config {path}: {'; '.join(repeated)}; keep one of each")
+        raise ValueError(f"{option} {path}: {'; '.join(repeated)}; keep one of each")
     return settings
 
 

@@ -1,0 +1,111 @@
+"""What the laboratory does to its nodes: faults that a worker cannot do to itself."""
+
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread, Timer
+
+import psutil
+
+from cluster.laboratory.nodes import Laboratory, Node
+from cluster.resilience import incidents
+from cluster.resilience.faults import Quarantine
+from pipelines.faults.plan import FaultPlan
+from pipelines.faults.schedule import Fired, Scheduled
+
+FROZEN_SECONDS = 5.0
+"""How long a raylet is suspended: shorter than Ray takes to give the node up."""
+BLAMELESS = ("error", "preemption")
+"""Causes of incidents that do not count against the node."""
+
+
+@dataclass(frozen=True)
+class Acted:
+    """A fault was done from outside at `time` (epoch seconds); `had_worker`: to a node at work."""
+
+    time: float
+    node: str = ""
+    had_worker: bool = False
+
+
+class Nodes:
+    """The nodes of a disturbed run; without a laboratory, nothing can be done to them."""
+
+    def __init__(self, laboratory: Laboratory | None, plan: FaultPlan, run_dir: Path) -> None:
+        self._laboratory, self._local, self._run_dir = laboratory, plan.cluster.local, run_dir
+        self._adding: Thread | None = None
+        self._timers: list[Timer] = []
+
+    def befall(self, fault: Scheduled, fired: Fired) -> Acted:
+        """Do what a worker has asked for, to its node or to the one that the plan names."""
+        lab = self._laboratory
+        assert lab is not None
+        if fault.what == "add node":
+            self._add()
+            return Acted(time.time())
+        [node] = [each for each in lab.nodes if each.name == (fault.node or fired.host)]
+        had_worker = bool(lab.children(node.name))
+        now = time.time()
+        match fault.what:
+            case "kill raylet":
+                lab.raylet(node).kill()
+            case "freeze node":
+                lab.freeze(node)
+            case "preempt node":
+                lab.preempt(node)
+            case "freeze raylet":
+                raylet = lab.raylet(node)
+                raylet.suspend()
+                timer = Timer(FROZEN_SECONDS, _resume, [raylet])
+                timer.start()
+                self._timers.append(timer)
+            case _:
+                raise AssertionError(fault.what)
+        return Acted(now, node.name, had_worker)
+
+    def replace_lost(self) -> None:
+        """Have as many nodes as the plan says that run and may get work."""
+        lab, local = self._laboratory, self._local
+        if lab is None or local is None or not local.replace:
+            return
+        if self._adding is not None and self._adding.is_alive():
+            return
+        worn = self._worn_out()
+        for node in [node for node in lab.nodes if node.host in worn]:
+            if not lab.children(node.name):
+                lab.end(node)
+        good = [node for node in lab.nodes if node.host not in worn and self._may_work(node)]
+        if len(good) < local.nodes:
+            self._add()
+
+    def close(self) -> None:
+        """Wait for what has been begun."""
+        for timer in self._timers:
+            timer.join()
+        if self._adding is not None:
+            self._adding.join()
+
+    def _may_work(self, node: Node) -> bool:
+        assert self._laboratory is not None
+        return self._laboratory.is_whole(node)
+
+    def _worn_out(self) -> set[str]:
+        """Hosts that get no more work, because they have failed too often."""
+        counted = [each for each in incidents.read(self._run_dir) if each.cause not in BLAMELESS]
+        failures = Counter(each.host for each in counted)
+        return {host for host, count in failures.items() if count >= Quarantine().after}
+
+    def _add(self) -> None:
+        """Start another node, which takes seconds, while the run goes on."""
+        if self._adding is not None:
+            self._adding.join()
+        assert self._laboratory is not None
+        self._adding = Thread(target=self._laboratory.add, args=(1,))
+        self._adding.start()
+
+
+def _resume(raylet: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        raylet.resume()

@@ -1,0 +1,115 @@
+"""Fault plans on real clusters of several nodes: the command, from the plan to its exit code."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.laboratory.nodes import laboratory
+
+
+def run(
+    plan: str | dict[str, object],
+    folder: Path,
+    code: int,
+    *more: str,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """`convnextv2 faults run --json`; what drivers printed is in the error of a failed one."""
+    if not isinstance(plan, str):
+        path = folder.with_suffix(".yaml")
+        path.write_text(yaml.safe_dump(plan))
+        plan = str(path)
+    words = [sys.executable, "-m", "pipelines", "faults", "run", "--json", *more]
+    words += ["--plan", plan, "--run-dir", str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}\n{printed(folder)}"
+    result: dict[str, Any] = json.loads(done.stdout)
+    assert result == json.loads((folder / "result.json").read_text())
+    return result
+
+
+def printed(folder: Path) -> str:
+    return "\n".join(path.read_text()[-4000:] for path in sorted(folder.glob("*.txt")))
+
+
+def failed(result: dict[str, Any]) -> dict[str, str]:
+    return {check["name"]: check["words"] for check in result["checks"] if not check["passed"]}
+
+
+SHORT = {"set": ["pretrain.duration=12 epochs"]}
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a trial, one of whose faults never fires."""
+    folder = tmp_path_factory.mktemp("trials") / "trial"
+    faults = [
+        {"when": "step 15", "what": "nan"},
+        {"when": "step 25", "what": "kill worker", "where": "rank 1"},
+        {"when": "step 45", "what": "kill raylet", "where": "rank 0"},
+        {"when": "step 500", "what": "raise", "where": "rank 1"},
+    ]
+    cluster = {"local": {"nodes": 3, "replace": False}}
+    run({"run": SHORT, "cluster": cluster, "faults": faults}, folder, code=1)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_is_what_it_would_have_been_and_a_fault_that_never_fires_is_told(trial: Path) -> None:
+    result = json.loads((trial / "result.json").read_text())
+    assert failed(result) == {"faults": "fault 4 (raise, step 500, rank 1) has not fired"}
+    nan, killed, node, never = result["faults"]
+    assert nan["followed"] == "step 16 was left out, on all workers"
+    assert (killed["incident"]["cause"], killed["incident"]["rank"]) == ("killed", 1)
+    assert (node["incident"]["cause"], node["incident"]["recovered"]) == ("node", True)
+    assert (never["fired"], never["incident"]) == (None, None)
+    assert 0 < result["goodput"] < 1
+    assert sum(result["seconds"].values()) == pytest.approx(result["wall"])
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_there_already_and_an_undisturbed_run_that_is(
+    trial: Path, tmp_path: Path
+) -> None:
+    faults = [
+        {"when": "step 15", "what": "nan"},
+        {"when": "checkpoint 30", "what": "kill agent", "where": "rank 1"},
+        {"when": "compare 50", "what": "flip weight", "where": "rank 0"},
+    ]
+    baseline = ("--baseline", str(trial / "undisturbed"))
+    with laboratory() as lab:
+        lab.have(2)
+        plan = {"run": SHORT, "cluster": {"address": lab.address}, "faults": faults}
+        result = run(plan, tmp_path / "trial", 0, *baseline, environment=lab.environment)
+    causes = [fault["incident"] and fault["incident"]["cause"] for fault in result["faults"]]
+    assert causes == [None, "node", "divergence"]
+    assert failed(result) == {
+        "processes": "the nodes are elsewhere, and are not looked at from here"
+    }
+
+
+@pytest.mark.soak
+def test_a_run_shrinks_grows_and_outlives_its_driver(tmp_path: Path) -> None:
+    result = run("elastic", tmp_path / "trial", code=0)
+    weights = next(check for check in result["checks"] if check["name"] == "weights")
+    assert "the groups had 1, 2 workers" in weights["words"]
+    assert result["seconds"]["idle"] > 0
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_thirty_random_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run("soak", tmp_path / "trial", code=0)
+    assert len(result["faults"]) == 30
+    with capsys.disabled():
+        print(f"\ngoodput {result['goodput']:.1%} of {result['wall']:.0f} s; recovery (s)")
+        for fault in result["faults"]:
+            incident = fault["incident"]
+            recovery = "-" if incident is None else f"{incident['downtime']:.1f}"
+            print(f"  {fault['number']:2} {fault['what']:14} {recovery}")
