@@ -88,7 +88,8 @@ def _incidents(outcomes: Sequence[Outcome], unexplained: Sequence[Incident]) -> 
 def _weights(run_dir: Path, undisturbed: Path, tolerance: float) -> Check:
     files = sorted(_weight_files(run_dir))
     if not files or files != sorted(_weight_files(undisturbed)):
-        return Check("weights", False, "the two runs have not written the same files of weights")
+        words = "the two runs have not written the same files: their settings or images differ"
+        return Check("weights", False, words)
     sizes = {size for folder in (run_dir, undisturbed) for size in _numbers_of_workers(folder)}
     if len(sizes) == 1:
         different = [

@@ -85,7 +85,8 @@ def test_a_cluster_that_is_there_already_and_an_undisturbed_run_that_is(
     baseline = ("--baseline", str(trial / "undisturbed"))
     with laboratory() as lab:
         lab.have(2)
-        plan = {"run": SHORT, "cluster": {"address": lab.address}, "faults": faults}
+        same = {"set": [*SHORT["set"], f"data.source={trial / 'images'}"]}
+        plan = {"run": same, "cluster": {"address": lab.address}, "faults": faults}
         result = run(plan, tmp_path / "trial", 0, *baseline, environment=lab.environment)
     causes = [fault["incident"] and fault["incident"]["cause"] for fault in result["faults"]]
     assert causes == [None, "node", "divergence"]
