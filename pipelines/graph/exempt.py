@@ -24,19 +24,15 @@ EXEMPT = frozenset(
         "pipelines.runtime.events.Point",
         "pipelines.runtime.events.Validation",
         "pipelines.runtime.events.Skipped",
-        "pipelines.runtime.events.Checkpoint",
-        "pipelines.runtime.events.Interval",
-        "pipelines.runtime.events.SaveFailed",
         "pipelines.runtime.events.Rejected",
         "pipelines.runtime.events.End",
         # Bytes safely on disk, the same ones.
         "convnextv2.durable",
         "cluster.durable",
         # When checkpoints are written, and which are kept and found; not what is in them.
-        "cluster.checkpoint.async_saver",
-        "cluster.checkpoint.interval",
         "cluster.checkpoint.retention",
         "cluster.checkpoint.store",
+        "pipelines.training.checkpoints",
         # Which worker is on which machine and device, and whether a stage fits there.
         "cluster.placement",
         "cluster.workers",

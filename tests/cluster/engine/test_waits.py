@@ -93,13 +93,13 @@ def asynchronous_device(found: Counter[str]) -> Iterator[None]:
 def reads(found: Counter[str]) -> Iterator[None]:
     """Note reads, but those of an outcome, whose copy is on the host by then."""
     with Reads(found) as noted, pytest.MonkeyPatch.context() as patch:
-        for name in ("left_out", "stops"):
+        for name in ("left_out", "stops", "mean_loss"):
             real = getattr(Outcome, name)
 
-            def read(outcome: Outcome, real: Any = real) -> bool:
+            def read(outcome: Outcome, real: Any = real) -> bool | float:
                 noted.on_host = True
                 try:
-                    answer: bool = real(outcome)
+                    answer: bool | float = real(outcome)
                 finally:
                     noted.on_host = False
                 return answer
