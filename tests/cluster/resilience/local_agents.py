@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import psutil
+
 from cluster.resilience.crew import AgentLost, RemoteAgent
 from cluster.workers.agent import Agent
 from cluster.workers.messages import Order, Site, Status
@@ -14,6 +16,15 @@ from tests.cluster.resilience import steps
 
 T = TypeVar("T")
 PREPARATION = pickle.dumps((steps.prepare, steps.run))
+
+
+def worker_processes() -> list[psutil.Process]:
+    """Those of the agents in this process."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "cluster.workers.child" in " ".join(process.cmdline())
+    ]
 
 
 class LocalAgent:

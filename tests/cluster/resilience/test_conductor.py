@@ -5,14 +5,13 @@ import re
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cluster.resilience.conductor import Conductor, GroupFailed, Why
 from cluster.resilience.incidents import PHASES, Incident
 from cluster.resilience.roster import Kept, NoRoom
 from cluster.resilience.watchdog import Limits
-from tests.cluster.resilience.local_agents import LocalPlacer, job
+from tests.cluster.resilience.local_agents import LocalPlacer, job, worker_processes
 from tests.cluster.resilience.steps import Steps, run
 
 pytestmark = pytest.mark.slow
@@ -55,18 +54,10 @@ def steps_of(folder: Path, rank: int = 0) -> list[tuple[int, int]]:
     return [(int(step), int(size)) for step, size in map(str.split, lines)]
 
 
-def children() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "cluster.workers.child" in " ".join(process.cmdline())
-    ]
-
-
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> object:
     yield
-    assert children() == []
+    assert worker_processes() == []
 
 
 @pytest.mark.parametrize(
