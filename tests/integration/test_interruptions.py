@@ -154,7 +154,7 @@ def test_workers_that_keep_dying_end_the_run_with_their_own_words(
     _, err = job.process.communicate(timeout=300)
     assert job.process.returncode == 1
     assert "worker 0" in err
-    assert "planned fault on rank 0 before step 9" in err
+    assert "planned fault on rank 0 after step 9" in err
     job.await_end()
 
     # Nothing is lost: the next start goes on from the checkpoint before it.
