@@ -129,7 +129,7 @@ def test_workers_that_others_have_replaced_publish_nothing(
         return score(neighbours)
 
     monkeypatch.setattr(knn, "numbers_of", begin_another)
-    with pytest.raises(Superseded, match="attempt [2-9] has begun"):
+    with pytest.raises(Superseded, match=r"attempt [2-9] has begun"):
         knn.classify(job_in(root, directory))
     assert not list(directory.glob("*result.json*"))
     monkeypatch.undo()
