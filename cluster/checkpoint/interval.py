@@ -28,7 +28,7 @@ PRIOR_FAILURES, PRIOR_SECONDS = 0.5, 5000 * 3600.0
 FIRST_STEPS = 50
 """The first checkpoint of a run; before it nothing is known of how long one takes."""
 LONGEST_SECONDS = 3600.0
-"""The prior knows nothing of those who trip over cables."""
+"""However rare failures seem to be, no more than this is at stake."""
 WRITING = 2.0
 """T is at least so many times what writing takes in the background: the next save waits for it."""
 MUCH = 1.25
