@@ -99,7 +99,7 @@ class Roster:
             if member.node in avoid:
                 member.lost = member.lost or "its node is leaving, silent, or fails too often"
         here = [member for member in self.members if member.site is not None and not member.lost]
-        return sorted(here, key=lambda member: (member.host, member.devices))
+        return sorted(here, key=lambda member: (member.host, member.node, member.devices))
 
     def has_more_than(self, group: Sequence[Member]) -> bool:
         """Whether the members present could form a larger group than this one."""

@@ -45,8 +45,8 @@ def meet_and_wait(folder: Path) -> None:
     """Say that the group is there, and keep it until the driver has looked."""
     group.all_gather(group.rank())
     (folder / f"met-{group.rank()}").touch()
-    while not (folder / "seen").exists():
-        group.all_gather(group.rank())
+    while not all(group.all_gather((folder / "seen").exists())):
+        pass  # Together: who leaves alone leaves the other one in a collective.
 
 
 def listening() -> set[tuple[str, str]]:
