@@ -1,9 +1,9 @@
 """Ray: connecting to a cluster, or starting one on this machine, and running worker groups on it.
 
-This, `cluster.agents`, `cluster.tasks`, `cluster.prometheus` and `cluster.ray_access` are the only
-files that import Ray. A worker group runs one function on every worker inside a ready process
-group; Ray places an agent for each, and the conductor (`cluster.resilience.conductor`) has them
-begin again when one is lost. What to go on from is the function's business (`cluster.checkpoint`).
+This and `cluster.ray` are all that imports Ray. A worker group runs one function on every worker
+inside a ready process group; Ray places an agent for each, and the conductor
+(`cluster.resilience.conductor`) has them begin again when one is lost. What to go on from is the
+function's business (`cluster.checkpoint`).
 """
 
 import logging
@@ -14,9 +14,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from cluster.agents import RayPlacer
 from cluster.placement import ClusterError, Placement, check_answers
-from cluster.ray_access import (
+from cluster.ray.access import (
     authentication,
     chosen_mode,
     ensure_token,
@@ -25,15 +24,16 @@ from cluster.ray_access import (
     open_warning,
     private_folder,
 )
-from cluster.ray_start import reason, signals_kept, start_with_retry
+from cluster.ray.agents import RayPlacer
+from cluster.ray.start import reason, signals_kept, start_with_retry
+from cluster.ray.tasks import run_tasks
 from cluster.resilience.conductor import Conductor, GroupFailed
 from cluster.resilience.incidents import Incident
 from cluster.resilience.roster import Kept, NoRoom
 from cluster.resilience.watchdog import Limits
-from cluster.tasks import run_tasks
 
 if TYPE_CHECKING:
-    from cluster.prometheus import RayMetrics
+    from cluster.ray.prometheus import RayMetrics
 
 __all__ = ["Cluster", "ClusterError", "Placement"]
 
@@ -150,7 +150,7 @@ class Cluster:
 
     def metrics(self, descriptions: Mapping[str, str], labels: Mapping[str, str]) -> "RayMetrics":
         """Where this process puts what Ray's Prometheus endpoint shows."""
-        from cluster.prometheus import RayMetrics
+        from cluster.ray.prometheus import RayMetrics
 
         return RayMetrics(descriptions, labels)
 

@@ -41,7 +41,7 @@ def _act_sample(options: argparse.Namespace) -> int:
     from convnextv2.data.shards.manifest import read_manifest
     from pipelines.config.recipe_checks import changes_of_colours
     from pipelines.config.resolve import refuse
-    from pipelines.training.transforms import augmentation, image_size_of, training_view
+    from pipelines.training.data.transforms import augmentation, image_size_of, training_view
 
     config = chosen_config(options, options.set)
     recipes = config.recipes()

@@ -23,8 +23,8 @@ def add_replay_command(commands: Commands) -> None:
 def _act(options: argparse.Namespace) -> int:
     say(f"reading {options.file}")
     from pipelines.stages import finetune, pretrain
-    from pipelines.training.nonfinite import job_of, read
-    from pipelines.training.replay import replay
+    from pipelines.training.anomalies.nonfinite import job_of, read
+    from pipelines.training.anomalies.replay import replay
 
     left_out = read(options.file)
     pretrains = "PretrainConfig" in left_out.settings["recipe"]

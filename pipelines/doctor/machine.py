@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from cluster.placement import ClusterError, check_answers
-from cluster.ray_access import (
+from cluster.ray.access import (
     MODE,
     TOKEN,
     chosen_mode,

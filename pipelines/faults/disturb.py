@@ -21,7 +21,7 @@ from pipelines.faults.plan import FaultPlan
 from pipelines.faults.schedule import Fired, Scheduled
 from pipelines.graph.complete import COMPLETE
 from pipelines.runtime.events import EVENTS_FILE
-from pipelines.training import sample_log
+from pipelines.training.data import sample_log
 
 POLL_SECONDS = 0.1
 LEAVE_SECONDS = 60.0

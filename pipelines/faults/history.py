@@ -1,4 +1,4 @@
-"""Which samples a run has used, from what its workers noted (`pipelines.training.sample_log`).
+"""Which samples a run has used, from what its workers noted (`pipelines.training.data.sample_log`).
 
 Steps that a fault has discarded were done again, by a later group. The history that the weights
 come from has every step once: of the last group that started before it.
@@ -15,10 +15,10 @@ import numpy as np
 from convnextv2.data.order.global_order import GlobalOrder
 from pipelines.config import DataConfig
 from pipelines.runtime.events import Start, read_events
-from pipelines.training.nonfinite import RECIPES
-from pipelines.training.sample_log import FOLDER, MODULUS, digest
-from pipelines.training.samples import training_order
-from pipelines.training.spikes import Windows
+from pipelines.training.anomalies.nonfinite import RECIPES
+from pipelines.training.anomalies.spikes import Windows
+from pipelines.training.data.sample_log import FOLDER, MODULUS, digest
+from pipelines.training.data.samples import training_order
 
 MOST = 3
 """Problems that are told of a stage; there may be thousands."""

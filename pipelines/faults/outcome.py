@@ -10,7 +10,7 @@ from pipelines.faults.disturb import Disturbed
 from pipelines.faults.history import last_step
 from pipelines.faults.schedule import Fired, Scheduled
 from pipelines.runtime.events import Start, read_events
-from pipelines.training.nonfinite import FOLDER as NONFINITE
+from pipelines.training.anomalies.nonfinite import FOLDER as NONFINITE
 
 APART_SECONDS = 60.0
 """The times of a fault and of its incident differ by less: a hang counts from the beginning of its

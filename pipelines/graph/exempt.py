@@ -39,7 +39,7 @@ EXEMPT = frozenset(
         "pipelines.training.gpu",
         # Failures made on purpose, what they are checked by, and clocks.
         "cluster.resilience.fault_injection",
-        "pipelines.training.sample_log",
+        "pipelines.training.data.sample_log",
         "cluster.resilience.goodput.Stopwatch",
         # Who may publish a checkpoint or a result, and how far that is.
         "cluster.resilience.lease",
@@ -50,7 +50,7 @@ EXEMPT = frozenset(
         # Images that are read from a nearer disk are the same.
         "convnextv2.data.shards.local_cache",
         # Notes what was left out; looks whether weights are the same.
-        "pipelines.training.nonfinite",
+        "pipelines.training.anomalies.nonfinite",
         "cluster.engine.divergence",
         # Refuses what was not tested.
         "cluster.engine.deepspeed_insides",

@@ -37,7 +37,7 @@ METRICS = {
 
 
 class Metrics(Protocol):
-    """The interface of `cluster.prometheus.RayMetrics`."""
+    """The interface of `cluster.ray.prometheus.RayMetrics`."""
 
     def set(self, name: str, value: float) -> None: ...
     def count(self, name: str, **labels: str) -> None: ...

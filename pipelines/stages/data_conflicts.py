@@ -14,8 +14,8 @@ from convnextv2.data.order.global_order import GlobalOrder
 from pipelines.config import DataConfig, FinetuneConfig, PipelineConfig, TrainConfig
 from pipelines.graph.kinds import KINDS, StageKind
 from pipelines.graph.outline import outline
+from pipelines.training.data.samples import find_shortages, most_samples
 from pipelines.training.job import Plan
-from pipelines.training.samples import find_shortages, most_samples
 
 
 def find_data_conflicts(

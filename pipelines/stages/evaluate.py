@@ -24,7 +24,7 @@ from pipelines.stages.common import ema_name
 from pipelines.stages.finetune import ENCODER, build_classifier, recipe_of
 from pipelines.stages.scoring import Scoring
 from pipelines.stages.setup import StageSetup
-from pipelines.training.transforms import image_size_of
+from pipelines.training.data.transforms import image_size_of
 from pipelines.training.validation import Validation, of_all_workers, worker_samples
 
 

@@ -26,8 +26,8 @@ from pipelines.stages.common import (
 )
 from pipelines.stages.setup import StageSetup
 from pipelines.training.build import build_validation
+from pipelines.training.data.transforms import image_size_of
 from pipelines.training.job import TrainJob
-from pipelines.training.transforms import image_size_of
 from pipelines.training.weights.given import Given
 
 WEIGHTS = "model.safetensors"

@@ -33,7 +33,7 @@ from pipelines.runtime.logs import worker_log
 from pipelines.stages import pretrain
 from pipelines.stages.scoring import Scoring
 from pipelines.stages.setup import StageSetup
-from pipelines.training.transforms import evaluation_view
+from pipelines.training.data.transforms import evaluation_view
 from pipelines.training.validation import worker_samples
 from pipelines.training.weights.given import Given
 

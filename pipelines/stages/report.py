@@ -36,8 +36,8 @@ from pipelines.stages import pretrain
 from pipelines.stages.finetune import recipe_of
 from pipelines.stages.pretrain import build_fcmae
 from pipelines.stages.setup import Gaps, StageSetup
-from pipelines.training.samples import count, training_samples
-from pipelines.training.transforms import evaluation_view
+from pipelines.training.data.samples import count, training_samples
+from pipelines.training.data.transforms import evaluation_view
 
 PAGE = "report.html"
 TEMPLATE_FILES = ("report.html.j2", "report.css.j2")

@@ -14,12 +14,12 @@ from convnextv2.data.shards.local_cache import LocalCache
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from pipelines.config import FinetuneConfig, PretrainConfig
+from pipelines.training.anomalies.nonfinite import note_left_out
+from pipelines.training.anomalies.spikes import SpikeDetector
+from pipelines.training.data.transforms import augmentation, image_size_of, training_view
 from pipelines.training.gpu import check_gpu
 from pipelines.training.job import TrainJob
-from pipelines.training.nonfinite import note_left_out
 from pipelines.training.pace import Pace
-from pipelines.training.spikes import SpikeDetector
-from pipelines.training.transforms import augmentation, image_size_of, training_view
 from pipelines.training.validation import Validation
 
 

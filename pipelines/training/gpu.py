@@ -11,9 +11,9 @@ from convnextv2.kernels.build import SWITCH, turned_off
 from convnextv2.kernels.gpu import TRITON_IS_INSTALLED
 from convnextv2.memory import Kernels
 from pipelines.config import FinetuneConfig, PretrainConfig
+from pipelines.training.data.transforms import image_size_of
 from pipelines.training.job import TrainJob
 from pipelines.training.memory import training_memory
-from pipelines.training.transforms import image_size_of
 
 MARGIN = 0.9
 """The share of the free memory that may be planned for: the formula errs by up to a tenth."""

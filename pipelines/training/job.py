@@ -23,7 +23,7 @@ from pipelines.config import (
     PretrainConfig,
     TrainConfig,
 )
-from pipelines.training.samples import training_order
+from pipelines.training.data.samples import training_order
 
 
 class Validator(Protocol):

@@ -11,9 +11,9 @@ from cluster import group
 from cluster.resilience.goodput import Stopwatch
 from cluster.workers import current
 from pipelines.runtime.logs import worker_log
+from pipelines.training.anomalies.spikes import LossSpike
 from pipelines.training.job import TrainJob
 from pipelines.training.run import Run
-from pipelines.training.spikes import LossSpike
 
 
 def train(job: TrainJob) -> None:

@@ -17,8 +17,8 @@ from cluster.resilience.goodput import Stopwatch
 from convnextv2.tasks.pretrain import PretrainTask
 from pipelines.bench.flops import encoder_macs, fcmae_macs, peak_of
 from pipelines.config import FinetuneConfig, PretrainConfig
+from pipelines.training.data.transforms import image_size_of
 from pipelines.training.job import TrainJob
-from pipelines.training.transforms import image_size_of
 
 FORWARD_AND_BACKWARD = 6
 """FLOPs of a training step per multiply-add of its forward pass."""

@@ -17,19 +17,19 @@ from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.order.global_order import GlobalOrder
 from pipelines.runtime import events
 from pipelines.runtime.events import EventLog
-from pipelines.training.build import build_engine, build_loader
-from pipelines.training.checkpoints import CHECKPOINTS, Checkpoints
-from pipelines.training.feed import Feed
-from pipelines.training.job import Plan, TrainJob, Validator
-from pipelines.training.pace import Pace
-from pipelines.training.sample_log import SampleLog
-from pipelines.training.spikes import (
+from pipelines.training.anomalies.spikes import (
     LossSpike,
     SpikeDetector,
     Windows,
     leave_out,
     look_back,
 )
+from pipelines.training.build import build_engine, build_loader
+from pipelines.training.checkpoints import CHECKPOINTS, Checkpoints
+from pipelines.training.data.feed import Feed
+from pipelines.training.data.sample_log import SampleLog
+from pipelines.training.job import Plan, TrainJob, Validator
+from pipelines.training.pace import Pace
 
 
 @dataclass

@@ -20,7 +20,7 @@ from convnextv2.tasks.batch import Batch, on_device
 from convnextv2.tasks.classify import cross_entropies
 from convnextv2.tasks.topk import num_correct
 from pipelines.config import EvaluateConfig
-from pipelines.training.transforms import evaluation_view
+from pipelines.training.data.transforms import evaluation_view
 
 Forward = Callable[[Batch], TaskOutput]
 

@@ -120,7 +120,7 @@ def test_a_module_that_needs_images_names_the_extra(module: str) -> None:
     )
 
 
-@pytest.mark.parametrize("module", ["cluster.launch", "cluster.ray_start", "cluster.tasks"])
+@pytest.mark.parametrize("module", ["cluster.launch", "cluster.ray.start", "cluster.ray.tasks"])
 def test_what_runs_on_ray_names_the_extra(module: str) -> None:
     done = run(f"import {module}")
     assert last_line(done.stderr) == (

@@ -32,11 +32,11 @@ FORBIDDEN = {
 RIVAL = "pipelines/bench/faults/ray_train.py"
 HOMES = {
     "ray": {
-        "cluster/agents.py",
+        "cluster/ray/agents.py",
         "cluster/launch.py",
-        "cluster/prometheus.py",
-        "cluster/ray_access.py",
-        "cluster/tasks.py",
+        "cluster/ray/prometheus.py",
+        "cluster/ray/access.py",
+        "cluster/ray/tasks.py",
         RIVAL,
     },
     "deepspeed": {"cluster/engine/deepspeed_import.py", RIVAL},

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cluster import group
-from tests.cluster.workers import run_group
+from tests.cluster.process_group import run_group
 
 
 def mean_and_each() -> None:

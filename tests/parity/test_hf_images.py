@@ -24,7 +24,7 @@ from convnextv2.encoder import ConvNeXtV2
 from convnextv2.tasks import IMAGENET_STD, Normalization, Normalize
 from convnextv2.weights import Evaluation, Metadata, encoder_of, load, write
 from pipelines.config import EvaluateConfig
-from pipelines.training.transforms import evaluation_view
+from pipelines.training.data.transforms import evaluation_view
 from tests.convnextv2.data.fixtures.pictures import Pictures
 from tests.convnextv2.data.fixtures.pictures import write as write_shards
 from tests.convnextv2.weights.made_weights import classifier_state, fcmae_state

@@ -35,7 +35,7 @@ def decoding(decode: "Decode") -> AugmentConfig:
 def ours(photographs: Photographs, crop: int = CROP, augment: AugmentConfig = DEFAULT) -> Epoch:
     """Our loader."""
     from convnextv2.data.loading.loader import BetonLoader
-    from pipelines.training.transforms import augmentation, training_view
+    from pipelines.training.data.transforms import augmentation, training_view
 
     loader = BetonLoader(
         photographs.shards,

@@ -9,7 +9,7 @@ from convnextv2.data.loading.views import Decode
 from pipelines.bench.data import BATCH, CROP, WORKERS
 from pipelines.bench.data.loaders import decoding
 from pipelines.bench.data.photographs import Photographs
-from pipelines.training.transforms import training_view
+from pipelines.training.data.transforms import training_view
 
 CROPS = (CROP, CROP // 2)
 """With 112 px, photographs of 500 px stand for ones of 1,000 px with 224 px crops."""

@@ -4,8 +4,8 @@ from convnextv2.data.loading.views import CenterView
 from convnextv2.data.shards.manifest import read_manifest
 from convnextv2.weights import Evaluation, Metadata
 from pipelines.config import FinetuneConfig
+from pipelines.training.data.transforms import evaluation_view, image_size_of
 from pipelines.training.job import TrainJob
-from pipelines.training.transforms import evaluation_view, image_size_of
 
 
 def metadata_of(job: TrainJob) -> Metadata:

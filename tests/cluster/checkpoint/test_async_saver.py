@@ -29,7 +29,7 @@ from tests.cluster.checkpoint.fragments import (
     replicated,
     scattered,
 )
-from tests.cluster.workers import run_group
+from tests.cluster.process_group import run_group
 
 KEEP = KeepPolicy(last=9)
 PATIENCE = 60.0  # Seconds until a test that would hang fails instead.

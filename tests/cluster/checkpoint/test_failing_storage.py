@@ -15,7 +15,7 @@ from cluster.checkpoint.store import CheckpointError, latest_good
 from cluster.resilience.lease import Lease
 from cluster.workers.current import Final
 from tests.cluster.checkpoint.fragments import holds, last_good, make_states, replicated
-from tests.cluster.workers import run_group
+from tests.cluster.process_group import run_group
 
 PATIENCE = 60.0  # Seconds until a test that would hang fails instead.
 ERRORS = [errno.ENOSPC, errno.EROFS, errno.EIO]

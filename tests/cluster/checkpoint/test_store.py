@@ -27,7 +27,7 @@ from cluster.checkpoint.store import (
     verify,
 )
 from cluster.durable import FileDigest
-from tests.cluster.workers import run_group
+from tests.cluster.process_group import run_group
 
 NOTES = {"world_size": 1, "betas": (0.9, 0.95), "nested": {"lr": 1e-3, "b": None, "a": "ü"}}
 Files = dict[str, FileDigest]

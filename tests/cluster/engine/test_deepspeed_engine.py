@@ -23,6 +23,7 @@ from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import Precision, ZeroSettings
 from cluster.engine.zero_partitions import partition_of
 from cluster.group import mean_over_workers
+from tests.cluster.process_group import run_group
 from tests.cluster.toy import (
     BATCH,
     Batch,
@@ -37,7 +38,6 @@ from tests.cluster.toy import (
     plain,
     rate,
 )
-from tests.cluster.workers import run_group
 
 Stage = Literal[0, 1, 2, 3]
 STEPS = 6

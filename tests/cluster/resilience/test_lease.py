@@ -20,8 +20,8 @@ from cluster.checkpoint.store import latest_good, steps, sweep
 from cluster.resilience import lease as module
 from cluster.resilience.lease import Lease, Superseded
 from tests.cluster.checkpoint.fragments import holds, is_good, last_good, make_states, replicated
+from tests.cluster.process_group import run_group
 from tests.cluster.resilience.kills import Pause, calls_in
-from tests.cluster.workers import run_group
 
 CLEAN = multiprocessing.get_context("forkserver")
 CLEAN.set_forkserver_preload([__name__])

@@ -24,7 +24,7 @@ from cluster.durable import FileDigest
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.weights import Evaluation, Metadata, encoder_of, inspect, read
 from pipelines import cli
-from tests.cluster.workers import run_group
+from tests.cluster.process_group import run_group
 from tests.convnextv2.weights.made_weights import (
     classifier_state,
     encoder_state,

@@ -156,7 +156,7 @@ def test_tokens_that_are_turned_off(no_token_yet: Path, monkeypatch: Patch) -> N
 def test_the_token_of_the_cluster_that_runs_join(
     mode: str, status: str, found: str, no_token_yet: Path, monkeypatch: Patch
 ) -> None:
-    # What a cluster answers is asked of real ones in tests/cluster/test_ray_access.py.
+    # What a cluster answers is asked of real ones in tests/cluster/ray/test_access.py.
     monkeypatch.setattr(machine, "mode_of", lambda address: mode)
     with socket.create_server(("127.0.0.1", 0)) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{cluster.getsockname()[1]}")

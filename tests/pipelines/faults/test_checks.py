@@ -17,7 +17,7 @@ from pipelines.faults.disturb import Disturbed
 from pipelines.faults.history import used_once
 from pipelines.graph.complete import hash_files, mark_complete
 from pipelines.runtime.events import EVENTS_FILE, End, Start, line_of
-from pipelines.training.sample_log import FOLDER, digest
+from pipelines.training.data.sample_log import FOLDER, digest
 
 ORDER = GlobalOrder(10, 4, seed=3)
 TOTAL = 5

@@ -13,8 +13,8 @@ from pipelines.faults.outcome import Outcome, outcomes
 from pipelines.faults.plan import Moment
 from pipelines.faults.schedule import Fired, Scheduled
 from pipelines.runtime.events import EVENTS_FILE, Event, Start, line_of
-from pipelines.training.nonfinite import FOLDER as NONFINITE
-from pipelines.training.sample_log import FOLDER
+from pipelines.training.anomalies.nonfinite import FOLDER as NONFINITE
+from pipelines.training.data.sample_log import FOLDER
 
 NEW_GROUP = "a new group went on after step 100, 0 steps were lost"
 PHASES = {"detection": 0.5, "teardown": 0.1, "placement": 0.0, "process group": 1.0}

@@ -17,7 +17,7 @@ from pipelines.stages import pretrain
 from pipelines.stages.common import run_training
 from pipelines.training.job import TrainJob
 from pipelines.training.loop import train
-from tests.cluster.workers import run_group
+from tests.cluster.process_group import run_group
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
 
 

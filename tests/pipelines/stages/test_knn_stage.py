@@ -21,8 +21,8 @@ from pipelines.config import KnnConfig
 from pipelines.presets import load_preset
 from pipelines.results import read_result
 from pipelines.stages import knn
-from pipelines.training.transforms import evaluation_view
-from tests.cluster.workers import run_group
+from pipelines.training.data.transforms import evaluation_view
+from tests.cluster.process_group import run_group
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
 
 pytestmark = pytest.mark.slow

@@ -27,7 +27,7 @@ from convnextv2.fcmae import FCMAE
 from convnextv2.recipe.optimizer import GroupRule, parameter_groups
 from pipelines.doctor.gpu.workload import Pretraining, random_pixels
 from tests import cuda_graphs
-from tests.cluster.workers import run_group
+from tests.cluster.process_group import run_group
 
 WORKERS, BATCH, SIDE = 2, 1, 64
 CPU = torch.device("cpu")

@@ -18,10 +18,10 @@ from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.resilience.goodput import Stopwatch
 from convnextv2.tasks.classify import ClassifyTask
 from pipelines.presets import load_preset
+from pipelines.training.anomalies.spikes import SpikeDetector
 from pipelines.training.build import build_engine, seed_step
 from pipelines.training.pace import Pace
-from pipelines.training.spikes import SpikeDetector
-from tests.cluster.workers import run_group
+from tests.cluster.process_group import run_group
 from tests.convnextv2.tasks.test_tasks import batch_of
 from tests.pipelines.stages.jobs import made_up_job
 

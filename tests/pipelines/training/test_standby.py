@@ -10,7 +10,7 @@ from pipelines.presets import load_preset
 from pipelines.training.job import TrainJob
 from pipelines.training.loop import train
 from pipelines.training.standby import prepare
-from tests.cluster.workers import run_group
+from tests.cluster.process_group import run_group
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
 from tests.pipelines.stages.jobs import made_up_job
 

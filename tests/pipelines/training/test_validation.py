@@ -28,7 +28,7 @@ from pipelines.config import DataConfig, EvaluateConfig
 from pipelines.presets import load_preset
 from pipelines.results.classification import multi_label
 from pipelines.training.validation import Validation, worker_samples
-from tests.cluster.workers import run_group
+from tests.cluster.process_group import run_group
 from tests.convnextv2.data.fixtures.pictures import CLASSES, Pictures, write
 
 pytestmark = pytest.mark.slow

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from cluster import ray_access
 from cluster.launch import Cluster, ClusterError, Placement
-from cluster.ray_start import start_with_retry
+from cluster.ray import access
+from cluster.ray.start import start_with_retry
 
 # What Ray 2.60 raises when a raylet does not report in time, and when the head does not answer.
 TIMED_OUT = Exception("The current node timed out during startup. This could happen because some")
@@ -108,7 +108,7 @@ def test_a_cluster_that_cannot_be_joined_is_told_in_one_sentence(
         raise error
 
     monkeypatch.setattr(ray, "init", fail)
-    monkeypatch.setattr(ray_access, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(access, "CONNECT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         words = f"cannot connect to the Ray cluster at {address}: {error}"

@@ -12,8 +12,8 @@ from cluster.workers import current
 from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.order.global_order import GlobalOrder
 from convnextv2.tasks.batch import Batch, on_device
+from pipelines.training.anomalies.spikes import Windows
 from pipelines.training.build import seed_step
-from pipelines.training.spikes import Windows
 
 
 @dataclass

@@ -15,9 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import group, ray_access
+from cluster import group
 from cluster.launch import Cluster, ClusterError, Placement
-from cluster.ray_access import MODE, TOKEN, TOKEN_PATH
+from cluster.ray import access
+from cluster.ray.access import MODE, TOKEN, TOKEN_PATH
 
 PLACEMENT = Placement(num_workers=2, start_timeout_seconds=120)
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -89,17 +90,17 @@ def test_a_cluster_of_this_machine_is_its_users_alone(
 
         at = f"127.0.0.1:{ray.get_runtime_context().gcs_address.rpartition(':')[2]}"
         assert cluster.warning == ""
-        assert ray_access.mode_of(at) == "token"
+        assert access.mode_of(at) == "token"
         monkeypatch.setenv(TOKEN, "of another cluster")
         with pytest.raises(ClusterError, match="does not accept the token in RAY_AUTH_TOKEN"):
-            ray_access.mode_of(at)
+            access.mode_of(at)
         monkeypatch.delenv(TOKEN)
         monkeypatch.setenv(TOKEN_PATH, str(home / "none"))
         with pytest.raises(ClusterError, match="asks for a token, and there is none here: copy"):
-            ray_access.mode_of(at)
+            access.mode_of(at)
         monkeypatch.setenv(MODE, "disabled")
         with pytest.raises(ClusterError, match="RAY_AUTH_MODE is set to disabled here: unset it"):
-            ray_access.mode_of(at)
+            access.mode_of(at)
         monkeypatch.delenv(MODE)
         session = Path(ray._private.worker._global_node.get_session_dir_path())
 
@@ -135,7 +136,7 @@ def open_cluster() -> Iterator[str]:
 def test_a_cluster_without_tokens_is_used_and_named(
     open_cluster: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray_access.ensure_token()  # A token for other clusters must not get in the way.
+    access.ensure_token()  # A token for other clusters must not get in the way.
     placement = Placement(num_workers=1, address=open_cluster, start_timeout_seconds=120)
     with Cluster(placement) as cluster:
         assert f"{open_cluster} asks for no token: whoever reaches its ports" in cluster.warning
@@ -150,14 +151,14 @@ def test_a_cluster_without_tokens_is_used_and_named(
 
 def test_one_token_is_written_whoever_is_first(home: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: ray_access.ensure_token(), range(8)))
+        list(pool.map(lambda _: access.ensure_token(), range(8)))
     path = home / ".ray/auth_token"
-    token = ray_access.find_token()
-    assert token == ray_access.Token(path.read_text(), str(path))
+    token = access.find_token()
+    assert token == access.Token(path.read_text(), str(path))
     assert len(token.text) == 64
     assert os.listdir(path.parent) == ["auth_token"]
-    ray_access.ensure_token()
-    assert ray_access.find_token() == token
+    access.ensure_token()
+    assert access.find_token() == token
 
 
 def test_a_token_that_ray_wrote_for_everybody_is_closed(home: Path) -> None:
@@ -165,23 +166,23 @@ def test_a_token_that_ray_wrote_for_everybody_is_closed(home: Path) -> None:
     path.parent.mkdir()
     path.write_text("abc\n")
     path.chmod(0o644)
-    ray_access.ensure_token()
+    access.ensure_token()
     assert closed_to_others(path)
-    assert ray_access.find_token() == ray_access.Token("abc", str(path))
+    assert access.find_token() == access.Token("abc", str(path))
 
 
 def test_the_environment_comes_before_the_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "elsewhere").write_text("from a file")
     monkeypatch.setenv(TOKEN_PATH, str(home / "elsewhere"))
-    assert ray_access.find_token() == ray_access.Token("from a file", str(home / "elsewhere"))
+    assert access.find_token() == access.Token("from a file", str(home / "elsewhere"))
     monkeypatch.setenv(TOKEN, "from the environment")
-    assert ray_access.find_token() == ray_access.Token("from the environment", TOKEN)
+    assert access.find_token() == access.Token("from the environment", TOKEN)
 
 
 def test_a_home_that_cannot_be_written(home: Path) -> None:
     (home / ".ray").touch()
     with pytest.raises(ClusterError, match=r"cannot be kept in .*auth_token.*RAY_AUTH_TOKEN_PATH"):
-        ray_access.ensure_token()
+        access.ensure_token()
 
 
 @pytest.mark.parametrize("squat", [Path.touch, lambda path: path.symlink_to(path.parent)])
@@ -191,12 +192,12 @@ def test_a_folder_that_somebody_else_put_there(
     monkeypatch.setattr(tempfile, "tempdir", str(home))
     squat(home / f"ray-{os.getuid()}")
     with pytest.raises(ClusterError, match="not this user's folder; set RAY_TMPDIR"):
-        ray_access.private_folder()
+        access.private_folder()
     monkeypatch.setenv("RAY_TMPDIR", "/tmp/mine")
-    assert ray_access.private_folder() is None
+    assert access.private_folder() is None
 
 
 def test_a_port_that_is_not_rays_says_nothing_about_tokens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_access, "CONNECT_SECONDS", 0.2)
-        assert ray_access.mode_of(f"127.0.0.1:{silent.getsockname()[1]}") is None
+        patch.setattr(access, "CONNECT_SECONDS", 0.2)
+        assert access.mode_of(f"127.0.0.1:{silent.getsockname()[1]}") is None

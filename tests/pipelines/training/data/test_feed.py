@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from cluster.resilience.goodput import Stopwatch
 from convnextv2.data.order.global_order import GlobalOrder, Indices
 from convnextv2.tasks.batch import Batch
-from pipelines.training.feed import Feed
-from pipelines.training.spikes import Window, Windows
+from pipelines.training.anomalies.spikes import Window, Windows
+from pipelines.training.data.feed import Feed
 
 TOTAL = 14
 ORDER = GlobalOrder(17, 4, seed=5)  # Four steps an epoch.

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from cluster.placement import ClusterError, Placement, check_answers, fewest_nodes
-from cluster.ray_start import reason
+from cluster.ray.start import reason
 from cluster.resilience.crew import AgentLost
 from cluster.workers.agent import Agent
 from cluster.workers.messages import Order, Site, Status

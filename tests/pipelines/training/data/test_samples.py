@@ -9,7 +9,7 @@ from convnextv2.data.shards.mapped import open_shards
 from convnextv2.data.writing import WriteSettings
 from convnextv2.recipe.duration import epochs
 from pipelines.config import DataConfig, FinetuneConfig, PretrainConfig
-from pipelines.training.samples import count, training_order, training_samples
+from pipelines.training.data.samples import count, training_order, training_samples
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
 
 pytestmark = pytest.mark.slow

@@ -20,8 +20,8 @@ from torch import Tensor
 from cluster.resilience.journal import Journal
 from convnextv2.randomness import UInt64Array, mix
 from convnextv2.tasks.batch import Batch
+from pipelines.training.anomalies.nonfinite import settings_of
 from pipelines.training.job import TrainJob
-from pipelines.training.nonfinite import settings_of
 
 VARIABLE = "CONVNEXTV2_SAMPLE_LOG"
 """Set to anything, it has every worker keep the record."""

@@ -17,11 +17,11 @@ from convnextv2.tasks.pretrain import PretrainTask
 from pipelines.presets import load_preset
 from pipelines.runtime.events import Skipped, read_events
 from pipelines.stages import pretrain
+from pipelines.training.anomalies.nonfinite import FOLDER, MOST, LeftOut, job_of, read
+from pipelines.training.anomalies.replay import Replayed, replay, watched
 from pipelines.training.job import TrainJob
 from pipelines.training.loop import train
-from pipelines.training.nonfinite import FOLDER, MOST, LeftOut, job_of, read
-from pipelines.training.replay import Replayed, replay, watched
-from tests.cluster.workers import run_group
+from tests.cluster.process_group import run_group
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
 from tests.pipelines.commands.user import run
 

@@ -18,9 +18,7 @@ from convnextv2.data.writing import WriteSettings
 from pipelines.presets import load_preset
 from pipelines.runtime.events import Checkpoint, Interval, curve, read_events
 from pipelines.stages import pretrain
-from pipelines.training.job import TrainJob
-from pipelines.training.loop import train, train_from
-from pipelines.training.spikes import (
+from pipelines.training.anomalies.spikes import (
     FEWEST,
     FILE,
     HISTORY,
@@ -34,8 +32,10 @@ from pipelines.training.spikes import (
     leave_out,
     look_back,
 )
+from pipelines.training.job import TrainJob
+from pipelines.training.loop import train, train_from
+from tests.cluster.process_group import run_group
 from tests.cluster.resilience.local_agents import LocalPlacer, job
-from tests.cluster.workers import run_group
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
 
 TOTAL, AT, WINDOW, EVERY = 60, 27, 4, 5

@@ -14,9 +14,9 @@ from cluster.checkpoint.fragments import WEIGHT
 from cluster.checkpoint.store import CheckpointError, step_of, steps, verify
 from convnextv2.recipe.optimizer import parameter_groups
 from convnextv2.tasks.batch import on_device
+from pipelines.training.anomalies.nonfinite import LeftOut
 from pipelines.training.build import build_loader, group_rule, seed_step
 from pipelines.training.job import TrainJob
-from pipelines.training.nonfinite import LeftOut
 
 
 @dataclass

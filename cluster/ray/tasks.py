@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from cluster.placement import ClusterError
-from cluster.ray_start import reason
+from cluster.ray.start import reason
 
 POLL_SECONDS = 0.25
 

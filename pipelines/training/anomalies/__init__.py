@@ -1,0 +1,1 @@
+"""Losses and gradients that are not finite or spike: noted, left out, gone back from, replayed."""

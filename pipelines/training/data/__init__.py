@@ -1,0 +1,1 @@
+"""What workers read: which samples at which step, and how they become batches."""
