@@ -1,9 +1,6 @@
 """A Ray cluster of several nodes on this machine, whose processes can be killed or suspended.
 
-Every node is a `ray start` of its own: a raylet with its own loopback address. The node of a
-process is found by its session or, if it has started a session of its own, by a variable in its
-environment; both work after its parents are gone. (The environment alone is not enough, because
-Ray's workers overwrite it with their titles.)
+Every node is a `ray start` of its own: a raylet with its own loopback address.
 """
 
 import contextlib
@@ -15,19 +12,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from cluster.laboratory.network import HEAD_HOST, SUBNET, Network
+from cluster.laboratory.processes import (
+    DEADLINE_SECONDS,
+    LABORATORY,
+    ProcessTable,
+    wait_until,
+)
 from cluster.resilience.fault_injection import NODE
 
-LABORATORY = "CONVNEXTV2_LABORATORY"
 RAYLET = "raylet/raylet"
 STARTED = "Ray runtime started"
-DEADLINE_SECONDS, START_SECONDS = 120.0, 300.0
+START_SECONDS = 300.0
 LOOPBACK = "127.0.0.1"
 TRIES = 3
 # The head has no CPU and so no workers: faults of the other nodes never hit the driver's node.
@@ -54,8 +56,10 @@ class Laboratory:
     nodes: list[Node] = field(default_factory=list)
     port: int = 0
     network: Network | None = None
-    sessions: dict[int, str] = field(default_factory=dict)
     _numbered: int = 0
+
+    def __post_init__(self) -> None:
+        self.table = ProcessTable(self.id)
 
     @property
     def address(self) -> str:
@@ -121,18 +125,12 @@ class Laboratory:
                 stderr=None if printed is None else subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.sessions[driver.pid] = "driver"
+        self.table.sessions[driver.pid] = "driver"
         return driver
 
     def processes(self, node: str | None = None, having: str = "") -> list[psutil.Process]:
         """The processes of a node, or of all, whose command line contains `having`."""
-        return [
-            process
-            for process in psutil.process_iter()
-            if (name := self._node_of(process)) is not None
-            and node in (None, name)
-            and having in _command(process)
-        ]
+        return self.table.find(node, having)
 
     def raylet(self, node: Node) -> psutil.Process:
         [raylet] = self.processes(node.name, RAYLET)
@@ -143,10 +141,6 @@ class Laboratory:
 
     def children(self, node: str | None = None) -> list[psutil.Process]:
         return self.processes(node, "cluster.workers.child")
-
-    def command_lines_of_workers(self) -> list[str]:
-        """Of all agents and children."""
-        return [line for each in self.agents() + self.children() if (line := _command(each))]
 
     def at_work(self) -> list[Node]:
         """The nodes that have a worker, by its rank."""
@@ -203,7 +197,7 @@ class Laboratory:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.sessions[starting.pid] = node.name
+        self.table.sessions[starting.pid] = node.name
         return starting
 
     def _enter(self, name: str) -> list[str]:
@@ -241,17 +235,6 @@ class Laboratory:
     def _printed(self, node: Node) -> Path:
         return self.folder / f"{node.name}.txt"
 
-    def _node_of(self, process: psutil.Process) -> str | None:
-        try:
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return None
-            if (name := self.sessions.get(os.getsid(process.pid))) is not None:
-                return name
-            environment = process.environ()
-        except (psutil.Error, ProcessLookupError):
-            return None
-        return environment.get(NODE) if environment.get(LABORATORY) == self.id else None
-
 
 @contextlib.contextmanager
 def laboratory(network: Network | None = None) -> Iterator[Laboratory]:
@@ -266,23 +249,3 @@ def laboratory(network: Network | None = None) -> Iterator[Laboratory]:
             lab.kill()
             if network is not None:
                 network.close()
-
-
-def wait_until(true: Callable[[], object], what: str, seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait until `true()` is.
-
-    Raises:
-        TimeoutError: When it is not after that many seconds.
-    """
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds:.0f} s for: {what}")
-        time.sleep(0.1)
-
-
-def _command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""

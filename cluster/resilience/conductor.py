@@ -15,15 +15,14 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from cluster.resilience.crew import LOST_SECONDS, Member, Placer, ask_all, look_at
+from cluster.resilience.diagnosis import faults_of, find_fault, find_hang, statuses_of
 from cluster.resilience.faults import Budget, Fault
 from cluster.resilience.incidents import Incident
 from cluster.resilience.recovery import Recovery
 from cluster.resilience.roster import CLOSE_SECONDS, TICK_SECONDS, Kept, Roster, dismiss
-from cluster.resilience.watchdog import FACTOR, Limits, overdue, to_blame
+from cluster.resilience.watchdog import FACTOR, Limits, overdue
 from cluster.workers.messages import Order, Status
 
-SETTLE_SECONDS = 2.0
-"""Seconds to wait after a failed collective for the report of the worker that caused it."""
 LEAVE_SECONDS = 15.0
 """An interrupted group that makes no progress for this long is not waited for any longer."""
 
@@ -151,18 +150,18 @@ class Conductor:
                 continue
             statuses = self._statuses()
             self._note_progress(statuses)
-            if self._faults():
-                return self._find_fault()
+            if faults_of(self._group, self._generation):
+                return find_fault(self._group, self._generation)
             if all(status.ended is not None for status in statuses):
                 stopped = any(s.ended is not None and s.ended.how == "stopped" for s in statuses)
                 if not stopped:
                     self._why = None  # It finished before the request to stop arrived.
                 return None
             if any(overdue(status, self.limits) for status in statuses):
-                return self._find_hang()
+                return find_hang(self._group, self._generation)
             if self._why is Why.LEAVE and self._is_stuck(statuses):
                 self.say("the workers do not get to a checkpoint; the last one stays")
-                return self._find_hang()
+                return find_hang(self._group, self._generation)
 
     def _is_stuck(self, statuses: Sequence[Status]) -> bool:
         """Whether, since the request to stop, no worker has made progress and none is saving."""
@@ -174,11 +173,7 @@ class Conductor:
         return now - self._moved > max(LEAVE_SECONDS, FACTOR * usual)
 
     def _statuses(self) -> list[Status]:
-        return [member.status_in(self._generation) for member in self._group]
-
-    def _faults(self) -> list[Fault]:
-        found = (member.fault(rank, self._generation) for rank, member in enumerate(self._group))
-        return [fault for fault in found if fault is not None]
+        return statuses_of(self._group, self._generation)
 
     def _reason_to_stop(self) -> Why | None:
         if self._why is not None:
@@ -202,45 +197,6 @@ class Conductor:
         if self._recovery is not None and self._recovery.over(statuses):
             self.note(self._recovery.incident)
             self._recovery = None
-
-    def _find_fault(self) -> Fault:
-        """The fault that caused the others, such as failed collectives with a lost worker."""
-        noticed = time.monotonic()
-        while all(fault.of_group for fault in self._faults()):
-            if time.monotonic() > noticed + SETTLE_SECONDS and not self._is_silent(noticed):
-                break
-            look_at(self._group, TICK_SECONDS)
-        return min(self._faults(), key=lambda fault: fault.weight)
-
-    def _is_silent(self, since: float) -> bool:
-        """Whether an agent has not answered since then, but is not lost yet: its node may be the
-        cause of what the others tell.
-        """
-        return any(not each.lost and each.answered < since for each in self._group)
-
-    def _find_hang(self) -> Fault:
-        noticed = time.monotonic()
-        while self._is_silent(noticed):
-            look_at(self._group, TICK_SECONDS)
-        if self._faults():
-            return self._find_fault()
-        statuses = self._statuses()
-        rank = to_blame(statuses)
-        stacks = ask_all([member.agent.stacks() for member in self._group], 5.0)
-        beat, suspended = statuses[rank].beat, statuses[rank].suspended
-        how = "suspended by a signal" if suspended else f"{beat.seconds:.0f} s without an end"
-        member = self._group[rank]
-        return Fault(
-            cause="hang",
-            rank=rank,
-            node=member.node,
-            host=member.host,
-            phase=beat.phase,
-            step=beat.step,
-            error=f"hangs in phase {beat.phase!r} after step {beat.step}: {how}",
-            ago=beat.seconds,
-            stacks={rank: text for rank, text in enumerate(stacks) if text},
-        )
 
     def _take_down(self, fault: Fault) -> None:
         """Record a fault, and end the rest of its group.

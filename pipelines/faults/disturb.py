@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.laboratory.nodes import Laboratory
+from cluster.laboratory.processes import command_line
 from cluster.resilience.fault_injection import VARIABLE
 from convnextv2.durable import atomically
 from pipelines.config import PipelineConfig
@@ -172,13 +173,15 @@ class Runner:
 
         Nodes that are still frozen go on, so their workers find out that nobody waits for them.
         """
-        if self.laboratory is None:
+        lab = self.laboratory
+        if lab is None:
             return None
-        for node in self.laboratory.nodes:
-            self.laboratory.thaw(node)
+        for node in lab.nodes:
+            lab.thaw(node)
         deadline = time.monotonic() + LEAVE_SECONDS
         while True:
-            left = self.laboratory.command_lines_of_workers()
+            workers = lab.agents() + lab.children()
+            left = [line for each in workers if (line := command_line(each))]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(POLL_SECONDS)

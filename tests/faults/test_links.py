@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cluster.laboratory.network import Network
-from cluster.laboratory.nodes import Laboratory, laboratory, wait_until
+from cluster.laboratory.nodes import Laboratory, laboratory
+from cluster.laboratory.processes import wait_until
 from tests.faults.test_nodes import LONG, Training, check, check_steps
 
 pytestmark = pytest.mark.soak

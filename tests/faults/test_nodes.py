@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.laboratory.nodes import Laboratory, laboratory, wait_until
+from cluster.laboratory.nodes import Laboratory, laboratory
+from cluster.laboratory.processes import wait_until
 from cluster.resilience import incidents
 from cluster.resilience.incidents import PHASES, Incident
 from tests.faults.driver import Plan

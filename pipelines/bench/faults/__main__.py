@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from cluster.laboratory.nodes import Laboratory, laboratory, wait_until
+from cluster.laboratory.nodes import Laboratory, laboratory
+from cluster.laboratory.processes import wait_until
 from pipelines.bench.faults.faults import FAULTS, Fault, Victim
 from pipelines.bench.faults.recovery import Recovery, Row, table
 from pipelines.bench.faults.systems import CONTENDERS, Contender, System

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from cluster.resilience import conductor, crew
-from cluster.resilience.conductor import Conductor
+from cluster.resilience import crew, diagnosis
 from cluster.resilience.crew import Member
+from cluster.resilience.diagnosis import find_fault, find_hang
 from cluster.workers.messages import Beat, Ended, Site, Status
-from tests.cluster.resilience.local_agents import LocalPlacer
 
 
 class Remote:
@@ -36,13 +35,12 @@ def done(value: Any) -> Future[Any]:
     return future
 
 
-def group_of(*statuses: Status) -> Conductor:
-    """A conductor whose first worker answers, again and again, and whose second is silent."""
-    made = Conductor(LocalPlacer(2), [2], stage="pretrain")
+def group_of(*statuses: Status) -> list[Member]:
+    """Its first worker answers, again and again, and its second is silent."""
     answering, silent = Remote(0, *(statuses * 1000)), Remote(1, Status(generation=0, beat=BEAT))
-    made._group = [Member(answering), Member(silent)]  # type: ignore[arg-type]
-    crew.look_at(made._group, 0.0)
-    return made
+    group = [Member(answering), Member(silent)]  # type: ignore[arg-type]
+    crew.look_at(group, 0.0)
+    return group
 
 
 BEAT = Beat(phase="step", seconds=30.0, step=12, began=0)
@@ -51,16 +49,16 @@ BEAT = Beat(phase="step", seconds=30.0, step=12, began=0)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "LOST_SECONDS", 0.6)
-    monkeypatch.setattr(conductor, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(conductor, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(diagnosis, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(diagnosis, "TICK_SECONDS", 0.05)
 
 
 def test_of_a_hang() -> None:
-    fault = group_of(Status(generation=0, beat=BEAT))._find_hang()
+    fault = find_hang(group_of(Status(generation=0, beat=BEAT)), 0)
     assert (fault.cause, fault.rank, fault.host) == ("node", 1, "host-1")
 
 
 def test_of_a_collective_that_failed() -> None:
     ended = Ended(how="raised", error="Connection reset by peer", of_group=True)
-    fault = group_of(Status(generation=0, beat=BEAT, ended=ended))._find_fault()
+    fault = find_fault(group_of(Status(generation=0, beat=BEAT, ended=ended)), 0)
     assert (fault.cause, fault.rank, fault.host) == ("node", 1, "host-1")
