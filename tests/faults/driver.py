@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster.launch import Cluster, ClusterError, Placement
 from cluster.resilience import incidents
-from tests.cluster.resilience import steps
+from tests.cluster.resilience.groups import steps
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import pytest
 from cluster.checkpoint.async_saver import Saver, Unsaved
 from cluster.checkpoint.retention import KeepPolicy
 from cluster.resilience.lease import Lease
+from tests.cluster.checkpoint.disk import Disk, mounted
 from tests.cluster.checkpoint.fragments import holds, last_good, make_states, replicated
-from tests.cluster.disk import Disk, mounted
 
 PATIENCE = 60.0  # Seconds until a test that would hang fails instead.
 

@@ -15,8 +15,7 @@ from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import Precision, ZeroSettings
 from tests import cuda_graphs
-from tests.cluster.process_group import run_group
-from tests.cluster.toy import (
+from tests.cluster.engine.toy import (
     BATCH,
     BETAS,
     Batch,
@@ -27,6 +26,7 @@ from tests.cluster.toy import (
     micro_batches,
     rate,
 )
+from tests.cluster.process_group import run_group
 from tests.cuda_graphs import FakeGraph
 
 STEPS = 3

@@ -23,8 +23,7 @@ from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import Precision, ZeroSettings
 from cluster.engine.zero_partitions import partition_of
 from cluster.group import mean_over_workers
-from tests.cluster.process_group import run_group
-from tests.cluster.toy import (
+from tests.cluster.engine.toy import (
     BATCH,
     Batch,
     Toy,
@@ -38,6 +37,7 @@ from tests.cluster.toy import (
     plain,
     rate,
 )
+from tests.cluster.process_group import run_group
 
 Stage = Literal[0, 1, 2, 3]
 STEPS = 6

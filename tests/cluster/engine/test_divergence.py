@@ -15,11 +15,11 @@ from cluster.resilience.conductor import Conductor
 from cluster.resilience.faults import Budget, Fault, Quarantine
 from cluster.resilience.incidents import Incident
 from cluster.workers.current import Diverged
+from tests.cluster.engine.toy import go_on, new_engine
 from tests.cluster.process_group import run_group
-from tests.cluster.resilience import flipped
-from tests.cluster.resilience.flipped import Flip
-from tests.cluster.resilience.local_agents import LocalPlacer, job
-from tests.cluster.toy import go_on, new_engine
+from tests.cluster.resilience.groups import flipped
+from tests.cluster.resilience.groups.flipped import Flip
+from tests.cluster.resilience.groups.local_agents import LocalPlacer, job
 
 Stage = Literal[0, 1, 2, 3]
 INTEGERS = {2: torch.int16, 4: torch.int32}

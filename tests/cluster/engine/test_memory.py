@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cluster.engine.memory import model_states
-from tests.cluster.toy import Toy
+from tests.cluster.engine.toy import Toy
 
 
 @pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])

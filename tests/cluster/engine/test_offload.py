@@ -12,8 +12,8 @@ from cluster.checkpoint.retention import KeepPolicy
 from cluster.checkpoint.store import latest_good
 from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import ZeroSettings
+from tests.cluster.engine.toy import computed_with, go_on, new_engine, notes, plain
 from tests.cluster.process_group import run_group
-from tests.cluster.toy import computed_with, go_on, new_engine, notes, plain
 
 pytestmark = pytest.mark.soak  # DeepSpeed compiles its AdamW for the host, about a minute.
 STEPS, HALF = 6, 3

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cluster.engine.outcome import Outcome
 from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import Precision, ZeroSettings
+from tests.cluster.engine.toy import go_on, micro_batches, new_engine, rate
 from tests.cluster.process_group import run_group
-from tests.cluster.toy import go_on, micro_batches, new_engine, rate
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
 RUNS: list[tuple[int, Precision, bool | None]] = [

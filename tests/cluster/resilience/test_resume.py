@@ -21,8 +21,7 @@ from cluster.checkpoint.store import CheckpointError, latest_good
 from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import Precision, ZeroSettings
-from tests.cluster.process_group import run_group
-from tests.cluster.toy import (
+from tests.cluster.engine.toy import (
     BATCH,
     Toy,
     computed_with,
@@ -33,6 +32,7 @@ from tests.cluster.toy import (
     notes,
     plain,
 )
+from tests.cluster.process_group import run_group
 
 Stage = Literal[0, 1, 2, 3]
 EMA = 0.9

@@ -15,7 +15,7 @@ from cluster.workers import process
 from cluster.workers.beacon import Beacon, Page
 from cluster.workers.memory_kills import memory_kills
 from cluster.workers.messages import Ended, Site, Status
-from tests.cluster.resilience.local_agents import LocalAgent, LocalPlacer
+from tests.cluster.resilience.groups.local_agents import LocalAgent, LocalPlacer
 
 EVENTS = "low 0\nhigh 0\nmax 7\noom 2\noom_kill {}\noom_group_kill 0\n"
 CONTROL = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"

@@ -35,7 +35,7 @@ from pipelines.training.anomalies.spikes import (
 from pipelines.training.job import TrainJob
 from pipelines.training.loop import train, train_from
 from tests.cluster.process_group import run_group
-from tests.cluster.resilience.local_agents import LocalPlacer, job
+from tests.cluster.resilience.groups.local_agents import LocalPlacer, job
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
 
 TOTAL, AT, WINDOW, EVERY = 60, 27, 4, 5

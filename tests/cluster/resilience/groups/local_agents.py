@@ -12,7 +12,7 @@ import psutil
 from cluster.resilience.crew import AgentLost, RemoteAgent
 from cluster.workers.agent import Agent
 from cluster.workers.messages import Order, Site, Status
-from tests.cluster.resilience import steps
+from tests.cluster.resilience.groups import steps
 
 T = TypeVar("T")
 PREPARATION = pickle.dumps((steps.prepare, steps.run))

@@ -12,7 +12,7 @@ from cluster.resilience.lease import Lease
 from cluster.workers import current
 from cluster.workers.beacon import Beacon
 from cluster.workers.current import CurrentWorker
-from tests.cluster.resilience.local_agents import LocalPlacer, job
+from tests.cluster.resilience.groups.local_agents import LocalPlacer, job
 
 
 def hang(folder: Path) -> None:

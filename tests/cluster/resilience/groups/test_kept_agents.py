@@ -11,8 +11,8 @@ import torch.distributed as dist
 from cluster.resilience.conductor import Conductor, GroupFailed
 from cluster.resilience.faults import Fault, Quarantine
 from cluster.resilience.roster import Kept
-from tests.cluster.resilience.local_agents import LocalPlacer, job, worker_processes
-from tests.cluster.resilience.steps import Steps, run
+from tests.cluster.resilience.groups.local_agents import LocalPlacer, job, worker_processes
+from tests.cluster.resilience.groups.steps import Steps, run
 
 pytestmark = pytest.mark.slow
 

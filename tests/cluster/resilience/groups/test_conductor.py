@@ -11,8 +11,8 @@ from cluster.resilience.conductor import Conductor, GroupFailed, Why
 from cluster.resilience.incidents import PHASES, Incident
 from cluster.resilience.roster import Kept, NoRoom
 from cluster.resilience.watchdog import Limits
-from tests.cluster.resilience.local_agents import LocalPlacer, job, worker_processes
-from tests.cluster.resilience.steps import Steps, run
+from tests.cluster.resilience.groups.local_agents import LocalPlacer, job, worker_processes
+from tests.cluster.resilience.groups.steps import Steps, run
 
 pytestmark = pytest.mark.slow
 
