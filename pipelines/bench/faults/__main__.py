@@ -109,14 +109,17 @@ def take_turns(
     options: argparse.Namespace,
 ) -> Iterator[Recovery]:
     """Inject the fault again and again, in the workers by turns."""
-    spent = 0.0
+    spent, reached = 0.0, 0
     for turn in range(options.turns):
         if spent > options.enough:
             return
         rank = (turn + 1) % WORKERS
         wait_until(
-            lambda: at_work().ready() and is_between(at_work().steps()), "training", START_SECONDS
+            lambda after=reached: at_work().ready() and is_between(at_work().steps(), after),
+            "training",
+            START_SECONDS,
         )
+        reached = at_work().steps()
         victim = Victim(lab, *at_work().worker(rank), rank, folder)
         since = time.time()
         fault.inject(victim)
@@ -132,9 +135,12 @@ def take_turns(
             lab.have(fault.nodes)
 
 
-def is_between(steps: int) -> bool:
-    """Whether half of the steps from a checkpoint to the next are done, or some more."""
-    return steps > CHECKPOINT_EVERY and steps % CHECKPOINT_EVERY >= CHECKPOINT_EVERY // 2
+def is_between(steps: int, reached: int) -> bool:
+    """Whether at least half of the steps between two checkpoints are done, and a checkpoint has
+    followed step `reached`: the same error twice at the same step would end the run.
+    """
+    interval, within = divmod(steps, CHECKPOINT_EVERY)
+    return interval > reached // CHECKPOINT_EVERY and within >= CHECKPOINT_EVERY // 2
 
 
 if __name__ == "__main__":
