@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from cluster.laboratory.nodes import Laboratory, laboratory
@@ -114,11 +115,7 @@ def take_turns(
         if spent > options.enough:
             return
         rank = (turn + 1) % WORKERS
-        wait_until(
-            lambda after=reached: at_work().ready() and is_between(at_work().steps(), after),
-            "training",
-            START_SECONDS,
-        )
+        wait_until(partial(is_time, at_work, reached), "training", START_SECONDS)
         reached = at_work().steps()
         victim = Victim(lab, *at_work().worker(rank), rank, folder)
         since = time.time()
@@ -135,11 +132,13 @@ def take_turns(
             lab.have(fault.nodes)
 
 
-def is_between(steps: int, reached: int) -> bool:
-    """Whether at least half of the steps between two checkpoints are done, and a checkpoint has
-    followed step `reached`: the same error twice at the same step would end the run.
+def is_time(at_work: Callable[[], System], reached: int) -> bool:
+    """Whether all is ready, at least half of the steps between two checkpoints are done, and a
+    checkpoint has followed step `reached`: the same error twice at the same step would end the run.
     """
-    interval, within = divmod(steps, CHECKPOINT_EVERY)
+    if not at_work().ready():
+        return False
+    interval, within = divmod(at_work().steps(), CHECKPOINT_EVERY)
     return interval > reached // CHECKPOINT_EVERY and within >= CHECKPOINT_EVERY // 2
 
 
