@@ -16,7 +16,7 @@ from tests.cluster.resilience.groups.steps import Steps, run
 
 pytestmark = pytest.mark.slow
 
-QUICK = Limits(step=2.0, setup=60.0)
+QUICK = Limits(step=4.0, setup=60.0)
 
 
 class Stage:
