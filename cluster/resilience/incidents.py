@@ -5,7 +5,7 @@ same `id` and `time`; readers use the later line.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -78,8 +78,13 @@ def _journal(path: Path) -> Journal:
 
 
 def append(run_dir: Path, incident: Incident) -> None:
-    """Append an incident; if the disk is full, it is written together with the next one."""
+    """Append an incident; while the storage fails or hangs, it is kept and written later."""
     _journal(run_dir / FILE).append(json.dumps(asdict(incident)))
+
+
+def flush(run_dir: Path) -> None:
+    """Wait until all incidents are written; at most a minute, while the storage fails."""
+    _journal(run_dir / FILE).flush()
 
 
 def read(run_dir: Path) -> list[Incident]:
@@ -88,11 +93,16 @@ def read(run_dir: Path) -> list[Incident]:
     if not path.exists():
         return []
     whole, _, _ = path.read_text().rpartition("\n")
-    found: dict[tuple[str, float], Incident] = {}  # Ids repeat: every driver counts groups from 1.
+    incidents = []
     for line in whole.splitlines():
         fields = json.loads(line)
         stacks = {int(rank): text for rank, text in fields.pop("stacks").items()}
         workers = tuple(fields.pop("workers"))
-        incident = Incident(**fields, workers=workers, stacks=stacks)
-        found[incident.id, incident.time] = incident
-    return list(found.values())
+        incidents.append(Incident(**fields, workers=workers, stacks=stacks))
+    return latest(incidents)
+
+
+def latest(incidents: Iterable[Incident]) -> list[Incident]:
+    """The last record of every incident, in the order of the first ones."""
+    # Ids repeat: every driver counts groups from 1.
+    return list({(incident.id, incident.time): incident for incident in incidents}.values())

@@ -78,6 +78,18 @@ class Lease:
                 f"{_owner(self.folder, newest)}. What was saved last is what it goes on from"
             ) from None
 
+    def held(self) -> bool:
+        """Whether this attempt still holds the lease.
+
+        Raises:
+            OSError: When the storage cannot be read.
+        """
+        try:
+            self.check()
+        except Superseded:
+            return False
+        return True
+
     def publish(self, name: str, content: bytes) -> None:
         """Write a file of the folder, whole or not at all.
 

@@ -26,9 +26,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from cluster.resilience.journal import Journal
+
+if TYPE_CHECKING:
+    from cluster.resilience.lease import Lease
 
 EVENTS_FILE = "metrics.jsonl"
 
@@ -160,17 +163,23 @@ KINDS: Mapping[str, type[Event]] = {
 class EventLog:
     """Appends an attempt's events to the file in `directory`, if it is `active` (rank 0).
 
-    A full disk does not stop training: events are kept and written together with a later one.
+    Storage that is full, read-only, gone or stuck does not stop training: events are kept and
+    written later. An attempt that no longer holds its `lease` writes none.
     """
 
-    def __init__(self, directory: Path, *, active: bool, generation: int = 0) -> None:
-        path = directory / EVENTS_FILE
-        self._journal = Journal(path) if active else None
-        self._generation = generation
+    def __init__(self, directory: Path, *, active: bool, lease: "Lease | None" = None) -> None:
+        self._generation = 0 if lease is None else lease.generation
+        may_write = None if lease is None else lease.held
+        self._journal = Journal(directory / EVENTS_FILE, may_write) if active else None
 
     def write(self, event: Event) -> None:
         if self._journal is not None:
             self._journal.append(line_of(replace(event, generation=self._generation)))
+
+    def flush(self) -> None:
+        """Wait until all events are written; at most a minute, while the storage fails."""
+        if self._journal is not None:
+            self._journal.flush()
 
 
 class EventReader:

@@ -1,6 +1,10 @@
 """Passes the events of a stage on to the screen and MLflow while its workers write them."""
 
+import logging
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from pipelines.runtime.console import Screen, SpeedText
 from pipelines.runtime.events import (
@@ -16,6 +20,11 @@ from pipelines.runtime.events import (
 )
 from pipelines.runtime.live import Live
 from pipelines.runtime.tracking import Tracker
+
+LAST_SECONDS = 10.0
+"""How long the end of a stage waits for what is still to be shown."""
+
+log = logging.getLogger(__name__)
 
 
 class Follower:
@@ -38,8 +47,12 @@ class Follower:
         self._total = 1
 
     def look(self) -> None:
-        """Report the new events."""
-        events = self._reader.new_events()
+        """Report the new events; none while the storage fails."""
+        try:
+            events = self._reader.new_events()
+        except OSError as error:
+            log.debug("the events cannot be read: %s", error)
+            return
         summaries = self._live.follow(events)
         for event in events:
             if isinstance(event, Start):
@@ -54,6 +67,55 @@ class Follower:
                 self._screen.note(sentence)
         measured = [event for event in events if isinstance(event, Measured)]
         self._tracker.points(self._run, [*measured, *summaries])
+
+
+class OffThread:
+    """Calls a function in a thread, one call at a time, and a last time at the end of its block.
+
+    The function reads from shared storage, which may hang. The driver's main thread must not: it
+    asks the agents for their status, and an agent that nobody asks ends its worker.
+
+    Args:
+        function: What it raises, the next call here raises.
+        seconds: How long the end waits for each of the last two calls.
+    """
+
+    def __init__(self, function: Callable[[], None], seconds: float = LAST_SECONDS) -> None:
+        self._function, self._seconds = function, seconds
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wait()
+        self()
+        self._wait()
+        self._raise()
+
+    def __call__(self) -> None:
+        """Begin a call, unless the last one goes on."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._raise()
+        self._thread = threading.Thread(target=self._call, name="follow", daemon=True)
+        self._thread.start()
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join(self._seconds)
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _call(self) -> None:
+        try:
+            self._function()
+        except Exception as error:
+            self._error = error
 
 
 def in_words(event: Event) -> str | None:

@@ -99,7 +99,7 @@ class Live:
     def note(self, incident: Incident) -> None:
         """Record an incident; called when it happens, and again when training continues."""
         incidents.append(self._run_dir, incident)
-        self._faults = incidents.read(self._run_dir)
+        self._faults = incidents.latest([*self._faults, incident])
         if not incident.recovered:
             self._metrics.count(INCIDENTS, cause=incident.cause)
 

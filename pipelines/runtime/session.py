@@ -10,13 +10,14 @@ from typing import TypeVar
 
 from cluster.checkpoint.store import sweep
 from cluster.launch import Cluster, Placement
+from cluster.resilience import incidents
 from convnextv2.durable import write_json
 from pipelines.config import PipelineConfig
 from pipelines.graph import StageContext, StageResult
 from pipelines.results import read_result, result_files
 from pipelines.runtime.console import Screen
 from pipelines.runtime.drivers import at_work
-from pipelines.runtime.follow import Follower
+from pipelines.runtime.follow import Follower, OffThread
 from pipelines.runtime.live import METRICS, Live
 from pipelines.runtime.provenance import provenance
 from pipelines.runtime.run_lock import exclusive
@@ -179,17 +180,19 @@ class Session:
             self._alive()
             follower.look()
 
-        cluster.run(
-            work,
-            job,
-            name=name,
-            sizes=sizes,
-            prepare=partial(prepare, job),
-            limits=self.config.cluster.limits,
-            while_waiting=follow,
-            note=live.note,
-            say=self.screen.note,
-        )
+        with OffThread(follow) as look:
+            cluster.run(
+                work,
+                job,
+                name=name,
+                sizes=sizes,
+                prepare=partial(prepare, job),
+                limits=self.config.cluster.limits,
+                while_waiting=look,
+                note=live.note,
+                say=self.screen.note,
+            )
+        incidents.flush(self.run_dir)
 
     def map(
         self,

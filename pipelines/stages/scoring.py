@@ -29,7 +29,7 @@ class Scoring:
         """
         lease = Lease.take(directory)
         lease.watch()
-        event_log = EventLog(directory, active=group.rank() == 0, generation=lease.generation)
+        event_log = EventLog(directory, active=group.rank() == 0, lease=lease)
         event_log.write(Start(step=0, total=total, workers=group.world_size()))
         here = current.worker()
         here.beacon.began = 0
@@ -54,3 +54,4 @@ class Scoring:
         current.worker().milestone("first step")  # Also of a worker that had no image to score.
         if group.rank() == 0:
             write_result(self.directory, result, self.lease)
+        self.event_log.flush()

@@ -68,7 +68,7 @@ class Run:
         plan = Plan.of(recipe, order)
         lease = Lease.take(job.directory / CHECKPOINTS)
         lease.watch()
-        event_log = EventLog(job.directory, active=group.rank() == 0, generation=lease.generation)
+        event_log = EventLog(job.directory, active=group.rank() == 0, lease=lease)
         pace = Pace(job, clock)
         spikes = SpikeDetector(recipe.spike_factor)
         engine = build_engine(job, batch_layout, pace, spikes)
@@ -186,12 +186,15 @@ class Run:
         return current.LossSpiked(window.in_words(), to_blame=group.rank() == 0)
 
     def finish(self, step: int) -> None:
-        """Wait for the last checkpoint, close the cache and log the end."""
+        """Wait for the last checkpoint, close the cache, log the end and wait for the logs."""
         with self.clock.phase("checkpoint"):
             self.checkpoints.finish()
         if self.loader.cache is not None:
             self.loader.cache.close()
         self.event_log.write(events.End(step=step, seconds=self.clock.seconds))
+        with self.clock.phase("checkpoint"):  # It has the limit of what waits for storage.
+            self.event_log.flush()
+            self.samples.flush()
 
     def _notes(self, step: int) -> dict[str, object]:
         """What a checkpoint records besides the fragments.

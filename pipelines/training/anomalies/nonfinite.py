@@ -10,6 +10,7 @@ random is a function of (seed, step) or (seed, epoch, sample), so this is enough
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import nn
 
 from cluster import group
 from cluster.engine.outcome import Outcome
+from cluster.resilience.journal import WAIT_SECONDS
 from convnextv2.tasks import Normalization
 from pipelines.config import (
     ClusterConfig,
@@ -159,11 +161,15 @@ def note_left_out(job: TrainJob, step: int, outcome: Outcome) -> None:
     fine = bool(outcome.loss.isfinite())
     all_fine = all(group.all_gather(fine))
     if not fine or all_fine:
-        LeftOut.of(
+        left_out = LeftOut.of(
             job,
             step=step,
             rank=group.rank(),
             epoch=(step - 1) // job.order().batches_per_epoch,
             loss=outcome.loss.item(),
             indices=outcome.indices,
-        ).write(job.directory)
+        )
+        # Storage that hangs must not stop training.
+        writing = threading.Thread(target=left_out.write, args=(job.directory,), daemon=True)
+        writing.start()
+        writing.join(WAIT_SECONDS)

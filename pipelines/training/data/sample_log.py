@@ -63,6 +63,11 @@ class SampleLog:
         samples = np.concatenate([indices.numpy() for indices in taken]).astype(np.uint64)
         self._append({"step": step, "samples": len(samples), "digest": digest(samples)})
 
+    def flush(self) -> None:
+        """Wait until all of it is written; at most a minute, while the storage fails."""
+        if self._journal is not None:
+            self._journal.flush()
+
     def _append(self, content: dict[str, object]) -> None:
         assert self._journal is not None
         self._journal.append(json.dumps(content))

@@ -41,10 +41,12 @@ class Disk:
         self.ballast.unlink()
 
     def forbid(self) -> None:
-        run("mount", "-o", "remount,ro", self.folder)
+        """Cover it by a read-only mount of the same: remounting fails while files are written."""
+        run("mount", "--bind", self.folder, self.folder)
+        run("mount", "-o", "remount,bind,ro", self.folder)
 
     def permit(self) -> None:
-        run("mount", "-o", "remount,rw", self.folder)
+        run("umount", "--lazy", self.folder)
 
     def detach(self) -> None:
         run("umount", "--lazy", self.folder)
@@ -68,6 +70,7 @@ def mounted(folder: Path, megabytes: int) -> Iterator[Disk]:
     try:
         yield disk
     finally:
-        # It may be stuck or gone already.
-        for words in (("fsfreeze", "--unfreeze"), ("umount", "--lazy")):
+        # It may be stuck, covered or gone already.
+        unmount = ("umount", "--lazy")
+        for words in (("fsfreeze", "--unfreeze"), unmount, unmount):
             subprocess.run([*words, disk.folder], check=False, stderr=subprocess.DEVNULL)

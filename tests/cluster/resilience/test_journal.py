@@ -3,13 +3,18 @@
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from cluster.resilience import incidents
+from cluster.resilience import journal as module
 from cluster.resilience.incidents import Incident
 from cluster.resilience.journal import Journal
+from cluster.resilience.lease import Lease
+
+PATIENCE = 60.0  # Seconds until a test that would hang fails instead.
 
 
 class Disk:
@@ -57,6 +62,73 @@ def test_a_folder_that_is_gone_for_a_while(tmp_path: Path) -> None:
     folder.mkdir()
     journal.append("two")
     assert (folder / "lines").read_text() == "one\ntwo\n"
+
+
+def test_what_waits_is_written_without_a_further_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
+    disk = Disk(monkeypatch, errno.ENOSPC, 2)
+    journal = Journal(tmp_path / "lines")
+    journal.append("one")
+    disk.room = 1000
+    assert journal.flush()
+    assert journal.path.read_text() == "one\n"
+
+
+class StuckDisk:
+    """Stands in for `os.write`: waits until it is let go on, or the test must fail."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.works, self.struck, self.real = threading.Event(), threading.Event(), os.write
+        patch.setattr(os, "write", self)
+        patch.setattr(module, "WAIT_SECONDS", 0.05)
+
+    def __call__(self, descriptor: int, content: bytes) -> int:
+        self.struck.set()
+        self.works.wait(PATIENCE)
+        return self.real(descriptor, content)
+
+
+def test_a_disk_that_is_stuck_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, journal = StuckDisk(monkeypatch), Journal(tmp_path / "lines")
+    for line in ("one", "two", "three"):
+        journal.append(line)
+    assert disk.struck.wait(PATIENCE)
+    assert not disk.works.is_set()
+    assert journal.path.read_text() == ""
+    disk.works.set()
+    assert journal.flush()
+    assert journal.path.read_text() == "one\ntwo\nthree\n"
+
+
+def test_a_disk_that_is_stuck_at_the_end_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk, journal = StuckDisk(monkeypatch), Journal(tmp_path / "lines")
+    journal.append("one")
+    assert not journal.flush(seconds=0.01)
+    assert f"the last lines of {journal.path} are not written" in caplog.text
+    disk.works.set()
+    assert journal.flush()
+
+
+def test_what_waits_is_dropped_once_it_must_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
+    old = Lease.take(tmp_path)
+    disk = Disk(monkeypatch, errno.ENOSPC, 0)
+    journal = Journal(tmp_path / "lines", old.held)
+    journal.append("one")
+    assert disk.failed >= 1
+    assert Lease.take(tmp_path).held()
+    disk.room = 1000
+    assert journal.flush()
+    journal.append("two")
+    assert journal.path.read_text() == ""
 
 
 def incident(number: int) -> Incident:

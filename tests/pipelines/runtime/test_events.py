@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.resilience.lease import Lease
 from pipelines.runtime.console import SpeedText
 from pipelines.runtime.events import (
     EVENTS_FILE,
@@ -49,7 +50,10 @@ def test_only_the_first_rank_writes(tmp_path: Path) -> None:
 def test_what_an_older_generation_appends_after_a_newer_one_has_started_is_dropped(
     tmp_path: Path,
 ) -> None:
-    old, new = (EventLog(tmp_path, active=True, generation=number) for number in (1, 2))
+    leases = [Lease(tmp_path, number) for number in (1, 2)]
+    for lease in leases:
+        (tmp_path / f"generation-{lease.generation}").touch()  # The old one is not told yet.
+    old, new = (EventLog(tmp_path, active=True, lease=lease) for lease in leases)
     follower = EventReader(tmp_path)
 
     def point(step: int, loss: float) -> Point:
@@ -70,6 +74,20 @@ def test_what_an_older_generation_appends_after_a_newer_one_has_started_is_dropp
     assert follower.new_events() == []
     assert [event.values["loss"] for event in curve(read_events(tmp_path))] == [1.5]
     assert EventReader(tmp_path, from_end=True).new_events() == []
+
+
+def test_an_attempt_that_has_lost_its_lease_writes_nothing(tmp_path: Path) -> None:
+    old = EventLog(tmp_path, active=True, lease=Lease.take(tmp_path))
+    old.write(start(0, 0.0))
+    new = EventLog(tmp_path, active=True, lease=Lease.take(tmp_path))
+    old.write(Point(step=1, values={}))
+    new.write(start(0, 1.0))
+    old.write(Point(step=2, values={}))
+    assert len((tmp_path / EVENTS_FILE).read_text().splitlines()) == 2
+    assert [(event.kind, event.generation) for event in read_events(tmp_path)] == [
+        ("start", 1),
+        ("start", 2),
+    ]
 
 
 def test_a_line_that_is_being_written_waits_for_its_end(tmp_path: Path) -> None:
