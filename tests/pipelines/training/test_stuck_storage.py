@@ -35,6 +35,7 @@ SETTINGS = (
     f"pretrain.checkpoint_every={SAVED} steps",
     "pretrain.decoder_dim=16",
     "log_every=1",
+    "cluster.num_workers=1",
 )
 
 
