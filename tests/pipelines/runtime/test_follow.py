@@ -13,7 +13,8 @@ PATIENCE = 60.0  # Seconds until a test that would hang fails instead.
 
 
 def test_a_look_that_hangs_holds_nothing_up() -> None:
-    hangs, works, looks = threading.Event(), threading.Event(), []
+    hangs, works = threading.Event(), threading.Event()
+    looks: list[int] = []
 
     def look() -> None:
         looks.append(len(looks))
@@ -31,11 +32,17 @@ def test_a_look_that_hangs_holds_nothing_up() -> None:
 
 
 def test_a_look_that_hangs_to_the_last_is_left_behind() -> None:
-    never = threading.Event()
-    with OffThread(lambda: never.wait(PATIENCE) and None, seconds=0.01) as follow:
+    works, looked = threading.Event(), threading.Event()
+
+    def look() -> None:
+        assert works.wait(PATIENCE)
+        looked.set()
+
+    with OffThread(look, seconds=0.01) as follow:
         follow()
-    assert not never.is_set()
-    never.set()
+    assert not looked.is_set()
+    works.set()
+    assert looked.wait(PATIENCE)
 
 
 def test_what_a_look_raises_ends_the_block() -> None:

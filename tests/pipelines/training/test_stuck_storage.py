@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from cluster.resilience import fault_injection
 from convnextv2.data.writing import WriteSettings
 from pipelines.presets import load_preset
-from pipelines.runtime.events import Checkpoint, curve, read_events
+from pipelines.runtime.events import Checkpoint, Point, Skipped, read_events
 from pipelines.stages import pretrain
+from pipelines.training.anomalies import nonfinite
 from pipelines.training.checkpoints import CHECKPOINTS
 from pipelines.training.data import sample_log
 from pipelines.training.job import TrainJob
@@ -22,7 +24,7 @@ from tests.convnextv2.data.fixtures.pictures import Pictures, write
 from tests.pipelines.stages.jobs import made_up_job
 
 PATIENCE = 30.0  # Seconds until a loop that waits for the storage is let go on, and fails.
-FROZEN, SAVED, THAWED, STEPS = 5, 8, 14, 16
+FROZEN, NAN, SAVED, THAWED, STEPS = 5, 7, 8, 14, 16
 SETTINGS = (
     "model.image_size=16",
     "model.patch_size=8",
@@ -63,6 +65,8 @@ def test_training_goes_on_while_its_storage_is_stuck(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(sample_log.VARIABLE, "1")
+    nan = f"nan rank=0 step={NAN - 1} marker={tmp_path / 'nan'}"
+    monkeypatch.setenv(fault_injection.VARIABLE, nan)
     write(Pictures(((16, 16),) * 8), tmp_path / "train", WriteSettings(mode="raw"))
     with mounted(tmp_path, megabytes=64) as disk:
         config, stage = load_preset("demo", SETTINGS), disk.folder / "stage"
@@ -77,7 +81,10 @@ def test_training_goes_on_while_its_storage_is_stuck(
         )
         run_group(train, 1, tmp_path, job)
         events = read_events(stage)
-        assert [point.step for point in curve(events)] == list(range(1, STEPS + 1))
+        steps = [each.step for each in events if isinstance(each, Point | Skipped)]
+        assert steps == list(range(1, STEPS + 1))
+        assert [each.step for each in events if isinstance(each, Skipped)] == [NAN]
+        assert (stage / nonfinite.FOLDER / f"step-{NAN}-rank-0.json").is_file()
         assert events[-1].kind == "end", "nothing is left in memory"
         [saved, _] = [each for each in events if isinstance(each, Checkpoint)]
         assert saved.step == SAVED, "the save that met the stuck disk is whole"
