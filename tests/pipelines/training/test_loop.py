@@ -6,6 +6,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from cluster.resilience.goodput import Stopwatch
 from cluster.workers import current
 from cluster.workers.beacon import Beacon
 from pipelines.training import loop
@@ -33,3 +34,15 @@ def test_a_group_that_starts_at_the_end_has_recovered(monkeypatch: pytest.Monkey
     loop.train(MagicMock())
     assert told == ["first step"]
     run.finish.assert_called_once_with(7)
+
+
+def test_a_save_that_waits_for_storage_is_in_the_phase_of_checkpoints() -> None:
+    """The watchdog has a limit for it, which is longer than that of a step."""
+    beacon, phases = Beacon.on(None), []
+    run = MagicMock(clock=Stopwatch(beacon), validator=None)
+    run.job.log_every = run.job.cluster.divergence_check_every = run.plan.total_steps = 1
+    run.feed.global_batches.return_value = [(0, [])]
+    run.feed.reached.side_effect = int
+    run.save.side_effect = lambda step: phases.append((step, beacon.phase))
+    loop.train_from(0, run)
+    assert phases == [(1, "checkpoint")]
