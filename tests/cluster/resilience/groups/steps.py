@@ -59,6 +59,8 @@ def run(steps: Steps) -> None:
         here.milestone("first step")
         with (steps.folder / f"steps-{rank}").open("a") as file:
             file.write(f"{step} {dist.get_world_size()}\n")
+        if step == steps.at:
+            dist.barrier()  # The others are ended at once, and must have noted this step before.
         if step % steps.every == 0 or wanted[0] > 0:
             if rank == 0:
                 checkpoint.with_suffix(".new").write_text(str(step))
