@@ -113,6 +113,21 @@ class Network:
         return done.stdout
 
 
+def obstacle() -> str | None:
+    """Why no network can be made on this machine, or its links not changed; None if all works."""
+    network = Network()
+    try:
+        network.add("head", HEAD_HOST)
+        network.add("node", f"{SUBNET}.2")
+        network.slow_down("node", kilobits=1000)
+        network.cut("node")
+    except NoNetwork as error:
+        return str(error)
+    finally:
+        network.close()
+    return None
+
+
 def _keep_namespace() -> "subprocess.Popen[bytes]":
     """A process in a new network namespace; it ends when its input is closed."""
     needed = [program for program in PROGRAMS if shutil.which(program) is None]

@@ -187,7 +187,7 @@ class Session:
             prepare=partial(prepare, job),
             limits=self.config.cluster.limits,
             while_waiting=follow,
-            note=live.note,
+            note=follower.note,
             say=self.screen.note,
         )
 
