@@ -94,7 +94,7 @@ def test_links_are_refused_where_there_can_be_no_network(
 
 
 def test_a_spike_that_nobody_would_notice_is_refused(tmp_path: Path) -> None:
-    plan = {
+    plan: dict[str, object] = {
         "run": {"set": ["pretrain.spike_factor=null"]},
         "faults": [{"when": "checkpoint 12", "what": "spike"}],
         "random": {"count": 1, "every_steps": 19, "kinds": ["spike"]},
