@@ -20,6 +20,10 @@ TO: Direction = "to"
 FROM: Direction = "from"
 BOTH: tuple[Direction, ...] = (TO, FROM)
 LONGEST_QUEUE_SECONDS = 5
+IMPATIENT = ("env", "RES_OPTIONS=timeout:1 attempts:1")
+"""No name server can be reached, and PyTorch looks the other workers' names up when they connect:
+with the usual patience every new group would take 10 s longer.
+"""
 PROGRAMS = ("unshare", "nsenter", "ip", "tc")
 
 
@@ -60,7 +64,7 @@ class Network:
 
     def enter(self, name: str) -> list[str]:
         """The words before a command that is to run on this node."""
-        return ["nsenter", f"--net=/proc/{self.keepers[name].pid}/ns/net"]
+        return ["nsenter", f"--net=/proc/{self.keepers[name].pid}/ns/net", *IMPATIENT]
 
     def cut(self, name: str, directions: tuple[Direction, ...] = BOTH) -> None:
         """Drop all packets to a node, from it, or both; nobody is told, as by a broken switch."""
@@ -111,6 +115,21 @@ class Network:
         if done.returncode:
             raise NoNetwork(f"'{' '.join(words)}' failed: {done.stderr.strip()}")
         return done.stdout
+
+
+def obstacle() -> str | None:
+    """Why no network can be made on this machine, or its links not changed; None if all works."""
+    network = Network()
+    try:
+        network.add("head", HEAD_HOST)
+        network.add("node", f"{SUBNET}.2")
+        network.slow_down("node", kilobits=1000)
+        network.cut("node")
+    except NoNetwork as error:
+        return str(error)
+    finally:
+        network.close()
+    return None
 
 
 def _keep_namespace() -> "subprocess.Popen[bytes]":

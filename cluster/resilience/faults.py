@@ -13,6 +13,12 @@ EXPLAINS: Sequence[Cause] = (
 """When several workers of a group fail, a cause explains those that come after it."""
 
 
+BLAMELESS: Sequence[Cause] = ("error", "spike", "preemption")
+"""Causes that do not count against a node: exceptions and spikes of the loss are the program's
+fault, and a preempted node is not broken.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """One failure of a group, described by the worker that caused it.
@@ -110,11 +116,10 @@ class Quarantine:
         """Count a fault against its node; returns whether that puts the node in quarantine.
 
         The last of the `there` nodes stays in use: waiting for another would be in vain. Not
-        counted are exceptions and spikes of the loss, which are the program's fault; nodes that
-        leave on notice; and workers that only saw a collective fail, because the failed one is
-        unknown.
+        counted are causes that are `BLAMELESS`, and workers that only saw a collective fail,
+        because the failed one is unknown.
         """
-        if not fault.node or fault.of_group or fault.cause in ("error", "spike", "preemption"):
+        if not fault.node or fault.of_group or fault.cause in BLAMELESS:
             return False
         self._failures[fault.node] += 1
         if self._failures[fault.node] < self.after or len(self.nodes) + 1 >= there:

@@ -39,7 +39,7 @@ def add_faults_commands(commands: Commands) -> None:
         required=True,
         metavar="FILE",
         help="a YAML file (docs/recovery.md), or the name of one that is shipped: "
-        "quick, elastic, soak, own-cluster",
+        "quick, elastic, links, soak, own-cluster",
     )
     run.add_argument(
         "--run-dir",
@@ -93,7 +93,7 @@ def _act_kinds(options: argparse.Namespace) -> int:
         return 0
     rows = [("KIND", "NODES", "INCIDENT", "WHAT HAPPENS")]
     for name, kind in KINDS.items():
-        rows.append((name, "local" if kind.local else "any", kind.cause or "-", kind.about))
+        rows.append((name, kind.needs, kind.cause or "-", kind.about))
     print("\n".join(aligned(rows)))
     return 0
 

@@ -15,6 +15,8 @@ from pipelines.faults.history import used_once
 from pipelines.faults.outcome import Outcome
 from pipelines.graph.complete import COMPLETE, read_complete, verified_outputs
 from pipelines.runtime.events import EVENTS_FILE, Start, read_events
+from pipelines.training.anomalies import spikes
+from pipelines.training.anomalies.spikes import Windows
 
 MOST = 5
 
@@ -90,6 +92,9 @@ def _weights(run_dir: Path, undisturbed: Path, tolerance: float) -> Check:
     if not files or files != sorted(_weight_files(undisturbed)):
         words = "the two runs have not written the same files: their settings or images differ"
         return Check("weights", False, words)
+    if _left_out(run_dir) != _left_out(undisturbed):
+        words = "the two runs have left out different steps around spikes of the loss"
+        return Check("weights", False, words)
     sizes = {size for folder in (run_dir, undisturbed) for size in _numbers_of_workers(folder)}
     if len(sizes) == 1:
         different = [
@@ -115,6 +120,16 @@ def _weight_files(run_dir: Path) -> Iterator[str]:
         for name in (read_complete(path.parent) or {"outputs": {}})["outputs"]:
             if name.endswith(".safetensors"):
                 yield str((path.parent / name).relative_to(run_dir))
+
+
+def _left_out(run_dir: Path) -> dict[Path, set[tuple[int, int]]]:
+    """The first steps and the ends of what was left out around spikes, by stage."""
+    return {
+        path.relative_to(run_dir): {
+            (each.first, each.end) for each in Windows.read(path.parent).each
+        }
+        for path in run_dir.glob(f"stages/*/*/{spikes.FILE}")
+    }
 
 
 def _numbers_of_workers(run_dir: Path) -> set[int]:
@@ -148,6 +163,9 @@ def _samples(run_dir: Path) -> Check:
             count, found = used_once(events.parent)
             total, problems = total + count, problems + found
     words = f"every sample of every epoch was used exactly once ({total:,} in all)"
+    if windows := sorted(window for each in _left_out(run_dir).values() for window in each):
+        listed = ", ".join(f"{first + 1} to {end}" for first, end in windows)
+        words += f", but for steps {listed}, left out around spikes of the loss"
     return _of("samples", problems, words)
 
 

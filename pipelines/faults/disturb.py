@@ -22,6 +22,7 @@ from pipelines.faults.plan import FaultPlan
 from pipelines.faults.schedule import Fired, Scheduled
 from pipelines.graph.complete import COMPLETE
 from pipelines.runtime.events import EVENTS_FILE
+from pipelines.training.anomalies import spikes
 from pipelines.training.data import sample_log
 
 POLL_SECONDS = 0.1
@@ -73,9 +74,14 @@ class Runner:
     def undisturbed(self, faults: Sequence[Scheduled]) -> Path:
         """Run with no faults but those of the data ("nan"); returns the run's folder.
 
+        What the disturbed run has left out around spikes, if it came first, is left out from the
+        start.
+
         Raises:
             UndisturbedFailed: When that run fails.
         """
+        self.say("the undisturbed run")
+        self._take_over("disturbed", "undisturbed")
         of_data = [fault for fault in faults if fault.what == "nan"]
         driver = self._start("undisturbed", of_data)
         try:
@@ -84,8 +90,6 @@ class Runner:
             code = None
         finally:
             _end(driver)
-        for fault in of_data:  # They are to be seen to fire in the disturbed run.
-            fault.marker.unlink(missing_ok=True)
         if code != 0:
             raise UndisturbedFailed(
                 "the run fails without any fault; what it printed is in "
@@ -95,8 +99,11 @@ class Runner:
 
     def disturbed(self, faults: Sequence[Scheduled]) -> Disturbed:
         """Run with all faults; a driver that is killed by one is started again."""
+        self.say(f"the disturbed run, with {len(faults)} faults")
         found = Disturbed()
-        self._take_over_finished_stages()
+        self._take_over("undisturbed", "disturbed")
+        for fault in faults:  # Those of the data have fired in the undisturbed run.
+            fault.marker.unlink(missing_ok=True)
         nodes = Nodes(self.laboratory, self.plan, self.folder / "disturbed")
         deadline = time.monotonic() + 60 * self.plan.minutes
         driver = self._start("disturbed", faults)
@@ -122,12 +129,16 @@ class Runner:
         found.left = self._left_over()
         return found
 
-    def _take_over_finished_stages(self) -> None:
-        """Link what the undisturbed run has written before training, to save the time."""
-        for complete in (self.folder / "undisturbed").glob(f"stages/*/*/{COMPLETE}"):
-            stage = complete.parent
-            if not (stage / EVENTS_FILE).exists():
-                copy = self.folder / "disturbed" / stage.relative_to(self.folder / "undisturbed")
+    def _take_over(self, earlier: str, name: str) -> None:
+        """Link what an earlier run has written before training, to save the time; and have a run
+        leave out the same steps around spikes of the loss.
+        """
+        for stage in (self.folder / earlier).glob("stages/*/*"):
+            copy = self.folder / name / stage.relative_to(self.folder / earlier)
+            if (stage / spikes.FILE).exists():
+                copy.mkdir(parents=True)
+                shutil.copy(stage / spikes.FILE, copy)
+            elif (stage / COMPLETE).exists() and not (stage / EVENTS_FILE).exists():
                 shutil.copytree(stage, copy, copy_function=os.link)
 
     def _newly_fired(self, faults: Sequence[Scheduled], found: Disturbed) -> list[Scheduled]:

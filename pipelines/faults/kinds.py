@@ -3,7 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cluster.laboratory.network import BOTH, FROM, TO, Direction
 from cluster.resilience.faults import Cause
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkFault:
+    """What befalls the link of a node.
+
+    Attributes:
+        directions: In which no packet passes any more.
+        kilobits: So many pass in a second, in both directions, instead of none.
+        seconds: The link is as before after so long; None if it never is.
+    """
+
+    directions: tuple[Direction, ...] = BOTH
+    kilobits: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +34,7 @@ class Kind:
         local: Whether it needs nodes that the laboratory has started itself.
         loses_node: Whether the cluster has one node fewer afterwards.
         of_node: Whether it concerns a node; the others concern a worker, or neither.
+        link: What befalls the node's link, for which nodes need a network of their own.
     """
 
     injected: str
@@ -26,6 +43,14 @@ class Kind:
     local: bool = False
     loses_node: bool = False
     of_node: bool = False
+    link: LinkFault | None = None
+
+    @property
+    def needs(self) -> str:
+        """Which nodes it needs, in a word."""
+        if self.link is not None:
+            return "local, as root"
+        return "local" if self.local else "any"
 
 
 KINDS: Mapping[str, Kind] = {
@@ -37,6 +62,12 @@ KINDS: Mapping[str, Kind] = {
         injected="nan",
         about="the worker's loss is NaN in this step, also when it is repeated; the undisturbed "
         "run has the same",
+    ),
+    "spike": Kind(
+        injected="spike",
+        about="the loss of this step is 10,000 times as large on the worker; the undisturbed run "
+        "leaves out the same steps",
+        cause="spike",
     ),
     "flip weight": Kind(
         injected="flip",
@@ -74,6 +105,55 @@ KINDS: Mapping[str, Kind] = {
         local=True,
         loses_node=True,
         of_node=True,
+    ),
+    "cut link": Kind(
+        injected="ask",
+        about="no packet passes to or from the node any more",
+        cause="node",
+        local=True,
+        loses_node=True,
+        of_node=True,
+        link=LinkFault(),
+    ),
+    "cut link to node": Kind(
+        injected="ask",
+        about="no packet passes to the node any more, those from it do",
+        cause="node",
+        local=True,
+        loses_node=True,
+        of_node=True,
+        link=LinkFault(directions=(TO,)),
+    ),
+    "cut link from node": Kind(
+        injected="ask",
+        about="no packet passes from the node any more, those to it do",
+        cause="node",
+        local=True,
+        loses_node=True,
+        of_node=True,
+        link=LinkFault(directions=(FROM,)),
+    ),
+    "cut link for 20 s": Kind(
+        injected="ask",
+        about="no packet passes to or from the node; later it may work again",
+        cause="node",
+        local=True,
+        of_node=True,
+        link=LinkFault(seconds=20.0),
+    ),
+    "cut link for 2 s": Kind(
+        injected="ask",
+        about="no packet passes to or from the node; training must go on",
+        local=True,
+        of_node=True,
+        link=LinkFault(seconds=2.0),
+    ),
+    "slow link": Kind(
+        injected="ask",
+        about="10 Mbit/s pass to and from the node, for 20 s; training must go on",
+        local=True,
+        of_node=True,
+        link=LinkFault(kilobits=10_000, seconds=20.0),
     ),
     "add node": Kind(injected="ask", about="another node joins", local=True),
     "kill driver": Kind(

@@ -2,23 +2,25 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread, Timer
 
 import psutil
 
+from cluster.laboratory.network import Network
 from cluster.laboratory.nodes import Laboratory, Node
 from cluster.resilience import incidents
-from cluster.resilience.faults import Quarantine
+from cluster.resilience.faults import BLAMELESS, Quarantine
+from pipelines.faults.kinds import LinkFault
 from pipelines.faults.plan import FaultPlan
 from pipelines.faults.schedule import Fired, Scheduled
 
 FROZEN_SECONDS = 5.0
 """How long a raylet is suspended: shorter than Ray takes to give the node up."""
-BLAMELESS = ("error", "preemption")
-"""Causes of incidents that do not count against the node."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Nodes:
         self._laboratory, self._local, self._run_dir = laboratory, plan.cluster.local, run_dir
         self._adding: Thread | None = None
         self._timers: list[Timer] = []
+        self._cut_off: set[str] = set()
 
     def befall(self, fault: Scheduled, fired: Fired) -> Acted:
         """Do what a worker has asked for, to its node or to the one that the plan names."""
@@ -48,22 +51,46 @@ class Nodes:
         [node] = [each for each in lab.nodes if each.name == (fault.node or fired.host)]
         had_worker = bool(lab.children(node.name))
         now = time.time()
-        match fault.what:
-            case "kill raylet":
+        match fault.what, fault.kind.link:
+            case "kill raylet", _:
                 lab.raylet(node).kill()
-            case "freeze node":
+            case "freeze node", _:
                 lab.freeze(node)
-            case "preempt node":
+            case "preempt node", _:
                 lab.preempt(node)
-            case "freeze raylet":
+            case "freeze raylet", _:
                 raylet = lab.raylet(node)
                 raylet.suspend()
-                timer = Timer(FROZEN_SECONDS, _resume, [raylet])
-                timer.start()
-                self._timers.append(timer)
+                self._later(FROZEN_SECONDS, partial(_resume, raylet))
+            case _, LinkFault() as link:
+                self._disturb_link(node, link)
             case _:
                 raise AssertionError(fault.what)
         return Acted(now, node.name, had_worker)
+
+    def _disturb_link(self, node: Node, link: LinkFault) -> None:
+        assert self._laboratory is not None
+        network = self._laboratory.network
+        assert network is not None
+        if node.name in self._cut_off:
+            return
+        if link.kilobits is None:
+            network.cut(node.name, link.directions)
+        else:
+            network.slow_down(node.name, link.kilobits)
+        if link.seconds is None:
+            self._cut_off.add(node.name)
+        else:
+            self._later(link.seconds, partial(self._restore_link, network, node))
+
+    def _restore_link(self, network: Network, node: Node) -> None:
+        if node.name not in self._cut_off:  # For good, by a later fault.
+            network.restore(node.name)
+
+    def _later(self, seconds: float, act: Callable[[], None]) -> None:
+        timer = Timer(seconds, act)
+        timer.start()
+        self._timers.append(timer)
 
     def replace_lost(self) -> None:
         """Have as many nodes as the plan says that run and may get work."""
@@ -89,7 +116,7 @@ class Nodes:
 
     def _may_work(self, node: Node) -> bool:
         assert self._laboratory is not None
-        return self._laboratory.is_whole(node)
+        return node.name not in self._cut_off and self._laboratory.is_whole(node)
 
     def _worn_out(self) -> set[str]:
         """Hosts that get no more work, because they have failed too often."""

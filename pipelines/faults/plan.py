@@ -139,3 +139,14 @@ class FaultPlan(Section):
     changed during the run; otherwise they must be equal bit by bit."""
     minutes: Annotated[float, Field(gt=0)] = 60.0
     """A run that takes longer is ended, and has failed."""
+
+    def kinds(self) -> list[tuple[str, str]]:
+        """The place in the plan and the name of every kind that it may use."""
+        found = [(f"faults.{number}.what", fault.what) for number, fault in enumerate(self.faults)]
+        drawn = () if self.random is None else self.random.kinds
+        return found + [(f"random.kinds.{number}", name) for number, name in enumerate(drawn)]
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether its faults cut or slow down the links of nodes."""
+        return any(KINDS[name].link is not None for _, name in self.kinds())

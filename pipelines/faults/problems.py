@@ -1,15 +1,10 @@
 """What is wrong with a fault plan: what its cluster cannot do, and what its run has not."""
 
+from cluster.laboratory.network import obstacle
 from pipelines.config import PipelineConfig
 from pipelines.faults.kinds import ANYWHERE, KINDS
 from pipelines.faults.plan import FaultPlan, PlannedFault
-
-
-def kinds_of(plan: FaultPlan) -> list[tuple[str, str]]:
-    """The place in the plan and the name of every kind that it may use."""
-    found = [(f"faults.{number}.what", fault.what) for number, fault in enumerate(plan.faults)]
-    drawn = () if plan.random is None else plan.random.kinds
-    return found + [(f"random.kinds.{number}", name) for number, name in enumerate(drawn)]
+from pipelines.training.anomalies.spikes import FEWEST
 
 
 def problems_of_cluster(plan: FaultPlan) -> list[str]:
@@ -25,12 +20,18 @@ def problems_of_cluster(plan: FaultPlan) -> list[str]:
         problems += [
             f"{where}: {name!r} needs nodes that this command has started (cluster.local); on a "
             f"cluster that is elsewhere, these work: {', '.join(ANYWHERE)}"
-            for where, name in kinds_of(plan)
+            for where, name in plan.kinds()
             if KINDS[name].local
+        ]
+    elif plan.needs_network and (why := obstacle()) is not None:
+        problems += [
+            f"{where}: {name!r} needs nodes with a network of their own: {why}"
+            for where, name in plan.kinds()
+            if KINDS[name].link is not None
         ]
     for number, fault in enumerate(plan.faults):
         problems += [f"faults.{number}.{problem}" for problem in _problems_of_fault(plan, fault)]
-    lost = sum(KINDS[name].loses_node for _, name in kinds_of(plan))
+    lost = sum(KINDS[name].loses_node for _, name in plan.kinds())
     if local is not None and not local.replace and lost >= local.nodes:
         problems.append(
             f"cluster.local.nodes: all {local.nodes} may be lost; cluster.local.replace=true, or "
@@ -48,8 +49,8 @@ def _problems_of_fault(plan: FaultPlan, fault: PlannedFault) -> list[str]:
         names = [f"node-{number + 2}" for number in range(plan.cluster.local.nodes)]
         if node not in names:
             problems.append(f"where: there is no {node}; the nodes are {', '.join(names)}")
-    if kind.injected == "nan" and fault.when.phase != "step":
-        problems.append(f"when: 'nan' befalls a step: step {fault.when.step} would work")
+    if kind.injected in ("nan", "spike") and fault.when.phase != "step":
+        problems.append(f"when: {fault.what!r} befalls a step: step {fault.when.step} would work")
     if kind.injected == "flip" and fault.when.phase != "compare":
         problems.append(
             "when: 'flip weight' befalls weights before they are compared: "
@@ -77,14 +78,42 @@ def problems_of_run(plan: FaultPlan, config: PipelineConfig) -> list[str]:
             )
         if fault.when.phase == "evaluate" and recipe.evaluate_every is None:
             problems.append(f"faults.{number}.when: the run has no {section}.evaluate_every")
-    kinds = {KINDS[name].injected for _, name in kinds_of(plan)}
+    kinds = {KINDS[name].injected for _, name in plan.kinds()}
     compares = config.cluster.divergence_check_every and config.cluster.zero.stage < 3
     if "flip" in kinds and (workers == 1 or not compares):
         problems.append(
             "'flip weight' needs a run that compares the weights of workers: two of them, "
             "cluster.divergence_check_every above 0, cluster.zero.stage below 3"
         )
+    if "spike" in kinds:
+        problems += _problems_of_spikes(plan, recipe.spike_factor is not None)
     return problems + _problems_of_nodes(plan, config, workers)
+
+
+def _problems_of_spikes(plan: FaultPlan, looks_for_them: bool) -> list[str]:
+    """Why a spike would go unnoticed: the run does not look for any, or has too few losses yet."""
+    problems = []
+    if not looks_for_them:
+        problems.append(
+            "'spike' needs a run that looks for spikes of the loss: "
+            f"{plan.run.section}.spike_factor=10 in run.set would work"
+        )
+    for number, fault in enumerate(plan.faults):
+        if fault.what == "spike" and fault.when.step < FEWEST:
+            problems.append(
+                f"faults.{number}.when: a loss is compared with {FEWEST} before it; "
+                f"step {FEWEST} would work"
+            )
+    if (
+        plan.random is not None
+        and "spike" in plan.random.kinds
+        and plan.random.every_steps < FEWEST
+    ):
+        problems.append(
+            f"random.every_steps: the loss of a 'spike' is compared with {FEWEST} before it; "
+            f"{FEWEST} would work"
+        )
+    return problems
 
 
 def _problems_of_nodes(plan: FaultPlan, config: PipelineConfig, workers: int) -> list[str]:

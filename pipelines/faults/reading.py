@@ -1,12 +1,14 @@
 """Reading a fault plan, with everything that is wrong with it."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from pipelines.config import PipelineConfig
 from pipelines.config.file import read_config
+from pipelines.config.hints import hint, nearest, section
 from pipelines.config.resolve import ConfigError, refuse
 from pipelines.faults.plan import FaultPlan
 from pipelines.faults.problems import problems_of_cluster, problems_of_run
@@ -15,11 +17,19 @@ SHIPPED = Path(__file__).with_name("plans")
 
 
 def plan_file(given: Path) -> Path:
-    """The file itself, or the shipped plan of that name."""
+    """The file itself, or the shipped plan of that name.
+
+    Raises:
+        ValueError: When a name is neither.
+    """
+    if given.exists() or given.suffix or given.name != str(given):
+        return given
     shipped = SHIPPED / f"{given}.yaml"
-    return (
-        shipped if not given.exists() and given.name == str(given) and shipped.exists() else given
-    )
+    if not shipped.exists():
+        names = shipped_plans()
+        known = nearest(str(given), names, otherwise=f"those are {', '.join(names)}")
+        raise ValueError(f"--plan {given} is neither a file nor a shipped plan; {known}")
+    return shipped
 
 
 def shipped_plans() -> list[str]:
@@ -47,11 +57,20 @@ def read_plan(path: Path) -> tuple[FaultPlan, PipelineConfig]:
     return plan, config
 
 
-def _describe(item: Any) -> str:
+def _describe(item: ErrorDetails) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{where}: unknown key"
+        return f"{where}: unknown key; {_hint(item['loc'])}"
     if item["type"] == "missing":
         return f"{where}: has no default and must be given"
     message = item["msg"].removeprefix("Value error, ")
     return f"{where}: {message[0].lower()}{message[1:]}, got {item['input']!r}"
+
+
+def _hint(path: Sequence[int | str]) -> str:
+    """Which key of its section an unknown one, at the end of `path`, probably means."""
+    *above, name = [part for part in path if isinstance(part, str)]
+    model: type[BaseModel] = FaultPlan
+    for part in above:
+        model = section(model, part) or model
+    return hint(name, model)

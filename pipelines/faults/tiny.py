@@ -27,6 +27,8 @@ SETTINGS = (
     "cluster.limits.step=5",
     "cluster.limits.checkpoint=20",
     "cluster.warm_spare=true",
+    "pretrain.spike_factor=10",
+    "pretrain.spike_window=10",
 )
 
 

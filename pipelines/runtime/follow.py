@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from cluster.resilience.incidents import Incident
 from pipelines.runtime.console import Screen, SpeedText
 from pipelines.runtime.events import (
     Event,
@@ -33,9 +34,9 @@ class Follower:
     Args:
         directory: The folder of the stage.
         run: The name of its run in MLflow.
-        live: Computes its goodput.
+        live: Computes its goodput, and keeps the incidents.
         screen: Receives notes and progress.
-        tracker: Receives the measurements.
+        tracker: Receives the measurements and incidents.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class Follower:
         self._run, self._live, self._screen, self._tracker = run, live, screen, tracker
         self._speed = SpeedText()
         self._total = 1
+        # Also what a driver that was killed did not send any more.
+        self._track_incidents()
 
     def look(self) -> None:
         """Report the new events; none while the storage fails."""
@@ -67,6 +70,17 @@ class Follower:
                 self._screen.note(sentence)
         measured = [event for event in events if isinstance(event, Measured)]
         self._tracker.points(self._run, [*measured, *summaries])
+
+    def note(self, incident: Incident) -> None:
+        """Record an incident; called when it happens, and again when training continues."""
+        self._live.note(incident)
+        self._track_incidents()
+
+    def _track_incidents(self) -> None:
+        """Send totals and the whole list, so whatever was sent before is brought up to date."""
+        if metrics := self._live.incident_metrics:
+            self._tracker.results(self._run, metrics)
+            self._tracker.artifact(self._run, self._live.incident_log)
 
 
 class OffThread:

@@ -1,6 +1,7 @@
 """Reports on a training stage while it runs: goodput, slow workers, and Prometheus metrics."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +53,9 @@ class Live:
         stage: The name of the stage.
         metrics: Receives `METRICS`.
         say: Called with sentences for the screen.
+
+    Attributes:
+        incident_log: The file with the incidents of all stages.
     """
 
     def __init__(
@@ -63,9 +67,11 @@ class Live:
         say: Callable[[str], None],
     ) -> None:
         self._run_dir, self._stage, self._metrics, self._say = run_dir, stage, metrics, say
+        self.incident_log = run_dir / incidents.FILE
         self._others = accounts_of(run_dir, but=directory)
         self._events = read_events(directory)
         *self._before, self._driver = read_spans(directory) or [Span(time.time(), time.time())]
+        self._began = (self._before or [self._driver])[0].began
         self._faults = incidents.read(run_dir)
         self._slow = SlowWorkers()
         self._goodput = 0.0
@@ -102,6 +108,22 @@ class Live:
         self._faults = incidents.latest([*self._faults, incident])
         if not incident.recovered:
             self._metrics.count(INCIDENTS, cause=incident.cause)
+
+    @property
+    def incident_metrics(self) -> dict[str, float]:
+        """Of this stage, its earlier drivers included: how often each cause, and what it cost."""
+        # An older stage of this name, whose settings differed or which was done again, had its own.
+        mine = [
+            each for each in self._faults if each.stage == self._stage and each.time >= self._began
+        ]
+        if not mine:
+            return {}
+        causes = Counter(f"incidents.{each.cause}" for each in mine)
+        return {
+            **causes,
+            "incidents.lost_steps": sum(each.lost_steps for each in mine),
+            "incidents.downtime_seconds": sum(each.downtime for each in mine),
+        }
 
     def _take(self, point: Point) -> None:
         self._metrics.set(STEP, point.step)

@@ -189,7 +189,7 @@ class Session:
                 prepare=partial(prepare, job),
                 limits=self.config.cluster.limits,
                 while_waiting=look,
-                note=live.note,
+                note=follower.note,
                 say=self.screen.note,
             )
         incidents.flush(self.run_dir)

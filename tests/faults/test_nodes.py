@@ -1,4 +1,4 @@
-"""A node of a real Ray cluster is missing; `test_plans.py` has the other faults of nodes."""
+"""Nodes of a real Ray cluster are missing, or large; `test_plans.py` has the faults of nodes."""
 
 import itertools
 import subprocess
@@ -109,3 +109,16 @@ def test_a_node_that_is_missing_is_waited_for(lab: Laboratory, tmp_path: Path) -
     check(training.wait_for_recovery(), "node")
     training.finish()
     check_steps(training, every=10)
+
+
+@pytest.mark.soak
+def test_workers_are_placed_on_one_node_if_they_fit(lab: Laboratory, tmp_path: Path) -> None:
+    lab.have(2)
+    lab.add(1, cpus=2)
+    large = lab.nodes[-1]
+    training = Training.start(lab, tmp_path, LONG)
+    training.wait_for_step(5)
+    assert lab.at_work() == [large]
+    assert len(lab.agents(large.name)) == 2
+    training.finish()
+    lab.end(large)

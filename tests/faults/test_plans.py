@@ -5,12 +5,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from cluster.laboratory.nodes import laboratory
+from cluster.resilience.faults import Cause
 from pipelines.faults.reading import plan_file
 
 
@@ -37,6 +39,17 @@ def run(
 
 def printed(folder: Path) -> str:
     return "\n".join(path.read_text()[-4000:] for path in sorted(folder.glob("*.txt")))
+
+
+def tracked(run_dir: Path) -> dict[str, float]:
+    """The causes of incidents that MLflow knows."""
+    runs = MlflowClient(tracking_uri=f"sqlite:///{run_dir / 'mlflow.db'}").search_runs(["1"])
+    [stage] = [run for run in runs if run.data.tags.get("stage") == "pretrain"]
+    return {
+        name: value
+        for name, value in stage.data.metrics.items()
+        if name.removeprefix("incidents.") in get_args(Cause)
+    }
 
 
 def failed(result: dict[str, Any]) -> dict[str, str]:
@@ -70,6 +83,7 @@ def test_a_run_is_what_it_would_have_been_and_a_fault_that_never_fires_is_told(t
     assert (killed["incident"]["cause"], killed["incident"]["rank"]) == ("killed", 1)
     assert (node["incident"]["cause"], node["incident"]["recovered"]) == ("node", True)
     assert (never["fired"], never["incident"]) == (None, None)
+    assert tracked(trial / "disturbed") == {"incidents.killed": 1, "incidents.node": 1}
     assert 0 < result["goodput"] < 1
     assert sum(result["seconds"].values()) == pytest.approx(result["wall"])
 
@@ -105,10 +119,28 @@ def test_a_run_shrinks_grows_and_outlives_its_driver(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
+def test_links_are_slow_and_cut(tmp_path: Path) -> None:
+    result = run("links", tmp_path / "trial", code=0)
+    incidents = {fault["what"]: fault["incident"] for fault in result["faults"]}
+    assert {what for what, incident in incidents.items() if incident is None} == {
+        "slow link",
+        "cut link for 2 s",
+    }
+    lost = [incident for incident in incidents.values() if incident is not None]
+    assert {incident["cause"] for incident in lost} == {"node"}
+    assert len({incident["host"] for incident in lost}) > 1
+    assert {fault["followed"] for fault in result["faults"] if fault["incident"] is not None} == {
+        "no answer for 10 s"
+    }, "before Ray says that the node died"
+
+
+@pytest.mark.soak
 def test_ten_random_faults(tmp_path: Path) -> None:
     """As `--plan soak`, whose thirty take too long to be repeated at every change."""
     plan = yaml.safe_load(plan_file(Path("soak")).read_text())
     plan["run"]["set"] = ["pretrain.duration=40 epochs"]
     plan["random"]["count"] = 10
     result = run(plan, tmp_path / "trial", code=0)
-    assert len(result["faults"]) == 10
+    whats = [fault["what"] for fault in result["faults"]]
+    assert len(whats) == 10
+    assert "spike" in whats

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 import psutil
 import pytest
 
-from cluster.laboratory.network import BRIDGE, FROM, HEAD_HOST, TO, Direction, Network, NoNetwork
+from cluster.laboratory.network import BRIDGE, FROM, HEAD_HOST, TO, Direction, Network, obstacle
 
 FORK = multiprocessing.get_context("fork")
 PORT = 7001
@@ -106,13 +106,11 @@ def test_a_killed_test_leaves_no_network() -> None:
 
 def refused(told: Connection) -> None:
     os.setuid(65534)
-    try:
-        Network().add("head", HEAD_HOST)
-    except NoNetwork as error:
-        told.send(str(error))
+    told.send(obstacle())
 
 
 def test_a_user_who_may_not_is_told_so() -> None:
+    assert obstacle() is None
     here, there = FORK.Pipe()
     process = FORK.Process(target=refused, args=(there,))
     process.start()

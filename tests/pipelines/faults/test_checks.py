@@ -17,6 +17,7 @@ from pipelines.faults.disturb import Disturbed
 from pipelines.faults.history import used_once
 from pipelines.graph.complete import hash_files, mark_complete
 from pipelines.runtime.events import EVENTS_FILE, End, Start, line_of
+from pipelines.training.anomalies.spikes import FILE, Window, Windows
 from pipelines.training.data.sample_log import FOLDER, digest
 
 ORDER = GlobalOrder(10, 4, seed=3)
@@ -84,6 +85,26 @@ def test_a_whole_run_passes(straight: Path, tmp_path: Path) -> None:
     words = checks(run_dir, straight, WHOLE)
     assert words["weights"].words == "equal the undisturbed run's, bit by bit"
     assert "exactly once (20 in all)" in words["samples"].words
+
+
+def leave_out(stage: Path, first: int, end: int) -> None:
+    window = Window(first=first, end=end, step=first + 1, loss=9.0, median=1.0)
+    (stage / FILE).write_text(json.dumps(Windows((window,)).as_notes()))
+
+
+def test_both_runs_have_left_out_the_same_steps(tmp_path: Path) -> None:
+    for name, end in {"run": 4, "same": 4, "other": 3}.items():
+        stage = trained(tmp_path / name, [(2, range(5))])
+        leave_out(stage, 2, end)
+        for path in (stage / FOLDER).iterdir():
+            lines = path.read_text().splitlines(keepends=True)
+            path.write_text("".join(lines[: 2 + 1] + lines[end + 1 :]))
+    assert failed(tmp_path / "run", tmp_path / "same", WHOLE) == {}
+    samples = checks(tmp_path / "run", tmp_path / "same", WHOLE)["samples"].words
+    assert "(12 in all), but for steps 3 to 4, left out" in samples
+    assert failed(tmp_path / "run", tmp_path / "other", WHOLE) == {
+        "weights": "the two runs have left out different steps around spikes of the loss"
+    }
 
 
 def test_bits_count_unless_the_number_of_workers_has_changed(

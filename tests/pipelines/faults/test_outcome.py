@@ -75,6 +75,26 @@ def test_each_fault_has_the_incident_of_its_cause(tmp_path: Path) -> None:
     assert unexplained == []
 
 
+@pytest.mark.parametrize(
+    ("what", "cause"),
+    [
+        ("spike", "spike"),
+        ("cut link", "node"),
+        ("cut link to node", "node"),
+        ("cut link from node", "node"),
+        ("cut link for 20 s", "node"),
+    ],
+)
+def test_links_and_spikes_have_incidents(what: str, cause: str, tmp_path: Path) -> None:
+    acted = {} if what == "spike" else {1: Acted(100.0, "node-2", had_worker=True)}
+    happened = [incident(cause, 110)]
+    disturbed = Disturbed(0, {1: fired(100)}, acted)
+    [found], unexplained = judged(tmp_path, [fault(1, what)], disturbed, happened)
+    assert (found.incident, found.problem, unexplained) == (happened[0], "", [])
+    [missed], _ = judged(tmp_path / "none", [fault(1, what)], disturbed, [])
+    assert missed.problem == f"no incident of cause {cause!r} followed"
+
+
 def test_what_did_not_follow_is_told(tmp_path: Path) -> None:
     names = ["kill worker", "raise", "nan", "kill driver", "hang"]
     faults = [fault(number, what) for number, what in enumerate(names, 1)]
@@ -121,6 +141,9 @@ def test_a_record_that_lacks_a_phase_is_not_complete(tmp_path: Path) -> None:
             NEW_GROUP,
         ),
         ("kill driver", Acted(100.0), NEW_GROUP),
+        ("slow link", Acted(100.0, "node-2", had_worker=True), "training went on"),
+        ("cut link for 2 s", Acted(100.0, "node-2", had_worker=True), "training went on"),
+        ("cut link", Acted(100.0, "node-4", had_worker=False), "training went on"),
     ],
 )
 def test_without_an_incident(what: str, acted: Acted | None, followed: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import yaml
 
 from pipelines import cli
 from pipelines.config.resolve import ConfigError
+from pipelines.faults import problems as module
 from pipelines.faults.kinds import ANYWHERE, KINDS
 from pipelines.faults.reading import plan_file, read_plan, shipped_plans
 from pipelines.faults.schedule import schedule
@@ -45,6 +46,65 @@ def test_everything_that_is_wrong_with_a_plan_is_said_at_once(tmp_path: Path) ->
     ]
     assert "step N, evaluate N" in found[0]
     assert "did you mean 'kill worker'?" in found[1]
+    assert found[4] == "faults.2.often: unknown key; there are when, what, where"
+    assert found[5] == "sed: unknown key; did you mean 'seed'?"
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ({"nodes": 2}, "nodes: unknown key; did you mean 'cluster.local.nodes'?"),
+        (
+            {"cluster": {"local": {"nodes": 2, "replaces": True}}},
+            "cluster.local.replaces: unknown key; did you mean 'replace'?",
+        ),
+        (
+            {"faults": [KILL, {**KILL, "were": "rank 1"}]},
+            "faults.1.were: unknown key; did you mean 'where'?",
+        ),
+        (
+            {"random": {"count": 1, "every_steps": 9, "kinds": ["raise"], "kind": "hang"}},
+            "random.kind: unknown key; did you mean 'kinds'?",
+        ),
+        (
+            {"random": {"count": 1, "every_steps": 9, "kinds": ["hang", "cut-link"]}},
+            "random.kinds.1: no such kind; did you mean 'cut link'?, got 'cut-link'",
+        ),
+    ],
+)
+def test_an_unknown_key_or_kind_is_told_with_the_nearest(
+    plan: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    assert problems(tmp_path, plan) == [words]
+
+
+def test_links_are_refused_where_there_can_be_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "obstacle", lambda: "run it as root")
+    faults = [KILL, {"when": "step 5", "what": "slow link"}, {**KILL, "where": "rank 7"}]
+    random = {"count": 1, "every_steps": 9, "kinds": ["hang", "cut link"]}
+    assert problems(tmp_path, {**LOCAL, "faults": faults, "random": random}) == [
+        "faults.1.what: 'slow link' needs nodes with a network of their own: run it as root",
+        "random.kinds.1: 'cut link' needs nodes with a network of their own: run it as root",
+        "faults.2.where: there are no more than 2 workers; rank 0 to 1 would work",
+    ]
+    plan, _ = read_plan(written(tmp_path, {**LOCAL, "faults": [KILL]}))
+    assert not plan.needs_network
+
+
+def test_a_spike_that_nobody_would_notice_is_refused(tmp_path: Path) -> None:
+    plan: dict[str, object] = {
+        "run": {"set": ["pretrain.spike_factor=null"]},
+        "faults": [{"when": "checkpoint 12", "what": "spike"}],
+        "random": {"count": 1, "every_steps": 19, "kinds": ["spike"]},
+    }
+    assert [problem.partition(":")[2] for problem in problems(tmp_path, plan)] == [
+        " 'spike' befalls a step: step 12 would work",
+        " pretrain.spike_factor=10 in run.set would work",
+        " a loss is compared with 20 before it; step 20 would work",
+        " the loss of a 'spike' is compared with 20 before it; 20 would work",
+    ]
 
 
 def test_what_neither_run_nor_cluster_can_do_is_said_at_once(tmp_path: Path) -> None:
@@ -125,11 +185,16 @@ def test_the_command_says_it_before_anything_is_started(
     assert "is not empty; a trial needs a new folder" in capsys.readouterr().err
     assert cli.main([*words[:3], str(tmp_path / "gone.yaml")]) == 1
     assert f"--plan {tmp_path / 'gone.yaml'} cannot be read" in capsys.readouterr().err
+    assert cli.main([*words[:3], "qick"]) == 1
+    said = "--plan qick is neither a file nor a shipped plan; did you mean 'quick'?"
+    assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["quick", "elastic", "soak", "own-cluster"])
-def test_shipped_plans_are_good(name: str) -> None:
-    assert name in shipped_plans()
+@pytest.mark.parametrize("name", shipped_plans())
+def test_shipped_plans_are_good(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["faults", "run", "--help"])
+    assert name in capsys.readouterr().out
     plan, config = read_plan(plan_file(Path(name)))
     assert config.recipes()[plan.run.section].duration
     assert plan.faults or plan.random
@@ -141,7 +206,8 @@ def test_the_soak_has_every_kind_and_ends_after_its_last_fault() -> None:
     faults = schedule(plan, 2, Path("/"))
     assert len(faults) == 30
     assert {fault.what for fault in faults} == set(plan.random.kinds if plan.random else ())
-    assert {*KINDS} - {fault.what for fault in faults} == {"add node", "kill driver"}
+    links = {name for name, kind in KINDS.items() if kind.link is not None}
+    assert {*KINDS} - {fault.what for fault in faults} == {"add node", "kill driver", *links}
     assert {fault.rank for fault in faults} == {0, 1}
     assert faults[-1].when.step + 20 < config.pretrain.duration.amount * 96 / 16
 
