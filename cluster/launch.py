@@ -120,7 +120,8 @@ class Cluster:
         """
         from ray import cloudpickle
 
-        agents_for = (self.placement.worker_resources, self.placement.warm_spare, prepare)
+        # Not `prepare`: it only imports in advance, and is another one for every job.
+        agents_for = (self.placement.worker_resources, self.placement.warm_spare)
         if agents_for != self._kept_for:
             self.release_workers()
             self._kept_for = agents_for

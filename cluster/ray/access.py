@@ -52,9 +52,17 @@ def find_token() -> Token | None:
 
 
 def chosen_mode() -> Mode | None:
-    """What RAY_AUTH_MODE says; None if it is not set."""
+    """What RAY_AUTH_MODE says; None if it is not set.
+
+    Raises:
+        ClusterError: When it is neither: Ray would take a misspelt word for "disabled".
+    """
     words = os.environ.get(MODE, "").lower()
-    return None if not words else "token" if words == "token" else "disabled"
+    if words == "token":
+        return "token"
+    if words in ("", "disabled"):
+        return "disabled" if words else None
+    raise ClusterError(f"{MODE}={words} is unknown; token or disabled would work")
 
 
 def ensure_token() -> None:

@@ -138,13 +138,15 @@ class RayPlacer:
         return self._leaving
 
     @property
-    def nodes(self) -> int:
+    def usable_nodes(self) -> frozenset[str]:
         import ray
 
         needed = self._placement.worker_resources
-        return sum(
-            node["Alive"] and all(node["Resources"].get(name, 0) >= needed[name] for name in needed)
+        return frozenset(
+            node["NodeID"]
             for node in ray.nodes()
+            if node["Alive"]
+            and all(node["Resources"].get(name, 0) >= needed[name] for name in needed)
         )
 
     def told_to_go(self, node: str) -> bool:

@@ -9,6 +9,7 @@ works the same on Ray and, in tests, on threads.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ from cluster.resilience.roster import CLOSE_SECONDS, TICK_SECONDS, Kept, Roster,
 from cluster.resilience.watchdog import FACTOR, Limits, overdue
 from cluster.workers.messages import Order, Status
 
+LIFE_SECONDS = 10.0
+"""How often agents are called even if the conductor has to wait for something else."""
 LEAVE_SECONDS = 15.0
 """An interrupted group that makes no progress for this long is not waited for any longer."""
 
@@ -99,14 +102,25 @@ class Conductor:
             KeyboardInterrupt: After the workers have saved and stopped; at once the second time.
         """
         stay: list[Member] = []
+        over = threading.Event()
+        threading.Thread(target=self._show_life, args=(over,), daemon=True).start()
         try:
             self._run_groups(job)
             if self.kept is not None:
                 stay = self.roster.stand_by()
         finally:
+            over.set()
             dismiss([member for member in self.roster.members if member not in stay])
             if self.kept is not None:
                 self.kept.members, self.kept.generation = stay, self._generation
+
+    def _show_life(self, over: threading.Event) -> None:
+        """Call the agents of the group, which end their children when the driver is silent: `tick`
+        and `note` may have to wait for storage for as long.
+        """
+        while not over.wait(LIFE_SECONDS):
+            for member in self._group:
+                member.agent.site()
 
     def _run_groups(self, job: bytes) -> None:
         while True:
@@ -157,11 +171,12 @@ class Conductor:
                 if not stopped:
                     self._why = None  # It finished before the request to stop arrived.
                 return None
-            if any(overdue(status, self.limits) for status in statuses):
-                return find_hang(self._group, self._generation)
+            hangs = any(overdue(status, self.limits) for status in statuses)
             if self._why is Why.LEAVE and self._is_stuck(statuses):
                 self.say("the workers do not get to a checkpoint; the last one stays")
-                return find_hang(self._group, self._generation)
+                hangs = True
+            if hangs and (hang := find_hang(self._group, self._generation)) is not None:
+                return hang
 
     def _is_stuck(self, statuses: Sequence[Status]) -> bool:
         """Whether, since the request to stop, no worker has made progress and none is saving."""
@@ -219,5 +234,5 @@ class Conductor:
         if why_not is not None:
             raise GroupFailed(f"{fault.in_words()}\n  ({why_not})")
         self.say(f"{fault.in_words()}; going on from the last checkpoint")
-        if self.roster.quarantine.note(fault, self.placer.nodes):
+        if self.roster.quarantine.note(fault, self.placer.usable_nodes):
             self.say(f"node {fault.host} failed too often: it gets no more work")

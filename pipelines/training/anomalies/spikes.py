@@ -16,7 +16,6 @@ seen in this epoch, rate and length of training stay what they were. Which steps
 
 import json
 import logging
-import os
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import durable, group
+from cluster import group
 from cluster.checkpoint.store import (
     Checkpoint,
     RestoreSearch,
@@ -139,11 +138,7 @@ class Windows:
         Raises:
             Superseded: Then.
         """
-        temporary = stage / f".{FILE}.{lease.generation}"
-        durable.write(temporary, [json.dumps(self.as_notes(), indent=1).encode()])
-        lease.check()
-        os.replace(temporary, stage / FILE)
-        durable.sync_folder(stage)
+        lease.publish(FILE, json.dumps(self.as_notes(), indent=1).encode(), into=stage)
 
     def __or__(self, others: "Windows") -> "Windows":
         return Windows(tuple(dict.fromkeys((*self.each, *others.each))))

@@ -87,6 +87,10 @@ class LocalAgent:
                 raise AgentLost("its node died")
             return answer
 
+        if self.is_cut:
+            lost: Future[T] = Future()
+            lost.set_exception(AgentLost("its node died"))
+            return lost
         return self._pool.submit(call)
 
 
@@ -106,6 +110,10 @@ class LocalPlacer:
         new = [LocalAgent(len(self.agents) + index, self) for index in range(count)]
         self.agents += new
         return new
+
+    @property
+    def usable_nodes(self) -> frozenset[str]:
+        return frozenset(f"node-{number}" for number in range(self.nodes))
 
     def leaving(self) -> frozenset[str]:
         return frozenset(self.gone)

@@ -116,10 +116,20 @@ def test_the_failures_of_a_node_are_counted_over_all_jobs(driver: Driver, tmp_pa
     assert failed not in {member.node for member in driver.kept.members}
 
 
-@pytest.mark.parametrize(("there", "kept_away"), [(1, False), (2, True)])
-def test_the_only_node_stays_in_use_however_often_it_fails(there: int, kept_away: bool) -> None:
-    quarantine = Quarantine(after=2)
+@pytest.mark.parametrize(
+    ("there", "before", "kept_away"),
+    [
+        ({"n"}, set(), False),
+        ({"n", "m"}, set(), True),
+        ({"n", "m"}, {"m"}, False),
+        ({"n", "m"}, {"gone", "gone-too"}, True),  # Those are not among the nodes any more.
+    ],
+)
+def test_the_only_node_stays_in_use_however_often_it_fails(
+    there: set[str], before: set[str], kept_away: bool
+) -> None:
+    quarantine = Quarantine(after=2, nodes=frozenset(before))
     fault = Fault(cause="killed", rank=0, node="n", host="h", phase="step", step=1, error="gone")
     found = [quarantine.note(fault, there) for _ in range(4)]
     assert found == [False, kept_away, False, False]
-    assert quarantine.nodes == ({"n"} if kept_away else set())
+    assert quarantine.nodes == before | ({"n"} if kept_away else set())

@@ -17,7 +17,6 @@ from cluster.resilience.lease import Lease, Superseded
 from convnextv2.data.writing import WriteSettings
 from pipelines.presets import load_preset
 from pipelines.runtime.events import Checkpoint, Interval, curve, read_events
-from pipelines.stages import pretrain
 from pipelines.training.anomalies.spikes import (
     FEWEST,
     FILE,
@@ -37,6 +36,7 @@ from pipelines.training.loop import train, train_from
 from tests.cluster.process_group import run_group
 from tests.cluster.resilience.groups.local_agents import LocalPlacer, job
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
+from tests.pipelines.stages.jobs import made_up_job
 
 TOTAL, AT, WINDOW, EVERY = 60, 27, 4, 5
 LEFT_OUT = range(AT - WINDOW, AT + WINDOW)
@@ -52,6 +52,7 @@ SETTINGS = (
     "pretrain.decoder_dim=16",
     "pretrain.spike_factor=3",
     f"pretrain.spike_window={WINDOW}",
+    "log_every=1",
 )
 
 
@@ -61,22 +62,8 @@ def window(first: int, end: int) -> Window:
 
 def job_in(shards: Path, directory: Path, checkpoint_every: str = f"{EVERY} steps") -> TrainJob:
     config = load_preset("demo", [*SETTINGS, f"pretrain.checkpoint_every={checkpoint_every}"])
-    assert config.pretrain is not None
     directory.mkdir(exist_ok=True)
-    return TrainJob(
-        model=config.model,
-        data=config.data,
-        recipe=config.pretrain,
-        evaluate=config.evaluate,
-        cluster=config.cluster,
-        seed=3,
-        log_every=1,
-        build_task=pretrain.build_task,
-        directory=directory,
-        log=directory / "log",
-        shards=shards,
-        num_classes=2,
-    )
+    return made_up_job(config, config.pretrain, directory, shards=shards, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +262,23 @@ def test_the_list_is_that_of_the_newest_attempt(tmp_path: Path) -> None:
     with pytest.raises(Superseded):
         Windows((window(3, 4),)).write(tmp_path, old)
     assert Windows.read(tmp_path).each == (window(1, 2),)
+
+
+def test_an_attempt_that_is_paused_before_it_renames_does_not_change_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, begun, check = Lease.take(tmp_path / "checkpoints"), [], Lease.check
+
+    def check_and_pause(lease: Lease) -> None:
+        check(lease)
+        if not begun:
+            begun.append(Lease.take(tmp_path / "checkpoints"))
+
+    monkeypatch.setattr(Lease, "check", check_and_pause)
+    with pytest.raises(Superseded):
+        Windows((window(3, 4),)).write(tmp_path, old)
+    assert begun
+    assert Windows.read(tmp_path).each == ()
 
 
 @pytest.mark.parametrize("content", ["", "{}[", '[{"first": 1}]', "[1]", '{"left_out": []}'])
