@@ -173,7 +173,7 @@ class Conductor:
                 return None
             hangs = any(overdue(status, self.limits) for status in statuses)
             if self._why is Why.LEAVE and self._is_stuck(statuses):
-                self.say("the workers do not get to a checkpoint; the last one stays")
+                self.say("the workers make no progress and are ended; the last checkpoint remains")
                 hangs = True
             if hangs and (hang := find_hang(self._group, self._generation)) is not None:
                 return hang

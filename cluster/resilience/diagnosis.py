@@ -53,7 +53,8 @@ def find_hang(group: Sequence[Member], generation: int) -> Fault | None:
     rank = to_blame(statuses)
     stacks = ask_all([member.agent.stacks() for member in group], STACK_SECONDS)
     beat, suspended = statuses[rank].beat, statuses[rank].suspended
-    how = "suspended by a signal" if suspended else f"{beat.seconds:.0f} s without an end"
+    how = "suspended by a signal" if suspended else f"no progress for {beat.seconds:.0f} s"
+    after = f" after step {beat.step}" if beat.step >= 0 else ""
     member = group[rank]
     return Fault(
         cause="hang",
@@ -62,7 +63,7 @@ def find_hang(group: Sequence[Member], generation: int) -> Fault | None:
         host=member.host,
         phase=beat.phase,
         step=beat.step,
-        error=f"hangs in phase {beat.phase!r} after step {beat.step}: {how}",
+        error=f"hangs in phase {beat.phase!r}{after}: {how}",
         ago=beat.seconds,
         stacks={rank: text for rank, text in enumerate(stacks) if text},
     )
