@@ -20,7 +20,7 @@ def add_replay_command(commands: Commands) -> None:
     parser.add_argument(
         "file",
         type=Path,
-        help="a worker's record of the skipped step, nonfinite/step-N-rank-R.json in a stage's folder",
+        help="a worker's record of the step: nonfinite/step-N-rank-R.json in the stage's folder",
     )
 
 

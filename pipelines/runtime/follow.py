@@ -63,7 +63,7 @@ def in_words(event: Event) -> str | None:
             return f"training goes on from step {event.step}"
         case Skipped():
             return (
-                f"step {event.step} was skipped: a loss or gradient is NaN or infinite on some worker "
+                f"step {event.step} was skipped: some worker's loss or gradient is not finite "
                 f"({event.skipped_steps} so far)"
             )
         case Interval():
