@@ -126,7 +126,7 @@ class Cluster:
             self.release_workers()
             self._kept_for = agents_for
         conductor = Conductor(
-            RayPlacer(self.placement, cloudpickle.dumps((prepare, work))),
+            RayPlacer(self.placement, cloudpickle.dumps((prepare, work)), say),
             sizes or self.placement.sizes,
             stage=name,
             max_failures=self.placement.max_failures,

@@ -168,13 +168,15 @@ def worker_device(*, use_gpu: bool) -> "torch.device":
         ) from error
 
 
-def check_answers(address: str) -> None:
-    """Fail at once where nothing listens; Ray itself would try for minutes."""
+def check_answers(address: str, seconds: float = CONNECT_SECONDS) -> None:
+    """Fail at once where nothing listens, and after some seconds where nobody answers; Ray itself
+    would try for minutes.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        socket.create_connection((host, int(port)), seconds).close()
     except OSError as error:
         raise ClusterError(f"nothing answers there ({error})") from error
 
