@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from cluster.resilience.conductor import Conductor, GroupFailed
-from cluster.resilience.faults import Fault, Quarantine
+from cluster.resilience.faults import Cause, Fault, Quarantine
 from cluster.resilience.roster import Kept
 from tests.cluster.resilience.groups.local_agents import LocalPlacer, job, worker_processes
 from tests.cluster.resilience.groups.steps import Steps, run
@@ -133,3 +133,11 @@ def test_the_only_node_stays_in_use_however_often_it_fails(
     found = [quarantine.note(fault, there) for _ in range(4)]
     assert found == [False, kept_away, False, False]
     assert quarantine.nodes == before | ({"n"} if kept_away else set())
+
+
+@pytest.mark.parametrize("cause", ["error", "spike", "preemption"])
+def test_of_some_faults_no_node_is_the_cause(cause: Cause) -> None:
+    quarantine = Quarantine(after=1)
+    fault = Fault(cause=cause, rank=0, node="n", host="h", phase="step", step=5, error="high")
+    assert not quarantine.note(fault, {"n", "m"})
+    assert quarantine.nodes == frozenset()

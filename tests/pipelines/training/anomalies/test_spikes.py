@@ -11,7 +11,6 @@ from cluster.checkpoint.store import latest_good, step_of, steps
 from cluster.durable import write as write_file
 from cluster.resilience.conductor import Conductor
 from cluster.resilience.fault_injection import VARIABLE
-from cluster.resilience.faults import Fault, Quarantine
 from cluster.resilience.incidents import Incident
 from cluster.resilience.lease import Lease, Superseded
 from convnextv2.data.writing import WriteSettings
@@ -294,10 +293,3 @@ def test_there_is_a_limit(tmp_path: Path) -> None:
     with pytest.raises(TooManySpikes, match=f"there have been {MOST} such spikes already"):
         leave_out(tmp_path, root, windows, spike(99), reach=5, total=200, lease=Lease.take(root))
     assert not (tmp_path / FILE).exists()
-
-
-def test_no_node_is_to_blame() -> None:
-    quarantine = Quarantine(after=1)
-    spiked = Fault(cause="spike", rank=0, node="n", host="h", phase="step", step=5, error="high")
-    assert not quarantine.note(spiked, there=2)
-    assert quarantine.nodes == frozenset()
