@@ -9,7 +9,6 @@ works the same on Ray and, in tests, on threads.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,8 +23,6 @@ from cluster.resilience.roster import CLOSE_SECONDS, TICK_SECONDS, Kept, Roster,
 from cluster.resilience.watchdog import FACTOR, Limits, overdue
 from cluster.workers.messages import Order, Status
 
-LIFE_SECONDS = 10.0
-"""How often agents are called even if the conductor has to wait for something else."""
 LEAVE_SECONDS = 15.0
 """An interrupted group that makes no progress for this long is not waited for any longer."""
 
@@ -102,25 +99,14 @@ class Conductor:
             KeyboardInterrupt: After the workers have saved and stopped; at once the second time.
         """
         stay: list[Member] = []
-        over = threading.Event()
-        threading.Thread(target=self._show_life, args=(over,), daemon=True).start()
         try:
             self._run_groups(job)
             if self.kept is not None:
                 stay = self.roster.stand_by()
         finally:
-            over.set()
             dismiss([member for member in self.roster.members if member not in stay])
             if self.kept is not None:
                 self.kept.members, self.kept.generation = stay, self._generation
-
-    def _show_life(self, over: threading.Event) -> None:
-        """Call the agents of the group, which end their children when the driver is silent: `tick`
-        and `note` may have to wait for storage for as long.
-        """
-        while not over.wait(LIFE_SECONDS):
-            for member in self._group:
-                member.agent.site()
 
     def _run_groups(self, job: bytes) -> None:
         while True:

@@ -49,8 +49,6 @@ class Agent:
         self._watch.start()
 
     def site(self) -> Site:
-        """Where it is. The driver also calls this to show that it is alive."""
-        self._asked = time.monotonic()
         return self._site
 
     def free_port(self) -> int:

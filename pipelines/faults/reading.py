@@ -1,9 +1,9 @@
 """Reading a fault plan, with everything that is wrong with it."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from pipelines.config import PipelineConfig
 from pipelines.config.file import read_config
@@ -47,7 +47,7 @@ def read_plan(path: Path) -> tuple[FaultPlan, PipelineConfig]:
     return plan, config
 
 
-def _describe(item: ErrorDetails) -> str:
+def _describe(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown key"

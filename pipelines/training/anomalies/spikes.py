@@ -97,7 +97,7 @@ class Window:
 
     def in_words(self) -> str:
         return (
-            f"at step {self.step} the loss was {self.loss:.4g}, {self.loss / self.median:.3g} "
+            f"at step {self.step} the loss was {self.loss:.4g}, {self.loss / self.median:,.1f} "
             f"times the median of the steps before; steps {self.first + 1} to {self.end} are left "
             "out"
         )
@@ -196,7 +196,7 @@ def leave_out(
     """
     if len(windows.each) >= MOST:
         raise TooManySpikes(
-            f"at step {spike.step} the loss was {spike.loss:.4g}, {spike.loss / spike.median:.3g} "
+            f"at step {spike.step} the loss was {spike.loss:.4g}, {spike.loss / spike.median:,.1f} "
             f"times the median, and there have been {MOST} such spikes already. A lower base_lr, "
             "grad_clip or a longer warmup may help; a larger spike_factor, or none, goes on from "
             "the last checkpoint by the same command"

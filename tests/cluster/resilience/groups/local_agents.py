@@ -87,10 +87,6 @@ class LocalAgent:
                 raise AgentLost("its node died")
             return answer
 
-        if self.is_cut:
-            lost: Future[T] = Future()
-            lost.set_exception(AgentLost("its node died"))
-            return lost
         return self._pool.submit(call)
 
 

@@ -1,19 +1,14 @@
-"""An agent that does not answer is the cause of what the others tell, once it is lost; and a driver
-that has to wait is not silent.
-"""
+"""An agent that does not answer is the cause of what the others tell, once it is lost."""
 
-import time
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
-from cluster.resilience import conductor, crew, diagnosis
-from cluster.resilience.conductor import Conductor
+from cluster.resilience import crew, diagnosis
 from cluster.resilience.crew import AgentLost, Member
 from cluster.resilience.diagnosis import find_fault, find_hang
 from cluster.workers.messages import Beat, Ended, Site, Status
-from tests.cluster.resilience.groups.local_agents import LocalPlacer
 
 
 class Remote:
@@ -22,10 +17,8 @@ class Remote:
     def __init__(self, number: int, *statuses: Status) -> None:
         self._site = Site(node=f"node-{number}", host=f"host-{number}", pid=0)
         self._statuses = iter(statuses)
-        self.calls = 0
 
     def site(self) -> Future[Site]:
-        self.calls += 1
         return done(self._site)
 
     def status(self, known: Status | None) -> Future[Status]:
@@ -96,20 +89,3 @@ def test_an_agent_that_cannot_start_says_nothing_of_others_that_have_not_started
     group = [Member(Pending(fails)), Member(Pending(Future()))]  # type: ignore[arg-type]
     crew.look_at(group, 0.0)
     assert [member.lost for member in group] == ["its node died", ""]
-
-
-def test_agents_are_called_while_the_driver_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For storage that does not answer: without a call, they would end their children."""
-    monkeypatch.setattr(conductor, "LIFE_SECONDS", 0.01)
-    remote = Remote(0)
-    waiting = Conductor(LocalPlacer(1), [1], "pretrain")
-    waiting._group = [Member(remote)]  # type: ignore[arg-type]
-    before, deadline = remote.calls, time.monotonic() + 60.0
-
-    def wait(job: bytes) -> None:
-        while remote.calls < before + 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
-    monkeypatch.setattr(waiting, "_run_groups", wait)
-    waiting.run(b"")

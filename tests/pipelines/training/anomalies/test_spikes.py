@@ -128,7 +128,7 @@ def test_a_group_goes_back_and_leaves_the_steps_out(
     # 50 steps are trained before the first, of which 8 are left out.
     saved = [event.step for event in events if isinstance(event, Checkpoint)]
     assert saved == [50 + len(LEFT_OUT), TOTAL]
-    [chosen] = [event for event in events if isinstance(event, Interval)]
+    chosen, *_ = [event for event in events if isinstance(event, Interval)]
     assert chosen.step == saved[0]
     assert chosen.values["block_seconds"] < chosen.values["step_seconds"] * 100
     assert min(point.values["images_per_second"] for point in points) > 0
