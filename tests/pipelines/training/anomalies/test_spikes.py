@@ -266,7 +266,8 @@ def test_the_list_is_that_of_the_newest_attempt(tmp_path: Path) -> None:
 def test_an_attempt_that_is_paused_before_it_renames_does_not_change_the_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old, begun, check = Lease.take(tmp_path / "checkpoints"), [], Lease.check
+    old, check = Lease.take(tmp_path / "checkpoints"), Lease.check
+    begun: list[Lease] = []
 
     def check_and_pause(lease: Lease) -> None:
         check(lease)
