@@ -42,6 +42,7 @@ class Agent:
         self._asked = time.monotonic()
         self._generation = 0
         self._stop_requested = False
+        # Of the child that was ended because nobody asked for it.
         self._given_up: Status | None = None
         self._closed = threading.Event()
         self._have_spare()
