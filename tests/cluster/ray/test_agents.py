@@ -4,7 +4,6 @@ import socket
 from types import SimpleNamespace
 
 import pytest
-import ray
 
 from cluster.placement import Placement
 from cluster.ray import agents
@@ -12,6 +11,8 @@ from cluster.ray.agents import RayPlacer
 
 
 def test_a_head_that_is_gone_is_told_once_and_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray  # Not on collection: it changes sys.path.
+
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"
         draining = {"node": 0}
