@@ -25,11 +25,6 @@ class BatchLayout:
         """Micro batches per worker and optimizer step."""
         return self.global_batch_size // (self.micro_batch_size * self.world_size)
 
-    @property
-    def worker_batch_size(self) -> int:
-        """Samples per worker and optimizer step."""
-        return self.micro_batch_size * self.accumulation
-
 
 def micro_batch_sizes(global_batch_size: int, world_size: int) -> list[int]:
     """Micro batch sizes that fit, largest first; empty when the workers cannot share the batch."""

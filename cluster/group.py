@@ -62,11 +62,6 @@ def broadcast(item: T) -> T:
     return box[0]
 
 
-def mean_over_workers(metrics: "dict[str, Tensor]") -> dict[str, float]:
-    """Average scalars over all workers in one all-reduce; the same answer everywhere."""
-    return mean_and_each(metrics, 0.0)[0]
-
-
 def mean_and_each(metrics: "dict[str, Tensor]", own: float) -> tuple[dict[str, float], list[float]]:
     """Average scalars over all workers, and learn every worker's `own` number (fp32), by rank.
 

@@ -120,12 +120,13 @@ class Cluster:
         """
         from ray import cloudpickle
 
-        agents_for = (self.placement.worker_resources, self.placement.warm_spare, prepare)
+        # Not `prepare`: it only imports in advance, and is another one for every job.
+        agents_for = (self.placement.worker_resources, self.placement.warm_spare)
         if agents_for != self._kept_for:
             self.release_workers()
             self._kept_for = agents_for
         conductor = Conductor(
-            RayPlacer(self.placement, cloudpickle.dumps((prepare, work))),
+            RayPlacer(self.placement, cloudpickle.dumps((prepare, work)), say),
             sizes or self.placement.sizes,
             stage=name,
             max_failures=self.placement.max_failures,

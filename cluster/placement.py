@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 CONNECT_SECONDS = 10.0
+CLIENT = "ray://"
 # On CPUs freed tensors stay with the process instead of going to the kernel and coming back page by
 # page, zeroed: a tenth of a step (docs/performance.md). One arena, because the training function is
 # not in the main thread, and the arenas of other threads take no tensor of more than 64 MB.
@@ -168,13 +169,20 @@ def worker_device(*, use_gpu: bool) -> "torch.device":
         ) from error
 
 
-def check_answers(address: str) -> None:
-    """Fail at once where nothing listens; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+def check_answers(address: str, seconds: float = CONNECT_SECONDS) -> None:
+    """Fail at once where nothing listens, and after some seconds where nobody answers; Ray itself
+    would try for minutes. Ray's client is refused, for it cannot tell the state of nodes.
+    """
+    if address.startswith(CLIENT):
+        raise ClusterError(
+            "Ray's client is not supported: give the command on a machine of the cluster, with "
+            "cluster.address=auto, or by `ray job submit`"
+        )
+    host, _, port = address.rpartition(":")
     if not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        socket.create_connection((host, int(port)), seconds).close()
     except OSError as error:
         raise ClusterError(f"nothing answers there ({error})") from error
 

@@ -21,10 +21,8 @@ from cluster.placement import CONNECT_SECONDS, ClusterError
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 Mode = Literal["token", "disabled"]
 
-CLIENT = "ray://"
-# Calls that change nothing, of the cluster's controller (GCS) and of the server of Ray's client.
-CONTROLLER_PROBE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-CLIENT_PROBE = "/ray.rpc.RayletDriver/ClusterInfo"
+PROBE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""A call of the cluster's controller (GCS) that changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,17 @@ def find_token() -> Token | None:
 
 
 def chosen_mode() -> Mode | None:
-    """What RAY_AUTH_MODE says; None if it is not set."""
+    """What RAY_AUTH_MODE says; None if it is not set.
+
+    Raises:
+        ClusterError: When it is neither: Ray would take a misspelt word for "disabled".
+    """
     words = os.environ.get(MODE, "").lower()
-    return None if not words else "token" if words == "token" else "disabled"
+    if words == "token":
+        return "token"
+    if words in ("", "disabled"):
+        return "disabled" if words else None
+    raise ClusterError(f"{MODE}={words} is unknown; token or disabled would work")
 
 
 def ensure_token() -> None:
@@ -95,7 +101,7 @@ def mode_of(address: str) -> Mode | None:
     """Whether a running cluster asks for a token; None if that cannot be found out.
 
     Args:
-        address: `host:port` of the cluster's controller, or `ray://host:port`.
+        address: `host:port` of the cluster's controller.
 
     Raises:
         ClusterError: When RAY_AUTH_MODE says otherwise, or when this process has no token, or
@@ -126,13 +132,12 @@ def _serves(address: str, token: str | None) -> bool | None:
     """Whether the cluster answers a call with this token; None if it does not answer at all."""
     import grpc
 
-    probe = CLIENT_PROBE if address.startswith(CLIENT) else CONTROLLER_PROBE
     header = [("authorization", f"Bearer {token}")] if token else []
     # As Ray does: a proxy that the environment names is for the web.
     options = [("grpc.enable_http_proxy", 0)]
-    with grpc.insecure_channel(address.removeprefix(CLIENT), options) as channel:
+    with grpc.insecure_channel(address, options) as channel:
         try:
-            channel.unary_unary(probe)(b"", timeout=CONNECT_SECONDS, metadata=header)
+            channel.unary_unary(PROBE)(b"", timeout=CONNECT_SECONDS, metadata=header)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 return None  # Ray's own TLS, say.

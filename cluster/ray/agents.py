@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -13,6 +13,7 @@ from cluster.workers.agent import Agent
 from cluster.workers.messages import Order, Site, Status
 
 LEAVING_SECONDS = 1.0
+HEAD_SECONDS = 2.0
 NODE_ID = "ray.io/node-id"
 """The label that Ray gives every node."""
 TOLD_TO_GO = {1, 3, 4}
@@ -101,8 +102,14 @@ class RayAgent:
 class RayPlacer:
     """Places agents on the cluster that this process is connected to."""
 
-    def __init__(self, placement: Placement, preparation: bytes) -> None:
-        self._placement, self._preparation = placement, preparation
+    def __init__(
+        self,
+        placement: Placement,
+        preparation: bytes,
+        say: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self._placement, self._preparation, self._say = placement, preparation, say
+        self._head_answers = True
         self._leaving: frozenset[str] = frozenset()
         self._looked = float("-inf")
 
@@ -132,19 +139,41 @@ class RayPlacer:
         import ray
 
         if time.monotonic() - self._looked > LEAVING_SECONDS:
-            # Ray has no public call for it; Ray Train's own watcher uses this one.
-            self._leaving = frozenset(ray._private.state.state.get_draining_nodes())
+            self._look_at_head(ray.get_runtime_context().gcs_address)
+            if self._head_answers:
+                # Ray has no public call for it; Ray Train's own watcher uses this one.
+                self._leaving = frozenset(ray._private.state.state.get_draining_nodes())
             self._looked = time.monotonic()
         return self._leaving
 
+    def _look_at_head(self, address: str) -> None:
+        """Say it when the cluster's controller (GCS) is gone: Ray 2.60 waits for it for 60 s, and
+        then ends this process with a line in the log alone.
+        """
+        before = self._head_answers
+        try:
+            check_answers(address, HEAD_SECONDS)
+        except ClusterError:
+            self._head_answers = False
+        else:
+            self._head_answers = True
+        if before and not self._head_answers:
+            self._say(
+                f"the head of the Ray cluster at {address} does not answer. Training goes on, but "
+                "after a minute Ray ends this command; given again, it goes on from the last "
+                "checkpoint"
+            )
+
     @property
-    def nodes(self) -> int:
+    def usable_nodes(self) -> frozenset[str]:
         import ray
 
         needed = self._placement.worker_resources
-        return sum(
-            node["Alive"] and all(node["Resources"].get(name, 0) >= needed[name] for name in needed)
+        return frozenset(
+            node["NodeID"]
             for node in ray.nodes()
+            if node["Alive"]
+            and all(node["Resources"].get(name, 0) >= needed[name] for name in needed)
         )
 
     def told_to_go(self, node: str) -> bool:
@@ -162,7 +191,7 @@ class RayPlacer:
             f"{there.get(name, 0):g} {name} ({free.get(name, 0):g} free)"
             for name in self._placement.worker_resources
         )
-        return f"the cluster has {nodes} nodes, {has}"
+        return f"the cluster has {nodes} node{'s' * (nodes != 1)}, {has}"
 
 
 def _do_nothing() -> None:

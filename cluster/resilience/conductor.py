@@ -157,11 +157,12 @@ class Conductor:
                 if not stopped:
                     self._why = None  # It finished before the request to stop arrived.
                 return None
-            if any(overdue(status, self.limits) for status in statuses):
-                return find_hang(self._group, self._generation)
+            hangs = any(overdue(status, self.limits) for status in statuses)
             if self._why is Why.LEAVE and self._is_stuck(statuses):
-                self.say("the workers do not get to a checkpoint; the last one stays")
-                return find_hang(self._group, self._generation)
+                self.say("the workers make no progress and are ended; the last checkpoint remains")
+                hangs = True
+            if hangs and (hang := find_hang(self._group, self._generation)) is not None:
+                return hang
 
     def _is_stuck(self, statuses: Sequence[Status]) -> bool:
         """Whether, since the request to stop, no worker has made progress and none is saving."""
@@ -219,5 +220,5 @@ class Conductor:
         if why_not is not None:
             raise GroupFailed(f"{fault.in_words()}\n  ({why_not})")
         self.say(f"{fault.in_words()}; going on from the last checkpoint")
-        if self.roster.quarantine.note(fault, self.placer.nodes):
+        if self.roster.quarantine.note(fault, self.placer.usable_nodes):
             self.say(f"node {fault.host} failed too often: it gets no more work")

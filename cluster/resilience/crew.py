@@ -49,8 +49,8 @@ class Placer(Protocol):
     """Places agents on nodes."""
 
     @property
-    def nodes(self) -> int:
-        """How many nodes can have a worker."""
+    def usable_nodes(self) -> frozenset[str]:
+        """The nodes that are there and large enough for a worker."""
 
     def place(self, count: int, avoid: frozenset[str]) -> Sequence[RemoteAgent]:
         """Request `count` agents on nodes not in `avoid`; each starts once there is room for it."""
@@ -194,7 +194,8 @@ def look_at(members: Iterable[Member], seconds: float) -> None:
         time.sleep(seconds)
     for member in members:
         member.look()
-    silent = {member.node for member in members if not member.node_answers}
+    # Of an agent that has not started, the node is not known.
+    silent = {member.node for member in members if member.node and not member.node_answers}
     for member in members:
         if member.node in silent and member.answers:
             # Its own time is not up yet; but nobody should wait for its answer to another call.

@@ -38,9 +38,9 @@ def find_fault(group: Sequence[Member], generation: int) -> Fault:
     return min(faults_of(group, generation), key=lambda fault: fault.weight)
 
 
-def find_hang(group: Sequence[Member], generation: int) -> Fault:
+def find_hang(group: Sequence[Member], generation: int) -> Fault | None:
     """The worker that the others wait for, with the stacks of all; or a fault, if one is reported
-    in the meantime.
+    in the meantime; None if all workers have ended without one in the meantime.
     """
     noticed = time.monotonic()
     while _is_silent(group, noticed):
@@ -48,10 +48,13 @@ def find_hang(group: Sequence[Member], generation: int) -> Fault:
     if faults_of(group, generation):
         return find_fault(group, generation)
     statuses = statuses_of(group, generation)
+    if all(status.ended is not None for status in statuses):
+        return None
     rank = to_blame(statuses)
     stacks = ask_all([member.agent.stacks() for member in group], STACK_SECONDS)
     beat, suspended = statuses[rank].beat, statuses[rank].suspended
-    how = "suspended by a signal" if suspended else f"{beat.seconds:.0f} s without an end"
+    how = "suspended by a signal" if suspended else f"no progress for {beat.seconds:.0f} s"
+    after = f" after step {beat.step}" if beat.step >= 0 else ""
     member = group[rank]
     return Fault(
         cause="hang",
@@ -60,7 +63,7 @@ def find_hang(group: Sequence[Member], generation: int) -> Fault:
         host=member.host,
         phase=beat.phase,
         step=beat.step,
-        error=f"hangs in phase {beat.phase!r} after step {beat.step}: {how}",
+        error=f"hangs in phase {beat.phase!r}{after}: {how}",
         ago=beat.seconds,
         stacks={rank: text for rank, text in enumerate(stacks) if text},
     )

@@ -1,7 +1,7 @@
 """The faults of a worker group, and how many of them a run recovers from."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -112,17 +112,17 @@ class Quarantine:
     nodes: frozenset[str] = frozenset()
     _failures: Counter[str] = field(default_factory=Counter)
 
-    def note(self, fault: Fault, there: int) -> bool:
+    def note(self, fault: Fault, there: Set[str]) -> bool:
         """Count a fault against its node; returns whether that puts the node in quarantine.
 
-        The last of the `there` nodes stays in use: waiting for another would be in vain. Not
-        counted are causes that are `BLAMELESS`, and workers that only saw a collective fail,
-        because the failed one is unknown.
+        The last of the nodes that are `there` and not in quarantine stays in use: waiting for
+        another would be in vain. Not counted are causes that are `BLAMELESS`, and workers that only
+        saw a collective fail, because the failed one is unknown.
         """
         if not fault.node or fault.of_group or fault.cause in BLAMELESS:
             return False
         self._failures[fault.node] += 1
-        if self._failures[fault.node] < self.after or len(self.nodes) + 1 >= there:
+        if self._failures[fault.node] < self.after or not there - self.nodes - {fault.node}:
             return False
         new = fault.node not in self.nodes
         self.nodes |= {fault.node}

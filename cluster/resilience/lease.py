@@ -90,25 +90,27 @@ class Lease:
             return False
         return True
 
-    def publish(self, name: str, content: bytes) -> None:
-        """Write a file of the folder, whole or not at all.
+    def publish(self, name: str, content: bytes, into: Path | None = None) -> None:
+        """Write a file of the folder, or of the folder `into` on the same storage, whole or not at
+        all.
 
         Raises:
             Superseded: When a newer attempt has taken the lease.
             OSError: When the storage fails.
         """
+        final = (into or self.folder) / name
         partial = self.folder / unused_name(f"step-{name}", self.generation)
         partial.mkdir()
         try:
             self.check()
             durable.write(partial / name, [content])
-            os.replace(partial / name, self.folder / name)
+            os.replace(partial / name, final)
         except FileNotFoundError:
             self.check()  # A newer attempt removes what this one is writing.
             raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        durable.sync_folder(self.folder)
+        durable.sync_folder(final.parent)
 
     def watch(self, every: float = WATCH_SECONDS) -> None:
         """Check the lease in a thread, and end this worker's process once it is lost.

@@ -81,22 +81,24 @@ class Roster:
             size = max((size for size in self.sizes if size <= len(here)), default=0)
             now = time.monotonic()
             arrived = max((member.arrived for member in here), default=began)
-            if size == self.sizes[-1] or (
-                size and now - max(arrived, self._placed) > ARRIVAL_SECONDS
-            ):
+            quiet = now - max(arrived, self._placed) > ARRIVAL_SECONDS
+            late = now - began > self.start_timeout
+            if size == self.sizes[-1] or (size and (quiet or late)):
                 return here[:size]
             lacking = f"waiting for {self.sizes[0] - len(here)} more of {self.sizes[0]} workers"
-            if now - began > self.start_timeout:
+            if late:
                 raise NoRoom(f"{lacking} for {now - began:.0f} s; {self.placer.room()}")
             if now - said > SAY_SECONDS and not size:
                 self.say(f"{lacking}, {now - began:.0f} s; {self.placer.room()}")
                 said = now
 
-    def present(self) -> list[Member]:
-        """Members whose agents run on nodes not to be avoided; those of a node are adjacent."""
+    def present(self, at_work: Sequence[Member] = ()) -> list[Member]:
+        """Members whose agents run; those of a node are adjacent. Those on nodes to be avoided are
+        lost, except those `at_work`, which are first asked to save and stop.
+        """
         avoid = self._avoid()
         for member in self.members:
-            if member.node in avoid:
+            if member.node in avoid and member not in at_work:
                 member.lost = member.lost or "its node is leaving, silent, or fails too often"
         here = [member for member in self.members if member.site is not None and not member.lost]
         return sorted(here, key=lambda member: (member.host, member.node, member.devices))
@@ -107,7 +109,7 @@ class Roster:
             return False
         self._replace_lost(group)  # A pending agent may have been placed on a dead node.
         look_at([member for member in self.members if member not in group], 0.0)
-        here = len(self.present())
+        here = len(self.present(group))
         return any(len(group) < size <= here for size in self.sizes)
 
     def leaving(self, group: Sequence[Member]) -> bool:

@@ -9,16 +9,15 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
-from cluster.workers.messages import Order, Site, Status
+from cluster.workers.messages import Ended, Order, Site, Status
 from cluster.workers.process import Child
 
 PATIENCE_SECONDS = 1.0
 """How long `status` waits for a change."""
 SILENCE_SECONDS = 30.0
 """An agent that gets no call for so long ends its child: another group may be training by then."""
-
-
 CUT_OFF_SECONDS = 10.0
 """How often a silent agent looks whether it can still reach the cluster."""
 
@@ -42,6 +41,9 @@ class Agent:
         self._spare: Child | None = None
         self._asked = time.monotonic()
         self._generation = 0
+        self._stop_requested = False
+        # Of the child that was ended because nobody asked for it.
+        self._given_up: Status | None = None
         self._closed = threading.Event()
         self._have_spare()
         self._watch = threading.Thread(target=self._end_when_forgotten, daemon=True)
@@ -58,10 +60,14 @@ class Agent:
 
     def start(self, order: Order) -> None:
         """Give the order to the waiting child, after ending any child of an older generation."""
+        self._asked = time.monotonic()
+        self._stop_requested = False
         self._end_child()
         child = self._starter.submit(self._take_spare).result()
         with self._changed:
-            self._child, self._generation = child, order.generation
+            self._child, self._generation, self._given_up = child, order.generation, None
+            if self._stop_requested:  # It came while the child was being started.
+                child.page.request_stop()
             self._changed.notify_all()
         child.obey(order)
 
@@ -84,6 +90,7 @@ class Agent:
     def request_stop(self) -> None:
         """Ask the child to save a checkpoint and exit after its next step."""
         with self._changed:
+            self._stop_requested = True
             if self._child is not None:
                 self._child.page.request_stop()
 
@@ -97,6 +104,7 @@ class Agent:
         does its imports while it waits for an order.
         """
         self._end_child()
+        self._given_up = None
         self._have_spare()
 
     def close(self) -> None:
@@ -109,8 +117,14 @@ class Agent:
         if spare is not None:
             spare.close()
 
-    def _end_child(self) -> None:
+    def _end_child(self, error: str = "") -> None:
+        """Kill the child, if there is one. With an `error`, `status` tells it from now on."""
         with self._changed:  # No other thread may read a closed child.
+            if error and self._child is not None:
+                status = self._status()
+                # No fault of this worker, or of its node.
+                ended = status.ended or Ended(how="killed", error=error, of_group=True)
+                self._given_up = replace(status, ended=ended)
             child, self._child = self._child, None
         if child is not None:
             child.close()
@@ -119,7 +133,7 @@ class Agent:
         child, spare = self._child, self._spare
         ready = spare is not None and spare.ready
         if child is None:
-            return Status(generation=self._generation, spare=ready)
+            return replace(self._given_up or Status(generation=self._generation), spare=ready)
         return Status(
             generation=self._generation,
             beat=child.page.read(),
@@ -160,7 +174,7 @@ class Agent:
     def _end_when_forgotten(self) -> None:
         while not self._closed.wait(PATIENCE_SECONDS):
             if time.monotonic() - self._asked > SILENCE_SECONDS:
-                self._end_child()
+                self._end_child(f"its agent got no call for {SILENCE_SECONDS:.0f} s and ended it")
                 if self.is_cut_off():
                     os._exit(1)  # The kernel ends the spare.
                 self._closed.wait(CUT_OFF_SECONDS)

@@ -133,7 +133,8 @@ class Child:
     def _listen(self, messages: IO[str]) -> None:
         with messages:
             for line in messages:
-                self._hear(json.loads(line))
+                if line.endswith("\n"):  # A child that is killed may leave a part of a message.
+                    self._hear(json.loads(line))
         if not self.has_ended:
             self._process.wait()
             self._end(None)

@@ -1,4 +1,4 @@
-"""Commands `faults run` and `faults kinds`: disturb a run as a plan says, and check what comes."""
+"""Commands `faults run` and `faults kinds`: inject the faults of a plan, and check the result."""
 
 import argparse
 import json
@@ -22,14 +22,13 @@ def add_faults_commands(commands: Commands) -> None:
     verbs = command_group(
         commands,
         "faults",
-        "disturb a run on purpose, and check that it becomes what it would have become",
+        "run a pipeline with injected faults, and check its result against a run without them",
         "convnextv2 faults run --plan quick",
     )
     run = command(
         verbs,
         "run",
-        "run a fault plan: exit code 1 if a fault did not fire, or the run is not what it would "
-        "have become without them",
+        "run the faults of a plan; exit code 1 if a fault did not fire or a check fails",
         "convnextv2 faults run --plan quick",
         _act_run,
     )
@@ -57,7 +56,7 @@ def add_faults_commands(commands: Commands) -> None:
     command(
         verbs,
         "kinds",
-        "list what a plan may do to a run",
+        "list the kinds of faults that a plan may have",
         "convnextv2 faults kinds",
         _act_kinds,
     )

@@ -19,7 +19,7 @@ def add_goodput_command(commands: Commands) -> None:
     added = command(
         commands,
         "goodput",
-        "say how much of a run's training time was progress, and where the rest went",
+        "show the share of a run's training time that was productive, and where the rest went",
         "convnextv2 goodput runs/demo",
         _act,
     )

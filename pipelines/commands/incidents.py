@@ -19,7 +19,7 @@ def add_incidents_command(commands: Commands) -> None:
     added = command(
         commands,
         "incidents",
-        "list what befell a run, and how long it took to go on",
+        "list the faults of a run, and how long each recovery took, by phase",
         "convnextv2 incidents runs/demo",
         _act,
     )
@@ -37,7 +37,7 @@ def _act(options: argparse.Namespace) -> int:
     elif found:
         print(_table(found))
     else:
-        print(f"nothing befell {options.run}")
+        print(f"{options.run} has had no incident")
     return 0
 
 

@@ -13,11 +13,15 @@ def add_replay_command(commands: Commands) -> None:
     parser = command(
         commands,
         "replay",
-        "run a step again that was left out for a NaN, and say which layer it comes from",
+        "repeat a step that was skipped for a NaN, and name the layer where it first appears",
         "convnextv2 replay runs/demo/stages/pretrain/0a1b2c3d/nonfinite/step-120-rank-1.json",
         _act,
     )
-    parser.add_argument("file", type=Path, help="what a worker wrote of the step")
+    parser.add_argument(
+        "file",
+        type=Path,
+        help="a worker's record of the step: nonfinite/step-N-rank-R.json in the stage's folder",
+    )
 
 
 def _act(options: argparse.Namespace) -> int:

@@ -85,7 +85,8 @@ class ClusterConfig(Section):
     limits: Limits = Limits()
     """When a worker hangs (s); at least five times what it took before."""
     address: str | None = None
-    """Address of a running Ray cluster. By default RAY_ADDRESS, and without it one is started."""
+    """Of a running Ray cluster that this machine belongs to: auto, or host:port of the head. By
+    default RAY_ADDRESS, and without it a cluster is started here."""
     dashboard_port: Positive | None = None
     """Port of Ray's dashboard when the cluster is started here; none by default."""
     start_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0

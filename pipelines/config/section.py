@@ -1,6 +1,6 @@
 """What every section of the configuration is made of."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
@@ -13,7 +13,7 @@ def _known_size(name: str) -> str:
     return name
 
 
-def _read(bare: Unit) -> Any:
+def _read(bare: Unit) -> PlainValidator:
     return PlainValidator(lambda value: Duration.parse(value, bare))
 
 

@@ -50,8 +50,8 @@ class TrainConfig(Section):
     """Decay per step of an exponential moving average (EMA) of the weights, which is evaluated
     and written beside them. By default there is none."""
     max_skipped_steps: Annotated[int, Field(ge=0)] = 10
-    """Steps in a row that may be skipped because their loss or gradient is not finite; one more is
-    an error."""
+    """Training stops after so many steps in a row that are skipped because their loss or gradient
+    is not finite."""
     compile: bool = False
     """Put the encoder through torch.compile: minutes at the start, other rounding. Not in ZeRO
     stage 3. `make gpu-check` says whether it is faster."""

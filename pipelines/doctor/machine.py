@@ -96,7 +96,11 @@ def ray_token() -> Check:
     address = os.environ.get("RAY_ADDRESS", "local")
     if address not in ("local", "auto"):
         return _token_of_cluster(address)
-    if chosen_mode() == "disabled":
+    try:
+        chosen = chosen_mode()
+    except ClusterError as error:
+        return Check("Ray token", "fail", str(error), f"unset {MODE}, or correct it")
+    if chosen == "disabled":
         found, advice = f"off, because {MODE} is set", f"unset {MODE}: users of this machine get in"
         return Check("Ray token", "warn", found, advice)
     token = find_token()

@@ -53,7 +53,7 @@ class ReportInput:
         wall_seconds: How long the command that makes the page has run.
         event_logs: Events of the stages that train, by name.
         accounts: Where the time of these stages went, by name.
-        incidents: What befell them.
+        incidents: Their faults and recoveries.
         measured: What these stages measure while they train; those that are charted are drawn.
         results: Of the models "pretrained", "scratch" (the baseline, or the only one without
             pretraining), "probe" (linear) and "neighbours", and of others by their titles.

@@ -29,7 +29,7 @@ class TrainingTime:
 
     Args:
         stage: Its name.
-        seconds: By part (`pipelines.runtime.goodput.PARTS`), without what is too short to be told.
+        seconds: By part (`pipelines.runtime.group_time.PARTS`), without the shortest.
         total: Of all parts.
         goodput: Productive share of it.
         groups: How many worker groups there were.

@@ -120,8 +120,8 @@ class Interval(Measured):
         seconds = steps * self.values["step_seconds"]
         block, failures = self.values["block_seconds"], self.values["failures"]
         return (
-            f"from step {self.step} on, a checkpoint every {steps:.0f} steps ({seconds:.3g} s): it "
-            f"holds training up for {block:.2g} s, and a failure is expected every {hours:.3g} h "
+            f"from step {self.step} on, a checkpoint every {steps:,.0f} steps ({seconds:,.0f} s): "
+            f"it blocks training for {block:.2g} s, and a failure is expected every {hours:,.1f} h "
             f"({failures:.0f} so far)"
         )
 

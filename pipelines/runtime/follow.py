@@ -139,16 +139,16 @@ def in_words(event: Event) -> str | None:
             return f"training goes on from step {event.step}"
         case Skipped():
             return (
-                f"step {event.step} was left out: loss or gradient not finite on some worker "
+                f"step {event.step} was skipped: some worker's loss or gradient is not finite "
                 f"({event.skipped_steps} so far)"
             )
         case Interval():
             return event.in_words()
         case SaveFailed():
             return (
-                f"the checkpoint of step {event.step} is given up after {event.tries} tries, and "
+                f"the checkpoint of step {event.step} could not be saved in {event.tries} tries; "
                 f"training goes on: {event.reason}"
             )
         case Rejected():
-            return f"checkpoint {event.path} is not whole and is passed over: {event.reason}"
+            return f"checkpoint {event.path} is damaged and is passed over: {event.reason}"
     return None

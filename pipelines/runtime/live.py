@@ -32,7 +32,7 @@ METRICS = {
     GOODPUT: "Productive share of the run's training time so far",
     WORKERS: "Workers of the group at work",
     CHECKPOINT: "Step of the newest checkpoint",
-    INCIDENTS: "What befell the run since its driver began, by cause",
+    INCIDENTS: "Incidents of the run since its driver began, by cause",
 }
 """Descriptions of the metrics at Ray's Prometheus endpoint; docs/recovery.md lists them, too."""
 

@@ -40,6 +40,6 @@ def exclusive(run_dir: Path, say: Callable[[str], None]) -> Iterator[None]:
                 "it, or give another --run-dir"
             )
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"{os.getpid()} on {os.uname().nodename}")
         file.flush()
         yield

@@ -104,7 +104,7 @@ def gather(
     event_logs = {
         name: read_events(directory) for name, directory in begun.items() if KINDS[name].trains
     }
-    befell = [each for each in incidents.read(session.run_dir) if each.stage in event_logs]
+    faults = [each for each in incidents.read(session.run_dir) if each.stage in event_logs]
     return ReportInput(
         title=config.name,
         command=shlex.join(command),
@@ -115,10 +115,10 @@ def gather(
         ],
         event_logs=event_logs,
         accounts={
-            name: account_of(name, events, read_spans(begun[name]), befell)
+            name: account_of(name, events, read_spans(begun[name]), faults)
             for name, events in event_logs.items()
         },
-        incidents=befell,
+        incidents=faults,
         measured={name: _measured(config, name) for name in event_logs},
         results={model_of(config, name): result for name, result in found.items()},
         pictures=[

@@ -81,13 +81,21 @@ def test_a_dashboard_port_in_use_is_named_before_anything_starts() -> None:
             pass
 
 
-@pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_a_cluster_that_is_not_there_is_told_at_once(scheme: str) -> None:
+def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closing:
         port = closing.getsockname()[1]
-    address = f"{scheme}127.0.0.1:{port}"
+    address = f"127.0.0.1:{port}"
     words = f"cannot connect to the Ray cluster at {address}: nothing answers there .*refused"
     with pytest.raises(ClusterError, match=words), Cluster(replace(PLACEMENT, address=address)):
+        pass
+
+
+def test_rays_client_is_refused() -> None:
+    words = "at ray://127.0.0.1:10001: Ray's client is not supported: give the command on a machine"
+    with (
+        pytest.raises(ClusterError, match=words),
+        Cluster(replace(PLACEMENT, address="ray://127.0.0.1:10001")),
+    ):
         pass
 
 

@@ -16,7 +16,6 @@ seen in this epoch, rate and length of training stay what they were. Which steps
 
 import json
 import logging
-import os
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import durable, group
+from cluster import group
 from cluster.checkpoint.store import (
     Checkpoint,
     RestoreSearch,
@@ -98,7 +97,7 @@ class Window:
 
     def in_words(self) -> str:
         return (
-            f"at step {self.step} the loss was {self.loss:.4g}, {self.loss / self.median:.3g} "
+            f"at step {self.step} the loss was {self.loss:.4g}, {self.loss / self.median:,.1f} "
             f"times the median of the steps before; steps {self.first + 1} to {self.end} are left "
             "out"
         )
@@ -139,11 +138,7 @@ class Windows:
         Raises:
             Superseded: Then.
         """
-        temporary = stage / f".{FILE}.{lease.generation}"
-        durable.write(temporary, [json.dumps(self.as_notes(), indent=1).encode()])
-        lease.check()
-        os.replace(temporary, stage / FILE)
-        durable.sync_folder(stage)
+        lease.publish(FILE, json.dumps(self.as_notes(), indent=1).encode(), into=stage)
 
     def __or__(self, others: "Windows") -> "Windows":
         return Windows(tuple(dict.fromkeys((*self.each, *others.each))))
@@ -201,7 +196,7 @@ def leave_out(
     """
     if len(windows.each) >= MOST:
         raise TooManySpikes(
-            f"at step {spike.step} the loss was {spike.loss:.4g}, {spike.loss / spike.median:.3g} "
+            f"at step {spike.step} the loss was {spike.loss:.4g}, {spike.loss / spike.median:,.1f} "
             f"times the median, and there have been {MOST} such spikes already. A lower base_lr, "
             "grad_clip or a longer warmup may help; a larger spike_factor, or none, goes on from "
             "the last checkpoint by the same command"

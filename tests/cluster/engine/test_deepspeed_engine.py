@@ -22,7 +22,7 @@ from cluster.engine.outcome import NonFinite
 from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import Precision, ZeroSettings
 from cluster.engine.zero_partitions import partition_of
-from cluster.group import mean_over_workers
+from cluster.group import mean_and_each
 from tests.cluster.engine.toy import (
     BATCH,
     Batch,
@@ -98,7 +98,7 @@ def without_each_of_the_insides(engine: DeepSpeedEngine) -> dict[str, str]:
 
 def poisoned(engine: DeepSpeedEngine, before: dict[str, Any]) -> dict[str, Any]:
     """A step with a NaN in one image of the last worker, and a step with none after it."""
-    found: dict[str, Any] = {"metrics": mean_over_workers(engine.train_step(poison(), 0.1))}
+    found: dict[str, Any] = {"metrics": mean_and_each(engine.train_step(poison(), 0.1), 0.0)[0]}
     found["untouched"] = same(before, kept(engine))
     found["counters"] = engine.updates, engine.skipped_steps
     found["next"] = go_on(engine, STEPS, STEPS + 1)[0]

@@ -104,9 +104,9 @@ def fault(*, of_group: bool) -> Fault:
 
 def test_a_node_that_is_wrong_again_and_again_gets_no_more_work() -> None:
     quarantine, budget = Quarantine(after=2), Budget(3)
-    assert not quarantine.note(fault(of_group=True), there=2)
-    assert not quarantine.note(fault(of_group=False), there=2)
-    assert quarantine.note(fault(of_group=False), there=2)
+    assert not quarantine.note(fault(of_group=True), {"n", "m"})
+    assert not quarantine.note(fault(of_group=False), {"n", "m"})
+    assert quarantine.note(fault(of_group=False), {"n", "m"})
     assert quarantine.nodes == {"n"}
     assert [budget.why_not(fault(of_group=False)) for _ in range(3)] == [None] * 3
     assert "by cause 'divergence'" in str(budget.why_not(fault(of_group=False)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cluster.batch_layout import BatchLayout
 from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.engine.settings import EngineSettings
-from cluster.group import mean_over_workers
+from cluster.group import mean_and_each
 
 BATCH = 8
 BETAS = (0.9, 0.95)
@@ -114,7 +114,7 @@ def micro_batches(step: int, micro: int = 1) -> Iterator[Batch]:
 
 def go_on(engine: DeepSpeedEngine, first: int, last: int, micro: int = 1) -> list[dict[str, float]]:
     return [
-        mean_over_workers(engine.train_step(micro_batches(step, micro), rate(step)))
+        mean_and_each(engine.train_step(micro_batches(step, micro), rate(step)), 0.0)[0]
         for step in range(first, last)
     ]
 

@@ -3,7 +3,9 @@
 import os
 import pickle
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,13 +31,29 @@ def prepare_to_die() -> None:
     die(None)
 
 
-@pytest.mark.parametrize(("kills", "memory"), [([3, 4], True), ([3, 3], False)])
+def die_in_a_message() -> None:
+    messages = int(sys.argv[sys.argv.index("--messages") + 1])
+    os.write(messages, b'{"ended": {"how": "rai')
+    die(None)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "kills", "memory"),
+    [
+        (prepare_to_die, [3, 4], True),
+        (prepare_to_die, [3, 3], False),
+        (die_in_a_message, [3, 3], False),
+    ],
+)
 def test_a_kill_by_the_kernel_is_told_from_any_other(
-    kills: list[int], memory: bool, monkeypatch: pytest.MonkeyPatch
+    prepare: Callable[[], None],
+    kills: list[int],
+    memory: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(process, "memory_kills", lambda: kills.pop(0))
     changed = threading.Condition()
-    child = process.Child(pickle.dumps((prepare_to_die, die)), changed)
+    child = process.Child(pickle.dumps((prepare, die)), changed)
     try:
         with changed:
             assert changed.wait_for(lambda: child.has_ended, 60)

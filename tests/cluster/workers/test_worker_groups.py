@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,10 @@ def test_every_worker_runs_in_one_group(cluster: Cluster, tmp_path: Path) -> Non
     assert looks[-1] == 2, "and once more when they are done"
 
 
+def prepare_for(job: object) -> None:
+    """Nothing needs to be imported."""
+
+
 def leave_parent(folder: Path) -> None:
     """Leave the agent's process, which is the parent of this one."""
     (folder / f"{os.getppid()} {os.getpid()}").touch()
@@ -117,8 +122,9 @@ def leave_parent(folder: Path) -> None:
 def test_agents_stay_for_the_next_group_and_make_room_for_tasks(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    cluster.run(leave_parent, tmp_path, name="first")
-    cluster.run(leave_parent, tmp_path, name="second")
+    for name in ("first", "second"):
+        prepare = partial(prepare_for, tmp_path / name)  # Each stage has its own.
+        cluster.run(leave_parent, tmp_path, name=name, prepare=prepare)
     pairs = [path.name.split() for path in tmp_path.iterdir()]
     assert len({child for _, child in pairs}) == 4
     agents = {int(agent) for agent, _ in pairs}

@@ -79,7 +79,7 @@ def test_a_half_done_run_has_curves_and_says_what_is_missing(
     page, stages = report(shards, session)
     assert stages == ["write", "report"]
     words = " ".join(page.text.split())
-    assert "What is not here yet" in words
+    assert "Not done yet" in words
     assert "Pretrainingit is half done" in words
     assert "Fine-tuningit needs pretrain" in words
     assert "Fine-tuning from scratchit has not been run here before" in words

@@ -147,6 +147,12 @@ def test_tokens_that_are_turned_off(no_token_yet: Path, monkeypatch: Patch) -> N
     check = machine.ray_token()
     assert (check.status, check.found) == ("warn", "off, because RAY_AUTH_MODE is set")
     assert "unset RAY_AUTH_MODE" in check.advice
+    monkeypatch.setenv("RAY_AUTH_MODE", "tokne")
+    check = machine.ray_token()
+    assert (check.status, check.found) == (
+        "fail",
+        "RAY_AUTH_MODE=tokne is unknown; token or disabled would work",
+    )
 
 
 @pytest.mark.parametrize(

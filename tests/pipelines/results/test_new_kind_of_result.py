@@ -11,7 +11,6 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 from rich.console import Console
-from torch import nn
 
 from cluster import durable
 from cluster.checkpoint.publishing import publish
@@ -29,8 +28,9 @@ from pipelines.runtime.console import Screen
 from pipelines.runtime.session import Session
 from pipelines.stages import report
 from pipelines.stages.setup import StageSetup
-from pipelines.training.job import Plan, TrainJob
+from pipelines.training.job import Plan
 from tests.pipelines.conftest import keep_own_store
+from tests.pipelines.stages.jobs import made_up_job
 
 pytestmark = pytest.mark.slow
 
@@ -143,11 +143,7 @@ def test_the_best_checkpoint_may_be_that_of_its_metrics(
     config = config_with(keep_best=name)
     assert find_conflicts(config) == []
     assert config.finetune is not None
-    job = TrainJob(
-        model=config.model, data=config.data, recipe=config.finetune, evaluate=config.evaluate,
-        cluster=config.cluster, seed=0, log_every=1, build_task=lambda job: nn.Identity(),
-        directory=tmp_path, log=tmp_path, shards=tmp_path, num_classes=1,
-    )  # fmt: skip
+    job = made_up_job(config, config.finetune, tmp_path)
     order = GlobalOrder(1280, config.finetune.global_batch_size, seed=0)
     measured = {
         "val_mIoU": [0.2, 0.5, 0.3, 0.4],

@@ -13,7 +13,8 @@ from pipelines.runtime.run_lock import BusyError, exclusive
 def test_the_second_command_is_told_who_works_there(tmp_path: Path) -> None:
     said: list[str] = []
     with exclusive(tmp_path, said.append):
-        words = f"{tmp_path} is in use by process {os.getpid()}; wait for it"
+        me = f"process {os.getpid()} on {os.uname().nodename}"
+        words = f"{tmp_path} is in use by {me}; wait for it"
         with pytest.raises(BusyError, match=words), exclusive(tmp_path, said.append):
             pass
     with exclusive(tmp_path, said.append):

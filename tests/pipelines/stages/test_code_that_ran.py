@@ -15,10 +15,10 @@ from pipelines.graph.keys import PACKAGES, installed_sources, name_of
 from pipelines.presets import load_preset
 from pipelines.stages import pretrain
 from pipelines.stages.common import run_training
-from pipelines.training.job import TrainJob
 from pipelines.training.loop import train
 from tests.cluster.process_group import run_group
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
+from tests.pipelines.stages.jobs import made_up_job
 
 
 def traced(root: Path, found: Path) -> None:
@@ -29,23 +29,9 @@ def traced(root: Path, found: Path) -> None:
          "pretrain.micro_batch_size=2", "pretrain.train_images=null",
          "pretrain.ema_decay=0.9", "log_every=1"],
     )  # fmt: skip
-    assert config.pretrain is not None
-    manifest = read_manifest(root / "shards")
-    job = TrainJob(
-        model=config.model,
-        data=config.data,
-        recipe=config.pretrain,
-        evaluate=config.evaluate,
-        cluster=config.cluster,
-        seed=config.seed,
-        log_every=config.log_every,
-        build_task=pretrain.build_task,
-        directory=root,
-        log=root / "log",
-        shards=root / "shards",
-        num_classes=3,
-        normalization=manifest.normalization,
-    )
+    shards = root / "shards"
+    normalization = read_manifest(shards).normalization
+    job = made_up_job(config, config.pretrain, root, shards=shards, normalization=normalization)
     called: set[str] = set()
 
     def note(frame: FrameType, event: str, argument: object) -> None:

@@ -60,11 +60,11 @@ def test_what_is_to_be_kept_is_saved(
 
 def test_what_was_chosen_is_said() -> None:
     choice = Choice(
-        steps=640, block=0.213, writing=1.0, step=1.25, mean_time_to_failure=35_000.0, failures=3
+        steps=2880, block=0.213, writing=1.0, step=1.25, mean_time_to_failure=36e6, failures=0
     )
     event = event_of(line_of(Interval(step=500, values=values_of(choice))))
     assert isinstance(event, Interval)
     assert event.in_words() == (
-        "from step 500 on, a checkpoint every 640 steps (800 s): it holds training up for 0.21 s, "
-        "and a failure is expected every 9.72 h (3 so far)"
+        "from step 500 on, a checkpoint every 2,880 steps (3,600 s): it blocks training for "
+        "0.21 s, and a failure is expected every 10,000.0 h (0 so far)"
     )

@@ -107,6 +107,10 @@ class LocalPlacer:
         self.agents += new
         return new
 
+    @property
+    def usable_nodes(self) -> frozenset[str]:
+        return frozenset(f"node-{number}" for number in range(self.nodes))
+
     def leaving(self) -> frozenset[str]:
         return frozenset(self.gone)
 

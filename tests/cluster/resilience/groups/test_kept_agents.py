@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from cluster.resilience.conductor import Conductor, GroupFailed
-from cluster.resilience.faults import Fault, Quarantine
+from cluster.resilience.faults import Cause, Fault, Quarantine
 from cluster.resilience.roster import Kept
 from tests.cluster.resilience.groups.local_agents import LocalPlacer, job, worker_processes
 from tests.cluster.resilience.groups.steps import Steps, run
@@ -116,10 +116,28 @@ def test_the_failures_of_a_node_are_counted_over_all_jobs(driver: Driver, tmp_pa
     assert failed not in {member.node for member in driver.kept.members}
 
 
-@pytest.mark.parametrize(("there", "kept_away"), [(1, False), (2, True)])
-def test_the_only_node_stays_in_use_however_often_it_fails(there: int, kept_away: bool) -> None:
-    quarantine = Quarantine(after=2)
+@pytest.mark.parametrize(
+    ("there", "before", "kept_away"),
+    [
+        ({"n"}, set(), False),
+        ({"n", "m"}, set(), True),
+        ({"n", "m"}, {"m"}, False),
+        ({"n", "m"}, {"gone", "gone-too"}, True),  # Those are not among the nodes any more.
+    ],
+)
+def test_the_only_node_stays_in_use_however_often_it_fails(
+    there: set[str], before: set[str], kept_away: bool
+) -> None:
+    quarantine = Quarantine(after=2, nodes=frozenset(before))
     fault = Fault(cause="killed", rank=0, node="n", host="h", phase="step", step=1, error="gone")
     found = [quarantine.note(fault, there) for _ in range(4)]
     assert found == [False, kept_away, False, False]
-    assert quarantine.nodes == ({"n"} if kept_away else set())
+    assert quarantine.nodes == before | ({"n"} if kept_away else set())
+
+
+@pytest.mark.parametrize("cause", ["error", "spike", "preemption"])
+def test_of_some_faults_no_node_is_the_cause(cause: Cause) -> None:
+    quarantine = Quarantine(after=1)
+    fault = Fault(cause=cause, rank=0, node="n", host="h", phase="step", step=5, error="high")
+    assert not quarantine.note(fault, {"n", "m"})
+    assert quarantine.nodes == frozenset()

@@ -8,6 +8,7 @@ from typing import TypeVar
 import pytest
 
 from cluster.resilience import crew
+from cluster.resilience import roster as module
 from cluster.resilience.crew import AgentLost, look_at
 from cluster.resilience.roster import Roster
 from cluster.workers.messages import Order, Site, Status
@@ -80,6 +81,7 @@ class Cluster:
     machines: dict[str, Node]
     requests: list[frozenset[str]] = field(default_factory=list)
     probes: dict[str, Future[None]] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
 
     def place(self, count: int, avoid: frozenset[str]) -> Sequence[Agent]:
         self.requests.append(avoid)
@@ -93,8 +95,8 @@ class Cluster:
         return None
 
     @property
-    def nodes(self) -> int:
-        return len(self.machines)
+    def usable_nodes(self) -> frozenset[str]:
+        return frozenset(self.machines)
 
     def probe(self, node: str) -> Future[None]:
         assert node not in self.probes, "one probe is enough"
@@ -102,7 +104,7 @@ class Cluster:
         return self.probes[node]
 
     def leaving(self) -> frozenset[str]:
-        return frozenset()
+        return frozenset(self.gone)
 
     def told_to_go(self, node: str) -> bool:
         return False
@@ -181,3 +183,23 @@ def test_a_node_whose_agent_alone_has_died_gets_the_next_one() -> None:
     cluster.machines["b"].died = None
     assert [member.node for member in roster.assemble(lambda: None)] == ["a", "b"]
     assert cluster.probes == {}
+
+
+def test_workers_whose_node_is_about_to_go_are_not_lost_before_they_have_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ARRIVAL_SECONDS", 0.0)
+    cluster = Cluster({"a": Node(), "b": Node()})
+    roster = Roster(cluster, [2, 3], 60.0, say=lambda sentence: None)
+    group = roster.assemble(lambda: None)
+    cluster.gone = {"b"}  # Between the question whether a node is leaving, and this one.
+    assert not roster.has_more_than(group)
+    assert [member.lost for member in group] == ["", ""]
+    assert roster.leaving(group)
+
+
+def test_when_time_is_up_those_that_are_there_are_enough() -> None:
+    """Agents of a large cluster may come one by one for longer than the time there is."""
+    cluster = Cluster({"a": Node()})
+    roster = Roster(cluster, [1, 2], start_timeout=0.0, say=lambda sentence: None)
+    assert [member.node for member in roster.assemble(lambda: None)] == ["a"]

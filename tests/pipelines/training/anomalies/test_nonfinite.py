@@ -24,6 +24,7 @@ from pipelines.training.loop import train
 from tests.cluster.process_group import run_group
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
 from tests.pipelines.commands.user import run
+from tests.pipelines.stages.jobs import made_up_job
 
 IMAGES, POISON = 8, 5
 SETTINGS = (
@@ -68,21 +69,9 @@ def build_task(job: TrainJob) -> nn.Module:
 
 def job_in(folder: Path, directory: Path) -> TrainJob:
     config = load_preset("demo", SETTINGS)
-    assert config.pretrain is not None
     directory.mkdir(exist_ok=True)
-    return TrainJob(
-        model=config.model,
-        data=config.data,
-        recipe=config.pretrain,
-        evaluate=config.evaluate,
-        cluster=config.cluster,
-        seed=3,
-        log_every=1,
-        build_task=build_task,
-        directory=directory,
-        log=directory / "log",
-        shards=folder,
-        num_classes=2,
+    return made_up_job(
+        config, config.pretrain, directory, build_task=build_task, shards=folder, seed=3
     )
 
 

@@ -11,13 +11,11 @@ from cluster.checkpoint.store import latest_good, step_of, steps
 from cluster.durable import write as write_file
 from cluster.resilience.conductor import Conductor
 from cluster.resilience.fault_injection import VARIABLE
-from cluster.resilience.faults import Fault, Quarantine
 from cluster.resilience.incidents import Incident
 from cluster.resilience.lease import Lease, Superseded
 from convnextv2.data.writing import WriteSettings
 from pipelines.presets import load_preset
 from pipelines.runtime.events import Checkpoint, Interval, curve, read_events
-from pipelines.stages import pretrain
 from pipelines.training.anomalies.spikes import (
     FEWEST,
     FILE,
@@ -37,6 +35,7 @@ from pipelines.training.loop import train, train_from
 from tests.cluster.process_group import run_group
 from tests.cluster.resilience.groups.local_agents import LocalPlacer, job
 from tests.convnextv2.data.fixtures.pictures import Pictures, write
+from tests.pipelines.stages.jobs import made_up_job
 
 TOTAL, AT, WINDOW, EVERY = 60, 27, 4, 5
 LEFT_OUT = range(AT - WINDOW, AT + WINDOW)
@@ -52,6 +51,7 @@ SETTINGS = (
     "pretrain.decoder_dim=16",
     "pretrain.spike_factor=3",
     f"pretrain.spike_window={WINDOW}",
+    "log_every=1",
 )
 
 
@@ -61,22 +61,8 @@ def window(first: int, end: int) -> Window:
 
 def job_in(shards: Path, directory: Path, checkpoint_every: str = f"{EVERY} steps") -> TrainJob:
     config = load_preset("demo", [*SETTINGS, f"pretrain.checkpoint_every={checkpoint_every}"])
-    assert config.pretrain is not None
     directory.mkdir(exist_ok=True)
-    return TrainJob(
-        model=config.model,
-        data=config.data,
-        recipe=config.pretrain,
-        evaluate=config.evaluate,
-        cluster=config.cluster,
-        seed=3,
-        log_every=1,
-        build_task=pretrain.build_task,
-        directory=directory,
-        log=directory / "log",
-        shards=shards,
-        num_classes=2,
-    )
+    return made_up_job(config, config.pretrain, directory, shards=shards, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +128,7 @@ def test_a_group_goes_back_and_leaves_the_steps_out(
     # 50 steps are trained before the first, of which 8 are left out.
     saved = [event.step for event in events if isinstance(event, Checkpoint)]
     assert saved == [50 + len(LEFT_OUT), TOTAL]
-    [chosen] = [event for event in events if isinstance(event, Interval)]
+    chosen, *_ = [event for event in events if isinstance(event, Interval)]
     assert chosen.step == saved[0]
     assert chosen.values["block_seconds"] < chosen.values["step_seconds"] * 100
     assert min(point.values["images_per_second"] for point in points) > 0
@@ -277,6 +263,24 @@ def test_the_list_is_that_of_the_newest_attempt(tmp_path: Path) -> None:
     assert Windows.read(tmp_path).each == (window(1, 2),)
 
 
+def test_an_attempt_that_is_paused_before_it_renames_does_not_change_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, check = Lease.take(tmp_path / "checkpoints"), Lease.check
+    begun: list[Lease] = []
+
+    def check_and_pause(lease: Lease) -> None:
+        check(lease)
+        if not begun:
+            begun.append(Lease.take(tmp_path / "checkpoints"))
+
+    monkeypatch.setattr(Lease, "check", check_and_pause)
+    with pytest.raises(Superseded):
+        Windows((window(3, 4),)).write(tmp_path, old)
+    assert begun
+    assert Windows.read(tmp_path).each == ()
+
+
 @pytest.mark.parametrize("content", ["", "{}[", '[{"first": 1}]', "[1]", '{"left_out": []}'])
 def test_a_damaged_list_is_told(content: str, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(content)
@@ -290,10 +294,3 @@ def test_there_is_a_limit(tmp_path: Path) -> None:
     with pytest.raises(TooManySpikes, match=f"there have been {MOST} such spikes already"):
         leave_out(tmp_path, root, windows, spike(99), reach=5, total=200, lease=Lease.take(root))
     assert not (tmp_path / FILE).exists()
-
-
-def test_no_node_is_to_blame() -> None:
-    quarantine = Quarantine(after=1)
-    spiked = Fault(cause="spike", rank=0, node="n", host="h", phase="step", step=5, error="high")
-    assert not quarantine.note(spiked, there=2)
-    assert quarantine.nodes == frozenset()
