@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from convnextv2.kernels.gpu import triton_missing
 from pipelines.doctor.gpu import __main__ as check
 from pipelines.doctor.gpu import machine, parts
-from pipelines.doctor.gpu.correctness.kernels import triton_missing
 from pipelines.doctor.gpu.parts import (
     Outcome,
     Part,
