@@ -216,7 +216,7 @@ class Cluster:
         if there < wanted:
             fewer = f"cluster.num_workers={there} or " if there else ""
             raise ClusterError(
-                f"cluster.use_gpu is true, and {wanted} workers need a GPU each, but Ray finds "
+                f"cluster.use_gpu: a GPU for every worker makes {wanted}, and Ray finds "
                 f"{there or 'none'} on this machine (nvidia-smi lists them); "
                 f"{fewer}cluster.use_gpu=false would do"
             )

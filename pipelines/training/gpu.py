@@ -69,8 +69,8 @@ def memory_problem(job: TrainJob, free: int) -> str:
     return (
         f"micro_batch_size: {recipe.micro_batch_size} images of "
         f"{image_size_of(recipe, job.model)} px take about {needed / GIB:.1f} GiB with model.size "
-        f"{job.model.size} in {recipe.dtype}, and {free / GIB:.1f} GiB of this worker's GPU are "
-        f"free; {fitting} would do"
+        f"{job.model.size} in {recipe.dtype}, more than {MARGIN:.0%} of the {free / GIB:.1f} GiB "
+        f"that are free on this worker's GPU; {fitting} would do"
     )
 
 

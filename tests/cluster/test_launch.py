@@ -61,7 +61,9 @@ def test_too_few_gpus_are_told_at_once_and_end_the_cluster() -> None:
     handler = signal.getsignal(signal.SIGTERM)
     there = torch.cuda.device_count()
     too_many = replace(PLACEMENT, num_workers=there + 1, use_gpu=True)
-    words = rf"^cluster\.use_gpu is true.*{there + 1} workers .* on this machine.*use_gpu=false"
+    words = (
+        rf"^cluster\.use_gpu: .* makes {there + 1}, .* on this machine .*use_gpu=false would do$"
+    )
     with pytest.raises(ClusterError, match=words), Cluster(too_many):
         pass
     assert all_gone(), offspring()
