@@ -1,16 +1,19 @@
 """A GPU that cannot train what it is asked to: one sentence from the command, at once."""
 
 import json
-import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import Start
 
+ROOT = Path(__file__).parents[2]
 MACHINE = Path(__file__).parent / "gpu_machine"
 SETTINGS = ("cluster.num_workers=1", "cluster.use_gpu=true", "cluster.warm_spare=false")
+NONE = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU."
 OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update it."
 
 
@@ -18,6 +21,12 @@ OLD = "The NVIDIA driver on your system is too old (found version 11040). Please
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of both runs, so that the second one finds its images written."""
     return tmp_path_factory.mktemp("gpu") / "run"
+
+
+def be(machine: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes started from now on are on this machine."""
+    monkeypatch.setenv("PYTHONPATH", f"{MACHINE}:{ROOT}")
+    monkeypatch.setenv("GPU_MACHINE", json.dumps(machine))
 
 
 @pytest.mark.slow
@@ -44,8 +53,7 @@ def test_it_is_said_once_and_not_tried_again(
     start: Start,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{MACHINE}:{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setenv("GPU_MACHINE", json.dumps(machine))
+    be(machine, monkeypatch)
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')
     (run_dir / "incidents.jsonl").unlink(missing_ok=True)
     job = start("pretrain", run_dir, settings=SETTINGS)
@@ -54,3 +62,42 @@ def test_it_is_said_once_and_not_tried_again(
     assert re.fullmatch(rf"error: worker 0 on [^ ]+: {said}", error.splitlines()[-1]), error
     assert "Traceback" not in out + error
     assert len((run_dir / "incidents.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        ({"init": NONE}, "no GPU can be used: Found no NVIDIA driver on your system"),
+        (
+            {"capability": (7, 0)},
+            "Tesla Made-up has compute capability 7.0; bf16 training and the kernels need 8.0 "
+            "(A100) or newer",
+        ),
+    ],
+)
+def test_the_doctor_says_so_too(
+    machine: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    be(machine, monkeypatch)
+    command = [sys.executable, "-m", "pipelines.cli", "doctor", "--gpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"{said}; --device cpu --quick makes a dry run\n"
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_gpu_that_others_use_and_a_missing_triton_are_rows_of_the_check(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    be({"free": 40.0, "missing": ["triton"]}, monkeypatch)
+    command = [sys.executable, "-m", "pipelines.doctor.gpu", "--parts", "machine", "compilation"]
+    command += ["--out", str(tmp_path / "gpu.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert (
+        "WRONG: other processes use about 38 of its 79 GiB (nvidia-smi lists them)" in done.stdout
+    )
+    assert re.search(r"compilation +skipped .* Triton cannot be imported", done.stdout)
+    assert "Traceback" not in done.stdout + done.stderr

@@ -20,7 +20,7 @@ TOTAL = 79.2
 
 def change_cuda(cuda: ModuleType) -> None:
     major, minor = MACHINE.get("capability", (9, 0))
-    gpu = SimpleNamespace(name="Tesla Made-up", major=major, minor=minor)
+    gpu = SimpleNamespace(name="Tesla Made-up", major=major, minor=minor, multi_processor_count=132)
     memory = int(MACHINE.get("free", TOTAL - 1) * 2**30), int(TOTAL * 2**30)
     vars(cuda).update(
         init=lambda: fail("init"),
