@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import psutil
 import pytest
-import ray
 import torch
 
 from cluster.launch import Cluster, ClusterError, Placement
@@ -71,7 +70,7 @@ def test_too_few_gpus_are_told_at_once_and_end_the_cluster() -> None:
 
 
 def test_a_cluster_without_room_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
     cluster = Cluster(replace(PLACEMENT, num_workers=2, use_gpu=True, start_timeout_seconds=0.0))
     words = r"at head:6379 has no room: 2 workers need 2 GPU \(free: 1\).*Lower cluster.num_work"
     with pytest.raises(ClusterError, match=words):

@@ -2,13 +2,11 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 
 from cluster import group
-from cluster.resilience.goodput import Stopwatch
 from cluster.workers import current
 from cluster.workers.beacon import Beacon
 from pipelines.runtime.events import EventLog, read_events
@@ -31,8 +29,9 @@ def test_a_gpu_that_others_use_is_told_on_the_screen(
 ) -> None:
     parts = {name: MagicMock() for name in Run.__dataclass_fields__ if name != "noted"}
     parts["job"].directory, parts["checkpoints"].root = tmp_path, tmp_path / "checkpoints"
-    parts["event_log"] = EventLog(tmp_path, active=True)
-    run = Run(**parts | {"clock": Stopwatch(), "plan": SimpleNamespace(total_steps=9)})
+    parts["plan"].total_steps, parts["clock"].seconds = 9, {}
+    run = Run(**parts)
+    run.event_log = EventLog(tmp_path, active=True)
     workers = [("a", ""), ("b", "other processes use it"), ("c", "they do"), ("d", "they do")]
     monkeypatch.setattr(group, "all_gather", lambda own: workers)
     run.resume()
