@@ -11,15 +11,24 @@ OWN_CONTEXT = 1.5
 """GiB that opening the GPU costs a process, with some room to spare."""
 
 
+ADVICE = {
+    "too old": "update the driver",
+    "busy or unavailable": "another process has it for itself (nvidia-smi lists them)",
+}
+"""What to add to a message of PyTorch that has these words."""
+
+
 class UnusableGPU(RuntimeError):
-    """There is no GPU, or it or its driver is too old; the message says which."""
+    """There is no GPU, it or its driver is too old, or another process keeps it for itself; the
+    message says which.
+    """
 
 
-def open_gpu() -> "torch.device":
-    """Open the current GPU.
+def open_gpu(number: int | None = None) -> "torch.device":
+    """Open a GPU by its number among those this process sees; by default, the current one.
 
     Raises:
-        UnusableGPU: When there is none, or it or its driver is too old.
+        UnusableGPU: When it cannot be used; in one sentence.
     """
     import torch  # Imported here because the driver runs without PyTorch.
 
@@ -30,10 +39,12 @@ def open_gpu() -> "torch.device":
         )
     try:
         torch.cuda.init()
+        if number is not None:
+            torch.cuda.set_device(number)
     except (RuntimeError, AssertionError) as error:
-        # PyTorch's message tells a missing driver from one that is too old.
-        words = str(error).split(". ")[0].rstrip(".")
-        advice = "; update the driver" if "too old" in words else ""
+        # PyTorch's message tells a missing driver from one that is too old, and goes on for long.
+        words = str(error).split("\n")[0].split(". ")[0].rstrip(".")
+        advice = "".join(f"; {what}" for known, what in ADVICE.items() if known in words)
         raise UnusableGPU(f"no GPU can be used: {words}{advice}") from error
     device = torch.device("cuda", torch.cuda.current_device())
     properties = torch.cuda.get_device_properties(device)

@@ -75,6 +75,7 @@ class Cluster:
                 self._connect(stack, address, options)
             else:
                 self._start(stack, options)
+                self._refuse_missing_gpus()
             self._await_resources(address or "this machine")
             stack.callback(self.release_workers)
             self._stack = stack.pop_all()
@@ -140,9 +141,7 @@ class Cluster:
         )
         try:
             conductor.run(cloudpickle.dumps((work, job)))
-        except GroupFailed as error:
-            raise ClusterError(f"the worker group failed for good:\n  {error}") from error
-        except NoRoom as error:
+        except (GroupFailed, NoRoom) as error:
             raise ClusterError(str(error)) from error
 
     def release_workers(self) -> None:
@@ -208,6 +207,20 @@ class Cluster:
             raise ClusterError(f"cannot connect to {where}: {reason(error)}") from error
         if mode == "disabled" and chosen is None:
             self.warning = open_warning(at)
+
+    def _refuse_missing_gpus(self) -> None:
+        """This machine gets no more GPUs, so there is nothing to wait for."""
+        import ray
+
+        wanted = int(self.placement.least_resources.get("GPU", 0))
+        there = int(ray.cluster_resources().get("GPU", 0))
+        if there < wanted:
+            fewer = f"cluster.num_workers={there} or " if there else ""
+            raise ClusterError(
+                f"cluster.use_gpu: a GPU for every worker makes {wanted}, and Ray finds "
+                f"{there or 'none'} on this machine (nvidia-smi lists them); "
+                f"{fewer}cluster.use_gpu=false would do"
+            )
 
     def _await_resources(self, where: str) -> None:
         """Wait until the cluster has room for the group; a full one would leave it pending."""

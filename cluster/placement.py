@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.gpu import UnusableGPU, open_gpu
 from cluster.resilience import fault_injection
+from cluster.workers.current import Final
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,10 @@ def give_back_freed_memory() -> None:
 
 class ClusterError(RuntimeError):
     """The cluster cannot be used, or a worker group failed for good; the message says why."""
+
+
+class NoGPU(ClusterError, Final):
+    """A worker has no GPU that can be used; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,20 +155,24 @@ def fewest_nodes(
     return chosen
 
 
-def worker_device(*, use_gpu: bool) -> "torch.device":
+def worker_device(*, use_gpu: bool, local_rank: int | None = None) -> "torch.device":
     """Where this worker computes: on its GPU, or on the CPU whatever GPUs the machine has.
 
+    Args:
+        use_gpu: Whether it is to have a GPU.
+        local_rank: The number of the GPU that becomes the current one; by default, what is.
+
     Raises:
-        ClusterError: When it should have a GPU, and there is none that can be used.
+        NoGPU: When it should have a GPU, and there is none that can be used.
     """
     import torch  # By workers only: the driver places them without it.
 
     if not use_gpu:
         return torch.device("cpu")
     try:
-        return open_gpu()
+        return open_gpu(local_rank)
     except UnusableGPU as error:
-        raise ClusterError(
+        raise NoGPU(
             f"cluster.use_gpu is true, but in this worker {error}; cluster.use_gpu=false trains on "
             "CPUs"
         ) from error

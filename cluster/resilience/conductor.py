@@ -216,9 +216,13 @@ class Conductor:
             log.error("worker %d was at\n%s", rank, text)
         ask_all([member.agent.clear() for member in self._group if not member.lost], CLOSE_SECONDS)
         self._recovery.taken_down()
+        if fault.final:
+            raise GroupFailed(f"worker {fault.rank} on {fault.host}: {fault.error}")
         why_not = self._budget.why_not(fault)
         if why_not is not None:
-            raise GroupFailed(f"{fault.in_words()}\n  ({why_not})")
+            raise GroupFailed(
+                f"the worker group failed for good:\n  {fault.in_words()}\n  ({why_not})"
+            )
         self.say(f"{fault.in_words()}; going on from the last checkpoint")
         if self.roster.quarantine.note(fault, self.placer.usable_nodes):
             self.say(f"node {fault.host} failed too often: it gets no more work")

@@ -66,7 +66,7 @@ class Fault:
 
 @dataclass
 class Budget:
-    """How many faults of each cause a run recovers from before it ends.
+    """How many faults of each cause a run recovers from before it ends; final ones are not for it.
 
     Every new checkpoint restores the whole budget, so the faults of a whole run are not limited.
     Preemptions are not counted.
@@ -85,8 +85,6 @@ class Budget:
 
     def why_not(self, fault: Fault) -> str | None:
         """Count a fault; returns a sentence when the run must end, else None."""
-        if fault.final:
-            return "another group of workers would fare no better"
         this = (fault.error, fault.step)
         same, self._last = self._last == this, this if fault.cause == "error" else None
         if same:

@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING
 
 import psutil
 
+from cluster.placement import worker_device
 from cluster.workers import current
 from cluster.workers.beacon import Beacon
 from cluster.workers.messages import Order
@@ -83,11 +84,10 @@ def obey(order: Order, beacon: Beacon, messages: IO[str]) -> None:
     current.become(current.CurrentWorker(beacon, tell, give_up))
     beacon.enter("process group")
     _set_environment(order)
-    import torch
+    # First, because NCCL's words on a GPU that cannot be used are not for users.
+    worker_device(use_gpu=order.use_gpu, local_rank=order.local_rank)
     import torch.distributed as dist
 
-    if order.use_gpu:
-        torch.cuda.set_device(order.local_rank)
     dist.init_process_group(
         "nccl" if order.use_gpu else "gloo",
         store=_store(order),
@@ -164,13 +164,15 @@ def _die_with(parent: int) -> None:
 
 def _raised(error: BaseException) -> dict[str, object]:
     """The fields of `Ended` for an exception."""
+    final, words = isinstance(error, current.Final), str(error).strip()
     return {
         "how": "raised",
-        "error": f"{type(error).__name__}: {str(error).strip()}",
+        # What is final was written for users; the type of anything else is half of what it says.
+        "error": words if final else f"{type(error).__name__}: {words}",
         "trace": "".join(traceback.format_exception(error)),
         "cause": error.cause if isinstance(error, current.Agreed) else "error",
         "of_group": _of_group(error),
-        "final": isinstance(error, current.Final),
+        "final": final,
     }
 
 

@@ -21,6 +21,7 @@ EXEMPT = frozenset(
         "pipelines.runtime.events.EventLog",
         "pipelines.runtime.events.EVENTS_FILE",
         "pipelines.runtime.events.Start",
+        "pipelines.runtime.events.SharedGPU",
         "pipelines.runtime.events.Point",
         "pipelines.runtime.events.Validation",
         "pipelines.runtime.events.Skipped",

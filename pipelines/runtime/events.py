@@ -8,6 +8,8 @@ alive; readers ignore what they append once a newer one has started.
 
     {"kind": "start", "step": 400, "time": ..., "workers": 2, "total": 1248, "hosts": [...],
      "seconds": {...}}
+    {"kind": "shared_gpu", "step": 400, "time": ..., "rank": 3, "host": ..., "users": ...,
+     "gpus": 1}
     {"kind": "point", "step": 410, "time": ..., "seconds": {...}, "loss": 0.47, ...}
     {"kind": "validation", "step": 500, "time": ..., "val_top1": 0.71, "val_top1_ema": 0.72, ...}
     {"kind": "skipped", "step": 410, "time": ..., "skipped_steps": 1}
@@ -67,6 +69,19 @@ class Start(Timed):
     workers: int
     total: int
     hosts: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedGPU(Event):
+    """Other processes use GPUs of the group, `gpus` of them; `users` is a phrase on those of the
+    first, that of worker `rank`.
+    """
+
+    kind: ClassVar[str] = "shared_gpu"
+    rank: int
+    host: str
+    users: str
+    gpus: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +170,8 @@ class End(Timed):
 KINDS: Mapping[str, type[Event]] = {
     each.kind: each
     for each in (
-        *(Start, Point, Validation, Skipped, Checkpoint, Interval, SaveFailed, Rejected, End),
+        *(Start, Point, Validation, Skipped, Checkpoint, Interval, SaveFailed, SharedGPU),
+        *(Rejected, End),
     )
 }
 

@@ -16,6 +16,7 @@ from pipelines.runtime.events import (
     Point,
     Rejected,
     SaveFailed,
+    SharedGPU,
     Skipped,
     Start,
 )
@@ -137,6 +138,12 @@ def in_words(event: Event) -> str | None:
     match event:
         case Start() if event.step:
             return f"training goes on from step {event.step}"
+        case SharedGPU():
+            more = f", and {event.gpus - 1} more GPUs are shared" if event.gpus > 1 else ""
+            return (
+                f"training may be slow: on the GPU of worker {event.rank} on {event.host} "
+                f"{event.users}{more}"
+            )
         case Skipped():
             return (
                 f"step {event.step} was skipped: some worker's loss or gradient is not finite "

@@ -8,7 +8,6 @@ import torch
 from cluster.batch_layout import BatchLayout
 from cluster.engine.deepspeed_engine import DeepSpeedEngine
 from cluster.engine.settings import EngineSettings
-from cluster.placement import worker_device
 from convnextv2.data.loading.loader import BetonLoader
 from convnextv2.data.shards.local_cache import LocalCache
 from convnextv2.data.shards.manifest import read_manifest
@@ -17,20 +16,21 @@ from pipelines.config import FinetuneConfig, PretrainConfig
 from pipelines.training.anomalies.nonfinite import note_left_out
 from pipelines.training.anomalies.spikes import SpikeDetector
 from pipelines.training.data.transforms import augmentation, image_size_of, training_view
-from pipelines.training.gpu import check_gpu
 from pipelines.training.job import TrainJob
 from pipelines.training.pace import Pace
 from pipelines.training.validation import Validation
 
 
 def build_engine(
-    job: TrainJob, batch_layout: BatchLayout, pace: Pace, spikes: SpikeDetector
+    job: TrainJob,
+    device: torch.device,
+    batch_layout: BatchLayout,
+    pace: Pace,
+    spikes: SpikeDetector,
 ) -> DeepSpeedEngine:
     """The training engine: the task and its optimizer, sharded over the workers."""
     recipe = job.recipe
     torch.set_float32_matmul_precision(recipe.matmul_precision)
-    device = worker_device(use_gpu=job.cluster.use_gpu)
-    check_gpu(job, device)
     seed_step(job.seed, 0, 0)  # The same initial weights on every worker.
     task = job.build_task(job)
     pace.watch(task)

@@ -1,14 +1,15 @@
 """Checks that a stage can train on a worker's GPU before the model is moved there."""
 
-import logging
+import time
 from collections.abc import Iterator
 
 import torch
 
 from cluster.batch_layout import micro_batch_sizes
 from cluster.gpu import GIB, taken_by_others
+from cluster.workers.current import Final
 from convnextv2.kernels.build import SWITCH, turned_off
-from convnextv2.kernels.gpu import TRITON_IS_INSTALLED
+from convnextv2.kernels.gpu import triton_missing
 from convnextv2.memory import Kernels
 from pipelines.config import FinetuneConfig, PretrainConfig
 from pipelines.training.data.transforms import image_size_of
@@ -19,33 +20,42 @@ MARGIN = 0.9
 """The share of the free memory that may be planned for: the formula errs by up to a tenth."""
 ALL_STAGES = (0, 1, 2, 3)
 
-log = logging.getLogger(__name__)
+RELEASE_SECONDS = 10.0
+"""How long the memory of a worker that was killed may stay taken."""
 
 
-class DoesNotFit(RuntimeError):
+class DoesNotFit(Final):
     """A stage cannot be trained on this GPU; the message says what would work."""
 
 
-def check_gpu(job: TrainJob, device: torch.device) -> None:
-    """Refuse a stage that cannot train here; warn in the worker's log of what may be slow.
+def check_gpu(job: TrainJob, device: torch.device) -> str:
+    """Refuse a stage that cannot train here.
+
+    Returns:
+        A phrase on other processes that use this GPU, which may be slow then; "" for none.
 
     Raises:
         DoesNotFit: When Triton is missing, or the memory does not suffice.
     """
     if device.type == "cpu":
-        return
-    if not (TRITON_IS_INSTALLED or turned_off()):
+        return ""
+    if not turned_off() and (why := triton_missing()):
         raise DoesNotFit(
-            "Triton is not installed (pip install triton), and without its kernels a step takes "
-            f"several times as long and three times the memory; {SWITCH}=plain trains so"
+            f"{why}; without its kernels a step takes several times as long and three times the "
+            f"memory, and {SWITCH}=plain trains so"
         )
-    free, total = torch.cuda.mem_get_info(device)
+    deadline = time.monotonic() + RELEASE_SECONDS
+    while True:
+        free, total = torch.cuda.mem_get_info(device)
+        problem = memory_problem(job, free)
+        # Others may be a worker of the group before, whose memory the driver still clears.
+        if not problem or memory_problem(job, total) or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
     others = taken_by_others(free / GIB, total / GIB)
-    if others:
-        log.warning("this worker's GPU is not its own: %s", others)
-    problem = memory_problem(job, free)
     if problem:
         raise DoesNotFit(f"{problem}; {others}" if others else problem)
+    return others
 
 
 def memory_problem(job: TrainJob, free: int) -> str:
@@ -59,8 +69,8 @@ def memory_problem(job: TrainJob, free: int) -> str:
     return (
         f"micro_batch_size: {recipe.micro_batch_size} images of "
         f"{image_size_of(recipe, job.model)} px take about {needed / GIB:.1f} GiB with model.size "
-        f"{job.model.size} in {recipe.dtype}, and {free / GIB:.1f} GiB of this worker's GPU are "
-        f"free; {fitting} would do"
+        f"{job.model.size} in {recipe.dtype}, more than {MARGIN:.0%} of the {free / GIB:.1f} GiB "
+        f"that are free on this worker's GPU; {fitting} would do"
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from cluster import group
 from cluster.batch_layout import BatchLayout
 from cluster.engine.deepspeed_engine import DeepSpeedEngine
+from cluster.placement import worker_device
 from cluster.resilience.fault_injection import Injector
 from cluster.resilience.goodput import Stopwatch
 from cluster.resilience.lease import Lease
@@ -28,6 +29,7 @@ from pipelines.training.build import build_engine, build_loader
 from pipelines.training.checkpoints import CHECKPOINTS, Checkpoints
 from pipelines.training.data.feed import Feed
 from pipelines.training.data.sample_log import SampleLog
+from pipelines.training.gpu import check_gpu
 from pipelines.training.job import Plan, TrainJob, Validator
 from pipelines.training.pace import Pace
 
@@ -37,6 +39,7 @@ class Run:
     """The parts of a training run on one worker.
 
     Attributes:
+        gpu_users: A phrase on other processes that use this worker's GPU; "" for none.
         noted: The latest metrics.
     """
 
@@ -55,6 +58,7 @@ class Run:
     event_log: EventLog
     injector: Injector
     samples: SampleLog
+    gpu_users: str
     noted: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -71,7 +75,9 @@ class Run:
         event_log = EventLog(job.directory, active=group.rank() == 0, lease=lease)
         pace = Pace(job, clock)
         spikes = SpikeDetector(recipe.spike_factor)
-        engine = build_engine(job, batch_layout, pace, spikes)
+        device = worker_device(use_gpu=job.cluster.use_gpu)
+        gpu_users = check_gpu(job, device)
+        engine = build_engine(job, device, batch_layout, pace, spikes)
         injector = Injector.planned()
         injector.watch(engine.module)
         current.worker().milestone("engine")
@@ -92,6 +98,7 @@ class Run:
             event_log,
             injector,
             SampleLog.planned(job, group.rank(), lease.generation),
+            gpu_users,
         )
 
     def resume(self) -> int:
@@ -117,15 +124,22 @@ class Run:
         here.beacon.stepped(step)
         here.milestone("weights")
         self.pace.begin(step)
+        workers = group.all_gather((socket.gethostname(), self.gpu_users))
         self.event_log.write(
             events.Start(
                 step=step,
                 workers=group.world_size(),
                 total=self.plan.total_steps,
-                hosts=group.all_gather(socket.gethostname()),
+                hosts=[host for host, _ in workers],
                 seconds=self.clock.seconds,
             )
         )
+        shared = [(rank, host, users) for rank, (host, users) in enumerate(workers) if users]
+        if shared:
+            rank, host, users = shared[0]
+            self.event_log.write(
+                events.SharedGPU(step=step, rank=rank, host=host, users=users, gpus=len(shared))
+            )
         return step
 
     def log(self, step: int, metrics: dict[str, torch.Tensor]) -> None:

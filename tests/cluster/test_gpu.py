@@ -21,13 +21,20 @@ OLD = (
     [
         (NONE, "no GPU can be used: Found no NVIDIA driver on your system"),
         (
+            "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nSearch for more.",
+            "no GPU can be used: CUDA error: CUDA-capable device(s) is/are busy or unavailable; "
+            "another process has it for itself (nvidia-smi lists them)",
+        ),
+        (
             OLD,
             "no GPU can be used: The NVIDIA driver on your system is too old (found version "
             "11040); update the driver",
         ),
     ],
 )
-def test_no_driver_and_an_old_one(words: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_driver_an_old_one_and_a_gpu_that_another_process_keeps(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail() -> None:
         raise RuntimeError(words)
 

@@ -56,18 +56,25 @@ def test_leaving_the_block_ends_what_it_started() -> None:
 
 
 @pytest.mark.slow
-def test_too_few_resources_end_the_wait_and_the_cluster() -> None:
+def test_too_few_gpus_are_told_at_once_and_end_the_cluster() -> None:
     handler = signal.getsignal(signal.SIGTERM)
     there = torch.cuda.device_count()
-    too_many = replace(PLACEMENT, num_workers=there + 1, use_gpu=True, start_timeout_seconds=0.5)
+    too_many = replace(PLACEMENT, num_workers=there + 1, use_gpu=True)
     words = (
-        rf"this machine has no room: {there + 1} workers need {there + 1} GPU "
-        rf"\(free: {there}\).*Lower cluster.num_workers"
+        rf"^cluster\.use_gpu: .* makes {there + 1}, .* on this machine .*use_gpu=false would do$"
     )
     with pytest.raises(ClusterError, match=words), Cluster(too_many):
         pass
     assert all_gone(), offspring()
     assert signal.getsignal(signal.SIGTERM) is handler, "Ctrl-C and SIGTERM stay ours"
+
+
+def test_a_cluster_without_room_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    cluster = Cluster(replace(PLACEMENT, num_workers=2, use_gpu=True, start_timeout_seconds=0.0))
+    words = r"at head:6379 has no room: 2 workers need 2 GPU \(free: 1\).*Lower cluster.num_work"
+    with pytest.raises(ClusterError, match=words):
+        cluster._await_resources("head:6379")
 
 
 def test_a_dashboard_port_in_use_is_named_before_anything_starts() -> None:

@@ -88,7 +88,7 @@ def test_a_run_is_what_it_would_have_been_and_a_fault_that_never_fires_is_told(t
     assert sum(result["seconds"].values()) == pytest.approx(result["wall"])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_cluster_that_is_there_already_and_an_undisturbed_run_that_is(
     trial: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -312,25 +311,6 @@ def test_doctor_fails_when_a_check_does(
     assert [check["status"] for check in printed] == ["ok", worst]
     assert cli.main(["doctor"]) == code
     assert "free some" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_data_write_says_what_it_wrote_and_what_it_skipped(tmp_path: Path, capsys: Capture) -> None:
-    for label in ("cat", "dog"):
-        folder = tmp_path / "photos" / "val" / label
-        folder.mkdir(parents=True)
-        for number in range(3):
-            image = np.full((40, 60, 3), 50 * number, np.uint8)
-            Image.fromarray(image).save(folder / f"{number}.png")
-    bad = tmp_path / "photos" / "val" / "dog" / "2.png"
-    bad.write_text("no picture")
-    shards = tmp_path / "out"
-    words = ["data", "write", str(tmp_path / "photos"), str(shards), "--split", "val"]
-
-    assert cli.main([*words, "--max-unreadable", "1", "--max-resolution", "30"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{shards}: 5 images of 2 classes in 1 shards, ")
-    assert second.startswith(f"  skipped {bad}: ")
 
 
 @pytest.mark.slow

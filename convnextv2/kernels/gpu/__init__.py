@@ -19,6 +19,15 @@ LARGEST_KERNEL = 7
 TRITON_IS_INSTALLED = find_spec("triton") is not None
 
 
+def triton_missing() -> str:
+    """Why Triton cannot be imported, in a few words; "" when it can."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}): pip install triton"
+    return ""
+
+
 def usable(x: Tensor, *parameters: Tensor) -> bool:
     """Whether these kernels take `x`: floating point on a GPU, parameters alike, with Triton."""
     return (

@@ -103,10 +103,10 @@ def run_all(
 
         outcome = run_part(part, setting, limit, tell)
         outcomes[part.name] = outcome
-        print(f"   {outcome.verdict} {outcome.seconds:.1f} s {outcome.reason}", flush=True)
         keep(outcomes)
         if outcome.verdict == "unusable":
             break
+        print(f"   {outcome.verdict} {outcome.seconds:.1f} s {outcome.reason}", flush=True)
         if part.name == "calibration":
             setting = replace(setting, rates=_rates(outcome))
     return outcomes

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,31 +23,60 @@ from convnextv2.kernels.gpu.neighbours import neighbour_table
 from tests.convnextv2.kernels.triton_cases import CASES
 
 ROOT = Path(__file__).parents[3]
+PROCESSORS = ("80", "90", "100")
+"""Compute capabilities, ten times."""
+INTERPRETER = "interpreter"
+
+Row = dict[str, Any]
 
 
-def run(*arguments: str, **environment: str) -> str:
-    done = subprocess.run(
+def begin(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
         env={**os.environ, **environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+
+
+def printed_by(process: subprocess.Popen[str]) -> str:
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+    return out
 
 
 @pytest.fixture(scope="module")
-def interpreted() -> list[dict[str, Any]]:
-    printed = run("-m", "tests.convnextv2.kernels.triton_cases", TRITON_INTERPRET="1")
-    return [json.loads(line) for line in printed.splitlines()]
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], list[Row]]]:
+    """What the interpreter or the compiler for a processor prints.
+
+    All begin at once, for each of them uses one core for most of a minute.
+    """
+    cases, compiled = (
+        "tests.convnextv2.kernels.triton_cases",
+        "tests.convnextv2.kernels.triton_compiled",
+    )
+    running = {INTERPRETER: begin("-m", cases, TRITON_INTERPRET="1")}
+    for processor in PROCESSORS:
+        # The interpreter takes more than the compiler does.
+        cache = str(tmp_path_factory.mktemp(processor))
+        environment = {"TRITON_CACHE_DIR": cache, "TRITON_INTERPRET": "0"}
+        running[processor] = begin("-m", compiled, processor, **environment)
+    yield lambda name: [json.loads(line) for line in printed_by(running[name]).splitlines()]
+    for process in running.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def interpreted(started: Callable[[str], list[Row]]) -> list[Row]:
+    return started(INTERPRETER)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_equals_the_plain_one_with_every_gradient(
-    number: int, interpreted: list[dict[str, Any]]
-) -> None:
+def test_equals_the_plain_one_with_every_gradient(number: int, interpreted: list[Row]) -> None:
     case, result = CASES[number], interpreted[number]
     assert result["case"] == json.loads(json.dumps(asdict(case)))
     assert tuple(result["errors"]) == case.names
@@ -57,7 +86,7 @@ def test_equals_the_plain_one_with_every_gradient(
 
 
 @pytest.mark.slow
-def test_the_short_gelu_is_as_near_as_it_says(interpreted: list[dict[str, Any]]) -> None:
+def test_the_short_gelu_is_as_near_as_it_says(interpreted: list[Row]) -> None:
     errors = interpreted[len(CASES)]
     assert errors["gelu"] < 6e-6
     assert errors["slope"] < 2e-5
@@ -91,12 +120,11 @@ CEILINGS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processor", ["80", "90", "100"])
-def test_compiled_code_stays_as_short_as_it_was(processor: str, tmp_path: Path) -> None:
-    # The interpreter takes more than the compiler does.
-    environment = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
-    printed = run("-m", "tests.convnextv2.kernels.triton_compiled", processor, **environment)
-    rows = [json.loads(line) for line in printed.splitlines()]
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_compiled_code_stays_as_short_as_it_was(
+    processor: str, started: Callable[[str], list[Row]]
+) -> None:
+    rows = started(processor)
     assert {row["name"] for row in rows} == CEILINGS.keys()
     for row in rows:
         registers, instructions = CEILINGS[row["name"]]
@@ -126,7 +154,7 @@ def test_is_imported_without_triton_and_then_not_usable() -> None:
         "from convnextv2.kernels import gpu\n"
         "with mode: print(gpu.usable(torch.empty(1, device='cuda')))\n"
     )
-    assert run("-c", code) == "False\n"
+    assert printed_by(begin("-c", code)) == "False\n"
 
 
 def test_the_table_of_neighbours() -> None:

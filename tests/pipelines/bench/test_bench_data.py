@@ -22,6 +22,7 @@ from pipelines.bench.data.loaders import CONTENDERS
 from pipelines.bench.data.photographs import SIDE, Photographs, prepare
 from pipelines.bench.data.pixels import compare
 from pipelines.bench.data.tables import summary
+from tests.pipelines.bench.made_up_epochs import failing, steady
 
 pytestmark = pytest.mark.slow
 COUNT, EPOCH = 8, 64  # Whole batches: timm drops what is less.
@@ -84,14 +85,6 @@ def test_reduced_decoding_changes_pixels_where_crops_are_large_and_exact_none(
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no \.jpg"):
         prepare(tmp_path / "prepared", tmp_path, EPOCH)
-
-
-def steady(images: int) -> Epoch:
-    return lambda number: images
-
-
-def failing() -> Epoch:
-    raise OSError("made up to fail")
 
 
 def test_turns_are_counted_for_everyone_and_a_failure_names_whose_it_was() -> None:

@@ -85,7 +85,7 @@ def test_the_table_has_medians_and_ranges_and_says_what_was_given_up() -> None:
     assert "not within 60 s" in second
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_worker_that_is_killed_is_measured() -> None:
     words = ["--turns", "1", "--faults", "worker killed", "--systems", "no spare", "--json"]
     [row] = measure(parser().parse_args(words))

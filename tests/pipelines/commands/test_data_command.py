@@ -66,7 +66,7 @@ def test_write_then_write_again(photos: Path, tmp_path: Path, capsys: Capture) -
     told = capsys.readouterr().out
     manifest = read_manifest(folder)
     assert f"{folder}: {manifest.samples} images of 3 classes in 2 shards" in told
-    assert "damaged.jpg: none of the formats" in told
+    assert f"\n  skipped {photos / 'eel' / 'damaged.jpg'}: none of the formats" in told
     assert 0 < manifest.samples < IMAGES
     assert manifest.selection["val_fraction"] == 0.25
     assert manifest.settings["max_resolution"] == 40

@@ -38,7 +38,8 @@ def engine(folder: Path, stage: int, *, compiled: bool) -> DeepSpeedEngine:
          "finetune.scratch_baseline=false", f"finetune.compile={str(compiled).lower()}"],
     )  # fmt: skip
     job = made_up_job(config, config.finetune, folder, num_classes=4)
-    return build_engine(job, BatchLayout(4, 4, 1), Pace(job, Stopwatch()), SpikeDetector(None))
+    cpu, spikes = torch.device("cpu"), SpikeDetector(None)
+    return build_engine(job, cpu, BatchLayout(4, 4, 1), Pace(job, Stopwatch()), spikes)
 
 
 def losses_of(trained: DeepSpeedEngine, begin: int, end: int) -> list[float]:

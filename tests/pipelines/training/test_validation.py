@@ -121,7 +121,13 @@ def test_top5_is_among_five(folder: Path) -> None:
     assert result["val_top5"] == pytest.approx(5 / IMAGES)
 
 
-def work(folder: Path, single: Path, alone: dict[str, float]) -> None:
+def work(
+    folder: Path,
+    single: Path,
+    several: Path,
+    alone: dict[str, float],
+    alone_of_several: dict[str, float],
+) -> None:
     expected = {name: pytest.approx(value, rel=1e-5) for name, value in alone.items()}
     assert sorted(itertools.chain(*group.all_gather(worker_samples(IMAGES).tolist()))) == list(
         range(IMAGES)
@@ -134,6 +140,8 @@ def work(folder: Path, single: Path, alone: dict[str, float]) -> None:
     seen = []
     assert opened(single).run(counted(of_many_classes, seen), CPU)["val_top1"] == 1
     assert group.all_gather(seen) == [[1], [1], [1]]
+    expected_of_several = {n: pytest.approx(v, rel=1e-5) for n, v in alone_of_several.items()}
+    assert opened(several).run(task(), CPU) == expected_of_several
     assert opened(folder).run(sharded(), CPU) == expected
 
 
@@ -166,14 +174,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "val"
 
 
-def work_on_several(several: Path, alone: dict[str, float]) -> None:
-    expected = {name: pytest.approx(value, rel=1e-5) for name, value in alone.items()}
-    assert opened(several).run(task(), CPU) == expected
-
-
-def test_images_of_several_classes_have_a_mean_average_precision(
-    several: Path, tmp_path: Path
-) -> None:
+def test_images_of_several_classes_have_a_mean_average_precision(several: Path) -> None:
     validation, model = opened(several), task()
     (batch,) = opened(several, 7).loader.batches(np.arange(7, dtype=np.uint64))
     logits = model.logits(batch).detach()
@@ -193,10 +194,10 @@ def test_images_of_several_classes_have_a_mean_average_precision(
     precisions = [float(value or 0) for _, value in described.tables[0].rows]
     assert np.mean(precisions) == pytest.approx(result["val_map"])
     assert described.values["top1"] == pytest.approx(result["val_top1"])
-    run_group(work_on_several, 3, tmp_path, several, result)
 
 
-def test_three_workers_find_what_one_finds(folder: Path, tmp_path: Path) -> None:
+def test_three_workers_find_what_one_finds(folder: Path, several: Path, tmp_path: Path) -> None:
     single = tmp_path / "single"
     write(Pictures(((16, 16),)), single, WriteSettings(mode="raw"))
-    run_group(work, 3, tmp_path, folder, single, opened(folder).run(task(), CPU))
+    alone = [opened(each).run(task(), CPU) for each in (folder, several)]
+    run_group(work, 3, tmp_path, folder, single, several, *alone)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from convnextv2 import kernels
+from convnextv2.kernels.gpu import triton_missing
 from convnextv2.sizes import size_of
 from pipelines.doctor.gpu.correctness.kernels import (
     BARS,
@@ -25,7 +26,6 @@ from pipelines.doctor.gpu.correctness.kernels import (
     VISIBLE,
     outputs,
     random_leaves,
-    triton_missing,
     with_shortcut,
 )
 from pipelines.doctor.gpu.parts import Row, Setting, Skipped

@@ -12,10 +12,10 @@ from cluster.gpu import GIB
 from convnextv2.encoder import ConvNeXtV2
 from convnextv2.fcmae import FCMAE
 from convnextv2.fcmae.sparse import Backend
+from convnextv2.kernels.gpu import triton_missing
 from convnextv2.memory import Kernels, activation_bytes, parameter_count
 from convnextv2.memory import Step as Forward
 from pipelines.bench.flops import encoder_macs, fcmae_macs, peak_of
-from pipelines.doctor.gpu.correctness.kernels import triton_missing
 from pipelines.doctor.gpu.parts import Row, Setting
 from pipelines.doctor.gpu.speed.calibration import BANDWIDTH, BF16_RATE
 from pipelines.doctor.gpu.speed.roofline import Chip, images_per_second

@@ -129,7 +129,9 @@ def test_the_same_error_at_the_same_step_is_not_tried_a_third_time(tmp_path: Pat
     with pytest.raises(GroupFailed) as info:
         stage.run(Steps(tmp_path, fault="raise", often=9))
     assert str(info.value) == (
-        "worker 1: KeyError: 'no such photograph'\n  (the same error came twice at the same step)"
+        "the worker group failed for good:\n"
+        "  worker 1: KeyError: 'no such photograph'\n"
+        "  (the same error came twice at the same step)"
     )
     assert len(list(tmp_path.glob("fired-*"))) == 2
 

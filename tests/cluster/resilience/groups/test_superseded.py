@@ -33,7 +33,7 @@ def test_a_stuck_group_ends_when_another_attempt_begins(tmp_path: Path) -> None:
             conductor.tick = lambda: None
 
     conductor.tick = begin_another_attempt
-    with pytest.raises(GroupFailed, match=r"Superseded: attempt 1 .* attempt 2 has begun"):
+    with pytest.raises(GroupFailed, match=r"^worker 0 on [^:]+: attempt 1 .* attempt 2 has begun"):
         conductor.run(job(hang, tmp_path / "checkpoints"))
     assert [(each.cause, each.recovered) for each in incidents] == [("error", False)]
 

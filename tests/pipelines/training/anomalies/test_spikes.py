@@ -134,7 +134,7 @@ def test_a_group_goes_back_and_leaves_the_steps_out(
     assert min(point.values["images_per_second"] for point in points) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_one_that_is_killed_later_leaves_out_the_same(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
