@@ -29,7 +29,7 @@ LAST_SECONDS = 10.0
 log = logging.getLogger(__name__)
 
 
-class Follower:
+class EventForwarder:
     """Follows a stage, from the events written after this object is made.
 
     Args:

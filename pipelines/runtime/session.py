@@ -17,7 +17,7 @@ from pipelines.graph import StageContext, StageResult
 from pipelines.results import read_result, result_files
 from pipelines.runtime.console import Screen
 from pipelines.runtime.drivers import at_work
-from pipelines.runtime.follow import Follower, OffThread
+from pipelines.runtime.follow import EventForwarder, OffThread
 from pipelines.runtime.live import METRICS, Live
 from pipelines.runtime.provenance import provenance
 from pipelines.runtime.run_lock import exclusive
@@ -174,7 +174,7 @@ class Session:
         cluster = self._workers()
         metrics = cluster.metrics(METRICS, {"run": self.run_dir.resolve().name, "stage": name})
         live = Live(self.run_dir, context.directory, name, metrics, self.screen.note)
-        follower = Follower(context.directory, run, live, self.screen, self.tracker)
+        follower = EventForwarder(context.directory, run, live, self.screen, self.tracker)
 
         def follow() -> None:
             self._alive()

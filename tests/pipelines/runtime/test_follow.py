@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from pipelines.runtime.events import EVENTS_FILE, EventLog, Point
-from pipelines.runtime.follow import Follower, OffThread
+from pipelines.runtime.follow import EventForwarder, OffThread
 
 PATIENCE = 60.0  # Seconds until a test that would hang fails instead.
 
@@ -55,7 +55,7 @@ def test_what_a_look_raises_ends_the_block() -> None:
 
 def test_storage_that_cannot_be_read_is_looked_at_later(tmp_path: Path) -> None:
     screen, live = MagicMock(), MagicMock(follow=lambda events: [], words="")
-    follower = Follower(tmp_path, "run", live, screen, MagicMock())
+    follower = EventForwarder(tmp_path, "run", live, screen, MagicMock())
     blocked = tmp_path / EVENTS_FILE
     blocked.mkdir()  # Opening it is an OSError.
     follower.look()

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cluster.resilience import incidents
 from pipelines.runtime.console import Screen
-from pipelines.runtime.follow import Follower
+from pipelines.runtime.follow import EventForwarder
 from pipelines.runtime.live import Live
 from pipelines.runtime.tracking import Destination, Tracker, tracker
 from tests.pipelines.report.made_up_run import KILLED
@@ -20,13 +20,13 @@ RUN = "pretrain-1"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_own_store")]
 
 
-def driver(run_dir: Path, stage: Path, uri: str) -> tuple[Follower, Tracker]:
+def driver(run_dir: Path, stage: Path, uri: str) -> tuple[EventForwarder, Tracker]:
     """A driver that runs the stage, and what it tells MLflow."""
     shipping = Tracker(Destination(uri=uri), run_dir)
     shipping.start(RUN, parent=None, params={}, tags={})
     screen = Screen(Console(quiet=True))
     live = Live(run_dir, stage, "pretrain", Metrics(), say=screen.note)
-    return Follower(stage, RUN, live, screen, shipping), shipping
+    return EventForwarder(stage, RUN, live, screen, shipping), shipping
 
 
 def test_incidents_are_in_mlflow_whichever_driver_sent_them(
