@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.gpu import UnusableGPU, open_gpu
 from cluster.resilience import fault_injection
-from cluster.workers.current import Final
+from cluster.workers.current import Unusable
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ class ClusterError(RuntimeError):
     """The cluster cannot be used, or a worker group failed for good; the message says why."""
 
 
-class NoGPU(ClusterError, Final):
+class NoGPU(ClusterError, Unusable):
     """A worker has no GPU that can be used; the message says why."""
 
 

@@ -89,6 +89,7 @@ class Conductor:
         self._why: Why | None = None
         self._steps: list[tuple[int, int]] = []
         self._moved = 0.0
+        self._has_trained = False
 
     def run(self, job: bytes) -> None:
         """Run groups until the job's function has returned on all workers of one.
@@ -194,6 +195,7 @@ class Conductor:
                 member.agent.request_stop()
 
     def _note_progress(self, statuses: Sequence[Status]) -> None:
+        self._has_trained |= any(0 <= s.beat.began < s.beat.step for s in statuses)
         self._budget.progress(max(status.beat.saved for status in statuses))
         if self._recovery is not None and self._recovery.over(statuses):
             self.note(self._recovery.incident)
@@ -207,6 +209,8 @@ class Conductor:
         """
         if fault.cause == "node" and self.placer.told_to_go(fault.node):
             fault = replace(fault, cause="preemption")
+        if fault.cause == "node" and self._has_trained:
+            fault = replace(fault, final=False)
         self._recovery = Recovery.of(
             fault, self.stage, self._generation, self._statuses(), self._recovery
         )

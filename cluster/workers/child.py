@@ -170,7 +170,7 @@ def _raised(error: BaseException) -> dict[str, object]:
         # What is final was written for users; the type of anything else is half of what it says.
         "error": words if final else f"{type(error).__name__}: {words}",
         "trace": "".join(traceback.format_exception(error)),
-        "cause": error.cause if isinstance(error, current.Agreed) else "error",
+        "cause": error.cause if isinstance(error, current.Agreed | current.Unusable) else "error",
         "of_group": _of_group(error),
         "final": final,
     }

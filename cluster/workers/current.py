@@ -18,6 +18,14 @@ class Final(RuntimeError):
     """Raised when a new group of workers would fail in the same way: it ends the job."""
 
 
+class Unusable(Final):
+    """This worker's machine cannot do the job. It ends the job before its first step; later, it is
+    a fault of the node like any other, because it could do the job before.
+    """
+
+    cause: ClassVar[Raised] = "node"
+
+
 class Agreed(RuntimeError):
     """Raised by all workers at the same step. `to_blame` is true on the worker that is named as the
     cause.

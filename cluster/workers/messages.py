@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 How = Literal["done", "stopped", "raised", "killed"]
-Raised = Literal["error", "divergence", "spike"]
+Raised = Literal["error", "node", "divergence", "spike"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,8 @@ class Ended:
         how: "done" when the function returned, "stopped" when it exited on request.
         error: Type and message of what was raised, or the signal that killed it.
         trace: The traceback of what was raised.
-        cause: What was raised: "divergence" and "spike" are raised by all workers together
-            (`cluster.workers.current`), anything else is an "error".
+        cause: What was raised: "node" tells of an unusable machine, "divergence" and "spike" are
+            raised by all workers together (`cluster.workers.current`), else it is an "error".
         of_group: Whether a collective failed because another worker died, or another worker is
             named as the cause.
         final: Whether a new group would fail in the same way.

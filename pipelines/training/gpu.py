@@ -7,7 +7,7 @@ import torch
 
 from cluster.batch_layout import micro_batch_sizes
 from cluster.gpu import GIB, taken_by_others
-from cluster.workers.current import Final
+from cluster.workers.current import Unusable
 from convnextv2.kernels.build import SWITCH, turned_off
 from convnextv2.kernels.gpu import triton_missing
 from convnextv2.memory import Kernels
@@ -24,7 +24,7 @@ RELEASE_SECONDS = 10.0
 """How long the memory of a worker that was killed may stay taken."""
 
 
-class DoesNotFit(Final):
+class DoesNotFit(Unusable):
     """A stage cannot be trained on this GPU; the message says what would work."""
 
 

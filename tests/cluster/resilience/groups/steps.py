@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cluster.workers.current import Stopped, worker
+from cluster.workers.current import Stopped, Unusable, worker
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ def fail(steps: Steps, rank: int, step: int) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif steps.fault == "raise":
         raise KeyError("no such photograph")
+    elif steps.fault == "unusable":
+        raise Unusable("the GPU has fallen off the bus")
     elif steps.fault == "exit":
         os._exit(3)
     elif steps.fault == "hang":

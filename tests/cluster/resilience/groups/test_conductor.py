@@ -65,6 +65,7 @@ def _nothing_is_left() -> object:
     [
         ("sigkill", "killed", "killed by SIGKILL"),
         ("exit", "killed", "exit code 3"),
+        ("unusable", "node", "the GPU has fallen off the bus"),
         ("raise", "error", "KeyError: 'no such photograph'"),
         ("sigstop", "hang", "hangs in phase 'step' after step 12: suspended by a signal"),
         ("hang", "hang", r"hangs in phase 'step' after step 12: no progress for \d+ s"),
@@ -91,6 +92,13 @@ def test_a_group_goes_on_from_its_checkpoint(
         assert "all_reduce" in whole.stacks[0]
     if fault == "sigstop":
         assert list(whole.stacks) == [0], "one that is suspended cannot say where it is"
+
+
+def test_a_machine_that_cannot_do_the_job_ends_it_before_the_first_step(tmp_path: Path) -> None:
+    stage = Stage(LocalPlacer(2), [2])
+    with pytest.raises(GroupFailed, match="the GPU has fallen off the bus"):
+        stage.run(Steps(tmp_path, fault="unusable", at=0))
+    assert len(stage.incidents) == 1
 
 
 @pytest.mark.parametrize(("fault", "cause"), [("sigkill", "killed"), ("hang", "hang")])
