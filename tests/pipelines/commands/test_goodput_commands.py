@@ -64,11 +64,14 @@ def test_a_folder_that_is_none_is_refused(command: str, tmp_path: Path, capsys: 
     assert "such as runs/demo" in said
 
 
-@pytest.mark.parametrize("command", ["incidents", "goodput"])
-def test_a_run_without_either(command: str, tmp_path: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("incidents", "{} has had no incident\n"), ("goodput", "nothing was trained in {}\n")],
+)
+def test_a_run_without_either(command: str, words: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "stages").mkdir()
     assert run(command, tmp_path) == 0
-    assert capsys.readouterr().out.startswith("nothing ")
+    assert capsys.readouterr().out == words.format(tmp_path)
 
 
 def test_incidents_are_listed_once_with_what_they_cost(trained: Path, capsys: Capture) -> None:
