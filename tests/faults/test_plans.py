@@ -74,7 +74,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_is_what_it_would_have_been_and_a_fault_that_never_fires_is_told(trial: Path) -> None:
     result = json.loads((trial / "result.json").read_text())
     assert failed(result) == {"faults": "fault 4 (raise, step 500, rank 1) has not fired"}

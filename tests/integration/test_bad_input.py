@@ -143,7 +143,7 @@ def test_port_in_use(start: Start, tmp_path: Path) -> None:
     assert f"port {port} for Ray's dashboard is in use" in error
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_warm_up_that_is_too_long_costs_no_worker(start: Start, tmp_path: Path) -> None:
     """How many steps an epoch has is known when the images are written, and not before."""
     job = start("pretrain", tmp_path / "run", settings=("pretrain.warmup=25 steps",))

@@ -16,7 +16,7 @@ assert torch.compile is decorator
 prepared = set(sys.modules)
 from cluster.engine.settings import EngineSettings
 from cluster.engine.zero_config import ZeroSettings
-from tests.cluster import toy
+from tests.cluster.engine import toy
 meeting = "file://" + sys.argv[1]
 torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
 for stage in (0, 1, 2):

@@ -48,18 +48,24 @@ def printed_by(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], list[Row]]]:
+def started(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], list[Row]]]:
     """What the interpreter or the compiler for a processor prints.
 
-    All begin at once, for each of them uses one core for most of a minute.
+    Those that the chosen tests need begin at once: each uses one core for most of a minute.
     """
+    chosen = {item.name for item in request.session.items}
     cases, compiled = (
         "tests.convnextv2.kernels.triton_cases",
         "tests.convnextv2.kernels.triton_compiled",
     )
-    running = {INTERPRETER: begin("-m", cases, TRITON_INTERPRET="1")}
+    running = {}
+    if f"{test_equals_the_plain_one_with_every_gradient.__name__}[0]" in chosen:
+        running[INTERPRETER] = begin("-m", cases, TRITON_INTERPRET="1")
     for processor in PROCESSORS:
-        # The interpreter takes more than the compiler does.
+        if f"{test_compiled_code_stays_as_short_as_it_was.__name__}[{processor}]" not in chosen:
+            continue
         cache = str(tmp_path_factory.mktemp(processor))
         environment = {"TRITON_CACHE_DIR": cache, "TRITON_INTERPRET": "0"}
         running[processor] = begin("-m", compiled, processor, **environment)
@@ -120,7 +126,10 @@ CEILINGS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize(
+    "processor",
+    [pytest.param(each, marks=[] if each == "90" else [pytest.mark.soak]) for each in PROCESSORS],
+)
 def test_compiled_code_stays_as_short_as_it_was(
     processor: str, started: Callable[[str], list[Row]]
 ) -> None:

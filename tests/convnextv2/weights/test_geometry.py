@@ -127,7 +127,7 @@ def test_every_size_fits_every_stem(
 
 # 657 million parameters take more than ten seconds to draw.
 PAPERS_SIZES = [
-    pytest.param(size, marks=[pytest.mark.slow] if size == "huge" else [])
+    pytest.param(size, marks=[pytest.mark.soak] if size == "huge" else [])
     for size in DIMS
     if size != "pocket"
 ]

@@ -107,6 +107,7 @@ def test_ratios_are_taken_turn_by_turn() -> None:
     assert rows["theirs"]["ours_is_faster_by"] == pytest.approx(3)
 
 
+@pytest.mark.soak
 def test_the_command_writes_every_figure(
     given: Path,
     tmp_path: Path,
