@@ -3,11 +3,12 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Thread, Timer
+from threading import Timer
 
 import psutil
 
@@ -25,11 +26,14 @@ FROZEN_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Acted:
-    """A fault was done from outside at `time` (epoch seconds); `had_worker`: to a node at work."""
+    """A fault was done from outside at `time` (epoch seconds); `had_worker`: to a node at work.
+    `problem` says why it could not be done, or is "".
+    """
 
     time: float
     node: str = ""
     had_worker: bool = False
+    problem: str = ""
 
 
 class Nodes:
@@ -37,7 +41,8 @@ class Nodes:
 
     def __init__(self, laboratory: Laboratory | None, plan: FaultPlan, run_dir: Path) -> None:
         self._laboratory, self._local, self._run_dir = laboratory, plan.cluster.local, run_dir
-        self._adding: Thread | None = None
+        self._pool = ThreadPoolExecutor(1)
+        self._adding: Future[None] | None = None
         self._timers: list[Timer] = []
         self._cut_off: set[str] = set()
 
@@ -48,7 +53,10 @@ class Nodes:
         if fault.what == "add node":
             self._add()
             return Acted(time.time())
-        [node] = [each for each in lab.nodes if each.name == (fault.node or fired.host)]
+        name = fault.node or fired.host
+        node = next((each for each in lab.nodes if each.name == name), None)
+        if node is None or (fault.kind.link is None and not lab.is_whole(node)):
+            return Acted(time.time(), name, problem=f"{name} was not there any more")
         had_worker = bool(lab.children(node.name))
         now = time.time()
         match fault.what, fault.kind.link:
@@ -97,7 +105,7 @@ class Nodes:
         lab, local = self._laboratory, self._local
         if lab is None or local is None or not local.replace:
             return
-        if self._adding is not None and self._adding.is_alive():
+        if self._adding is not None and not self._adding.done():
             return
         worn = self._worn_out()
         for node in [node for node in lab.nodes if node.host in worn]:
@@ -108,11 +116,16 @@ class Nodes:
             self._add()
 
     def close(self) -> None:
-        """Wait for what has been begun."""
+        """Wait for what has been begun.
+
+        Raises:
+            RuntimeError: When a node did not start, with what Ray printed.
+        """
         for timer in self._timers:
             timer.join()
+        self._pool.shutdown()
         if self._adding is not None:
-            self._adding.join()
+            self._adding.result()
 
     def _may_work(self, node: Node) -> bool:
         assert self._laboratory is not None
@@ -127,10 +140,9 @@ class Nodes:
     def _add(self) -> None:
         """Start another node, which takes seconds, while the run goes on."""
         if self._adding is not None:
-            self._adding.join()
+            self._adding.result()
         assert self._laboratory is not None
-        self._adding = Thread(target=self._laboratory.add, args=(1,))
-        self._adding.start()
+        self._adding = self._pool.submit(self._laboratory.add, 1)
 
 
 def _resume(raylet: psutil.Process) -> None:

@@ -45,6 +45,8 @@ def outcomes(
         fired = disturbed.fired.get(fault.number)
         if fired is None:
             found.append(Outcome(fault, None, problem="it has not fired"))
+        elif why := run.why_not_done(fault):
+            found.append(Outcome(fault, fired, problem=why))
         elif run.must_have_incident(fault):
             outcome = run.with_incident(fault, fired, left)
             left = [each for each in left if each is not outcome.incident]
@@ -77,6 +79,10 @@ class _Run:
         ]
         starts.sort(key=lambda pair: pair[1].time)
         return cls(folder, disturbed, incidents.read(folder), starts)
+
+    def why_not_done(self, fault: Scheduled) -> str:
+        acted = self.disturbed.acted.get(fault.number)
+        return "" if acted is None else acted.problem
 
     def must_have_incident(self, fault: Scheduled) -> bool:
         acted = self.disturbed.acted.get(fault.number)

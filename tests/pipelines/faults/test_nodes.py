@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -32,6 +33,26 @@ def lab(tmp_path: Path) -> Iterator[Laboratory]:
 def befall(nodes: Nodes, what: str) -> None:
     fault = Scheduled(1, what, Moment("step", 1), 0, NODE.name, Path("/gone"))
     assert nodes.befall(fault, Fired(0, 1, 5.0, "another", 1)).node == NODE.name
+
+
+@pytest.mark.parametrize("what", ["kill raylet", "freeze node", "preempt node", "cut link"])
+def test_a_node_that_is_gone_is_told(what: str, tmp_path: Path) -> None:
+    nodes = Nodes(Laboratory(tmp_path), FaultPlan(), tmp_path)
+    fault = Scheduled(1, what, Moment("step", 1), 0, NODE.name, Path("/gone"))
+    acted = nodes.befall(fault, Fired(0, 1, 5.0, "another", 1))
+    assert acted.problem == "node-2 was not there any more"
+
+
+def test_a_node_that_does_not_start_is_told(tmp_path: Path) -> None:
+    lab = MagicMock()
+    lab.add.side_effect = RuntimeError("node-3 does not start")
+    nodes = Nodes(lab, FaultPlan(), tmp_path)
+    nodes.befall(
+        Scheduled(1, "add node", Moment("step", 1), 0, "", Path("/gone")),
+        Fired(0, 1, 5.0, "another", 1),
+    )
+    with pytest.raises(RuntimeError, match="node-3 does not start"):
+        nodes.close()
 
 
 def disturbed(lab: Laboratory) -> dict[str, str]:

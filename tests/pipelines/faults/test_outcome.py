@@ -129,6 +129,13 @@ def test_a_record_that_lacks_a_phase_is_not_complete(tmp_path: Path) -> None:
     assert found[0].problem == "its incident lacks the seconds of placement, process group"
 
 
+def test_what_could_not_be_done(tmp_path: Path) -> None:
+    acted = Acted(100.0, "node-2", problem="node-2 was not there any more")
+    disturbed = Disturbed(0, {1: fired(100)}, {1: acted})
+    [found], _ = judged(tmp_path, [fault(1, "kill raylet")], disturbed, [])
+    assert found.problem == "node-2 was not there any more"
+
+
 @pytest.mark.parametrize(
     ("what", "acted", "followed"),
     [
