@@ -7,6 +7,7 @@ import pytest
 
 from cluster import group
 from cluster.launch import Cluster, Placement
+from cluster.resilience.incidents import Incident
 
 pytestmark = pytest.mark.soak
 
@@ -44,7 +45,11 @@ def test_a_death_in_the_set_up_costs_a_restart(
     (site / "sitecustomize.py").write_text(f"MARKER = {str(marker)!r}\n{SITE}")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
-    with Cluster(Placement(num_workers=2, max_failures=0, start_timeout_seconds=120)) as cluster:
-        cluster.run(leave_rank, tmp_path, name="start")
+    noted: list[Incident] = []
+    with Cluster(Placement(num_workers=2, max_failures=1, start_timeout_seconds=120)) as cluster:
+        cluster.run(leave_rank, tmp_path, name="start", note=noted.append)
     assert marker.exists()
+    assert {(each.cause, each.rank, each.phase) for each in noted} == {
+        ("killed", 1, "process group")
+    }
     assert {path.name for path in tmp_path.glob("finished-*")} == {"finished-0", "finished-1"}
