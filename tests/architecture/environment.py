@@ -42,12 +42,22 @@ def run(code: str, *extras: str) -> subprocess.CompletedProcess[str]:
 
 
 @cache
+def packages_of_modules() -> dict[str, list[str]]:
+    """The packages of every top-level module, by a new process: Ray, once imported, puts packages
+    of its own on the path.
+    """
+    code = "import json, importlib.metadata as m; print(json.dumps(m.packages_distributions()))"
+    found = json.loads(subprocess.check_output([sys.executable, "-c", code]))
+    return {str(module): list(packages) for module, packages in found.items()}
+
+
+@cache
 def absent(extras: tuple[str, ...]) -> set[str]:
     """Top-level modules of all packages that these extras do not bring."""
     brought = set(closure(Requirement(f"convnextv2[{','.join(extras)}]")))
     return {
         module
-        for module, packages in metadata.packages_distributions().items()
+        for module, packages in packages_of_modules().items()
         if not brought & {canonicalize_name(package) for package in packages}
     }
 

@@ -1,14 +1,21 @@
 """Each level of the installation works where the others are not, and says what it lacks."""
 
 import re
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.utils import canonicalize_name
 
 from convnextv2 import EXTRA_MODULES
-from tests.architecture.environment import EXTRAS, PROJECT, ROOT, absent, brought_by, run
+from tests.architecture.environment import (
+    EXTRAS,
+    PROJECT,
+    ROOT,
+    absent,
+    brought_by,
+    packages_of_modules,
+    run,
+)
 
 # Of the method, what only makes sense with more: how images get in, or one backend's library.
 NEEDS = {
@@ -36,7 +43,7 @@ def last_line(text: str) -> str:
 
 
 def test_what_an_extra_brings_is_what_is_looked_for() -> None:
-    packages = metadata.packages_distributions()
+    packages = packages_of_modules()
     for extra, names in EXTRA_MODULES.items():
         found = {canonicalize_name(package) for name in names for package in packages[name]}
         assert brought_by(extra) <= found, extra
